@@ -1,0 +1,43 @@
+"""Rules that turn a round's weighted sums into new parameters. All arrays are flat, in the model's order."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from raffm_ray.axes import Layout, Plan, coverage, is_present
+from raffm_ray.messages import Shapes, views
+
+Rule = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""(old parameters, sum of weight x change, weight that covers each entry, weight of all clients) -> new parameters."""
+
+
+def mean_over_coverage(old: Tensor, summed: Tensor, covered: Tensor, total: float) -> Tensor:
+    """The weighted mean over the clients that trained an entry; an entry that nobody trained keeps its value.
+
+    With plans that keep everything this is FedAvg (McMahan et al. 2017, algorithm 1); the coverage-aware form is HeteroFL's
+    (Diao et al. 2021, eq. 3), with examples as weights.
+    """
+    return old + torch.where(covered > 0, summed / covered.clamp(min=torch.finfo(covered.dtype).tiny), 0.0)
+
+
+def mean_over_all(old: Tensor, summed: Tensor, covered: Tensor, total: float) -> Tensor:
+    """Divides sums of parameters by the weight of all clients, as RaFFM's published code does.
+
+    Entries that few clients cover shrink towards zero every round; it is here to be compared with.
+    """
+    return (covered * old + summed) / total
+
+
+RULES: dict[str, Rule] = {"coverage": mean_over_coverage, "all_clients": mean_over_all}
+
+
+def flat_coverage(weights: Mapping[int, float], plans: Sequence[Plan], layout: Layout, shapes: Shapes) -> Tensor:
+    """How much weight covers each entry, flat: one pass for every distinct plan, whatever the number of clients."""
+    total = torch.zeros(sum(torch.Size(shape).numel() for shape in shapes.values()))
+    named = views(total, shapes)
+    for number, weight in sorted(weights.items()):
+        for name, spec in layout.parameters.items():
+            if is_present(spec, plans[number]):
+                named[name].add_(coverage(shapes[name], spec.dims, layout.axes, plans[number], weight))
+    return total

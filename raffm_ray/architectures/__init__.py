@@ -1,0 +1,183 @@
+"""The transformer families: a model's configuration -> its axes, the dims of its parameters, and modules of any plan.
+
+Adding a family is one file (its layout and its kinds of positions) and one row of `FAMILIES`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
+from transformers.initialization import no_init_weights
+
+from raffm_ray.architectures import vit
+from raffm_ray.architectures.attention import IMPLEMENTATIONS, fit_attention
+from raffm_ray.axes import Layout, Parameter, Plan, dim_size, is_present
+from raffm_ray.errors import UserError, near_miss
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one file of this folder gives.
+
+    `layout(config)`: axes and dims. `positions(config)`: how many positions an example has of each kind that
+    `Parameter.matmul` names. `heads`: the task heads that are described. `saved`: how many residual streams and FFN widths
+    autograd keeps per token and layer. `fit`: adapts a built attention module to its number of heads.
+    """
+
+    layout: Callable[[PretrainedConfig], Layout]
+    positions: Callable[[PretrainedConfig], Mapping[str, int]]
+    heads: tuple[str, ...]
+    saved: Mapping[str, int]
+    fit: Callable[[nn.Module, int], None] = fit_attention
+
+
+FAMILIES: dict[str, Family] = {
+    model_type: Family(
+        layout=partial(vit.layout, prefix=model_type),
+        positions=partial(vit.positions, prefix=model_type),
+        heads=("image_classification",),
+        saved={"residual": 4, "ffn": 2},
+    )
+    for model_type in ("vit", "deit")
+}
+
+HEADS: dict[str, Any] = {"image_classification": AutoModelForImageClassification}
+"""A task's kind -> the transformers Auto class that builds the model with its head."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One concrete model, described: everything needed to build any subnetwork of it, but no weights."""
+
+    config: PretrainedConfig
+    head: str
+    layout: Layout
+    shapes: Mapping[str, tuple[int, ...]]
+    positions: Mapping[str, int]
+    saved: Mapping[str, int]
+    fit: Callable[[nn.Module, int], None]
+
+
+def parse_config(settings: Mapping[str, Any]) -> PretrainedConfig:
+    """A transformers configuration from a mapping with `model_type`. Raises UserError for an unknown type or field."""
+    fields = dict(settings)
+    model_type = fields.pop("model_type", None)
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"model type {model_type!r} has no table of axes{near_miss(str(model_type), FAMILIES)}; "
+            "a new family is a file in raffm_ray/architectures and a row of FAMILIES there"
+        )
+    known = AutoConfig.for_model(model_type)
+    for name in fields:
+        if name not in ("num_labels", "id2label", "label2id") and not hasattr(known, name):
+            raise UserError(f"model.config: {name!r} is not a field of {model_type}{near_miss(name, known.to_dict())}")
+    config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
+    size, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
+    if size % heads:
+        raise UserError(f"model.config: hidden_size {size} must be a multiple of num_attention_heads {heads}")
+    return config
+
+
+def architecture_of(config: PretrainedConfig, head: str) -> Architecture:
+    """Describes the model that transformers would build from `config` with that task head.
+
+    Raises UserError where the family has no such head.
+    """
+    family = FAMILIES[config.model_type]
+    if head not in family.heads:
+        raise UserError(f"model type {config.model_type!r} has no {head!r} head here (it has: {', '.join(family.heads)})")
+    with torch.device("meta"), no_init_weights():
+        model = HEADS[head].from_config(AutoConfig.for_model(**config.to_dict()))
+    layout, shapes = family.layout(config), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    _check_layout(layout, shapes, config.model_type)
+    layout = replace(layout, parameters={name: layout.parameters[name] for name in shapes})
+    return Architecture(config, head, layout, shapes, family.positions(config), family.saved, family.fit)
+
+
+def _check_layout(layout: Layout, shapes: Mapping[str, tuple[int, ...]], model_type: str) -> None:
+    """A table that does not describe the model that this version of transformers builds must not be used."""
+    differing = sorted(set(shapes) ^ set(layout.parameters))
+    if differing:
+        raise UserError(f"the table of {model_type!r} and this transformers' model differ in {len(differing)} names: {differing[:4]}")
+    for name, shape in shapes.items():
+        dims = layout.parameters[name].dims
+        described = tuple(dim_size(dim, layout.axes) if dim else size for dim, size in zip(dims, shape, strict=False))
+        if len(dims) != len(shape) or described != shape:
+            raise UserError(f"the table of {model_type!r} describes {name} as {dims}, which is {described}, but its shape is {shape}")
+
+
+def new_model(architecture: Architecture, seed: int) -> nn.Module:
+    """The full stock transformers model with freshly drawn weights; torch's own generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: nn.Module = HEADS[architecture.head].from_config(architecture.config, attn_implementation="sdpa")
+    return model
+
+
+def skeleton(architecture: Architecture, plan: Plan, attention: str = "sdpa") -> nn.Module:
+    """The module of a plan's subnetwork on the meta device; `install` gives it weights. `attention`: "sdpa" or "eager".
+
+    It is the stock transformers model with dropped layers removed (the others keep their numbers, so a parameter has one name
+    in every subnetwork) and its attention modules told their number of heads.
+    """
+    config = AutoConfig.for_model(**architecture.config.to_dict())
+    with torch.device("meta"), no_init_weights():
+        model: nn.Module = HEADS[architecture.head].from_config(config, attn_implementation=IMPLEMENTATIONS[attention])
+    layout = architecture.layout
+    for site in layout.attentions:
+        if is_present(Parameter((), site.layer), plan):
+            heads = len(plan[site.heads]) if site.heads in plan else layout.axes[site.heads].size
+            architecture.fit(model.get_submodule(site.module), heads)
+    for name, spec in layout.parameters.items():
+        if not is_present(spec, plan):
+            _remove(model, name, spec)
+    return model
+
+
+def _remove(model: nn.Module, name: str, spec: Parameter) -> None:
+    """Takes the layer that a dropped parameter belongs to out of its ModuleList, without renumbering the others."""
+    path = name.split(".")
+    for depth in range(1, len(path)):
+        owner = model.get_submodule(".".join(path[: depth - 1]))
+        if isinstance(owner, nn.ModuleList):
+            owner._modules.pop(path[depth - 1], None)
+            return
+        if path[depth - 1] not in owner._modules:
+            return
+
+
+def install(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Gives a skeleton its parameters, whatever their shapes; returns it. The tensors are used as they are, not copied.
+
+    Raises UserError when names are missing or left over.
+    """
+    names = {name for name, _ in model.named_parameters()}
+    if names != set(tensors):
+        raise UserError(f"parameters do not match the module: missing {sorted(names - set(tensors))[:3]}, unexpected {sorted(set(tensors) - names)[:3]}")
+    for name, tensor in tensors.items():
+        path, _, attribute = name.rpartition(".")
+        owner = model.get_submodule(path)
+        owner._parameters[attribute] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
+        if attribute == "weight":
+            _set_sizes(owner, tensor)
+    return model
+
+
+def _set_sizes(owner: nn.Module, weight: Tensor) -> None:
+    if isinstance(owner, nn.Linear):
+        owner.out_features, owner.in_features = weight.shape
+    elif isinstance(owner, nn.LayerNorm):
+        owner.normalized_shape = tuple(weight.shape)
+    elif isinstance(owner, nn.Conv2d):
+        owner.out_channels = weight.shape[0]
+    elif isinstance(owner, nn.Embedding):
+        owner.num_embeddings, owner.embedding_dim = weight.shape
+
+
+def build(architecture: Architecture, tensors: Mapping[str, Tensor], plan: Plan, attention: str = "sdpa") -> nn.Module:
+    """The subnetwork's module with its weights (`take_all`'s result)."""
+    return install(skeleton(architecture, plan, attention), tensors)

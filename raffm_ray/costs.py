@@ -1,0 +1,121 @@
+"""What a plan costs: parameters, bytes, floating-point operations and training memory, in closed form.
+
+Everything follows from the layout; no module is built. Parameters and FLOPs are exact (the tests count them on real modules with
+`named_parameters` and `torch.utils.flop_counter`), training memory is an estimate (compared with what autograd saves).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from raffm_ray.architectures import Architecture
+from raffm_ray.axes import Parameter, Plan, dim_kept_size, is_present, kept_size
+from raffm_ray.errors import UserError, look_up
+
+FLOAT_BYTES = 4
+OPTIMIZER_FLOATS = {"adamw": 2, "sgd": 0, "momentum": 1}
+"""Floats of state that an optimizer keeps per parameter (Kingma and Ba 2015: first and second moment)."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """One example's and one model's costs. `training_flops`: forward and backward of one example."""
+
+    params: int
+    bytes: int
+    forward_flops: int
+    training_flops: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a device allows; a limit that is None does not bind. Units as in `Costs`."""
+
+    params: float | None = None
+    bytes: float | None = None
+    training_flops: float | None = None
+    memory_bytes: float | None = None
+
+    def allows(self, costs: Costs) -> bool:
+        """Whether no limit is exceeded."""
+        return not self.exceeded(costs)
+
+    def exceeded(self, costs: Costs) -> list[str]:
+        """The limits that these costs break, in words."""
+        named = {"params": costs.params, "bytes": costs.bytes, "training_flops": costs.training_flops, "memory_bytes": costs.memory_bytes}
+        return [
+            f"{name} {value:,} > {limit:,.0f}"
+            for name, value in named.items()
+            if (limit := getattr(self, name)) is not None and value > limit
+        ]
+
+
+def kept_shape(architecture: Architecture, name: str, plan: Plan) -> tuple[int, ...]:
+    """The shape of a parameter in the plan's subnetwork."""
+    layout = architecture.layout
+    dims, full = layout.parameters[name].dims, architecture.shapes[name]
+    return tuple(dim_kept_size(dim, layout.axes, plan) if dim else size for dim, size in zip(dims, full, strict=True))
+
+
+def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimizer: str = "adamw") -> Costs:
+    """The costs of a plan; `batch_size` and `optimizer` matter for memory only.
+
+    FLOPs count multiplications and additions of matrix products as `torch.utils.flop_counter` does: 2 x positions x entries for a
+    projection, 2 x positions^2 x size for each of the two attention products; the backward pass costs twice the forward, less the
+    gradient of the raw input, which nobody needs.
+    """
+    layout, positions = architecture.layout, architecture.positions
+    params = forward = first = 0
+    for name, spec in layout.parameters.items():
+        if not is_present(spec, plan):
+            continue
+        entries = prod(kept_shape(architecture, name, plan))
+        params += entries
+        if spec.matmul:
+            flops = 2 * positions[spec.matmul] * entries
+            forward += flops
+            first += flops if spec.matmul == "patches" else 0
+    tokens = positions["tokens"]
+    for site in layout.attentions:
+        if is_present(Parameter((), site.layer), plan):
+            heads, qk, vo = (kept_size(axis, layout.axes, plan) for axis in (site.heads, site.qk, site.vo))
+            forward += 2 * tokens * tokens * heads * (qk + vo)
+    floats = params * (2 + look_up(OPTIMIZER_FLOATS, optimizer, "optimizer")) + batch_size * activation_floats(architecture, plan)
+    return Costs(params, params * FLOAT_BYTES, forward, 3 * forward - first, floats * FLOAT_BYTES)
+
+
+def activation_floats(architecture: Architecture, plan: Plan) -> int:
+    """Estimate of the floats that autograd keeps for one example until the backward pass.
+
+    Per token and layer: `architecture.saved["residual"]` residual streams (inputs and outputs of norms), mean and inverse
+    deviation of two norms, `saved["ffn"]` FFN widths, query, key, value and context of every head (padded to the larger of the two
+    sizes when they differ, see architectures/attention.py) and one log-sum-exp a head; at the end one norm. Dropout, if the
+    configuration has any, keeps masks that are not counted.
+    """
+    layout, saved, tokens = architecture.layout, architecture.saved, architecture.positions["tokens"]
+    residual = kept_size("residual", layout.axes, plan)
+    per_token = 2 * residual + 2
+    for site in layout.attentions:
+        if not is_present(Parameter((), site.layer), plan):
+            continue
+        heads, qk, vo = (kept_size(axis, layout.axes, plan) for axis in (site.heads, site.qk, site.vo))
+        ffn = kept_size(site.heads.replace("heads", "ffn"), layout.axes, plan)
+        copied = vo if vo < qk else 0
+        per_token += saved["residual"] * residual + 4 + heads * (4 * max(qk, vo) + copied + 1) + saved["ffn"] * ffn
+    return tokens * per_token
+
+
+def budget_from(settings: Mapping[str, float], full: Costs) -> Budget:
+    """A budget from settings such as `{"params": 0.5}`: numbers up to 1 are fractions of the full model's cost.
+
+    Raises UserError for an unknown kind or a number that is not positive.
+    """
+    limits: dict[str, float] = {}
+    known = {"params": full.params, "bytes": full.bytes, "training_flops": full.training_flops, "memory_bytes": full.memory_bytes}
+    for kind, value in settings.items():
+        whole = look_up(known, kind, "budget kind")
+        if not value > 0:
+            raise UserError(f"budget {kind} must be positive, got {value}")
+        limits[kind] = value * whole if value <= 1 else value
+    return Budget(**limits)

@@ -1,0 +1,84 @@
+"""What a person sees while a run works: a bar on a terminal, a line an evaluation elsewhere, a table at the end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Display:
+    """The progress of one run. Without a terminal it prints a plain line for every evaluation instead of a bar."""
+
+    def __init__(self, console: Console, title: str, rounds: int) -> None:
+        self.console, self.title, self.rounds = console, title, rounds
+        columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self._task: TaskID | None = None
+        self._metric = ""
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def stage(self, description: str, total: int) -> None:
+        """Starts a bar for one stage: pretraining, or the rounds."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(f"{self.title}: {description}", total=total, detail="")
+        if not self.console.is_terminal:
+            self.console.print(f"{self.title}: {description}", highlight=False)
+
+    def advance(self, done: float, detail: str = "") -> None:
+        """Sets how much of the stage is done."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, detail=f"{detail}  {self._metric}".strip())
+
+    def evaluated(self, round_number: int, name: str, metric: float, class_metrics: Mapping[str, float]) -> None:
+        """Shows an evaluation."""
+        worst = min(class_metrics.values(), default=metric)
+        self._metric = f"{name} {100 * metric:.1f}%"
+        if not self.console.is_terminal:
+            line = f"{self.title}: round {round_number}/{self.rounds}  {name} {100 * metric:.1f}%  worst class {100 * worst:.1f}%"
+            self.console.print(line, highlight=False)
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> `1.5 kB` (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def human_joules(joules: float) -> str:
+    """0.0123 -> `12 mJ`."""
+    return f"{1000 * joules:.3g} mJ" if joules < 1 else f"{joules:.3g} J"
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """The table at a run's end: the full model and every class, this strategy and its baselines."""
+    baselines = summary.get("baselines", {})
+    table = Table(title=f"{summary['name']}: {summary['metric']} in % after {summary['rounds']} rounds, {summary['clients']} clients")
+    table.add_column("model")
+    for heading in ("params", "start", summary["strategy"], *baselines, "down/round", "up/round", "device s/round*", "energy/round*", "peak memory*"):
+        table.add_column(heading, justify="right")
+    full = [f"{summary['params']:,}", f"{100 * summary['start']:.1f}", f"{100 * summary['global']:.1f}"]
+    full += [f"{100 * other['global']:.1f}" for other in baselines.values()]
+    table.add_row("full model", *full, "", "", "", "", "", end_section=True)
+    for name, tier in summary["tiers"].items():
+        row = [f"{100 * tier['params_fraction']:.0f}%", f"{100 * tier['start']:.1f}", f"{100 * tier['metric']:.1f}"]
+        row += [f"{100 * other['tiers'][name]['metric']:.1f}" for other in baselines.values()]
+        row += [human_bytes(tier["bytes_down"]), human_bytes(tier["bytes_up"]), f"{tier['round_seconds']:.3g}"]
+        row += [human_joules(tier["energy_joules"]), human_bytes(tier["peak_memory_bytes"])]
+        table.add_row(name, *row)
+    moved = [f"{human_bytes(one['bytes_down'] + one['bytes_up'])}" for one in (summary, *baselines.values())]
+    table.add_section()
+    table.add_row("bytes moved, whole run", "", "", *moved, "", "", "", "", "")
+    table.caption = "* simulated device, estimated from data sheets"
+    return table

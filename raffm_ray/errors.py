@@ -1,0 +1,25 @@
+"""The one exception that means: the user can fix this, and here is how."""
+
+import difflib
+from collections.abc import Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: shown as one line, exit code 2, no traceback."""
+
+
+def near_miss(word: str, known: Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"` for the closest known word, or the list of all when none is close."""
+    options = list(known)
+    close = difflib.get_close_matches(str(word), options, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(options))})"
+
+
+def look_up(table: dict[str, T], name: str, what: str) -> T:
+    """`table[name]`, or a UserError that names `what` was asked for and the nearest entry."""
+    if name not in table:
+        raise UserError(f"{what} {name!r} is not known{near_miss(name, table)}")
+    return table[name]

@@ -1,0 +1,150 @@
+"""Budget -> plan.
+
+`ranked_list` puts the units of every layer into one list by salience per parameter; a subnetwork is its longest prefix that
+fits, so smaller plans are nested in larger ones. `common_rate` cuts all axes by one rate, as width-scaling methods do. Both are
+answered by a bisection over the closed formulas of costs.py, so a budget may be in any of their units.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil, prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raffm_ray.architectures import Architecture
+from raffm_ray.axes import Indices, Layout, Plan, dim_axes
+from raffm_ray.costs import Budget, Costs, costs_of
+from raffm_ray.errors import UserError
+from raffm_ray.salience import Orders, Scores, rankable
+
+
+def kind_of(name: str) -> str:
+    """`"3/ffn"` -> `"ffn"`: what sort of thing an axis is, whatever its layer."""
+    return name.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """Which kinds of axes may be cut, in what steps, and how far.
+
+    `steps`: indices cut together (a kind without a step is never cut). `floors`: the fraction of an axis that always stays, at
+    least one step. `last`: kinds that are cut only once nothing else can be.
+    """
+
+    steps: Mapping[str, int]
+    floors: Mapping[str, float]
+    last: tuple[str, ...] = ("residual",)
+
+    def step(self, name: str, layout: Layout) -> int:
+        """The step of an axis, at most its size."""
+        return min(self.steps[kind_of(name)], layout.axes[name].size)
+
+    def floor(self, name: str, layout: Layout) -> int:
+        """How many indices of an axis always stay: whole steps, at least one."""
+        size, step = layout.axes[name].size, self.step(name, layout)
+        return min(size, max(1, ceil(self.floors.get(kind_of(name), 0.0) * size / step)) * step)
+
+    def axes(self, layout: Layout) -> list[str]:
+        """The axes that may be cut."""
+        return [name for name in rankable(layout) if kind_of(name) in self.steps]
+
+
+Counts = Mapping[str, int]
+
+
+def plan_of(counts: Counts, orders: Orders, layout: Layout) -> Plan:
+    """Keeps the first `counts[axis]` indices of every order, in ascending index order; whole axes are left out."""
+    kept = {
+        name: np.sort(np.asarray(orders[name])[..., :count], axis=-1)
+        for name, count in counts.items()
+        if count < layout.axes[name].size
+    }
+    return Plan(kept)
+
+
+def plan_of_rates(rates: Mapping[str, float], orders: Orders, layout: Layout, cutting: Cutting) -> Plan:
+    """One rate per kind of axis, rounded down to whole steps and up to the floor: `{"ffn": 0.5, "qk": 0.75}`."""
+    counts = {}
+    for name in cutting.axes(layout):
+        size, step = layout.axes[name].size, cutting.step(name, layout)
+        wanted = rates.get(kind_of(name), 1.0) * size
+        counts[name] = size if wanted >= size else max(cutting.floor(name, layout), int(wanted / step) * step)
+    return plan_of(counts, orders, layout)
+
+
+def unit_cost(architecture: Architecture, name: str) -> float:
+    """Parameters that one index of an axis removes from the full model (in every index of its parent together)."""
+    layout, size = architecture.layout, architecture.layout.axes[name].size
+    parameters = layout.parameters.items()
+    return sum(prod(architecture.shapes[key]) for key, spec in parameters if any(name in dim_axes(dim) for dim in spec.dims)) / size
+
+
+def ranked_list(architecture: Architecture, scores: Scores, cutting: Cutting) -> list[tuple[str, int]]:
+    """(axis, count reached) of every unit above the floors, by salience per parameter, most salient first.
+
+    Inside an axis units follow its own order. Kinds in `cutting.last` come before all others, so that a prefix gives them up last.
+    """
+    layout = architecture.layout
+    entries = []
+    for position, name in enumerate(cutting.axes(layout)):
+        size, step, floor = layout.axes[name].size, cutting.step(name, layout), cutting.floor(name, layout)
+        ordered = -np.sort(-scores[name], axis=-1)
+        summed: NDArray[np.float64] = ordered.sum(0) if ordered.ndim == 2 else ordered
+        cost = unit_cost(architecture, name)
+        ceiling = np.inf
+        for start in range(floor, size, step):
+            stop = min(start + step, size)
+            # Sums over unequal heads need not fall along the axis; the running minimum keeps the units in their order.
+            ceiling = min(ceiling, float(summed[start:stop].sum()) / (cost * (stop - start)))
+            entries.append((kind_of(name) not in cutting.last, -ceiling, position, stop, name))
+    return [(name, stop) for *_, stop, name in sorted(entries)]
+
+
+def _longest(lengths: int, plan_at: Callable[[int], Plan], costs: Callable[[Plan], Costs], budget: Budget) -> Plan:
+    """Bisection for the longest prefix that the budget allows; costs must not fall with length."""
+    smallest = plan_at(0)
+    if not budget.allows(costs(smallest)):
+        raise UserError(f"the budget is below the smallest subnetwork: {'; '.join(budget.exceeded(costs(smallest)))}")
+    low, high = 0, lengths
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if budget.allows(costs(plan_at(middle))) else (low, middle - 1)
+    return plan_at(low)
+
+
+def longest_prefix(
+    architecture: Architecture, units: list[tuple[str, int]], orders: Orders, cutting: Cutting, budget: Budget,
+    batch_size: int = 1, optimizer: str = "adamw",
+) -> Plan:  # fmt: skip
+    """The longest prefix of the ranked list that the budget allows.
+
+    Raises UserError when the budget is below the smallest subnetwork (every axis at its floor).
+    """
+    layout = architecture.layout
+    floors = {name: cutting.floor(name, layout) for name in cutting.axes(layout)}
+
+    def plan_at(length: int) -> Plan:
+        return plan_of(floors | dict(units[:length]), orders, layout)
+
+    return _longest(len(units), plan_at, lambda plan: costs_of(architecture, plan, batch_size, optimizer), budget)
+
+
+RATE_GRID = 256
+
+
+def common_rate(
+    architecture: Architecture, orders: Orders, cutting: Cutting, budget: Budget, batch_size: int = 1, optimizer: str = "adamw",
+) -> Plan:  # fmt: skip
+    """The largest rate, of a grid of 256, at which cutting every axis alike fits the budget. Raises UserError if none does."""
+
+    def plan_at(length: int) -> Plan:
+        kinds = {kind: length / RATE_GRID for kind in cutting.steps}
+        return plan_of_rates(kinds, orders, architecture.layout, cutting)
+
+    return _longest(RATE_GRID, plan_at, lambda plan: costs_of(architecture, plan, batch_size, optimizer), budget)
+
+
+def layer_orders(layout: Layout) -> dict[str, Indices]:
+    """The layer axes in their own order, for strategies that drop the last layers."""
+    return {spec.layer[0]: np.arange(layout.axes[spec.layer[0]].size) for spec in layout.parameters.values() if spec.layer}

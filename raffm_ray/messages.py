@@ -1,0 +1,77 @@
+"""What crosses a process boundary, and how parameters travel: as one flat float32 array in the model's order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from raffm_ray.axes import Plan
+from raffm_ray.config import LocalSettings
+from raffm_ray.salience import Statistics
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Package:
+    """What all jobs of a round share; sent once, beside the flat parameters. `plans` are referred to by position."""
+
+    seed: int
+    round: int
+    plans: tuple[Plan, ...]
+    local: LocalSettings
+    learning_rate: float
+    statistic: str | None = None
+    calibration_examples: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One client's work in a round.
+
+    `plan`: what it trains, None to calibrate only. `prefixes`: smaller plans nested in it, smallest first, that it trains
+    locally as `prefix` says. `calibrate`: whether it reports statistics of the full model.
+    """
+
+    client: int
+    plan: int | None
+    prefixes: tuple[int, ...] = ()
+    prefix: str = "none"
+    calibrate: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is recorded of one client's work. `loss`: mean training loss of its own plan; `seconds`: real, on this machine."""
+
+    client: int
+    plan: int | None
+    examples: int
+    steps: int
+    loss: float
+    seconds: float
+    accepted: bool = True
+    forward_backward: tuple[tuple[int, int], ...] = ()
+    """(plan, examples) pairs: how many examples went forward and backward through each plan."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A block's result beside its weighted sum: the weight that each plan's sum carries, and the clients' reports."""
+
+    weights: Mapping[int, float]
+    reports: tuple[Report, ...]
+    statistics: Statistics | None = None
+
+
+def views(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
+    """The flat array as named parameters that share its memory."""
+    sizes = [prod(shape) for shape in shapes.values()]
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), flat.split(sizes), strict=True)}
+
+
+def flatten(parameters: Mapping[str, Tensor], shapes: Shapes) -> Tensor:
+    """Named parameters as one new float32 array."""
+    return torch.cat([parameters[name].detach().reshape(-1).to("cpu", torch.float32) for name in shapes])

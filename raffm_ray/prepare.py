@@ -1,0 +1,97 @@
+"""From an experiment to everything a run needs, every mistake found before any training starts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raffm_ray.architectures import Architecture, architecture_of, new_model, parse_config
+from raffm_ray.axes import Plan
+from raffm_ray.client import Runner
+from raffm_ray.config import Experiment
+from raffm_ray.costs import Budget, budget_from, costs_of
+from raffm_ray.data import Task, check_labels, load_task
+from raffm_ray.devices import DEVICES, assign_devices, fleet_shares
+from raffm_ray.errors import UserError, look_up, near_miss
+from raffm_ray.extraction import kind_of
+from raffm_ray.partition import partition
+from raffm_ray.salience import METRICS, identity_orders, rankable
+from raffm_ray.seeding import generator
+from raffm_ray.server import ServerState, Setup, begin_calibration, class_plans, setup_strategy
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked experiment with its data, model description and fleet."""
+
+    setup: Setup
+    task: Task
+    shares: tuple[NDArray[np.int64], ...]
+
+    def runner(self) -> Runner:
+        """What a worker needs."""
+        return Runner(self.setup.architecture, self.task.clients, self.shares, self.task.held_out)
+
+
+def _architecture(experiment: Experiment, task: Task) -> Architecture:
+    settings = dict(experiment.model.config)
+    settings.setdefault("num_labels", task.labels)
+    architecture = architecture_of(parse_config(settings), task.head)
+    check_labels(task, architecture.config.num_labels)
+    model = new_model(architecture, 0).eval()
+    inputs = {name: values for name, values in task.held_out.batch(slice(0, 1)).items() if name != "labels"}
+    try:
+        with torch.inference_mode():
+            model(**inputs)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise UserError(f"model.config does not fit the examples of task {task.name!r}: {str(error).splitlines()[0]}") from None
+    return architecture
+
+
+def _budgets(experiment: Experiment, architecture: Architecture, names: list[str]) -> dict[str, Budget]:
+    fleet, local = experiment.fleet, experiment.local
+    for name in fleet.budgets:
+        look_up(DEVICES, name, "fleet.budgets: device class")
+    full = costs_of(architecture, Plan(), local.batch_size, local.optimizer)
+    budgets = {}
+    for name in names:
+        if name in fleet.budgets:
+            try:
+                budgets[name] = budget_from(fleet.budgets[name], full)
+            except UserError as error:
+                raise UserError(f"fleet.budgets.{name}: {error}") from None
+        else:
+            budgets[name] = Budget(memory_bytes=DEVICES[name].memory_bytes * fleet.memory_fraction)
+    return budgets
+
+
+def _check_cutting(experiment: Experiment, architecture: Architecture) -> None:
+    kinds = sorted({kind_of(name) for name in rankable(architecture.layout)})
+    for key in ("steps", "floors"):
+        for kind, value in getattr(experiment.extraction, key).items():
+            if kind not in kinds:
+                raise UserError(f"extraction.{key}: {kind!r} is not a kind of axis of this model{near_miss(kind, kinds)}")
+            if value < (1 if key == "steps" else 0) or (key == "floors" and value > 1):
+                raise UserError(f"extraction.{key}.{kind}: must be {'at least 1' if key == 'steps' else 'between 0 and 1'}, got {value}")
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """Loads the data, describes the model, builds the fleet, divides the data. Raises UserError for whatever cannot work."""
+    strategy = setup_strategy(experiment)
+    look_up(METRICS, experiment.salience.metric, "salience.metric")
+    task_settings, clients = experiment.task, experiment.clients
+    task = load_task(task_settings.name, task_settings.public, task_settings.held_out, generator(task_settings.split_seed, "split"))
+    architecture = _architecture(experiment, task)
+    _check_cutting(experiment, architecture)
+    shares_of_fleet = fleet_shares(experiment.fleet.mix, experiment.fleet.shares)
+    classes = assign_devices(shares_of_fleet, clients.count, generator(experiment.seed, "devices"))
+    shares = partition(clients.partition, task.clients.labels, clients.count, clients.alpha, generator(experiment.seed, "partition"))
+    budgets = _budgets(experiment, architecture, list(shares_of_fleet))
+    setup = Setup(experiment, architecture, strategy, budgets, classes, [len(share) for share in shares])
+    # Budgets and calibration are tried with a stand-in ranking: how many units fit does not depend on which come first.
+    stand_in = {name: -np.broadcast_to(order, order.shape).astype(float) for name, order in identity_orders(architecture.layout).items()}
+    state = ServerState(0, torch.zeros(0), stand_in)
+    class_plans(setup, state)
+    begin_calibration(setup, state)
+    return Prepared(setup, task, tuple(shares))

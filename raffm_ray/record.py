@@ -1,0 +1,152 @@
+"""What a run leaves on disk: Parquet rounds and clients, TensorBoard events, the final model and `summary.json`."""
+
+import json
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from raffm_ray.architectures import Architecture
+from raffm_ray.config import Experiment, dump
+from raffm_ray.errors import UserError
+from raffm_ray.messages import views
+from raffm_ray.salience import Scores
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """One client in one round. `seconds` is real time here; `round_seconds` and `energy_joules` are the simulated device's."""
+
+    round: int
+    client: int
+    device: str
+    examples: int
+    steps: int
+    loss: float
+    accepted: bool
+    params: int
+    bytes_down: int
+    bytes_up: int
+    peak_memory_bytes: int
+    training_flops: float
+    round_seconds: float
+    energy_joules: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round. Round 0 is before training: the first calibration and the start's evaluation. Metrics are None between evaluations."""
+
+    round: int
+    clients: int
+    learning_rate: float
+    train_loss: float | None
+    metric: float | None
+    loss: float | None
+    class_metrics: dict[str, float]
+    class_params: dict[str, int]
+    bytes_down: int
+    bytes_up: int
+    round_seconds: float
+    energy_joules: float
+    ranked: bool
+    wall_seconds: float
+
+
+ROUND_SCHEMA = pa.schema(
+    [
+        ("round", pa.int64()), ("clients", pa.int64()), ("learning_rate", pa.float64()), ("train_loss", pa.float64()),
+        ("metric", pa.float64()), ("loss", pa.float64()), ("class_metrics", pa.map_(pa.string(), pa.float64())),
+        ("class_params", pa.map_(pa.string(), pa.int64())), ("bytes_down", pa.int64()), ("bytes_up", pa.int64()),
+        ("round_seconds", pa.float64()), ("energy_joules", pa.float64()), ("ranked", pa.bool_()), ("wall_seconds", pa.float64()),
+    ]
+)  # fmt: skip
+CLIENT_SCHEMA = pa.schema(
+    [
+        ("round", pa.int64()), ("client", pa.int64()), ("device", pa.string()), ("examples", pa.int64()), ("steps", pa.int64()),
+        ("loss", pa.float64()), ("accepted", pa.bool_()), ("params", pa.int64()), ("bytes_down", pa.int64()), ("bytes_up", pa.int64()),
+        ("peak_memory_bytes", pa.int64()), ("training_flops", pa.float64()), ("round_seconds", pa.float64()),
+        ("energy_joules", pa.float64()), ("seconds", pa.float64()),
+    ]
+)  # fmt: skip
+
+
+def check_output(folder: Path) -> None:
+    """Raises UserError when the folder holds something already: nothing is ever overwritten."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out {folder}: exists and is not an empty folder; nothing is overwritten")
+
+
+def parameters_sha256(flat: Tensor, architecture: Architecture) -> str:
+    """Digest of all parameters, in the order of their names."""
+    digest = sha256()
+    for name, values in sorted(views(flat, architecture.shapes).items()):
+        digest.update(name.encode())
+        digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+class Recorder:
+    """Writes a run's folder as it goes."""
+
+    def __init__(self, folder: Path, experiment: Experiment) -> None:
+        check_output(folder)
+        self.folder = folder
+        for part in ("rounds", "clients", "checkpoints"):
+            (folder / part).mkdir(parents=True)
+        (folder / "config.yaml").write_text(dump(experiment), encoding="utf-8")
+        self.rounds: list[RoundRow] = []
+        self.clients: list[ClientRow] = []
+        self._events = SummaryWriter(str(folder / "tensorboard"))
+
+    def add(self, row: RoundRow, clients: Sequence[ClientRow]) -> None:
+        """Records one round: one Parquet file each, and TensorBoard scalars."""
+        self.rounds.append(row)
+        self.clients.extend(clients)
+        name = f"round-{row.round:06d}.parquet"
+        pq.write_table(pa.Table.from_pylist([asdict(row)], schema=ROUND_SCHEMA), self.folder / "rounds" / name)
+        pq.write_table(pa.Table.from_pylist([asdict(one) for one in clients], schema=CLIENT_SCHEMA), self.folder / "clients" / name)
+        scalars = {"metric": row.metric, "loss": row.loss, "train_loss": row.train_loss, "bytes": row.bytes_down + row.bytes_up}
+        scalars |= {f"class_metric/{device}": value for device, value in row.class_metrics.items()}
+        for tag, value in scalars.items():
+            if value is not None:
+                self._events.add_scalar(tag, value, row.round)  # type: ignore[no-untyped-call]
+
+    def finish(self, summary: Mapping[str, Any], flat: Tensor, scores: Scores, architecture: Architecture) -> None:
+        """Writes the final model (a plain transformers checkpoint), its ranking and the summary."""
+        final = self.folder / "checkpoints" / "final"
+        final.mkdir()
+        save_file({name: values.clone() for name, values in views(flat, architecture.shapes).items()}, final / "model.safetensors", {"format": "pt"})
+        architecture.config.save_pretrained(final)
+        save_file({name: _tensor(score) for name, score in scores.items()}, final / "salience.safetensors")
+        self._events.close()  # type: ignore[no-untyped-call]
+        write_json(self.folder / "summary.json", summary)
+
+
+def _tensor(score: Any) -> Tensor:
+    import torch
+
+    return torch.from_numpy(score.copy())
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON through a temporary name, so that a reader never sees half of it."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)

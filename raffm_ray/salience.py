@@ -1,0 +1,230 @@
+"""Weights (and calibration sums) -> scores -> orders.
+
+A *score* says how much a unit of an axis matters: one number per index, shape [size], or [parent size, size] for a nested axis.
+A *statistic* is what a client adds up over its own examples and the server adds over clients; examples never travel. Where a
+unit's activation is measured follows from the layout alone: at the input of every linear layer that reads the axis, or, when
+none does (query and key sizes), at the output of those that write it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raffm_ray.axes import Dim, Indices, Layout, dim_axes, dim_size
+from raffm_ray.errors import UserError
+
+Scores = Mapping[str, NDArray[np.float64]]
+Orders = Mapping[str, Indices]
+Statistics = Mapping[str, Tensor]
+"""Sums over examples, float64, by key: an axis, or `axis@module` where several modules are measured; `examples` counts."""
+Parameters = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of `METRICS`. `statistic`: which sums it needs, None for metrics of the weights alone."""
+
+    score: Callable[[Layout, Parameters, Statistics, np.random.Generator], Scores]
+    statistic: str | None = None
+
+
+def unit_sums(values: Tensor, dims: tuple[Dim, ...], name: str, layout: Layout, batched: bool = False) -> Tensor:
+    """Sums a tensor over everything but an axis and the axis it is nested in.
+
+    Result: [size] or [parent size, size]; with `batched`, the first dim of `values` is kept in front.
+    """
+    axis = layout.axes[name]
+    wanted = [axis.parent, name] if axis.parent else [name]
+    start = 1 if batched else 0
+    for position, dim in enumerate(dims[start:], start):
+        if name not in dim_axes(dim):
+            continue
+        if dim and not isinstance(dim[0], str):
+            pieces = values.split([dim_size(part, layout.axes) for part in dim if not isinstance(part, str)], dim=position)
+            parts = [part for part in dim if not isinstance(part, str) and name in dim_axes(part)]
+            chosen = [piece for piece, part in zip(pieces, dim, strict=True) if not isinstance(part, str) and name in dim_axes(part)]
+            replaced = [tuple(part if at == position else other for at, other in enumerate(dims)) for part in parts]
+            return torch.stack([unit_sums(p, d, name, layout, batched) for p, d in zip(chosen, replaced, strict=True)]).sum(0)
+        inside = dim_axes(dim)
+        sizes = [layout.axes[part].size for part in inside]
+        values = values.unflatten(position, sizes)
+        kept = {position + inside.index(part) for part in wanted if part in inside}
+        others = [at for at in range(start, values.ndim) if at not in kept]
+        return values.sum(others) if others else values
+    raise UserError(f"axis {name!r} is in none of the dims {dims}")
+
+
+def rankable(layout: Layout) -> list[str]:
+    """The axes whose units can be ranked: all but the layers themselves."""
+    layers = {spec.layer[0] for spec in layout.parameters.values() if spec.layer}
+    return [name for name in layout.axes if name not in layers]
+
+
+def sites(layout: Layout, name: str) -> list[tuple[str, str]]:
+    """Where the units of an axis are measured: (module, "input" or "output") pairs, in the model's order."""
+    linears = {key: spec for key, spec in layout.parameters.items() if spec.matmul and len(spec.dims) == 2}
+    readers = [(key.removesuffix(".weight"), "input") for key, spec in linears.items() if name in dim_axes(spec.dims[spec.reads])]
+    writers = [(key.removesuffix(".weight"), "output") for key, spec in linears.items() if name in dim_axes(spec.dims[1 - spec.reads])]
+    return readers or writers
+
+
+class _Recorder:
+    """Hooks on a model that catch activations h (and their gradients g) at the sites of every axis."""
+
+    def __init__(self, model: nn.Module, layout: Layout, statistic: str) -> None:
+        self.layout, self.gradient = layout, statistic in GRADIENT_STATISTICS
+        self.batch: dict[str, Tensor] = {}
+        self.seen: dict[str, list[Tensor]] = {}
+        self.handles = []
+        for name in rankable(layout):
+            measured = sites(layout, name)
+            if self.gradient and measured and measured[0][1] == "output":
+                measured = measured[:1]  # q . dL/dq and k . dL/dk are the same number
+            for module, side in measured:
+                spec = layout.parameters[f"{module}.weight"]
+                dim = spec.dims[spec.reads if side == "input" else 1 - spec.reads]
+                key = name if self.gradient or side == "input" else f"{name}@{module}"
+                self.handles.append(self._hook(model.get_submodule(module), side, name, key, dim))
+
+    def _hook(self, module: nn.Module, side: str, name: str, key: str, dim: Dim) -> torch.utils.hooks.RemovableHandle:
+        def catch(states: Tensor) -> None:
+            # One tensor read by several projections is one activation.
+            if any(states is other for other in self.seen.setdefault(name, [])):
+                return
+            self.seen[name].append(states)
+            if self.gradient:
+                states.register_hook(lambda grad: self._add(key, states.detach() * grad, dim, name))
+            else:
+                self._add(key, states.detach().square(), dim, name)
+
+        if side == "input":
+            return module.register_forward_pre_hook(lambda _, inputs: catch(inputs[0]))
+        return module.register_forward_hook(lambda _, __, output: catch(output))
+
+    def _add(self, key: str, values: Tensor, dim: Dim, name: str) -> None:
+        per_example = values.double().flatten(1, -2).sum(1) if values.ndim > 2 else values.double()
+        sums = unit_sums(per_example, ((), dim), name, self.layout, batched=True)
+        self.batch[key] = self.batch[key] + sums if key in self.batch else sums
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+GRADIENT_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {"fisher": torch.square, "taylor": torch.abs}
+
+
+def collect(model: nn.Module, layout: Layout, batches: Iterable[Mapping[str, Tensor]], statistic: str) -> dict[str, Tensor]:
+    """A statistic's sums over examples; `model` is the full model, `batches` carry `labels`.
+
+    - "square": sum of h^2 over examples and positions;
+    - "taylor": sum over examples of |sum over positions h dL/dh| (Molchanov et al. 2017, eq. 8);
+    - "fisher": the same, squared: the empirical Fisher information of a gate on the unit (Theis et al. 2018, eq. 9).
+
+    The gradient statistics need a float model whose examples do not mix (no batch norm). The model's own gradients are left empty.
+    """
+    recorder = _Recorder(model, layout, statistic)
+    totals: dict[str, Tensor] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            recorder.batch, recorder.seen = {}, {}
+            with torch.set_grad_enabled(recorder.gradient):
+                logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+                if recorder.gradient:
+                    nn.functional.cross_entropy(logits, batch["labels"], reduction="sum").backward()
+            for key, sums in recorder.batch.items():
+                per_example = GRADIENT_STATISTICS[statistic](sums) if recorder.gradient else sums
+                totals[key] = totals[key] + per_example.sum(0) if key in totals else per_example.sum(0)
+            examples = torch.tensor(float(len(batch["labels"])), dtype=torch.float64)
+            totals["examples"] = totals["examples"] + examples if "examples" in totals else examples
+    finally:
+        recorder.close()
+        model.zero_grad(set_to_none=True)
+        model.train(was_training)
+    return totals
+
+
+def add_statistics(first: Statistics | None, second: Statistics) -> dict[str, Tensor]:
+    """The sums of two sets of examples from the sums of each."""
+    if not first:
+        return dict(second)
+    return {key: first[key] + value for key, value in second.items()}
+
+
+def _weight_sums(layout: Layout, parameters: Parameters, function: Callable[[Tensor], Tensor]) -> dict[str, NDArray[np.float64]]:
+    scores: dict[str, NDArray[np.float64]] = {}
+    for name in rankable(layout):
+        parts = [
+            unit_sums(function(parameters[key].detach().double()), spec.dims, name, layout)
+            for key, spec in layout.parameters.items()
+            if any(name in dim_axes(dim) for dim in spec.dims)
+        ]
+        scores[name] = torch.stack([part.cpu() for part in parts]).sum(0).numpy()
+    return scores
+
+
+def l1(layout: Layout, parameters: Parameters, statistics: Statistics, rng: np.random.Generator) -> Scores:
+    """Sum of |w| over all parameters of a unit: RaFFM's own salience (arXiv 2310.00247, section 3.2)."""
+    return _weight_sums(layout, parameters, torch.abs)
+
+
+def l2(layout: Layout, parameters: Parameters, statistics: Statistics, rng: np.random.Generator) -> Scores:
+    """Euclidean norm of all weights of a unit."""
+    return {name: np.sqrt(score) for name, score in _weight_sums(layout, parameters, torch.square).items()}
+
+
+def random(layout: Layout, parameters: Parameters, statistics: Statistics, rng: np.random.Generator) -> Scores:
+    """Uniform noise: what any metric has to beat."""
+    shapes = {name: (layout.axes[axis.parent].size, axis.size) if (axis := layout.axes[name]).parent else (axis.size,) for name in rankable(layout)}
+    return {name: rng.random(shape) for name, shape in shapes.items()}
+
+
+def activation(layout: Layout, parameters: Parameters, statistics: Statistics, rng: np.random.Generator) -> Scores:
+    """|W| times the norm of its input, summed over the readers of a unit (Wanda: Sun et al. 2024, eq. 1).
+
+    Where no linear layer reads the axis, the product of the norms of its writers' outputs (query and key): how much the unit can
+    contribute to a score.
+    """
+    scores: dict[str, NDArray[np.float64]] = {}
+    for name in rankable(layout):
+        if name not in statistics:
+            norms = [statistics[f"{name}@{module}"].sqrt() for module, _ in sites(layout, name)]
+            scores[name] = torch.stack(norms).prod(0).numpy()
+            continue
+        weights = torch.zeros_like(statistics[name])
+        for module, _ in sites(layout, name):
+            spec = layout.parameters[f"{module}.weight"]
+            reading = ((), spec.dims[1]) if spec.reads == 1 else (spec.dims[0], ())
+            weights += unit_sums(parameters[f"{module}.weight"].detach().double().abs().cpu(), reading, name, layout)
+        scores[name] = (weights * statistics[name].sqrt()).numpy()
+    return scores
+
+
+def _mean(layout: Layout, parameters: Parameters, statistics: Statistics, rng: np.random.Generator) -> Scores:
+    return {name: (statistics[name] / statistics["examples"]).numpy() for name in rankable(layout)}
+
+
+METRICS: dict[str, Metric] = {
+    "l1": Metric(l1),
+    "l2": Metric(l2),
+    "random": Metric(random),
+    "activation": Metric(activation, statistic="square"),
+    "taylor": Metric(_mean, statistic="taylor"),
+    "fisher": Metric(_mean, statistic="fisher"),
+}
+
+
+def identity_orders(layout: Layout) -> Orders:
+    """Every axis in its own order: the plain prefix."""
+    return {name: np.arange(layout.axes[name].size) for name in rankable(layout)}
+
+
+def rank(scores: Scores) -> Orders:
+    """Indices from most to least salient, ties by index; nested axes rank inside every index of their parent."""
+    return {name: np.argsort(-score, axis=-1, kind="stable") for name, score in scores.items()}

@@ -1,0 +1,285 @@
+"""The loop: the only imperative shell. Everything it calls is pure, a pool, a file or the screen."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from raffm_ray.axes import Plan
+from raffm_ray.client import Runner
+from raffm_ray.config import Experiment
+from raffm_ray.devices import DEVICES
+from raffm_ray.display import Display
+from raffm_ray.errors import UserError
+from raffm_ray.messages import Job, Package, Report, Update
+from raffm_ray.pool import Call, Pool, open_pool
+from raffm_ray.prepare import Prepared, prepare
+from raffm_ray.pretrain import pretrained
+from raffm_ray.record import ClientRow, Recorder, RoundRow, check_output, parameters_sha256, peak_rss_bytes
+from raffm_ray.salience import METRICS, Statistics, collect
+from raffm_ray.server import (
+    Round,
+    ServerState,
+    Setup,
+    begin_calibration,
+    begin_round,
+    class_plans,
+    finish_round,
+    new_state,
+    rank_again,
+    ranking_is_due,
+    setup_strategy,
+    statistics_bytes,
+    training_flops,
+)
+from raffm_ray.strategies import STRATEGIES
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The metric and loss of the full model, and the metric of every class's subnetwork, on the held-out part."""
+
+    metric: float
+    loss: float
+    class_metrics: dict[str, float]
+    class_plans: dict[str, Plan]
+
+
+def evaluate(setup: Setup, state: ServerState, pool: Pool, held_out: int) -> Evaluation:
+    """Measures the full model and every class's subnetwork, spread over the pool."""
+    experiment = setup.experiment
+    by_class = class_plans(setup, state)
+    plans = list(dict.fromkeys([Plan(), *by_class.values()]))
+    size = experiment.evaluation.batch_size
+    slices = [(start, min(start + size, held_out)) for start in range(0, held_out, size)]
+    asked = [(number, *part) for number in range(len(plans)) for part in slices]
+    calls: list[Call] = [("evaluate", arguments) for arguments in asked]
+    costs = [float(setup.costs(plans[number]).forward_flops * (stop - start)) for number, start, stop in asked]
+    package = Package(experiment.seed, state.round, tuple(plans), experiment.local, 0.0)
+    correct, loss, count = [0] * len(plans), [0.0] * len(plans), [0] * len(plans)
+    results = pool.run(package, state.parameters.numpy(), calls, costs, lambda *_: None)
+    for (number, *_), ((right, summed, examples), _) in zip(asked, results, strict=True):
+        correct[number] += right
+        loss[number] += summed
+        count[number] += examples
+    metrics = {name: correct[plans.index(plan)] / count[plans.index(plan)] for name, plan in by_class.items()}
+    return Evaluation(correct[0] / count[0], loss[0] / count[0], metrics, by_class)
+
+
+def run_round(setup: Setup, work: Round, state: ServerState, pool: Pool, display: Display) -> tuple[Tensor, list[Update]]:
+    """Runs a round's blocks on the pool; returns the flat sum, added in block order, and the blocks' updates."""
+    flops = [
+        sum(setup.examples[job.client] * setup.costs(Plan() if job.plan is None else work.package.plans[job.plan]).training_flops for job in block)
+        for block in work.blocks
+    ]
+    calls: list[Call] = [("block", (block,)) for block in work.blocks]
+    summed, updates, done = torch.zeros_like(state.parameters), [], 0
+
+    def progress(index: int, _: Any) -> None:
+        nonlocal done
+        done += len(work.blocks[index])
+        number = work.package.round
+        display.advance(number - 1 + done / len(work.jobs), f"round {number}, {done}/{len(work.jobs)} clients")
+
+    for update, part in pool.run(work.package, state.parameters.numpy(), calls, [float(cost) for cost in flops], progress):
+        summed += torch.from_numpy(part.copy() if not part.flags.writeable else part)
+        updates.append(update)
+    return summed, updates
+
+
+def client_row(setup: Setup, work: Round, job: Job, report: Report) -> ClientRow:
+    """What a client's round cost its simulated device."""
+    device = DEVICES[setup.classes[job.client]]
+    costs = setup.costs(Plan() if job.plan is None else work.package.plans[job.plan])
+    up = (0 if job.plan is None else costs.bytes) + (statistics_bytes(setup) if job.calibrate else 0)
+    flops = training_flops(setup, work, report, job)
+    computing = device.compute_seconds(flops)
+    return ClientRow(
+        round=work.package.round, client=job.client, device=device.name, examples=report.examples, steps=report.steps,
+        loss=report.loss, accepted=report.accepted, params=costs.params, bytes_down=costs.bytes, bytes_up=up,
+        peak_memory_bytes=costs.memory_bytes, training_flops=flops, round_seconds=computing + device.transfer_seconds(costs.bytes + up),
+        energy_joules=device.energy_joules(computing), seconds=report.seconds,
+    )  # fmt: skip
+
+
+def round_row(setup: Setup, work: Round | None, rows: Sequence[ClientRow], number: int, measured: Evaluation | None, ranked: bool, wall: float) -> RoundRow:
+    """One round in the records; its simulated time is its slowest client's."""
+    losses = [(row.loss, row.examples) for row in rows if row.loss == row.loss]
+    weight = sum(examples for _, examples in losses)
+    return RoundRow(
+        round=number, clients=len(rows), learning_rate=work.package.learning_rate if work else 0.0,
+        train_loss=sum(loss * examples for loss, examples in losses) / weight if weight else None,
+        metric=measured.metric if measured else None, loss=measured.loss if measured else None,
+        class_metrics=measured.class_metrics if measured else {},
+        class_params={name: setup.costs(plan).params for name, plan in measured.class_plans.items()} if measured else {},
+        bytes_down=sum(row.bytes_down for row in rows), bytes_up=sum(row.bytes_up for row in rows),
+        round_seconds=max((row.round_seconds for row in rows), default=0.0), energy_joules=sum(row.energy_joules for row in rows),
+        ranked=ranked, wall_seconds=wall,
+    )  # fmt: skip
+
+
+def _first_ranking(prepared: Prepared, state: ServerState, pool: Pool, display: Display) -> tuple[ServerState, Round | None, list[Update]]:
+    setup = prepared.setup
+    work = begin_calibration(setup, state)
+    statistics: Statistics | None = None
+    updates: list[Update] = []
+    statistic = METRICS[setup.experiment.salience.metric].statistic
+    if work is not None:
+        _, updates = run_round(setup, work, state, pool, display)
+        statistics = finish_round(setup, state, work, state.parameters, updates).pending
+    elif setup.strategy.salience and statistic is not None:
+        statistics = public_statistics(prepared, state, statistic)
+    return rank_again(setup, state, statistics), work, updates
+
+
+def public_statistics(prepared: Prepared, state: ServerState, statistic: str) -> Statistics:
+    """The full model's statistics on the public part, for `salience.source: public`."""
+    from raffm_ray.architectures import build
+    from raffm_ray.client import one_thread
+    from raffm_ray.messages import views
+
+    architecture, public = prepared.setup.architecture, prepared.task.public
+    with one_thread():
+        model = build(architecture, {name: values.clone() for name, values in views(state.parameters, architecture.shapes).items()}, Plan())
+        parts = [slice(start, start + 32) for start in range(0, len(public), 32)]
+        return collect(model, architecture.layout, (public.batch(part) for part in parts), statistic)
+
+
+def summarize(setup: Setup, recorder: Recorder, start: Evaluation, final: Evaluation, state: ServerState, name: str, metric: str) -> dict[str, Any]:
+    """The content of `summary.json`. A class's bytes, seconds and joules are means over its clients' training rounds."""
+    full = setup.costs(Plan())
+    trained = [row for row in recorder.clients if row.round > 0]
+    tiers = {}
+    for device, plan in final.class_plans.items():
+        rows = [row for row in trained if row.device == device]
+        costs = setup.costs(plan)
+
+        def mean(field: str, otherwise: float, rows: list[ClientRow] = rows) -> float:
+            return sum(getattr(row, field) for row in rows) / len(rows) if rows else otherwise
+
+        tiers[device] = {
+            "clients": sum(one == device for one in setup.classes),
+            "client_rounds": len(rows),
+            "params": costs.params,
+            "params_fraction": costs.params / full.params,
+            "start": start.class_metrics[device],
+            "metric": final.class_metrics[device],
+            "bytes_down": mean("bytes_down", costs.bytes),
+            "bytes_up": mean("bytes_up", costs.bytes),
+            "peak_memory_bytes": max([row.peak_memory_bytes for row in rows], default=costs.memory_bytes),
+            "round_seconds": mean("round_seconds", 0.0),
+            "energy_joules": mean("energy_joules", 0.0),
+        }
+    return {
+        "name": name,
+        "strategy": setup.experiment.strategy.name,
+        "seed": setup.experiment.seed,
+        "rounds": setup.experiment.rounds,
+        "clients": setup.experiment.clients.count,
+        "metric": metric,
+        "params": full.params,
+        "start": start.metric,
+        "global": final.metric,
+        "tiers": tiers,
+        "bytes_down": sum(row.bytes_down for row in recorder.rounds),
+        "bytes_up": sum(row.bytes_up for row in recorder.rounds),
+        "bytes_full_size": 2 * full.bytes * len(trained),
+        "simulated_seconds": sum(row.round_seconds for row in recorder.rounds),
+        "energy_joules": sum(row.energy_joules for row in recorder.rounds),
+        "clients_without_data": sum(count == 0 for count in setup.examples),
+        "rejected_updates": sum(not row.accepted for row in recorder.clients),
+        "round_wall_seconds": [row.wall_seconds for row in recorder.rounds if row.round > 0],
+        "driver_peak_rss_bytes": peak_rss_bytes(),
+        "params_sha256": parameters_sha256(state.parameters, setup.architecture),
+    }
+
+
+def train(prepared: Prepared, start: Tensor, pool: Pool, folder: Path, console: Console) -> dict[str, Any]:
+    """All rounds of one strategy, recorded in `folder`; returns the summary."""
+    setup, experiment = prepared.setup, prepared.setup.experiment
+    recorder = Recorder(folder, experiment)
+    held_out = len(prepared.task.held_out)
+    with Display(console, experiment.strategy.name, experiment.rounds) as display:
+        display.stage(f"{experiment.rounds} rounds of {experiment.clients.per_round} of {experiment.clients.count} clients", experiment.rounds)
+        began = time.perf_counter()
+        state, work, updates = _first_ranking(prepared, new_state(start), pool, display)
+        first = measured = evaluate(setup, state, pool, held_out)
+        rows = _client_rows(setup, work, updates)
+        recorder.add(round_row(setup, work, rows, 0, first, True, time.perf_counter() - began), rows)
+        display.evaluated(0, prepared.task.metric, first.metric, first.class_metrics)
+        while state.round < experiment.rounds:
+            began = time.perf_counter()
+            ranked = ranking_is_due(setup, state)
+            if ranked:
+                public = METRICS[experiment.salience.metric].statistic if experiment.salience.source == "public" else None
+                state = rank_again(setup, state, public_statistics(prepared, state, public) if public else state.pending)
+            work = begin_round(setup, state)
+            summed, updates = run_round(setup, work, state, pool, display)
+            state = finish_round(setup, state, work, summed, updates)
+            now = None
+            if state.round % experiment.evaluation.every == 0 or state.round == experiment.rounds:
+                now = measured = evaluate(setup, state, pool, held_out)
+                display.evaluated(state.round, prepared.task.metric, now.metric, now.class_metrics)
+            rows = _client_rows(setup, work, updates)
+            recorder.add(round_row(setup, work, rows, state.round, now, ranked, time.perf_counter() - began), rows)
+    summary = summarize(setup, recorder, first, measured, state, experiment.name, prepared.task.metric)
+    recorder.finish(summary, state.parameters, state.scores, setup.architecture)
+    return summary
+
+
+def _client_rows(setup: Setup, work: Round | None, updates: Sequence[Update]) -> list[ClientRow]:
+    if work is None:
+        return []
+    reports = [report for update in updates for report in update.reports]
+    return [client_row(setup, work, job, report) for job, report in zip(work.jobs, reports, strict=True)]
+
+
+def with_strategy(prepared: Prepared, name: str) -> Prepared:
+    """The same data, fleet and seed under another strategy, with that strategy's own defaults."""
+    experiment = prepared.setup.experiment
+    changed = experiment.model_copy(update={"strategy": type(experiment.strategy)(name=name), "baselines": ()})
+    return replace(prepared, setup=replace(prepared.setup, experiment=changed, strategy=setup_strategy(changed)))
+
+
+def simulate(experiment: Experiment, folder: Path, console: Console | None = None, pool: Pool | None = None) -> dict[str, Any]:
+    """Runs an experiment and its baselines; writes `folder` and returns the content of its `summary.json`.
+
+    Raises UserError before any training when something cannot work. A given pool is used and left open.
+    """
+    console = console or Console(stderr=True, quiet=True)
+    check_output(folder)
+    for name in experiment.baselines:
+        if name not in STRATEGIES or name == experiment.strategy.name:
+            raise UserError(f"baselines: {name!r} must be another strategy than {experiment.strategy.name!r} (known: {', '.join(STRATEGIES)})")
+    prepared = prepare(experiment)
+    runner = prepared.runner()
+    start = _start(prepared, console)
+    used = pool or open_pool(runner, experiment.pool)
+    try:
+        summary = train(prepared, start, used, folder, console)
+        if experiment.baselines:
+            summary["baselines"] = {
+                name: train(with_strategy(prepared, name), start, used, folder / "baselines" / name, console) for name in experiment.baselines
+            }
+            from raffm_ray.record import write_json
+
+            write_json(folder / "summary.json", summary)
+    finally:
+        if pool is None:
+            used.close()
+    return summary
+
+
+def _start(prepared: Prepared, console: Console) -> Tensor:
+    experiment = prepared.setup.experiment
+    with Display(console, experiment.name, experiment.rounds) as display:
+        display.stage(f"pretraining on {len(prepared.task.public)} public examples (cached)", 100)
+        return pretrained(
+            prepared.setup.architecture, prepared.task.public, experiment.model.pretrain, experiment.seed,
+            lambda step, steps: display.advance(100 * step / steps),
+        )  # fmt: skip
