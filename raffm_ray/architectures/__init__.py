@@ -91,11 +91,19 @@ def architecture_of(config: PretrainedConfig, head: str) -> Architecture:
     if head not in family.heads:
         raise UserError(f"model type {config.model_type!r} has no {head!r} head here (it has: {', '.join(family.heads)})")
     with torch.device("meta"), no_init_weights():
-        model = HEADS[head].from_config(AutoConfig.for_model(**config.to_dict()))
+        model = _stock(config, head, "sdpa")
     layout, shapes = family.layout(config), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     _check_layout(layout, shapes, config.model_type)
     layout = replace(layout, parameters={name: layout.parameters[name] for name in shapes})
     return Architecture(config, head, layout, shapes, family.positions(config), family.saved, family.fit)
+
+
+def _stock(config: PretrainedConfig, head: str, attention: str) -> nn.Module:
+    """The full transformers model; the configuration is copied, since building one changes it."""
+    own = AutoConfig.for_model(**config.to_dict())
+    own.architectures = own.architectures or []  # None fails where a type has several models for a head
+    model: nn.Module = HEADS[head].from_config(own, attn_implementation=attention)
+    return model
 
 
 def _check_layout(layout: Layout, shapes: Mapping[str, tuple[int, ...]], model_type: str) -> None:
@@ -114,8 +122,7 @@ def new_model(architecture: Architecture, seed: int) -> nn.Module:
     """The full stock transformers model with freshly drawn weights; torch's own generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: nn.Module = HEADS[architecture.head].from_config(architecture.config, attn_implementation="sdpa")
-    return model
+        return _stock(architecture.config, architecture.head, "sdpa")
 
 
 def skeleton(architecture: Architecture, plan: Plan, attention: str = "sdpa") -> nn.Module:
@@ -124,9 +131,8 @@ def skeleton(architecture: Architecture, plan: Plan, attention: str = "sdpa") ->
     It is the stock transformers model with dropped layers removed (the others keep their numbers, so a parameter has one name
     in every subnetwork) and its attention modules told their number of heads.
     """
-    config = AutoConfig.for_model(**architecture.config.to_dict())
     with torch.device("meta"), no_init_weights():
-        model: nn.Module = HEADS[architecture.head].from_config(config, attn_implementation=IMPLEMENTATIONS[attention])
+        model = _stock(architecture.config, architecture.head, IMPLEMENTATIONS[attention])
     layout = architecture.layout
     for site in layout.attentions:
         if is_present(Parameter((), site.layer), plan):

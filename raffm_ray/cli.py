@@ -1,0 +1,111 @@
+"""The commands. A user's mistake is one line and exit code 2; everything else keeps its traceback."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from raffm_ray import __version__
+from raffm_ray.errors import UserError, near_miss
+
+USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation model on devices that are not alike
+
+  raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]   a simulation; DIR defaults to runs/<name>-<time>
+  raffm-ray report DIR                                           a picture and one HTML page of a finished run
+
+  raffm-ray run CONFIG.yaml --help                               every setting, its type and its value there
+"""
+
+
+def _quiet_libraries() -> None:
+    """Progress and errors are ours to show; libraries' chatter and look-ups on the network are switched off before they start."""
+    for name, value in {"TOKENIZERS_PARALLELISM": "false", "TF_CPP_MIN_LOG_LEVEL": "3", "RAY_USAGE_STATS_ENABLED": "0"}.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _take_flag(words: list[str], name: str) -> str | None:
+    """Removes `name VALUE` or `name=VALUE` from the words; returns the value."""
+    for position, word in enumerate(words):
+        if word == name:
+            if position + 1 == len(words):
+                raise UserError(f"{name}: expected a value after it")
+            value = words[position + 1]
+            del words[position : position + 2]
+            return value
+        if word.startswith(f"{name}="):
+            del words[position]
+            return word.split("=", 1)[1]
+    return None
+
+
+def run(words: Sequence[str]) -> int:
+    """`raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]`."""
+    rest = list(words)
+    if not rest or rest[0].startswith("-"):
+        raise UserError("run: expected the path of a YAML file, for example: raffm-ray run experiments/digits.yaml")
+    path = Path(rest.pop(0))
+    from raffm_ray.config import Experiment, load
+
+    if {"-h", "--help"} & set(rest):
+        import tyro
+
+        tyro.cli(Experiment, default=load(path), args=["--help"], prog=f"raffm-ray run {path}")
+    chosen = _take_flag(rest, "--out")
+    experiment = load(path, rest)
+    folder = Path(chosen) if chosen else Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+    from rich.console import Console
+
+    from raffm_ray.display import summary_table
+    from raffm_ray.report import write_report
+    from raffm_ray.simulation import simulate
+
+    console = Console(stderr=True)
+    summary = simulate(experiment, folder, console)
+    image, page = write_report(folder)
+    out = Console(width=max(Console().width, 150)) if not Console().is_terminal else Console()
+    out.print(summary_table(summary))
+    out.print(f"picture: {image}\nreport:  {page}\nrecords: {folder}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def report(words: Sequence[str]) -> int:
+    """`raffm-ray report DIR`."""
+    if len(words) != 1:
+        raise UserError("report: expected one folder of a finished run")
+    from raffm_ray.report import write_report
+
+    for path in write_report(Path(words[0])):
+        print(path)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "report": report}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The entry point; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    _quiet_libraries()
+    try:
+        if words[0] not in COMMANDS:
+            raise UserError(f"{words[0]!r} is not a command{near_miss(words[0], COMMANDS)}")
+        return COMMANDS[words[0]](words[1:])
+    except UserError as error:
+        print(f"raffm-ray: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("raffm-ray: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Pictures of a run, and one HTML page that carries them (no network needed to read it)."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+
+matplotlib.use("Agg")
+import pyarrow.parquet as pq
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from raffm_ray.display import human_bytes, human_joules
+from raffm_ray.errors import UserError
+
+COLORS = ("#3b6fb6", "#d1701c", "#3d8f58", "#9a4fa0", "#7a6a53")
+"""One for every strategy shown; chosen to differ in lightness too."""
+
+
+def read_rounds(folder: Path) -> list[dict[str, Any]]:
+    """A run's round records, in order. Raises UserError when there are none or one is damaged."""
+    files = sorted((folder / "rounds").glob("*.parquet"))
+    if not files:
+        raise UserError(f"{folder}: no finished run here (rounds/ holds no records)")
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            rows += pq.ParquetFile(file).read().to_pylist()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: damaged or not a record of a round: {str(error).splitlines()[0]}") from None
+    return rows
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A run's summary. Raises UserError when it is missing or unreadable."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no finished run here (summary.json is missing)")
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    return summary
+
+
+def _runs(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """The run itself and its baselines, by strategy."""
+    summary = read_summary(folder)
+    runs = {str(summary["strategy"]): (folder, summary)}
+    for name in summary.get("baselines", {}):
+        runs[name] = (folder / "baselines" / name, read_summary(folder / "baselines" / name))
+    return runs
+
+
+def _over_rounds(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metric: str) -> None:
+    for (name, (folder, _)), color in zip(runs.items(), COLORS, strict=False):
+        rows = [row for row in read_rounds(folder) if row["metric"] is not None]
+        rounds = [row["round"] for row in rows]
+        worst = [100 * min(dict(row["class_metrics"]).values()) for row in rows]
+        axes.plot(rounds, [100 * row["metric"] for row in rows], color=color, marker="o", markersize=3, label=f"{name}, full model")
+        axes.plot(rounds, worst, color=color, linestyle="--", marker="o", markersize=3, label=f"{name}, worst class")
+    axes.set(title=f"{metric} over rounds", xlabel="round", ylabel=f"held-out {metric} (%)")
+
+
+def _over_size(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metric: str) -> None:
+    own, first = next(iter(runs.items()))
+    tiers = sorted(first[1]["tiers"].items(), key=lambda item: item[1]["params_fraction"])
+    sizes = [100 * tier["params_fraction"] for _, tier in tiers]
+    axes.plot(sizes, [100 * tier["start"] for _, tier in tiers], color="#8a8a8a", linestyle=":", marker="s", markersize=4, label="before training")
+    for (name, (_, summary)), color in zip(runs.items(), COLORS, strict=False):
+        values = [100 * summary["tiers"][device]["metric"] for device, _ in tiers]
+        axes.plot(sizes, values, color=color, linestyle="-" if name == own else "--", marker="o", markersize=5, label=name)
+    for size, (device, tier) in zip(sizes, tiers, strict=True):
+        axes.annotate(device.replace("_", " "), (size, 100 * tier["metric"]), textcoords="offset points", xytext=(0, 8), ha="center", fontsize=7)
+    axes.set(title="each class's own subnetwork", xlabel="parameters kept (% of the full model)", ylabel=f"held-out {metric} (%)")
+    axes.margins(x=0.12, y=0.15)
+
+
+def _bytes(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]]) -> None:
+    own = next(iter(runs.values()))[1]
+    tiers = sorted(own["tiers"].items(), key=lambda item: item[1]["params_fraction"])
+    full_size = 4 * own["params"] * 2
+    moved = [100 * (tier["bytes_down"] + tier["bytes_up"]) / full_size for _, tier in tiers]
+    bars = axes.barh([name.replace("_", " ") for name, _ in tiers], moved, color=COLORS[0])
+    axes.bar_label(bars, [human_bytes(tier["bytes_down"] + tier["bytes_up"]) for _, tier in tiers], padding=3, fontsize=8)
+    whole = own["bytes_down"] + own["bytes_up"]
+    axes.axvline(100 * whole / own["bytes_full_size"], color=COLORS[1], linestyle="--")
+    axes.set(title="bytes a client moves in a round", xlabel="% of full-size FedAvg's (dashed: this whole run)")
+    axes.margins(x=0.2)
+
+
+def picture(folder: Path) -> Figure:
+    """Metric over rounds; each class's metric against its size; bytes by class."""
+    runs = _runs(folder)
+    summary = next(iter(runs.values()))[1]
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    _over_rounds(axes[0], runs, summary["metric"])
+    _over_size(axes[1], runs, summary["metric"])
+    _bytes(axes[2], runs)
+    for one in axes[:2]:
+        one.grid(alpha=0.25)
+        one.legend(fontsize=8, loc="lower right")
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{summary['name']}: {summary['clients']} clients, {summary['rounds']} rounds, seed {summary['seed']}")
+    return figure
+
+
+PAGE = jinja2.Template(
+    """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ summary.name }} - raffm_ray</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff; }
+table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; } img { max-width: 100%; background: #fff; } .note { color: #666; }
+@media (prefers-color-scheme: dark) { body { color: #ddd; background: #181818; } th, td { border-color: #444; } .note { color: #999; } }
+</style></head><body>
+<h1>{{ summary.name }}</h1>
+<p>{{ summary.clients }} clients, {{ summary.rounds }} rounds, strategy {{ summary.strategy }}, seed {{ summary.seed }}.
+Moved {{ moved }}, {{ "%.0f"|format(100 * share) }}% of what full-size FedAvg would have moved in the same rounds.</p>
+<img alt="metric over rounds, by size, and bytes by class" src="data:image/png;base64,{{ image }}">
+<table><tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
+<p class="note">Columns marked * are of simulated devices, estimated from data sheets. Parameters of the final model: sha256 {{ summary.params_sha256 }}.</p>
+</body></html>
+""",
+    autoescape=True,
+)
+
+
+def _rows(summary: Mapping[str, Any], baselines: Sequence[str]) -> list[list[str]]:
+    others = summary.get("baselines", {})
+    rows = [["full model", f"{summary['params']:,}", f"{100 * summary['start']:.1f}", f"{100 * summary['global']:.1f}"]]
+    rows[0] += [f"{100 * others[name]['global']:.1f}" for name in baselines] + [""] * 4
+    for device, tier in summary["tiers"].items():
+        row = [device, f"{tier['params']:,}", f"{100 * tier['start']:.1f}", f"{100 * tier['metric']:.1f}"]
+        row += [f"{100 * others[name]['tiers'][device]['metric']:.1f}" for name in baselines]
+        row += [human_bytes(tier["bytes_down"] + tier["bytes_up"]), f"{tier['round_seconds']:.3g} s"]
+        rows.append([*row, human_joules(tier["energy_joules"]), human_bytes(tier["peak_memory_bytes"])])
+    return rows
+
+
+def write_report(folder: Path) -> tuple[Path, Path]:
+    """Writes `report.png` and `report.html` into a finished run's folder; returns their paths.
+
+    Raises UserError when the folder holds no finished run.
+    """
+    summary = read_summary(folder)
+    figure = picture(folder)
+    image, page = folder / "report.png", folder / "report.html"
+    figure.savefig(image, dpi=110)
+    plt.close(figure)
+    baselines = list(summary.get("baselines", {}))
+    headings = ["model", "parameters", "start %", f"{summary['strategy']} %", *(f"{name} %" for name in baselines)]
+    headings += ["bytes a round", "device time a round*", "energy a round*", "peak memory*"]
+    moved = summary["bytes_down"] + summary["bytes_up"]
+    text = PAGE.render(
+        summary=summary, image=base64.b64encode(image.read_bytes()).decode(), headings=headings, rows=_rows(summary, baselines),
+        moved=human_bytes(moved), share=moved / summary["bytes_full_size"],
+    )  # fmt: skip
+    page.write_text(text, encoding="utf-8")
+    return image, page
