@@ -213,7 +213,12 @@ def dim_indices(dim: Dim, axes: Axes, plan: Plan) -> Indices | None:
     return flat
 
 
-def _indices(shape: Iterable[int], dims: Dims, axes: Axes, plan: Plan) -> list[Tensor | None]:
+Selection = tuple[Tensor | None, ...]
+"""For every position of a shape, the kept indices, or None where all are kept in order."""
+
+
+def selection(shape: Iterable[int], dims: Dims, axes: Axes, plan: Plan) -> Selection:
+    """What `take` reads and `scatter_add` writes. Raises AxisError when the shape is not that of the dims."""
     shape = tuple(shape)
     if len(shape) != len(dims):
         raise AxisError(f"expected a tensor of {len(dims)} dims ({dims}), got shape {shape}")
@@ -223,7 +228,7 @@ def _indices(shape: Iterable[int], dims: Dims, axes: Axes, plan: Plan) -> list[T
             raise AxisError(f"dim {dim}: expected length {dim_size(dim, axes)}, got {size} in shape {shape}")
         kept = dim_indices(dim, axes, plan)
         result.append(None if kept is None else torch.from_numpy(kept))
-    return result
+    return tuple(result)
 
 
 def is_present(parameter: Parameter, plan: Plan) -> bool:
@@ -236,7 +241,12 @@ def take(parameter: Tensor, dims: Dims, axes: Axes, plan: Plan) -> Tensor:
 
     Raises AxisError when the shape is not that of the dims, or an axis is not known.
     """
-    for position, index in enumerate(_indices(parameter.shape, dims, axes, plan)):
+    return take_selected(parameter, selection(parameter.shape, dims, axes, plan))
+
+
+def take_selected(parameter: Tensor, selected: Selection) -> Tensor:
+    """`take` for a selection computed before."""
+    for position, index in enumerate(selected):
         if index is not None:
             parameter = parameter.index_select(position, index.to(parameter.device))
     return parameter
@@ -247,12 +257,17 @@ def scatter_add(total: Tensor, part: Tensor, dims: Dims, axes: Axes, plan: Plan,
 
     Raises AxisError when `total` is not of the dims' shape or `part` not of the plan's.
     """
-    indices = _indices(total.shape, dims, axes, plan)
-    expected = tuple(size if index is None else len(index) for size, index in zip(total.shape, indices, strict=True))
+    selected = selection(total.shape, dims, axes, plan)
+    expected = tuple(size if index is None else len(index) for size, index in zip(total.shape, selected, strict=True))
     if tuple(part.shape) != expected:
         raise AxisError(f"dims {dims}: expected a part of shape {expected} for {plan}, got {tuple(part.shape)}")
+    return scatter_add_selected(total, part, selected, weight)
+
+
+def scatter_add_selected(total: Tensor, part: Tensor, selected: Selection, weight: float = 1.0) -> Tensor:
+    """`scatter_add` for a selection computed before."""
     scaled = part.to(total.dtype) * weight if weight != 1.0 else part.to(total.dtype)
-    _add_at(total, scaled, [(position, index.to(total.device)) for position, index in enumerate(indices) if index is not None])
+    _add_at(total, scaled, [(position, index.to(total.device)) for position, index in enumerate(selected) if index is not None])
     return total
 
 
@@ -271,18 +286,23 @@ def _add_at(total: Tensor, part: Tensor, where: list[tuple[int, Tensor]]) -> Non
 def coverage(shape: Iterable[int], dims: Dims, axes: Axes, plan: Plan, weight: float = 1.0) -> Tensor:
     """A float32 tensor of that shape: `weight` where the plan keeps an entry, 0 elsewhere."""
     total = torch.zeros(tuple(shape))
-    indices = _indices(total.shape, dims, axes, plan)
-    part = torch.ones(()).expand([size if index is None else len(index) for size, index in zip(total.shape, indices, strict=True)])
-    return scatter_add(total, part, dims, axes, plan, weight)
+    selected = selection(total.shape, dims, axes, plan)
+    part = torch.ones(()).expand([size if index is None else len(index) for size, index in zip(total.shape, selected, strict=True)])
+    return scatter_add_selected(total, part, selected, weight)
+
+
+Selections = Mapping[str, Selection]
+
+
+def selections(shapes: Mapping[str, tuple[int, ...]], layout: Layout, plan: Plan) -> dict[str, Selection]:
+    """The selection of every parameter that the plan keeps, by name: a whole cut, computed once and used often."""
+    return {name: selection(shapes[name], spec.dims, layout.axes, plan) for name, spec in layout.parameters.items() if is_present(spec, plan)}
 
 
 def take_all(parameters: Mapping[str, Tensor], layout: Layout, plan: Plan) -> dict[str, Tensor]:
     """`take` for every parameter that the plan keeps, by the same names."""
-    return {
-        name: take(parameters[name], spec.dims, layout.axes, plan)
-        for name, spec in layout.parameters.items()
-        if is_present(spec, plan)
-    }
+    chosen = selections({name: tuple(values.shape) for name, values in parameters.items()}, layout, plan)
+    return {name: take_selected(parameters[name], selected) for name, selected in chosen.items()}
 
 
 def within(inner: Plan, outer: Plan, layout: Layout) -> Plan:

@@ -6,9 +6,10 @@ that matter, so a block may run anywhere, any number of times, and gives the sam
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,16 +17,29 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raffm_ray.architectures import Architecture, install, skeleton
-from raffm_ray.axes import Layout, Plan, cut_layout, kept_size, scatter_add, take_all, within
+from raffm_ray.axes import (
+    Layout,
+    Plan,
+    Selection,
+    Selections,
+    cut_layout,
+    kept_size,
+    scatter_add_selected,
+    selections,
+    take_selected,
+    within,
+)
 from raffm_ray.config import LocalSettings
 from raffm_ray.data import Examples, batches, steps_of
 from raffm_ray.messages import Job, Package, Report, Update, views
+from raffm_ray.norms import correct_norms, norm_statistics
 from raffm_ray.salience import add_statistics, collect
 from raffm_ray.seeding import generator, torch_seed
 
+T = TypeVar("T")
 Parameters = Mapping[str, Tensor]
-SKELETONS = 32
-"""Modules that a worker keeps for reuse."""
+REMEMBERED = 32
+"""Modules, and cuts, that a worker keeps for reuse."""
 OPTIMIZERS = {
     "adamw": lambda parameters, rate, decay: torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True),
     "sgd": lambda parameters, rate, decay: torch.optim.SGD(parameters, lr=rate, weight_decay=decay),
@@ -50,8 +64,8 @@ class Prefix:
 
     plan: int
     module: nn.Module
-    inside: Plan
-    layout: Layout
+    shared: list[tuple[Tensor, Tensor, Selection]]
+    """(the client's parameter, the prefix's, what the prefix takes of it)."""
 
 
 def backward(module: nn.Module, batch: Mapping[str, Tensor]) -> float:
@@ -62,22 +76,18 @@ def backward(module: nn.Module, batch: Mapping[str, Tensor]) -> float:
     return float(loss.detach())
 
 
-def backward_prefix(own: nn.Module, prefix: Prefix, batch: Mapping[str, Tensor]) -> None:
+def backward_prefix(prefix: Prefix, batch: Mapping[str, Tensor]) -> None:
     """Adds a prefix's gradient to the client's own: the prefix reads by `take`, so its gradient returns by `scatter_add`."""
-    mine = dict(own.named_parameters())
-    theirs = dict(prefix.module.named_parameters())
     with torch.no_grad():
-        for name, values in take_all(mine, prefix.layout, prefix.inside).items():
-            theirs[name].copy_(values)
-    prefix.module.zero_grad(set_to_none=True)
+        for mine, theirs, selected in prefix.shared:
+            theirs.copy_(take_selected(mine, selected))
+            theirs.grad = None
     backward(prefix.module, batch)
-    for name, parameter in theirs.items():
-        if parameter.grad is not None:
-            if mine[name].grad is None:
-                mine[name].grad = torch.zeros_like(mine[name])
-            total = mine[name].grad
-            assert total is not None
-            scatter_add(total, parameter.grad, prefix.layout.parameters[name].dims, prefix.layout.axes, prefix.inside)
+    for mine, theirs, selected in prefix.shared:
+        if theirs.grad is not None:
+            if mine.grad is None:
+                mine.grad = torch.zeros_like(mine)
+            scatter_add_selected(mine.grad, theirs.grad, selected)
 
 
 def choose(prefix: str, prefixes: Sequence[Prefix], rng: np.random.Generator) -> tuple[bool, Prefix | None]:
@@ -100,11 +110,12 @@ def train(
 ) -> tuple[float, dict[int, int]]:  # fmt: skip
     """Plain local training of a module, in place. Returns the mean loss and the examples seen by plan (`Job.plan`'s numbers)."""
     assert job.plan is not None
-    optimizer = OPTIMIZERS[local.optimizer](list(module.parameters()), learning_rate, local.weight_decay)
+    parameters = list(module.parameters())
+    optimizer = OPTIMIZERS[local.optimizer](parameters, learning_rate, local.weight_decay)
     seen: dict[int, int] = {}
     losses: list[float] = []
     steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
-    device = str(next(module.parameters()).device)
+    device = str(parameters[0].device)
     for indices in batches(share, local.batch_size, steps, rng):
         batch = examples.batch(indices, device)
         optimizer.zero_grad(set_to_none=True)
@@ -113,12 +124,21 @@ def train(
             losses.append(backward(module, batch))
             seen[job.plan] = seen.get(job.plan, 0) + len(indices)
         if prefix:
-            backward_prefix(module, prefix, batch)
+            backward_prefix(prefix, batch)
             seen[prefix.plan] = seen.get(prefix.plan, 0) + len(indices)
         if local.clip is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), local.clip)
+            nn.utils.clip_grad_norm_(parameters, local.clip)
         optimizer.step()
     return float(np.mean(losses)) if losses else float("nan"), seen
+
+
+def _remember(memory: dict[object, T], key: object, make: Callable[[], T]) -> T:
+    """`memory[key]`, made where it is missing; the oldest is dropped beyond a fixed number."""
+    if key not in memory:
+        if len(memory) >= REMEMBERED:
+            memory.pop(next(iter(memory)))
+        memory[key] = make()
+    return memory[key]
 
 
 @dataclass
@@ -131,6 +151,7 @@ class Runner:
     held_out: Examples
     device: str = "cpu"
     skeletons: dict[object, nn.Module] = field(default_factory=dict)
+    cuts: dict[object, Selections] = field(default_factory=dict)
 
     def _parameters(self, flat: NDArray[np.float32]) -> dict[str, Tensor]:
         # The array may be shared memory that torch could write to although it is read-only: `_module` copies out of it.
@@ -138,23 +159,23 @@ class Runner:
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return views(torch.from_numpy(flat), self.architecture.shapes)
 
-    def _module(self, parameters: Parameters, plan: Plan) -> nn.Module:
+    def _selections(self, plan: Plan) -> Selections:
+        return _remember(self.cuts, plan.key, lambda: selections(self.architecture.shapes, self.architecture.layout, plan))
+
+    def _module(self, parameters: Parameters, plan: Plan, package: Package) -> nn.Module:
         """The plan's module with its own copy of the weights."""
-        tensors = take_all(parameters, self.architecture.layout, plan)
+        cut = {name: take_selected(parameters[name], selected) for name, selected in self._selections(plan).items()}
+        tensors = correct_norms(cut, plan, self.architecture.layout, package.norms)
         owned = {name: values.to(self.device, copy=True) for name, values in tensors.items()}
         # Plans of the same widths differ only in which indices they keep, so their modules differ only in weights.
         widths = (str(plan.get("layers")), tuple(kept_size(name, self.architecture.layout.axes, plan) for name in self.architecture.layout.axes))
-        if widths not in self.skeletons:
-            if len(self.skeletons) >= SKELETONS:
-                self.skeletons.pop(next(iter(self.skeletons)))
-            self.skeletons[widths] = skeleton(self.architecture, plan)
-        module = install(self.skeletons[widths], owned)
+        module = install(_remember(self.skeletons, widths, lambda: skeleton(self.architecture, plan)), owned)
         module.zero_grad(set_to_none=True)
         return module
 
     def block(self, package: Package, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
         """Trains a block of clients in order; returns its reports and the flat sum of `examples x (trained - given)`."""
-        parameters, layout = self._parameters(flat), self.architecture.layout
+        parameters = self._parameters(flat)
         sums: dict[int, dict[str, Tensor]] = {}
         weights: dict[int, float] = {}
         reports, statistics = [], None
@@ -182,7 +203,7 @@ class Runner:
         named = views(total, self.architecture.shapes)
         for plan, changes in sorted(sums.items()):
             for name, values in changes.items():
-                scatter_add(named[name], values, layout.parameters[name].dims, layout.axes, package.plans[plan])
+                scatter_add_selected(named[name], values, self._selections(package.plans[plan])[name])
         return Update(weights, tuple(reports), statistics), total.numpy()
 
     def _train(
@@ -190,35 +211,42 @@ class Runner:
     ) -> tuple[float, dict[int, int], dict[str, Tensor]]:
         assert job.plan is not None
         plan = package.plans[job.plan]
-        module = self._module(parameters, plan)
+        module = self._module(parameters, plan, package)
         module.train()
         given = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+        own = dict(module.named_parameters())
         inner = cut_layout(self.architecture.layout, plan)
-        prefixes = [self._prefix(parameters, package, number, plan, inner) for number in job.prefixes]
+        prefixes = [self._prefix(parameters, package, number, plan, inner, own) for number in job.prefixes]
         rng = generator(package.seed, "batches", package.round, job.client)
         loss, seen = train(module, prefixes, job, self.examples, share, package.local, package.learning_rate, rng)
         change = {name: (parameter.detach() - given[name]).cpu() for name, parameter in module.named_parameters()}
         return loss, seen, change
 
-    def _prefix(self, parameters: Parameters, package: Package, number: int, outer: Plan, inner: Layout) -> Prefix:
+    def _prefix(
+        self, parameters: Parameters, package: Package, number: int, outer: Plan, inner: Layout, own: Parameters
+    ) -> Prefix:
         plan = package.plans[number]
-        module = self._module(parameters, plan)
+        module = self._module(parameters, plan, package)
         module.train()
-        return Prefix(number, module, within(plan, outer, self.architecture.layout), inner)
+        sizes = {name: tuple(values.shape) for name, values in own.items()}
+        chosen = selections(sizes, inner, within(plan, outer, self.architecture.layout))
+        return Prefix(number, module, [(own[name], theirs, chosen[name]) for name, theirs in module.named_parameters()])
 
     def _calibrate(self, parameters: Parameters, package: Package, share: NDArray[np.int64]) -> dict[str, Tensor]:
         assert package.statistic is not None
-        model = self._module(parameters, Plan())
+        model = self._module(parameters, Plan(), package)
         rng = generator(package.seed, "calibration", package.round)
         chosen = np.sort(rng.permutation(share)[: package.calibration_examples])
         parts = np.split(chosen, range(32, len(chosen), 32))
-        return collect(model, self.architecture.layout, (self.examples.batch(part, self.device) for part in parts), package.statistic)
+        layout, asked = self.architecture.layout, [self.examples.batch(part, self.device) for part in parts]
+        norms = norm_statistics(model, layout, asked) if package.measure_norms else {}
+        return {**collect(model, layout, asked, package.statistic), **norms}
 
     def evaluate(
         self, package: Package, flat: NDArray[np.float32], plan: int, start: int, stop: int
     ) -> tuple[tuple[int, float, int], None]:
         """(correct answers, summed cross-entropy, examples) of a plan's subnetwork on a slice of the held-out part."""
-        module = self._module(self._parameters(flat), package.plans[plan]).eval()
+        module = self._module(self._parameters(flat), package.plans[plan], package).eval()
         batch = self.held_out.batch(slice(start, stop), self.device)
         labels = batch.pop("labels")
         with torch.inference_mode():

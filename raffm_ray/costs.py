@@ -6,10 +6,13 @@ Everything follows from the layout; no module is built. Parameters and FLOPs are
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, product
 from math import prod
+from typing import NamedTuple
 
 from raffm_ray.architectures import Architecture
-from raffm_ray.axes import Parameter, Plan, dim_kept_size, is_present, kept_size
+from raffm_ray.axes import Dim, Parameter, Plan, is_present, kept_size
 from raffm_ray.errors import UserError, look_up
 
 FLOAT_BYTES = 4
@@ -51,11 +54,35 @@ class Budget:
         ]
 
 
-def kept_shape(architecture: Architecture, name: str, plan: Plan) -> tuple[int, ...]:
-    """The shape of a parameter in the plan's subnetwork."""
-    layout = architecture.layout
-    dims, full = layout.parameters[name].dims, architecture.shapes[name]
-    return tuple(dim_kept_size(dim, layout.axes, plan) if dim else size for dim, size in zip(dims, full, strict=True))
+class _Term(NamedTuple):
+    """All parameters whose size is one product of axes, together: factors of that product."""
+
+    axes: tuple[str, ...]
+    layer: tuple[str, int] | None
+    params: int
+    flops: int
+    first_flops: int
+
+
+@lru_cache(maxsize=32)
+def _terms(architecture: Architecture) -> tuple[_Term, ...]:
+    sums: dict[tuple[tuple[str, ...], tuple[str, int] | None], list[int]] = {}
+    for name, spec in architecture.layout.parameters.items():
+        positions = architecture.positions[spec.matmul] if spec.matmul else 0
+        fixed = prod(size for size, dim in zip(architecture.shapes[name], spec.dims, strict=True) if not dim)
+        for axes in product(*(_products(dim) for dim in spec.dims)):
+            total = sums.setdefault((tuple(sorted(chain(*axes))), spec.layer), [0, 0, 0])
+            total[0] += fixed
+            total[1] += 2 * positions * fixed
+            total[2] += 2 * positions * fixed if spec.matmul == "patches" else 0
+    return tuple(_Term(axes, layer, *total) for (axes, layer), total in sums.items())
+
+
+def _products(dim: Dim) -> list[tuple[str, ...]]:
+    """A dim as a sum of products of axes: one product, or one for each part of a fused dim."""
+    if dim and not isinstance(dim[0], str):
+        return [axes for part in dim if not isinstance(part, str) for axes in _products(part)]
+    return [tuple(name for name in dim if isinstance(name, str))]
 
 
 def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimizer: str = "adamw") -> Costs:
@@ -65,22 +92,18 @@ def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimi
     projection, 2 x positions^2 x size for each of the two attention products; the backward pass costs twice the forward, less the
     gradient of the raw input, which nobody needs.
     """
-    layout, positions = architecture.layout, architecture.positions
+    layout, tokens = architecture.layout, architecture.positions["tokens"]
+    kept = {name: kept_size(name, layout.axes, plan) for name in layout.axes}
     params = forward = first = 0
-    for name, spec in layout.parameters.items():
-        if not is_present(spec, plan):
-            continue
-        entries = prod(kept_shape(architecture, name, plan))
-        params += entries
-        if spec.matmul:
-            flops = 2 * positions[spec.matmul] * entries
-            forward += flops
-            first += flops if spec.matmul == "patches" else 0
-    tokens = positions["tokens"]
+    for term in _terms(architecture):
+        if is_present(Parameter((), term.layer), plan):
+            size = prod(kept[name] for name in term.axes)
+            params += term.params * size
+            forward += term.flops * size
+            first += term.first_flops * size
     for site in layout.attentions:
         if is_present(Parameter((), site.layer), plan):
-            heads, qk, vo = (kept_size(axis, layout.axes, plan) for axis in (site.heads, site.qk, site.vo))
-            forward += 2 * tokens * tokens * heads * (qk + vo)
+            forward += 2 * tokens * tokens * kept[site.heads] * (kept[site.qk] + kept[site.vo])
     floats = params * (2 + look_up(OPTIMIZER_FLOATS, optimizer, "optimizer")) + batch_size * activation_floats(architecture, plan)
     return Costs(params, params * FLOAT_BYTES, forward, 3 * forward - first, floats * FLOAT_BYTES)
 

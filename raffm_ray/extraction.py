@@ -7,6 +7,7 @@ answered by a bisection over the closed formulas of costs.py, so a budget may be
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, prod
 
 import numpy as np
@@ -73,11 +74,14 @@ def plan_of_rates(rates: Mapping[str, float], orders: Orders, layout: Layout, cu
     return plan_of(counts, orders, layout)
 
 
-def unit_cost(architecture: Architecture, name: str) -> float:
-    """Parameters that one index of an axis removes from the full model (in every index of its parent together)."""
-    layout, size = architecture.layout, architecture.layout.axes[name].size
-    parameters = layout.parameters.items()
-    return sum(prod(architecture.shapes[key]) for key, spec in parameters if any(name in dim_axes(dim) for dim in spec.dims)) / size
+@lru_cache(maxsize=32)
+def unit_costs(architecture: Architecture) -> dict[str, float]:
+    """Parameters that one index of every axis removes from the full model (in every index of its parent together)."""
+    costs = dict.fromkeys(architecture.layout.axes, 0.0)
+    for key, spec in architecture.layout.parameters.items():
+        for name in {name for dim in spec.dims for name in dim_axes(dim)}:
+            costs[name] += prod(architecture.shapes[key]) / architecture.layout.axes[name].size
+    return costs
 
 
 def ranked_list(architecture: Architecture, scores: Scores, cutting: Cutting) -> list[tuple[str, int]]:
@@ -91,7 +95,7 @@ def ranked_list(architecture: Architecture, scores: Scores, cutting: Cutting) ->
         size, step, floor = layout.axes[name].size, cutting.step(name, layout), cutting.floor(name, layout)
         ordered = -np.sort(-scores[name], axis=-1)
         summed: NDArray[np.float64] = ordered.sum(0) if ordered.ndim == 2 else ordered
-        cost = unit_cost(architecture, name)
+        cost = unit_costs(architecture)[name]
         ceiling = np.inf
         for start in range(floor, size, step):
             stop = min(start + step, size)

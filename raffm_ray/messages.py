@@ -1,7 +1,7 @@
 """What crosses a process boundary, and how parameters travel: as one flat float32 array in the model's order."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -16,7 +16,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Package:
-    """What all jobs of a round share; sent once, beside the flat parameters. `plans` are referred to by position."""
+    """What all jobs of a round share; sent once, beside the flat parameters.
+
+    `plans` are referred to by position. `statistic`: what calibrating clients report; `measure_norms`: and their norms' besides.
+    `norms`: statistics by which norms of plans with a cut residual are corrected; empty for none.
+    """
 
     seed: int
     round: int
@@ -25,6 +29,8 @@ class Package:
     learning_rate: float
     statistic: str | None = None
     calibration_examples: int = 0
+    measure_norms: bool = False
+    norms: Statistics = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

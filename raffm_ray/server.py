@@ -1,7 +1,7 @@
 """The server: state in, state out. Begin a round, finish a round; no processes, no files, no clock."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import cos, pi
 
 import torch
@@ -15,6 +15,7 @@ from raffm_ray.costs import Budget, Costs, costs_of
 from raffm_ray.errors import UserError
 from raffm_ray.extraction import Cutting
 from raffm_ray.messages import Job, Package, Report, Update, views
+from raffm_ray.norms import norm_part
 from raffm_ray.salience import METRICS, Scores, Statistics, add_statistics, identity_orders
 from raffm_ray.seeding import generator
 from raffm_ray.strategies import STRATEGIES, Strategy, View
@@ -43,12 +44,13 @@ class Setup:
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that the next round depends on. `pending`: statistics reported since the last ranking."""
+    """All that the next round depends on. `pending`: statistics reported since the last ranking; `norms`: from before it."""
 
     round: int
     parameters: Tensor
     scores: Scores
     pending: Statistics | None = None
+    norms: Statistics = field(default_factory=dict)
     ranked_at: int = 0
 
 
@@ -122,6 +124,11 @@ def _statistic(setup: Setup) -> str | None:
     return METRICS[settings.metric].statistic if calibrated else None
 
 
+def cuts_residual(setup: Setup, state: ServerState) -> bool:
+    """Whether some class's subnetwork narrows the residual stream, so that norms want correcting."""
+    return any("residual" in plan for plan in class_plans(setup, state).values())
+
+
 def holds_full_model(setup: Setup, name: str) -> bool:
     """Whether a device class can train the full model."""
     return setup.budgets[name].allows(setup.costs(Plan()))
@@ -146,7 +153,8 @@ def begin_calibration(setup: Setup, state: ServerState) -> Round | None:
         )
     rng = generator(experiment.seed, "calibration clients")
     chosen = sorted(rng.permutation(able)[: experiment.salience.clients].tolist())
-    package = Package(experiment.seed, 0, (Plan(),), experiment.local, 0.0, statistic, experiment.salience.examples)
+    examples, cut = experiment.salience.examples, "residual" in experiment.extraction.steps
+    package = Package(experiment.seed, 0, (Plan(),), experiment.local, 0.0, statistic, examples, cut)
     return Round(package, _blocks([Job(client, None, calibrate=True) for client in chosen], experiment.pool.block_clients))
 
 
@@ -159,7 +167,7 @@ def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) 
         named = views(state.parameters, setup.architecture.shapes)
         rng = generator(setup.experiment.seed, "salience", state.round)
         scores = metric.score(setup.architecture.layout, named, statistics or {}, rng)
-    return replace(state, scores=scores, pending=None, ranked_at=state.round)
+    return replace(state, scores=scores, pending=None, norms=norm_part(statistics) or state.norms, ranked_at=state.round)
 
 
 def ranking_is_due(setup: Setup, state: ServerState) -> bool:
@@ -200,7 +208,8 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
         prefixes = tuple(position for position in candidates if position < own)
         jobs.append(Job(client, own, prefixes, strategy.prefix, calibrate=statistic is not None and len(plan) == 0))
     rate = _learning_rate(experiment, number)
-    package = Package(experiment.seed, number, tuple(by_size), experiment.local, rate, statistic, experiment.salience.examples)
+    examples, cut = experiment.salience.examples, statistic is not None and cuts_residual(setup, state)
+    package = Package(experiment.seed, number, tuple(by_size), experiment.local, rate, statistic, examples, cut, state.norms)
     return Round(package, _blocks(jobs, experiment.pool.block_clients))
 
 

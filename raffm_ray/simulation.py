@@ -17,6 +17,7 @@ from raffm_ray.devices import DEVICES
 from raffm_ray.display import Display
 from raffm_ray.errors import UserError
 from raffm_ray.messages import Job, Package, Report, Update
+from raffm_ray.norms import norm_statistics
 from raffm_ray.pool import Call, Pool, open_pool
 from raffm_ray.prepare import Prepared, prepare
 from raffm_ray.pretrain import pretrained
@@ -60,7 +61,7 @@ def evaluate(setup: Setup, state: ServerState, pool: Pool, held_out: int) -> Eva
     asked = [(number, *part) for number in range(len(plans)) for part in slices]
     calls: list[Call] = [("evaluate", arguments) for arguments in asked]
     costs = [float(setup.costs(plans[number]).forward_flops * (stop - start)) for number, start, stop in asked]
-    package = Package(experiment.seed, state.round, tuple(plans), experiment.local, 0.0)
+    package = Package(experiment.seed, state.round, tuple(plans), experiment.local, 0.0, norms=state.norms)
     correct, loss, count = [0] * len(plans), [0.0] * len(plans), [0] * len(plans)
     results = pool.run(package, state.parameters.numpy(), calls, costs, lambda *_: None)
     for (number, *_), ((right, summed, examples), _) in zip(asked, results, strict=True):
@@ -147,7 +148,8 @@ def public_statistics(prepared: Prepared, state: ServerState, statistic: str) ->
     with one_thread():
         model = build(architecture, {name: values.clone() for name, values in views(state.parameters, architecture.shapes).items()}, Plan())
         parts = [slice(start, start + 32) for start in range(0, len(public), 32)]
-        return collect(model, architecture.layout, (public.batch(part) for part in parts), statistic)
+        asked = [public.batch(part) for part in parts]
+        return {**collect(model, architecture.layout, asked, statistic), **norm_statistics(model, architecture.layout, asked)}
 
 
 def summarize(setup: Setup, recorder: Recorder, start: Evaluation, final: Evaluation, state: ServerState, name: str, metric: str) -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from raffm_ray.architectures import Architecture
 from raffm_ray.axes import Plan
 from raffm_ray.costs import Budget
 from raffm_ray.extraction import Cutting, common_rate, longest_prefix, ranked_list
-from raffm_ray.salience import Scores, identity_orders, rank
+from raffm_ray.salience import Orders, Scores, identity_orders, rank
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """What a strategy may look at. `scores` are the current ranking; `seed` and `round` name random or rolling choices."""
 
@@ -23,6 +24,16 @@ class View:
     batch_size: int
     optimizer: str
 
+    @cached_property
+    def orders(self) -> Orders:
+        """The current ranking of every axis."""
+        return rank(self.scores)
+
+    @cached_property
+    def units(self) -> list[tuple[str, int]]:
+        """The current ranked list."""
+        return ranked_list(self.architecture, self.scores, self.cutting)
+
 
 Extract = Callable[[View, Budget, int], Plan | None]
 """(view, the client's budget, the client) -> its plan this round, or None when it does not take part."""
@@ -32,9 +43,8 @@ def ranked(view: View, budget: Budget, client: int) -> Plan:
     """The longest prefix of the ranked list that fits, or one rate for every axis where the experiment says so."""
     memory = (view.batch_size, view.optimizer)
     if view.kind == "common_rate":
-        return common_rate(view.architecture, rank(view.scores), view.cutting, budget, *memory)
-    units = ranked_list(view.architecture, view.scores, view.cutting)
-    return longest_prefix(view.architecture, units, rank(view.scores), view.cutting, budget, *memory)
+        return common_rate(view.architecture, view.orders, view.cutting, budget, *memory)
+    return longest_prefix(view.architecture, view.units, view.orders, view.cutting, budget, *memory)
 
 
 def whole(view: View, budget: Budget, client: int) -> Plan:

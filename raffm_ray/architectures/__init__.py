@@ -49,7 +49,7 @@ HEADS: dict[str, Any] = {"image_classification": AutoModelForImageClassification
 """A task's kind -> the transformers Auto class that builds the model with its head."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
     """One concrete model, described: everything needed to build any subnetwork of it, but no weights."""
 

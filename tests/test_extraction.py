@@ -1,0 +1,119 @@
+"""Budgets become plans: they fit, they are nested, and what cannot be is said."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from conftest import TINY
+from raffm_ray.architectures import architecture_of, parse_config
+from raffm_ray.axes import Plan, check_plan, within
+from raffm_ray.costs import Budget, budget_from, costs_of
+from raffm_ray.errors import UserError
+from raffm_ray.extraction import Cutting, common_rate, longest_prefix, plan_of_rates, ranked_list
+from raffm_ray.salience import METRICS, identity_orders, rank
+from raffm_ray.strategies import STRATEGIES, View
+
+ARCHITECTURE = architecture_of(parse_config(TINY["vit"]), "image_classification")
+CUTTING = Cutting({"heads": 1, "qk": 2, "vo": 2, "ffn": 4, "residual": 4}, {"residual": 0.5})
+FULL = costs_of(ARCHITECTURE, Plan(), 16)
+
+
+def noise(seed: int):
+    return METRICS["random"].score(ARCHITECTURE.layout, {}, {}, np.random.default_rng(seed))
+
+
+def prefix(seed: int, budget: Budget) -> Plan:
+    scores = noise(seed)
+    return longest_prefix(ARCHITECTURE, ranked_list(ARCHITECTURE, scores, CUTTING), rank(scores), CUTTING, budget, 16)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["params", "bytes", "training_flops", "memory_bytes"]), st.floats(0.45, 1.0), st.floats(0.45, 1.0))
+def test_a_prefix_fits_its_budget_and_smaller_ones_are_nested_in_larger(seed, kind, first, second) -> None:
+    small, large = (prefix(seed, budget_from({kind: share}, FULL)) for share in sorted((first, second)))
+    for plan, share in ((small, min(first, second)), (large, max(first, second))):
+        check_plan(plan, ARCHITECTURE.layout.axes)
+        assert getattr(costs_of(ARCHITECTURE, plan, 16), kind) <= share * getattr(FULL, kind)
+    within(small, large, ARCHITECTURE.layout)
+
+
+def test_nested_control_another_ranking_s_plan_is_not_nested() -> None:
+    small, large = prefix(1, budget_from({"params": 0.6}, FULL)), prefix(2, budget_from({"params": 0.7}, FULL))
+    with pytest.raises(ValueError, match="inner plan keeps indices"):
+        within(small, large, ARCHITECTURE.layout)
+
+
+def test_the_prefix_is_the_longest() -> None:
+    scores = noise(0)
+    units = ranked_list(ARCHITECTURE, scores, CUTTING)
+    floors = {name: CUTTING.floor(name, ARCHITECTURE.layout) for name in CUTTING.axes(ARCHITECTURE.layout)}
+    from raffm_ray.extraction import plan_of
+
+    sizes = [costs_of(ARCHITECTURE, plan_of(floors | dict(units[:n]), rank(scores), ARCHITECTURE.layout)).params for n in range(len(units) + 1)]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == FULL.params
+    for limit in range(sizes[0], FULL.params + 1, 517):
+        got = costs_of(ARCHITECTURE, prefix(0, Budget(params=limit))).params
+        assert got == max(size for size in sizes if size <= limit)
+
+
+def test_salient_units_are_kept_and_the_residual_is_cut_last() -> None:
+    scores = {name: score.copy() for name, score in noise(0).items()}
+    scores["1/ffn"][:4] = 1e6
+    units = ranked_list(ARCHITECTURE, scores, CUTTING)
+    plan = longest_prefix(ARCHITECTURE, units, rank(scores), CUTTING, budget_from({"params": 0.5}, FULL), 16)
+    assert set(range(4)) <= set(plan["1/ffn"].tolist())
+    assert "residual" not in plan
+    smallest = longest_prefix(ARCHITECTURE, units, rank(scores), CUTTING, budget_from({"params": 0.15}, FULL), 16)
+    assert smallest["residual"].size < 24
+    assert all(smallest[f"{layer}/ffn"].shape == (4,) for layer in range(3))
+
+
+def test_heads_of_a_layer_share_their_sizes_but_not_their_orders() -> None:
+    plan = prefix(3, budget_from({"params": 0.6}, FULL))
+    nested = [plan[name] for name in plan if name.endswith("/qk") or name.endswith("/vo")]
+    assert nested
+    assert all(kept.shape[0] == 3 for kept in nested)
+    assert any((kept[0] != kept[1]).any() for kept in nested)
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("share", [0.35, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("kind", ["ranked_list", "common_rate"])
+def test_no_strategy_exceeds_a_budget(name, share, kind) -> None:
+    strategy = STRATEGIES[name]
+    view = View(ARCHITECTURE, noise(0), CUTTING, kind, 0, 1, 16, "adamw")
+    budget = budget_from({"params": share}, FULL)
+    for client in range(3):
+        plans = [strategy.deploy(view, budget, client)] + ([strategy.train(view, budget, client)] if strategy.budgeted else [])
+        for plan in plans:
+            assert plan is not None
+            check_plan(plan, ARCHITECTURE.layout.axes)
+            assert costs_of(ARCHITECTURE, plan).params <= share * FULL.params
+
+
+def test_budget_control_the_upper_bound_exceeds_it() -> None:
+    view = View(ARCHITECTURE, noise(0), CUTTING, "ranked_list", 0, 1, 16, "adamw")
+    plan = STRATEGIES["full"].train(view, budget_from({"params": 0.5}, FULL), 0)
+    assert plan == Plan()
+
+
+def test_one_rate_per_axis() -> None:
+    plan = plan_of_rates({"ffn": 0.5, "qk": 0.75}, identity_orders(ARCHITECTURE.layout), ARCHITECTURE.layout, CUTTING)
+    assert plan["2/ffn"].tolist() == list(range(20))
+    assert plan["0/qk"].shape == (6,)
+    assert "0/vo" not in plan
+    whole = common_rate(ARCHITECTURE, identity_orders(ARCHITECTURE.layout), CUTTING, Budget(params=FULL.params))
+    assert whole == Plan()
+
+
+def test_several_limits_bind_together() -> None:
+    plan = prefix(0, Budget(params=0.9 * FULL.params, memory_bytes=0.7 * FULL.memory_bytes))
+    costs = costs_of(ARCHITECTURE, plan, 16)
+    assert costs.memory_bytes <= 0.7 * FULL.memory_bytes
+    assert costs.params <= 0.9 * FULL.params
+
+
+def test_a_budget_below_the_smallest_subnetwork_says_by_how_much() -> None:
+    with pytest.raises(UserError, match=r"below the smallest subnetwork: params 1,\d{3} > 143"):
+        prefix(0, budget_from({"params": 0.01}, FULL))

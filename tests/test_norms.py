@@ -1,0 +1,85 @@
+"""A cut residual cannot equal the full model; corrected norms bring it closer."""
+
+import numpy as np
+import pytest
+import torch
+from raffm_ray.architectures import architecture_of, build, new_model, parse_config
+from raffm_ray.axes import Plan, take_all
+from raffm_ray.client import backward, one_thread
+from raffm_ray.data import batches, load_task
+from raffm_ray.norms import correct_norms, norm_statistics
+from raffm_ray.salience import METRICS, add_statistics, collect, rank
+
+
+@pytest.fixture(scope="module")
+def trained():
+    task = load_task("digits", 200, 0.25, np.random.default_rng(0))
+    config = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    config |= {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    architecture = architecture_of(parse_config(config), "image_classification")
+    model = new_model(architecture, 0)
+    rng = np.random.default_rng(0)
+    with one_thread():
+        with torch.no_grad():
+            # Pretrained transformers carry channels of massive activation (Sun et al. 2024); so does this one.
+            model.vit.embeddings.position_embeddings[..., 5] += 2.0
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        for indices in batches(np.arange(200), 32, 300, rng):
+            optimizer.zero_grad()
+            backward(model, task.public.batch(indices))
+            optimizer.step()
+    return architecture, {name: p.detach().clone() for name, p in model.named_parameters()}, model.eval(), task
+
+
+def test_corrected_norms_bring_a_cut_residual_closer_to_the_full_model(trained) -> None:
+    architecture, parameters, model, task = trained
+    public = [task.public.batch(slice(0, 200))]
+    statistics = norm_statistics(model, architecture.layout, public)
+    scores = METRICS["fisher"].score(architecture.layout, parameters, collect(model, architecture.layout, public, "fisher"), np.random.default_rng(0))
+    order = rank(scores)["residual"]
+    inputs = {"pixel_values": task.held_out.batch(slice(0, 400))["pixel_values"]}
+    distances = {"plain": [], "corrected": []}
+    with torch.no_grad():
+        full = model(**inputs).logits.log_softmax(-1)
+        for kept in (28, 24, 20, 16):
+            plan = Plan({"residual": np.sort(order[:kept])})
+            cut = take_all(parameters, architecture.layout, plan)
+            for name, tensors in (("plain", cut), ("corrected", correct_norms(cut, plan, architecture.layout, statistics))):
+                small = build(architecture, {key: values.clone() for key, values in tensors.items()}, plan).eval()
+                got = small(**inputs).logits.log_softmax(-1)
+                distances[name].append(float((full.exp() * (full - got)).sum(-1).mean()))
+    assert np.mean(distances["corrected"]) < 0.9 * np.mean(distances["plain"]), distances
+
+
+def test_a_whole_residual_is_left_alone(trained) -> None:
+    architecture, parameters, model, task = trained
+    statistics = norm_statistics(model, architecture.layout, [task.public.batch(slice(0, 20))])
+    for plan in (Plan(), Plan({"0/ffn": [1, 2, 3]})):
+        cut = take_all(parameters, architecture.layout, plan)
+        corrected = correct_norms(cut, plan, architecture.layout, statistics)
+        assert all(torch.equal(corrected[name], cut[name]) for name in cut)
+
+
+def test_the_correction_is_exact_when_every_position_has_the_same_statistics(trained) -> None:
+    architecture, parameters, _, _ = trained
+    layout, name = architecture.layout, architecture.layout.norms[0]
+    x = torch.randn(32, dtype=torch.float64)
+    z = (x - x.mean()) / x.var(correction=0).sqrt()
+    statistics = {f"norm_mean@{name}": z, f"norm_square@{name}": z.square(), f"norm_positions@{name}": torch.tensor(1.0, dtype=torch.float64)}
+    plan = Plan({"residual": [1, 4, 9, 16, 25]})
+    gain, bias = torch.randn(32, dtype=torch.float64), torch.randn(32, dtype=torch.float64)
+    kept = plan["residual"].copy()
+    cut = {f"{name}.weight": gain[kept], f"{name}.bias": bias[kept]}
+    new = correct_norms(cut, plan, layout, statistics)
+    inside = x[kept]
+    normed = (inside - inside.mean()) / inside.var(correction=0).sqrt()
+    # The estimate of the deviation leaves out the spread of the mean, which a single position does not have.
+    torch.testing.assert_close(normed * new[f"{name}.weight"] + new[f"{name}.bias"], (z * gain + bias)[kept])
+
+
+def test_norm_statistics_of_clients_add_up(trained) -> None:
+    architecture, _, model, task = trained
+    whole = norm_statistics(model, architecture.layout, [task.public.batch(slice(0, 30))])
+    halves = [norm_statistics(model, architecture.layout, [task.public.batch(slice(*part))]) for part in ((0, 13), (13, 30))]
+    for key, value in add_statistics(*halves).items():
+        torch.testing.assert_close(value, whole[key])

@@ -1,0 +1,135 @@
+"""Salience: sums that clients can report, scores that find what matters, and the table."""
+
+import numpy as np
+import pytest
+import torch
+from raffm_ray.axes import Plan, take_all
+from raffm_ray.architectures import build
+from raffm_ray.salience import METRICS, add_statistics, collect, identity_orders, rank, rankable, sites, unit_sums
+
+STATISTICS = sorted({metric.statistic for metric in METRICS.values() if metric.statistic})
+
+
+@pytest.fixture
+def batch(inputs) -> dict[str, torch.Tensor]:
+    return {**inputs, "labels": torch.arange(len(inputs["pixel_values"])) % 10}
+
+
+def parts(batch, *edges):
+    return [{name: values[start:stop] for name, values in batch.items()} for start, stop in zip((0, *edges), (*edges, None), strict=True)]
+
+
+def scores_of(name, architecture, model, batch):
+    metric = METRICS[name]
+    statistics = collect(model, architecture.layout, [batch], metric.statistic) if metric.statistic else {}
+    return metric.score(architecture.layout, dict(model.named_parameters()), statistics, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_every_metric_scores_every_axis(architecture, model, batch, name) -> None:
+    scores = scores_of(name, architecture, model, batch)
+    layout = architecture.layout
+    assert set(scores) == set(rankable(layout))
+    for axis, score in scores.items():
+        parent = layout.axes[axis].parent
+        assert score.shape == ((layout.axes[parent].size, layout.axes[axis].size) if parent else (layout.axes[axis].size,))
+        assert np.isfinite(score).all()
+        assert (score >= 0).all()
+        order = rank(scores)[axis]
+        assert (np.sort(order, axis=-1) == np.arange(layout.axes[axis].size)).all()
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_statistics_of_clients_add_up_to_those_of_all_examples(architecture, model, batch, statistic) -> None:
+    whole = collect(model, architecture.layout, [batch], statistic)
+    first, second = ([part] for part in parts(batch, 2))
+    added = add_statistics(collect(model, architecture.layout, first, statistic), collect(model, architecture.layout, second, statistic))
+    assert whole.keys() == added.keys()
+    for key, value in whole.items():
+        torch.testing.assert_close(added[key], value, rtol=1e-5, atol=1e-12)
+    assert float(whole["examples"]) == len(batch["labels"])
+
+
+def test_statistics_control_another_half_differs(architecture, model, batch) -> None:
+    first, second = (collect(model, architecture.layout, [part], "fisher") for part in parts(batch, 3))
+    assert not torch.allclose(first["0/ffn"], second["0/ffn"])
+
+
+def test_collecting_leaves_the_model_as_it_was(architecture, model, batch) -> None:
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.train()
+    collect(model, architecture.layout, [batch], "fisher")
+    assert model.training
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def gated_loss_gradient(architecture, model, batch, parameter, unit, columns) -> float:
+    """d loss / d gate by finite differences: the gate scales what one projection sends on from a unit, one example."""
+
+    def loss(scale: float) -> float:
+        tensors = {n: p.detach().clone().double() for n, p in model.named_parameters()}
+        where = (slice(None), unit) if columns else (unit,)
+        tensors[f"{parameter}.weight"][where] *= scale
+        if not columns:
+            tensors[f"{parameter}.bias"][unit] *= scale
+        double = build(architecture, tensors, Plan()).eval()
+        logits = double(pixel_values=batch["pixel_values"].double()).logits
+        return float(torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum").detach())
+
+    return (loss(1.001) - loss(0.999)) / 0.002
+
+
+@pytest.mark.parametrize(("axis", "parameter", "columns"), [("0/ffn", "mlp.fc2", True), ("0/vo", "attention.o_proj", True), ("0/qk", "attention.q_proj", False)])
+def test_fisher_is_the_squared_derivative_of_a_gate(architecture, model, batch, axis, parameter, columns) -> None:
+    module = next(name for name, _ in sites(architecture.layout, axis) if name.endswith(parameter))
+    expected = sum(gated_loss_gradient(architecture, model, one, module, 5, columns) ** 2 for one in parts(batch, 1, 2, 3, 4, 5))
+    measured = collect(model, architecture.layout, [batch], "fisher")[axis].flatten()[5]
+    assert float(measured) == pytest.approx(expected, rel=1e-2)
+
+
+def test_l1_is_the_paper_s_sum_of_absolute_weights(architecture, model) -> None:
+    scores = METRICS["l1"].score(architecture.layout, dict(model.named_parameters()), {}, np.random.default_rng(0))
+    named = dict(model.named_parameters())
+    prefix = next(iter(named)).split(".")[0]
+    layer = f"{prefix}.layers.0.mlp"
+    neuron = 7
+    expected = named[f"{layer}.fc1.weight"][neuron].abs().sum() + named[f"{layer}.fc1.bias"][neuron].abs() + named[f"{layer}.fc2.weight"][:, neuron].abs().sum()
+    assert scores["0/ffn"][neuron] == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(set(METRICS) - {"random"}))
+def test_a_metric_ranks_dead_units_last(architecture, model, batch, name) -> None:
+    dead = [3, 11, 17]
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if ".layers.0.mlp.fc1" in key:
+                parameter[dead] = 0
+            if ".layers.0.mlp.fc2.weight" in key:
+                parameter[:, dead] = 0
+    assert sorted(rank(scores_of(name, architecture, model, batch))["0/ffn"][-3:]) == dead
+
+
+def test_random_control_does_not_find_dead_units(architecture, model, batch) -> None:
+    scores = scores_of("random", architecture, model, batch)
+    assert sorted(rank(scores)["0/ffn"][-3:]) != [3, 11, 17]
+
+
+def test_fused_dims_add_their_parts(architecture) -> None:
+    layout = architecture.layout
+    heads, size = layout.axes["0/heads"].size, layout.axes["0/qk"].size
+    dim = ((("0/heads", "0/qk"), ("0/heads", "0/qk"), ("0/heads", "0/vo")),)
+    values = torch.arange(3.0 * heads * size)
+    first, second, third = values.reshape(3, heads, size)
+    assert torch.equal(unit_sums(values, dim, "0/qk", layout), first + second)
+    assert torch.equal(unit_sums(values, dim, "0/vo", layout), third)
+
+
+def test_identity_orders_are_plain_prefixes(architecture, model) -> None:
+    orders = identity_orders(architecture.layout)
+    cut = take_all(dict(model.named_parameters()), architecture.layout, Plan({"0/ffn": orders["0/ffn"][:5]}))
+    weight = next(value for key, value in cut.items() if key.endswith("layers.0.mlp.fc1.weight"))
+    full = next(p for key, p in model.named_parameters() if key.endswith("layers.0.mlp.fc1.weight"))
+    assert torch.equal(weight, full[:5])
