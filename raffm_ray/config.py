@@ -70,7 +70,8 @@ class SalienceSettings(Settings):
 
     metric: str = Field("fisher", description="a metric of raffm_ray.salience.METRICS")
     source: Literal["clients", "public"] = Field("clients", description="who calibrates: clients that hold the full model, or the server on its public part")
-    every: int = Field(5, ge=1, description="rounds between rankings")
+    every: int = Field(10, ge=1, description="rounds between rankings")
+    until: float = Field(0.5, ge=0, le=1, description="fraction of the rounds after which the ranking stays, so that what it chose can settle")
     clients: int = Field(8, ge=1, description="clients that calibrate the first ranking, before round 1")
     examples: int = Field(64, ge=1, description="examples that a client calibrates on at most")
 

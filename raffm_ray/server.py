@@ -172,7 +172,8 @@ def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) 
 
 def ranking_is_due(setup: Setup, state: ServerState) -> bool:
     """Whether the ranking is renewed before the next round; a calibrated one waits until somebody has reported."""
-    if not setup.strategy.salience or state.round - state.ranked_at < setup.experiment.salience.every:
+    settings = setup.experiment.salience
+    if not setup.strategy.salience or state.round - state.ranked_at < settings.every or state.round > settings.until * setup.experiment.rounds:
         return False
     return state.pending is not None or _statistic(setup) is None
 

@@ -10,18 +10,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from raffm_ray.architectures import build
 from raffm_ray.axes import Plan
-from raffm_ray.client import Runner
+from raffm_ray.client import one_thread
 from raffm_ray.config import Experiment
 from raffm_ray.devices import DEVICES
 from raffm_ray.display import Display
 from raffm_ray.errors import UserError
-from raffm_ray.messages import Job, Package, Report, Update
+from raffm_ray.messages import Job, Package, Report, Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.pool import Call, Pool, open_pool
 from raffm_ray.prepare import Prepared, prepare
 from raffm_ray.pretrain import pretrained
-from raffm_ray.record import ClientRow, Recorder, RoundRow, check_output, parameters_sha256, peak_rss_bytes
+from raffm_ray.record import ClientRow, Recorder, RoundRow, check_output, parameters_sha256, peak_rss_bytes, write_json
 from raffm_ray.salience import METRICS, Statistics, collect
 from raffm_ray.server import (
     Round,
@@ -140,16 +141,10 @@ def _first_ranking(prepared: Prepared, state: ServerState, pool: Pool, display: 
 
 def public_statistics(prepared: Prepared, state: ServerState, statistic: str) -> Statistics:
     """The full model's statistics on the public part, for `salience.source: public`."""
-    from raffm_ray.architectures import build
-    from raffm_ray.client import one_thread
-    from raffm_ray.messages import views
-
     architecture, public = prepared.setup.architecture, prepared.task.public
-    with one_thread():
-        model = build(architecture, {name: values.clone() for name, values in views(state.parameters, architecture.shapes).items()}, Plan())
-        parts = [slice(start, start + 32) for start in range(0, len(public), 32)]
-        asked = [public.batch(part) for part in parts]
-        return {**collect(model, architecture.layout, asked, statistic), **norm_statistics(model, architecture.layout, asked)}
+    model = build(architecture, {name: values.clone() for name, values in views(state.parameters, architecture.shapes).items()}, Plan())
+    asked = [public.batch(slice(start, start + 32)) for start in range(0, len(public), 32)]
+    return {**collect(model, architecture.layout, asked, statistic), **norm_statistics(model, architecture.layout, asked)}
 
 
 def summarize(setup: Setup, recorder: Recorder, start: Evaluation, final: Evaluation, state: ServerState, name: str, metric: str) -> dict[str, Any]:
@@ -253,7 +248,11 @@ def simulate(experiment: Experiment, folder: Path, console: Console | None = Non
 
     Raises UserError before any training when something cannot work. A given pool is used and left open.
     """
-    console = console or Console(stderr=True, quiet=True)
+    with one_thread():
+        return _simulate(experiment, folder, console or Console(stderr=True, quiet=True), pool)
+
+
+def _simulate(experiment: Experiment, folder: Path, console: Console, pool: Pool | None) -> dict[str, Any]:
     check_output(folder)
     for name in experiment.baselines:
         if name not in STRATEGIES or name == experiment.strategy.name:
@@ -268,8 +267,6 @@ def simulate(experiment: Experiment, folder: Path, console: Console | None = Non
             summary["baselines"] = {
                 name: train(with_strategy(prepared, name), start, used, folder / "baselines" / name, console) for name in experiment.baselines
             }
-            from raffm_ray.record import write_json
-
             write_json(folder / "summary.json", summary)
     finally:
         if pool is None:
