@@ -22,16 +22,15 @@ from raffm_ray.axes import (
     Plan,
     Selection,
     Selections,
-    cut_layout,
     kept_size,
     scatter_add_selected,
     selections,
     take_selected,
-    within,
 )
 from raffm_ray.config import LocalSettings
 from raffm_ray.data import Examples, batches, steps_of
 from raffm_ray.messages import Job, Package, Report, Update, views
+from raffm_ray.nesting import cut_layout, within
 from raffm_ray.norms import correct_norms, norm_statistics
 from raffm_ray.salience import add_statistics, collect
 from raffm_ray.seeding import generator, torch_seed
@@ -40,7 +39,8 @@ T = TypeVar("T")
 Parameters = Mapping[str, Tensor]
 REMEMBERED = 32
 """Modules, and cuts, that a worker keeps for reuse."""
-OPTIMIZERS = {
+Optimizer = Callable[[list[nn.Parameter], float, float], torch.optim.Optimizer]
+OPTIMIZERS: dict[str, Optimizer] = {
     "adamw": lambda parameters, rate, decay: torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True),
     "sgd": lambda parameters, rate, decay: torch.optim.SGD(parameters, lr=rate, weight_decay=decay),
     "momentum": lambda parameters, rate, decay: torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=0.9),
@@ -72,7 +72,7 @@ def backward(module: nn.Module, batch: Mapping[str, Tensor]) -> float:
     """Adds the gradient of the mean cross-entropy of a batch to a module's parameters; returns the loss."""
     inputs = {name: values for name, values in batch.items() if name != "labels"}
     loss = nn.functional.cross_entropy(module(**inputs).logits, batch["labels"])
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return float(loss.detach())
 
 
@@ -168,7 +168,10 @@ class Runner:
         tensors = correct_norms(cut, plan, self.architecture.layout, package.norms)
         owned = {name: values.to(self.device, copy=True) for name, values in tensors.items()}
         # Plans of the same widths differ only in which indices they keep, so their modules differ only in weights.
-        widths = (str(plan.get("layers")), tuple(kept_size(name, self.architecture.layout.axes, plan) for name in self.architecture.layout.axes))
+        widths = (
+            str(plan.get("layers")),
+            tuple(kept_size(name, self.architecture.layout.axes, plan) for name in self.architecture.layout.axes),
+        )
         module = install(_remember(self.skeletons, widths, lambda: skeleton(self.architecture, plan)), owned)
         module.zero_grad(set_to_none=True)
         return module
@@ -198,7 +201,18 @@ class Runner:
                         for name, values in change.items():
                             own[name].add_(values, alpha=len(share))
                         weights[job.plan] = weights.get(job.plan, 0.0) + len(share)
-            reports.append(Report(job.client, job.plan, len(share), steps, loss, time.perf_counter() - start, accepted, tuple(sorted(seen.items()))))
+            reports.append(
+                Report(
+                    job.client,
+                    job.plan,
+                    len(share),
+                    steps,
+                    loss,
+                    time.perf_counter() - start,
+                    accepted,
+                    tuple(sorted(seen.items())),
+                )
+            )
         total = torch.zeros(flat.shape[0])
         named = views(total, self.architecture.shapes)
         for plan, changes in sorted(sums.items()):

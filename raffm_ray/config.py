@@ -61,7 +61,9 @@ class FleetSettings(Settings):
 
     mix: str = Field("medium", description="a fleet of raffm_ray.devices.MIXES")
     shares: dict[str, float] = Field({}, description="share of a device class; the mix is scaled to the rest")
-    budgets: dict[str, dict[str, float]] = Field({}, description="device class -> {params|bytes|training_flops|memory_bytes: limit}; <= 1 is a fraction")
+    budgets: dict[str, dict[str, float]] = Field(
+        {}, description="device class -> {params|bytes|training_flops|memory_bytes: limit}; <= 1 is a fraction"
+    )
     memory_fraction: float = Field(0.25, gt=0, le=1, description="part of a device's memory that training may use")
 
 
@@ -69,9 +71,13 @@ class SalienceSettings(Settings):
     """How parameters are ranked, and when."""
 
     metric: str = Field("fisher", description="a metric of raffm_ray.salience.METRICS")
-    source: Literal["clients", "public"] = Field("clients", description="who calibrates: clients that hold the full model, or the server on its public part")
+    source: Literal["clients", "public"] = Field(
+        "clients", description="who calibrates: clients that hold the full model, or the server on its public part"
+    )
     every: int = Field(10, ge=1, description="rounds between rankings")
-    until: float = Field(0.5, ge=0, le=1, description="fraction of the rounds after which the ranking stays, so that what it chose can settle")
+    until: float = Field(
+        0.5, ge=0, le=1, description="fraction of the rounds after which the ranking stays, so that what it chose can settle"
+    )
     clients: int = Field(8, ge=1, description="clients that calibrate the first ranking, before round 1")
     examples: int = Field(64, ge=1, description="examples that a client calibrates on at most")
 
@@ -80,7 +86,10 @@ class ExtractionSettings(Settings):
     """How a budget becomes a plan."""
 
     kind: Literal["ranked_list", "common_rate"] = "ranked_list"
-    steps: dict[str, int] = Field({"heads": 1, "qk": 4, "vo": 4, "ffn": 16, "residual": 16}, description="units cut together, by kind of axis; a kind left out is never cut")
+    steps: dict[str, int] = Field(
+        {"heads": 1, "qk": 4, "vo": 4, "ffn": 16, "residual": 16},
+        description="units cut together, by kind of axis; a kind left out is never cut",
+    )
     floors: dict[str, float] = Field({"residual": 0.5}, description="fraction of an axis that always stays, by kind")
 
 
@@ -88,8 +97,12 @@ class StrategySettings(Settings):
     """Who trains which plan."""
 
     name: str = Field("raffm", description="a strategy of raffm_ray.strategies.STRATEGIES")
-    prefix: Literal["default", "none", "smallest", "random", "one"] = Field("default", description="smaller prefixes trained locally; default: the strategy's own")
-    aggregation: Literal["default", "coverage", "all_clients"] = Field("default", description="divisor of the average; default: the strategy's own")
+    prefix: Literal["default", "none", "smallest", "random", "one"] = Field(
+        "default", description="smaller prefixes trained locally; default: the strategy's own"
+    )
+    aggregation: Literal["default", "coverage", "all_clients"] = Field(
+        "default", description="divisor of the average; default: the strategy's own"
+    )
 
 
 class LocalSettings(Settings):
@@ -125,7 +138,9 @@ class PoolSettings(Settings):
     def _share(self) -> "PoolSettings":
         share = self.gpus_per_worker
         if 0 < share < 1 and abs(1 / share - round(1 / share)) > 1e-6:
-            raise ValueError(f"gpus_per_worker {share} must be 1/k, such as 0.5, 0.3333333 or 0.25: other shares never fill a GPU")
+            raise ValueError(
+                f"gpus_per_worker {share} must be 1/k, such as 0.5, 0.3333333 or 0.25: other shares never fill a GPU"
+            )
         if share > 1 and share != int(share):
             raise ValueError(f"gpus_per_worker {share} must be whole above 1")
         return self
@@ -161,8 +176,9 @@ def _field_names(model: type[BaseModel], path: Sequence[str | int]) -> list[str]
 
 
 def _one_line(error: ValidationError) -> str:
-    """The first problem of a validation, as `key: rule, got value`, with a near miss for unknown keys."""
-    problem = error.errors()[0]
+    """The problem of a validation that says most, as `key: rule, got value`, with a near miss for unknown keys."""
+    # A misspelt key also leaves its true name missing: the spelling is the mistake.
+    problem = min(error.errors(), key=lambda one: {"extra_forbidden": 0, "missing": 2}.get(one["type"], 1))
     *path, last = problem["loc"] or ("",)
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":

@@ -46,7 +46,12 @@ class Budget:
 
     def exceeded(self, costs: Costs) -> list[str]:
         """The limits that these costs break, in words."""
-        named = {"params": costs.params, "bytes": costs.bytes, "training_flops": costs.training_flops, "memory_bytes": costs.memory_bytes}
+        named = {
+            "params": costs.params,
+            "bytes": costs.bytes,
+            "training_flops": costs.training_flops,
+            "memory_bytes": costs.memory_bytes,
+        }
         return [
             f"{name} {value:,} > {limit:,.0f}"
             for name, value in named.items()

@@ -51,13 +51,15 @@ def check_labels(task: Task, labels: int) -> None:
             raise UserError(f"task {task.name!r}: the {part} part is empty")
         low, high = int(examples.labels.min()), int(examples.labels.max())
         if low < 0 or high >= labels:
-            raise UserError(f"task {task.name!r}: labels of the {part} part run from {low} to {high}, but the model has {labels} (0..{labels - 1})")
+            raise UserError(
+                f"task {task.name!r}: labels of the {part} part run from {low} to {high}, but the model has {labels} (0..{labels - 1})"
+            )
 
 
 def split(examples: Examples, public: int, held_out: float, rng: np.random.Generator) -> tuple[Examples, Examples, Examples]:
     """Random public, clients' and held-out parts. Raises UserError when nothing is left for the clients."""
     order = rng.permutation(len(examples))
-    testing = int(round(held_out * len(examples)))
+    testing = round(held_out * len(examples))
     if public + testing >= len(examples):
         raise UserError(f"task: {public} public and {testing} held-out examples leave none of {len(examples)} to the clients")
     parts = np.split(order, [testing, testing + public])

@@ -13,7 +13,13 @@ class Display:
 
     def __init__(self, console: Console, title: str, rounds: int) -> None:
         self.console, self.title, self.rounds = console, title, rounds
-        columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[detail]}"), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
         self._task: TaskID | None = None
         self._metric = ""
@@ -64,9 +70,21 @@ def human_joules(joules: float) -> str:
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """The table at a run's end: the full model and every class, this strategy and its baselines."""
     baselines = summary.get("baselines", {})
-    table = Table(title=f"{summary['name']}: {summary['metric']} in % after {summary['rounds']} rounds, {summary['clients']} clients")
+    table = Table(
+        title=f"{summary['name']}: {summary['metric']} in % after {summary['rounds']} rounds, {summary['clients']} clients"
+    )
     table.add_column("model")
-    for heading in ("params", "start", summary["strategy"], *baselines, "down/round", "up/round", "device s/round*", "energy/round*", "peak memory*"):
+    for heading in (
+        "params",
+        "start",
+        summary["strategy"],
+        *baselines,
+        "down/round",
+        "up/round",
+        "device s/round*",
+        "energy/round*",
+        "peak memory*",
+    ):
         table.add_column(heading, justify="right")
     full = [f"{summary['params']:,}", f"{100 * summary['start']:.1f}", f"{100 * summary['global']:.1f}"]
     full += [f"{100 * other['global']:.1f}" for other in baselines.values()]

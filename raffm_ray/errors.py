@@ -10,6 +10,10 @@ T = TypeVar("T")
 class UserError(ValueError):
     """A mistake in what the user gave: shown as one line, exit code 2, no traceback."""
 
+    def __init__(self, message: str) -> None:
+        # The message quotes what the user gave, which may hold anything; it stays one printable line.
+        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message))
+
 
 def near_miss(word: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the closest known word, or the list of all when none is close."""

@@ -143,7 +143,7 @@ def common_rate(
     """The largest rate, of a grid of 256, at which cutting every axis alike fits the budget. Raises UserError if none does."""
 
     def plan_at(length: int) -> Plan:
-        kinds = {kind: length / RATE_GRID for kind in cutting.steps}
+        kinds = dict.fromkeys(cutting.steps, length / RATE_GRID)
         return plan_of_rates(kinds, orders, architecture.layout, cutting)
 
     return _longest(RATE_GRID, plan_at, lambda plan: costs_of(architecture, plan, batch_size, optimizer), budget)

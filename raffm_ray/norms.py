@@ -24,7 +24,11 @@ def norm_statistics(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
         def measure(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].detach().double().flatten(0, -2)
             z = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + eps).sqrt()
-            for key, value in ((MEAN, z.sum(0)), (SQUARE, z.square().sum(0)), (POSITIONS, torch.tensor(float(len(z)), dtype=torch.float64))):
+            for key, value in (
+                (MEAN, z.sum(0)),
+                (SQUARE, z.square().sum(0)),
+                (POSITIONS, torch.tensor(float(len(z)), dtype=torch.float64)),
+            ):
                 totals[f"{key}@{name}"] = totals.get(f"{key}@{name}", torch.zeros_like(value.cpu())) + value.cpu()
 
         return model.get_submodule(name).register_forward_pre_hook(measure)
@@ -48,7 +52,9 @@ def norm_part(statistics: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     return {key: value for key, value in (statistics or {}).items() if key.startswith((MEAN, SQUARE, POSITIONS))}
 
 
-def correct_norms(tensors: Mapping[str, Tensor], plan: Plan, layout: Layout, statistics: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def correct_norms(
+    tensors: Mapping[str, Tensor], plan: Plan, layout: Layout, statistics: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
     """The subnetwork's tensors with gain and bias of its norms corrected; unchanged where the plan keeps the residual whole.
 
     E[(mu_S - mu) / sigma] is the mean of E[z] over S; E[sigma_S / sigma] is estimated by the root of the mean of E[z^2] over S less

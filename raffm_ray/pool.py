@@ -4,6 +4,7 @@ Both give results in the order of the calls, whatever the order of their complet
 """
 
 import gc
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from raffm_ray.messages import Package
 Flat = NDArray[np.float32]
 Call = tuple[str, tuple[Any, ...]]
 """(method of `Runner`, arguments after the package and the parameters)."""
-Result = tuple[Any, Flat | None]
+Result = tuple[Any, Any]
+"""(small result, flat array or None)."""
 Progress = Callable[[int, Any], None]
 
 
@@ -107,7 +109,11 @@ class RayPool:
         fitting = int(resources.get("GPU", 0) / share + 1e-6) if share else int(resources.get("CPU", 1))
         self.workers = settings.workers or max(1, fitting)
         if self.workers > fitting:
-            what = f"{share:g} GPU each, and there are {resources.get('GPU', 0):g}" if share else f"a core each, and there are {fitting}"
+            what = (
+                f"{share:g} GPU each, and there are {resources.get('GPU', 0):g}"
+                if share
+                else f"a core each, and there are {fitting}"
+            )
             raise UserError(f"pool.workers: {self.workers} workers need {what}")
         self.attempts = settings.attempts
         self._sent: tuple[Flat, Any] | None = None
@@ -130,7 +136,7 @@ class RayPool:
         tries = dict.fromkeys(range(len(calls)), 0)
         idle = list(self._actors)
         flying: dict[Any, _Flight] = {}
-        done: dict[int, Result] = {}
+        done: dict[int, tuple[Any, Any]] = {}
         wanted = 0
         try:
             while wanted < len(calls):
@@ -168,7 +174,9 @@ class RayPool:
 
     def _again(self, index: int, tries: dict[int, int], waiting: list[int], package: Package, error: Exception) -> None:
         if tries[index] >= self.attempts:
-            raise WorkerLostError(f"round {package.round}, block {index}: its worker was lost {tries[index]} times: {type(error).__name__}: {error}")
+            raise WorkerLostError(
+                f"round {package.round}, block {index}: its worker was lost {tries[index]} times: {type(error).__name__}: {error}"
+            )
         waiting.append(index)
 
     def _replace(self, actor: Any) -> Any:
@@ -194,7 +202,7 @@ def _connect(settings: PoolSettings) -> None:
         ray.init(address="auto", log_to_driver=False)
         return
     cores = max(settings.workers or 0, os.cpu_count() or 1)
-    ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def open_pool(runner: Runner, settings: PoolSettings) -> Pool:

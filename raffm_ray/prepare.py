@@ -34,10 +34,20 @@ class Prepared:
         return Runner(self.setup.architecture, self.task.clients, self.shares, self.task.held_out)
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _architecture(experiment: Experiment, task: Task) -> Architecture:
     settings = dict(experiment.model.config)
     settings.setdefault("num_labels", task.labels)
-    architecture = architecture_of(parse_config(settings), task.head)
+    config = parse_config(settings)
+    try:
+        architecture = architecture_of(config, task.head)
+    except UserError:
+        raise
+    except Exception as error:  # whatever transformers raises for values that it cannot build from
+        raise UserError(f"model.config: transformers cannot build this model: {_first_line(error)}") from None
     check_labels(task, architecture.config.num_labels)
     model = new_model(architecture, 0).eval()
     inputs = {name: values for name, values in task.held_out.batch(slice(0, 1)).items() if name != "labels"}
@@ -45,7 +55,7 @@ def _architecture(experiment: Experiment, task: Task) -> Architecture:
         with torch.inference_mode():
             model(**inputs)
     except (ValueError, RuntimeError, TypeError) as error:
-        raise UserError(f"model.config does not fit the examples of task {task.name!r}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"model.config does not fit the examples of task {task.name!r}: {_first_line(error)}") from None
     return architecture
 
 
@@ -73,7 +83,9 @@ def _check_cutting(experiment: Experiment, architecture: Architecture) -> None:
             if kind not in kinds:
                 raise UserError(f"extraction.{key}: {kind!r} is not a kind of axis of this model{near_miss(kind, kinds)}")
             if value < (1 if key == "steps" else 0) or (key == "floors" and value > 1):
-                raise UserError(f"extraction.{key}.{kind}: must be {'at least 1' if key == 'steps' else 'between 0 and 1'}, got {value}")
+                raise UserError(
+                    f"extraction.{key}.{kind}: must be {'at least 1' if key == 'steps' else 'between 0 and 1'}, got {value}"
+                )
 
 
 def prepare(experiment: Experiment) -> Prepared:
@@ -81,16 +93,22 @@ def prepare(experiment: Experiment) -> Prepared:
     strategy = setup_strategy(experiment)
     look_up(METRICS, experiment.salience.metric, "salience.metric")
     task_settings, clients = experiment.task, experiment.clients
-    task = load_task(task_settings.name, task_settings.public, task_settings.held_out, generator(task_settings.split_seed, "split"))
+    task = load_task(
+        task_settings.name, task_settings.public, task_settings.held_out, generator(task_settings.split_seed, "split")
+    )
     architecture = _architecture(experiment, task)
     _check_cutting(experiment, architecture)
     shares_of_fleet = fleet_shares(experiment.fleet.mix, experiment.fleet.shares)
     classes = assign_devices(shares_of_fleet, clients.count, generator(experiment.seed, "devices"))
-    shares = partition(clients.partition, task.clients.labels, clients.count, clients.alpha, generator(experiment.seed, "partition"))
+    shares = partition(
+        clients.partition, task.clients.labels, clients.count, clients.alpha, generator(experiment.seed, "partition")
+    )
     budgets = _budgets(experiment, architecture, list(shares_of_fleet))
     setup = Setup(experiment, architecture, strategy, budgets, classes, [len(share) for share in shares])
     # Budgets and calibration are tried with a stand-in ranking: how many units fit does not depend on which come first.
-    stand_in = {name: -np.broadcast_to(order, order.shape).astype(float) for name, order in identity_orders(architecture.layout).items()}
+    stand_in = {
+        name: -np.broadcast_to(order, order.shape).astype(float) for name, order in identity_orders(architecture.layout).items()
+    }
     state = ServerState(0, torch.zeros(0), stand_in)
     class_plans(setup, state)
     begin_calibration(setup, state)

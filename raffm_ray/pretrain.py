@@ -35,7 +35,9 @@ def pretrain(architecture: Architecture, public: Examples, settings: PretrainSet
         model = new_model(architecture, torch_seed(seed, "weights"))
         model.train()
         steps = steps_of(len(public), settings.batch_size, settings.epochs, None)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
         rng = generator(seed, "pretraining")
         everything = torch.arange(len(public)).numpy()
@@ -53,7 +55,9 @@ def pretrained(architecture: Architecture, public: Examples, settings: PretrainS
     """`pretrain`, from the cache when the same training was done before (a damaged cache file is replaced)."""
     data = sha256(b"".join(values.tobytes() for values in [*public.inputs.values(), public.labels])).hexdigest()
     versions = [torch.__version__, transformers.__version__]
-    key = json.dumps([architecture.config.to_diff_dict(), settings.model_dump(), seed, data, versions], sort_keys=True, default=str)
+    key = json.dumps(
+        [architecture.config.to_diff_dict(), settings.model_dump(), seed, data, versions], sort_keys=True, default=str
+    )
     path = cache_folder() / f"pretrained-{sha256(key.encode()).hexdigest()[:16]}.safetensors"
     if path.is_file():
         try:

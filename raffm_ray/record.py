@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -121,28 +122,28 @@ class Recorder:
         self.clients.extend(clients)
         name = f"round-{row.round:06d}.parquet"
         pq.write_table(pa.Table.from_pylist([asdict(row)], schema=ROUND_SCHEMA), self.folder / "rounds" / name)
-        pq.write_table(pa.Table.from_pylist([asdict(one) for one in clients], schema=CLIENT_SCHEMA), self.folder / "clients" / name)
+        pq.write_table(
+            pa.Table.from_pylist([asdict(one) for one in clients], schema=CLIENT_SCHEMA), self.folder / "clients" / name
+        )
         scalars = {"metric": row.metric, "loss": row.loss, "train_loss": row.train_loss, "bytes": row.bytes_down + row.bytes_up}
         scalars |= {f"class_metric/{device}": value for device, value in row.class_metrics.items()}
         for tag, value in scalars.items():
             if value is not None:
-                self._events.add_scalar(tag, value, row.round)  # type: ignore[no-untyped-call]
+                self._events.add_scalar(tag, value, row.round)
 
     def finish(self, summary: Mapping[str, Any], flat: Tensor, scores: Scores, architecture: Architecture) -> None:
         """Writes the final model (a plain transformers checkpoint), its ranking and the summary."""
         final = self.folder / "checkpoints" / "final"
         final.mkdir()
-        save_file({name: values.clone() for name, values in views(flat, architecture.shapes).items()}, final / "model.safetensors", {"format": "pt"})
+        save_file(
+            {name: values.clone() for name, values in views(flat, architecture.shapes).items()},
+            final / "model.safetensors",
+            {"format": "pt"},
+        )
         architecture.config.save_pretrained(final)
-        save_file({name: _tensor(score) for name, score in scores.items()}, final / "salience.safetensors")
-        self._events.close()  # type: ignore[no-untyped-call]
+        save_file({name: torch.from_numpy(score.copy()) for name, score in scores.items()}, final / "salience.safetensors")
+        self._events.close()
         write_json(self.folder / "summary.json", summary)
-
-
-def _tensor(score: Any) -> Tensor:
-    import torch
-
-    return torch.from_numpy(score.copy())
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

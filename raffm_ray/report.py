@@ -62,7 +62,9 @@ def _over_rounds(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], me
         rows = [row for row in read_rounds(folder) if row["metric"] is not None]
         rounds = [row["round"] for row in rows]
         worst = [100 * min(dict(row["class_metrics"]).values()) for row in rows]
-        axes.plot(rounds, [100 * row["metric"] for row in rows], color=color, marker="o", markersize=3, label=f"{name}, full model")
+        axes.plot(
+            rounds, [100 * row["metric"] for row in rows], color=color, marker="o", markersize=3, label=f"{name}, full model"
+        )
         axes.plot(rounds, worst, color=color, linestyle="--", marker="o", markersize=3, label=f"{name}, worst class")
     axes.set(title=f"{metric} over rounds", xlabel="round", ylabel=f"held-out {metric} (%)")
 
@@ -71,12 +73,27 @@ def _over_size(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metr
     own, first = next(iter(runs.items()))
     tiers = sorted(first[1]["tiers"].items(), key=lambda item: item[1]["params_fraction"])
     sizes = [100 * tier["params_fraction"] for _, tier in tiers]
-    axes.plot(sizes, [100 * tier["start"] for _, tier in tiers], color="#8a8a8a", linestyle=":", marker="s", markersize=4, label="before training")
+    axes.plot(
+        sizes,
+        [100 * tier["start"] for _, tier in tiers],
+        color="#8a8a8a",
+        linestyle=":",
+        marker="s",
+        markersize=4,
+        label="before training",
+    )
     for (name, (_, summary)), color in zip(runs.items(), COLORS, strict=False):
         values = [100 * summary["tiers"][device]["metric"] for device, _ in tiers]
         axes.plot(sizes, values, color=color, linestyle="-" if name == own else "--", marker="o", markersize=5, label=name)
     for size, (device, tier) in zip(sizes, tiers, strict=True):
-        axes.annotate(device.replace("_", " "), (size, 100 * tier["metric"]), textcoords="offset points", xytext=(0, 8), ha="center", fontsize=7)
+        axes.annotate(
+            device.replace("_", " "),
+            (size, 100 * tier["metric"]),
+            textcoords="offset points",
+            xytext=(0, 8),
+            ha="center",
+            fontsize=7,
+        )
     axes.set(title="each class's own subnetwork", xlabel="parameters kept (% of the full model)", ylabel=f"held-out {metric} (%)")
     axes.margins(x=0.12, y=0.15)
 

@@ -46,7 +46,9 @@ def unit_sums(values: Tensor, dims: tuple[Dim, ...], name: str, layout: Layout, 
         if dim and not isinstance(dim[0], str):
             pieces = values.split([dim_size(part, layout.axes) for part in dim if not isinstance(part, str)], dim=position)
             parts = [part for part in dim if not isinstance(part, str) and name in dim_axes(part)]
-            chosen = [piece for piece, part in zip(pieces, dim, strict=True) if not isinstance(part, str) and name in dim_axes(part)]
+            chosen = [
+                piece for piece, part in zip(pieces, dim, strict=True) if not isinstance(part, str) and name in dim_axes(part)
+            ]
             replaced = [tuple(part if at == position else other for at, other in enumerate(dims)) for part in parts]
             return torch.stack([unit_sums(p, d, name, layout, batched) for p, d in zip(chosen, replaced, strict=True)]).sum(0)
         inside = dim_axes(dim)
@@ -68,7 +70,9 @@ def sites(layout: Layout, name: str) -> list[tuple[str, str]]:
     """Where the units of an axis are measured: (module, "input" or "output") pairs, in the model's order."""
     linears = {key: spec for key, spec in layout.parameters.items() if spec.matmul and len(spec.dims) == 2}
     readers = [(key.removesuffix(".weight"), "input") for key, spec in linears.items() if name in dim_axes(spec.dims[spec.reads])]
-    writers = [(key.removesuffix(".weight"), "output") for key, spec in linears.items() if name in dim_axes(spec.dims[1 - spec.reads])]
+    writers = [
+        (key.removesuffix(".weight"), "output") for key, spec in linears.items() if name in dim_axes(spec.dims[1 - spec.reads])
+    ]
     return readers or writers
 
 
@@ -181,7 +185,10 @@ def l2(layout: Layout, parameters: Parameters, statistics: Statistics, rng: np.r
 
 def random(layout: Layout, parameters: Parameters, statistics: Statistics, rng: np.random.Generator) -> Scores:
     """Uniform noise: what any metric has to beat."""
-    shapes = {name: (layout.axes[axis.parent].size, axis.size) if (axis := layout.axes[name]).parent else (axis.size,) for name in rankable(layout)}
+    shapes = {
+        name: (layout.axes[axis.parent].size, axis.size) if (axis := layout.axes[name]).parent else (axis.size,)
+        for name in rankable(layout)
+    }
     return {name: rng.random(shape) for name, shape in shapes.items()}
 
 

@@ -12,7 +12,7 @@ from raffm_ray.architectures import Architecture
 from raffm_ray.axes import Plan
 from raffm_ray.config import Experiment
 from raffm_ray.costs import Budget, Costs, costs_of
-from raffm_ray.errors import UserError
+from raffm_ray.errors import UserError, look_up
 from raffm_ray.extraction import Cutting
 from raffm_ray.messages import Job, Package, Report, Update, views
 from raffm_ray.norms import norm_part
@@ -69,8 +69,6 @@ class Round:
 
 def setup_strategy(experiment: Experiment) -> Strategy:
     """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name."""
-    from raffm_ray.errors import look_up
-
     settings = experiment.strategy
     strategy = look_up(STRATEGIES, settings.name, "strategy.name")
     if settings.prefix != "default":
@@ -173,7 +171,11 @@ def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) 
 def ranking_is_due(setup: Setup, state: ServerState) -> bool:
     """Whether the ranking is renewed before the next round; a calibrated one waits until somebody has reported."""
     settings = setup.experiment.salience
-    if not setup.strategy.salience or state.round - state.ranked_at < settings.every or state.round > settings.until * setup.experiment.rounds:
+    if (
+        not setup.strategy.salience
+        or state.round - state.ranked_at < settings.every
+        or state.round > settings.until * setup.experiment.rounds
+    ):
         return False
     return state.pending is not None or _statistic(setup) is None
 

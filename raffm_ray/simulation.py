@@ -1,7 +1,7 @@
 """The loop: the only imperative shell. Everything it calls is pure, a pool, a file or the screen."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,10 @@ def evaluate(setup: Setup, state: ServerState, pool: Pool, held_out: int) -> Eva
 def run_round(setup: Setup, work: Round, state: ServerState, pool: Pool, display: Display) -> tuple[Tensor, list[Update]]:
     """Runs a round's blocks on the pool; returns the flat sum, added in block order, and the blocks' updates."""
     flops = [
-        sum(setup.examples[job.client] * setup.costs(Plan() if job.plan is None else work.package.plans[job.plan]).training_flops for job in block)
+        sum(
+            setup.examples[job.client] * setup.costs(Plan() if job.plan is None else work.package.plans[job.plan]).training_flops
+            for job in block
+        )
         for block in work.blocks
     ]
     calls: list[Call] = [("block", (block,)) for block in work.blocks]
@@ -109,7 +112,15 @@ def client_row(setup: Setup, work: Round, job: Job, report: Report) -> ClientRow
     )  # fmt: skip
 
 
-def round_row(setup: Setup, work: Round | None, rows: Sequence[ClientRow], number: int, measured: Evaluation | None, ranked: bool, wall: float) -> RoundRow:
+def round_row(
+    setup: Setup,
+    work: Round | None,
+    rows: Sequence[ClientRow],
+    number: int,
+    measured: Evaluation | None,
+    ranked: bool,
+    wall: float,
+) -> RoundRow:
     """One round in the records; its simulated time is its slowest client's."""
     losses = [(row.loss, row.examples) for row in rows if row.loss == row.loss]
     weight = sum(examples for _, examples in losses)
@@ -125,7 +136,9 @@ def round_row(setup: Setup, work: Round | None, rows: Sequence[ClientRow], numbe
     )  # fmt: skip
 
 
-def _first_ranking(prepared: Prepared, state: ServerState, pool: Pool, display: Display) -> tuple[ServerState, Round | None, list[Update]]:
+def _first_ranking(
+    prepared: Prepared, state: ServerState, pool: Pool, display: Display
+) -> tuple[ServerState, Round | None, list[Update]]:
     setup = prepared.setup
     work = begin_calibration(setup, state)
     statistics: Statistics | None = None
@@ -142,12 +155,16 @@ def _first_ranking(prepared: Prepared, state: ServerState, pool: Pool, display: 
 def public_statistics(prepared: Prepared, state: ServerState, statistic: str) -> Statistics:
     """The full model's statistics on the public part, for `salience.source: public`."""
     architecture, public = prepared.setup.architecture, prepared.task.public
-    model = build(architecture, {name: values.clone() for name, values in views(state.parameters, architecture.shapes).items()}, Plan())
+    model = build(
+        architecture, {name: values.clone() for name, values in views(state.parameters, architecture.shapes).items()}, Plan()
+    )
     asked = [public.batch(slice(start, start + 32)) for start in range(0, len(public), 32)]
     return {**collect(model, architecture.layout, asked, statistic), **norm_statistics(model, architecture.layout, asked)}
 
 
-def summarize(setup: Setup, recorder: Recorder, start: Evaluation, final: Evaluation, state: ServerState, name: str, metric: str) -> dict[str, Any]:
+def summarize(
+    setup: Setup, recorder: Recorder, start: Evaluation, final: Evaluation, state: ServerState, name: str, metric: str
+) -> dict[str, Any]:
     """The content of `summary.json`. A class's bytes, seconds and joules are means over its clients' training rounds."""
     full = setup.costs(Plan())
     trained = [row for row in recorder.clients if row.round > 0]
@@ -202,7 +219,10 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, folder: Path, console: 
     recorder = Recorder(folder, experiment)
     held_out = len(prepared.task.held_out)
     with Display(console, experiment.strategy.name, experiment.rounds) as display:
-        display.stage(f"{experiment.rounds} rounds of {experiment.clients.per_round} of {experiment.clients.count} clients", experiment.rounds)
+        display.stage(
+            f"{experiment.rounds} rounds of {experiment.clients.per_round} of {experiment.clients.count} clients",
+            experiment.rounds,
+        )
         began = time.perf_counter()
         state, work, updates = _first_ranking(prepared, new_state(start), pool, display)
         first = measured = evaluate(setup, state, pool, held_out)
@@ -256,7 +276,9 @@ def _simulate(experiment: Experiment, folder: Path, console: Console, pool: Pool
     check_output(folder)
     for name in experiment.baselines:
         if name not in STRATEGIES or name == experiment.strategy.name:
-            raise UserError(f"baselines: {name!r} must be another strategy than {experiment.strategy.name!r} (known: {', '.join(STRATEGIES)})")
+            raise UserError(
+                f"baselines: {name!r} must be another strategy than {experiment.strategy.name!r} (known: {', '.join(STRATEGIES)})"
+            )
     prepared = prepare(experiment)
     runner = prepared.runner()
     start = _start(prepared, console)
@@ -265,7 +287,8 @@ def _simulate(experiment: Experiment, folder: Path, console: Console, pool: Pool
         summary = train(prepared, start, used, folder, console)
         if experiment.baselines:
             summary["baselines"] = {
-                name: train(with_strategy(prepared, name), start, used, folder / "baselines" / name, console) for name in experiment.baselines
+                name: train(with_strategy(prepared, name), start, used, folder / "baselines" / name, console)
+                for name in experiment.baselines
             }
             write_json(folder / "summary.json", summary)
     finally:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+
 from raffm_ray.architectures import Architecture, architecture_of, new_model, parse_config
 from raffm_ray.config import Experiment, parse
 
@@ -54,9 +55,8 @@ def tiny_experiment(**changes: Any) -> Experiment:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["RAFFM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
 
 
 @pytest.fixture(scope="session")

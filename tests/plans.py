@@ -4,11 +4,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+
 from raffm_ray.axes import Indices, Layout, Plan, coverage, is_present
 from raffm_ray.extraction import kind_of
 
 
-def legal_order(layout: Layout, rng: np.random.Generator, kinds: tuple[str, ...] = ("heads", "qk", "vo", "ffn", "residual")) -> Plan:
+def legal_order(
+    layout: Layout, rng: np.random.Generator, kinds: tuple[str, ...] = ("heads", "qk", "vo", "ffn", "residual")
+) -> Plan:
     """Every index of every axis of these kinds, in a random order; nested axes in one order per parent."""
     kept: dict[str, Indices] = {}
     for name, axis in layout.axes.items():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from plans import masks, random_cut
+
 from raffm_ray.aggregate import RULES, flat_coverage
 from raffm_ray.axes import Plan, scatter_add, take_all
 from raffm_ray.messages import flatten, views

@@ -5,7 +5,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raffm_ray.axes import Axis, AxisError, Layout, Parameter, Plan, check_plan, coverage, cut_layout, dim_size, scatter_add, take, within
+
+from raffm_ray.axes import (
+    Axis,
+    AxisError,
+    Layout,
+    Parameter,
+    Plan,
+    check_plan,
+    coverage,
+    dim_size,
+    scatter_add,
+    take,
+)
+from raffm_ray.nesting import cut_layout, within
 
 DIMS = [
     (("residual",), ("heads", "qk")),
@@ -80,12 +93,19 @@ def test_law_1_control_the_leading_rows_of_the_whole_matrix_are_another_part() -
 def test_law_3_cutting_a_sorted_tensor_is_cutting_by_the_order(case, count) -> None:
     axes, _, dims, rng = case
     order = {
-        name: np.stack([rng.permutation(axis.size) for _ in range(axes[axis.parent].size)]) if axis.parent else rng.permutation(axis.size)
+        name: np.stack([rng.permutation(axis.size) for _ in range(axes[axis.parent].size)])
+        if axis.parent
+        else rng.permutation(axis.size)
         for name, axis in axes.items()
     }
     x = tensor(dims, axes, rng)
     first = {name: min(count, axis.size) for name, axis in axes.items() if name not in ("heads", "halves")}
-    sorted_first = take(take(x, dims, axes, Plan({name: order[name] for name in first})), dims, axes, Plan({n: np.arange(k) for n, k in first.items()}))
+    sorted_first = take(
+        take(x, dims, axes, Plan({name: order[name] for name in first})),
+        dims,
+        axes,
+        Plan({n: np.arange(k) for n, k in first.items()}),
+    )
     by_order = take(x, dims, axes, Plan({name: order[name][..., :k] for name, k in first.items()}))
     assert torch.equal(sorted_first, by_order)
 
@@ -94,7 +114,9 @@ def test_law_3_control_an_order_of_another_head_gives_another_tensor() -> None:
     axes = {"heads": Axis("heads", 2), "qk": Axis("qk", 3, parent="heads")}
     x = torch.arange(6.0)
     rows = np.array([[2, 0, 1], [1, 2, 0]])
-    assert not torch.equal(take(x, (("heads", "qk"),), axes, Plan({"qk": rows})), take(x, (("heads", "qk"),), axes, Plan({"qk": rows[::-1]})))
+    assert not torch.equal(
+        take(x, (("heads", "qk"),), axes, Plan({"qk": rows})), take(x, (("heads", "qk"),), axes, Plan({"qk": rows[::-1]}))
+    )
 
 
 @settings(max_examples=50)
@@ -140,7 +162,10 @@ def test_parts_are_added_in_the_total_s_dtype() -> None:
 def test_a_nested_plan_in_the_outer_one_s_coordinates_cuts_the_same(case) -> None:
     axes, outer, dims, rng = case
     layout = Layout(axes, {"x": Parameter(dims)})
-    inner = Plan({name: kept[..., : max(1, kept.shape[-1] // 2)] for name, kept in outer.items() if name != "heads"} | {n: outer[n] for n in outer if n == "heads"})
+    inner = Plan(
+        {name: kept[..., : max(1, kept.shape[-1] // 2)] for name, kept in outer.items() if name != "heads"}
+        | {n: outer[n] for n in outer if n == "heads"}
+    )
     x = tensor(dims, axes, rng)
     small = cut_layout(layout, outer)
     relative = within(inner, outer, layout)

@@ -4,18 +4,24 @@ import numpy as np
 import pytest
 import torch
 from plans import random_cut
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
 from raffm_ray.architectures import architecture_of, build, new_model, parse_config
 from raffm_ray.axes import Plan, take_all
 from raffm_ray.costs import FLOAT_BYTES, activation_floats, budget_from, costs_of
 from raffm_ray.errors import UserError
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 ALL = ("heads", "qk", "vo", "ffn", "residual")
 
 
 def cut_module(architecture, model, plan, attention="sdpa"):
-    return build(architecture, {n: p.clone() for n, p in take_all(dict(model.named_parameters()), architecture.layout, plan).items()}, plan, attention)
+    return build(
+        architecture,
+        {n: p.clone() for n, p in take_all(dict(model.named_parameters()), architecture.layout, plan).items()},
+        plan,
+        attention,
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -46,7 +52,13 @@ def test_training_memory_is_within_15_percent_of_what_autograd_keeps(size, kept)
     model = new_model(architecture, 0).requires_grad_(False)
     counts = dict(zip(("qk", "vo", "ffn"), kept, strict=True))
     axes = architecture.layout.axes
-    plan = Plan({n: np.arange(int(a.size * counts[n.split("/")[1]])) for n, a in axes.items() if n.split("/")[-1] in counts and counts[n.split("/")[1]] < 1})
+    plan = Plan(
+        {
+            n: np.arange(int(a.size * counts[n.split("/")[1]]))
+            for n, a in axes.items()
+            if n.split("/")[-1] in counts and counts[n.split("/")[1]] < 1
+        }
+    )
     small, batch = cut_module(architecture, model, plan).train(), 16
     own = {p.untyped_storage().data_ptr() for p in small.parameters()}
     saved: dict[int, int] = {}
@@ -72,7 +84,10 @@ def test_training_memory_is_within_15_percent_of_what_autograd_keeps(size, kept)
 
 
 def test_budgets_up_to_one_are_fractions() -> None:
-    architecture = architecture_of(parse_config({"model_type": "vit", "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 1}), "image_classification")
+    architecture = architecture_of(
+        parse_config({"model_type": "vit", "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 1}),
+        "image_classification",
+    )
     full = costs_of(architecture, Plan())
     assert budget_from({"params": 0.5}, full).params == full.params / 2
     assert budget_from({"params": 5000}, full).params == 5000

@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
+from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from conftest import TINY
+
 from raffm_ray.architectures import architecture_of, parse_config
-from raffm_ray.axes import Plan, check_plan, within
+from raffm_ray.axes import Plan, check_plan
 from raffm_ray.costs import Budget, budget_from, costs_of
 from raffm_ray.errors import UserError
 from raffm_ray.extraction import Cutting, common_rate, longest_prefix, plan_of_rates, ranked_list
+from raffm_ray.nesting import within
 from raffm_ray.salience import METRICS, identity_orders, rank
 from raffm_ray.strategies import STRATEGIES, View
 
@@ -28,7 +30,12 @@ def prefix(seed: int, budget: Budget) -> Plan:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(["params", "bytes", "training_flops", "memory_bytes"]), st.floats(0.45, 1.0), st.floats(0.45, 1.0))
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["params", "bytes", "training_flops", "memory_bytes"]),
+    st.floats(0.45, 1.0),
+    st.floats(0.45, 1.0),
+)
 def test_a_prefix_fits_its_budget_and_smaller_ones_are_nested_in_larger(seed, kind, first, second) -> None:
     small, large = (prefix(seed, budget_from({kind: share}, FULL)) for share in sorted((first, second)))
     for plan, share in ((small, min(first, second)), (large, max(first, second))):
@@ -49,7 +56,10 @@ def test_the_prefix_is_the_longest() -> None:
     floors = {name: CUTTING.floor(name, ARCHITECTURE.layout) for name in CUTTING.axes(ARCHITECTURE.layout)}
     from raffm_ray.extraction import plan_of
 
-    sizes = [costs_of(ARCHITECTURE, plan_of(floors | dict(units[:n]), rank(scores), ARCHITECTURE.layout)).params for n in range(len(units) + 1)]
+    sizes = [
+        costs_of(ARCHITECTURE, plan_of(floors | dict(units[:n]), rank(scores), ARCHITECTURE.layout)).params
+        for n in range(len(units) + 1)
+    ]
     assert sizes == sorted(sizes)
     assert sizes[-1] == FULL.params
     for limit in range(sizes[0], FULL.params + 1, 517):

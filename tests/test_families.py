@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import TINY
 from plans import legal_order, masks, random_cut
+from torch import Tensor, nn
+
 from raffm_ray.architectures import FAMILIES, Architecture, architecture_of, build, parse_config
 from raffm_ray.axes import Axis, Layout, Parameter, Plan, is_present, take, take_all
 from raffm_ray.errors import UserError
-from torch import Tensor, nn
 
 KINDS = [("heads",), ("qk",), ("vo",), ("ffn",), ("heads", "qk", "vo", "ffn")]
 
@@ -104,7 +105,9 @@ def test_gradients_of_a_cut_equal_the_masked_model_s(architecture, model, inputs
 def test_a_module_shares_no_memory_with_another_build(architecture, model) -> None:
     plan = Plan({"layers": [0, 2]})
     small = cut(architecture, model, plan)
-    assert {name for name, _ in small.named_parameters()} == {n for n, s in architecture.layout.parameters.items() if is_present(s, plan)}
+    assert {name for name, _ in small.named_parameters()} == {
+        n for n, s in architecture.layout.parameters.items() if is_present(s, plan)
+    }
     with torch.no_grad():
         next(small.parameters()).add_(1)
     assert not torch.equal(next(small.parameters()), next(model.parameters()))

@@ -14,6 +14,8 @@ import pytest
 import ray
 import torch
 from conftest import tiny_experiment
+from torch import Tensor
+
 from raffm_ray.architectures import build
 from raffm_ray.axes import Plan
 from raffm_ray.client import Runner, one_thread, train
@@ -26,7 +28,6 @@ from raffm_ray.seeding import generator, torch_seed
 from raffm_ray.server import begin_round, finish_round, new_state, rank_again
 from raffm_ray.simulation import simulate
 from raffm_ray.strategies import STRATEGIES
-from torch import Tensor
 
 # Workers cannot import this module: what it defines travels by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -36,7 +37,7 @@ BITS = ("params_sha256", "global", "start", "bytes_down", "bytes_up", "energy_jo
 
 def bits(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What must not depend on where a run was made: everything but real time and memory."""
-    tiers = {name: {key: value for key, value in tier.items()} for name, tier in summary["tiers"].items()}
+    tiers = {name: dict(tier.items()) for name, tier in summary["tiers"].items()}
     return {key: summary[key] for key in BITS} | {"tiers": tiers}
 
 
@@ -100,7 +101,9 @@ def fedavg_round(prepared: Any, start: Tensor) -> Tensor:
         model = build(architecture, named, Plan()).train()
         share = prepared.shares[client]
         batches_rng = generator(experiment.seed, "batches", 1, client)
-        train(model, [], Job(client, 0), prepared.task.clients, share, experiment.local, experiment.local.learning_rate, batches_rng)
+        train(
+            model, [], Job(client, 0), prepared.task.clients, share, experiment.local, experiment.local.learning_rate, batches_rng
+        )
         total += len(share) * flatten(dict(model.named_parameters()), architecture.shapes).double()
         weight += len(share)
     return total / weight
@@ -110,12 +113,16 @@ def one_round(prepared: Any, start: Tensor) -> Tensor:
     """One round of the system."""
     setup = prepared.setup
     layout = setup.architecture.layout
-    scores = {n: np.ones((layout.axes[a.parent].size, a.size) if a.parent else a.size) for n, a in layout.axes.items() if n != "layers"}
+    scores = {
+        n: np.ones((layout.axes[a.parent].size, a.size) if a.parent else a.size) for n, a in layout.axes.items() if n != "layers"
+    }
     state = replace(new_state(start), scores=scores)
     work = begin_round(setup, state)
     summed, updates = torch.zeros_like(start), []
     calls = [("block", (block,)) for block in work.blocks]
-    for update, part in InProcessPool(prepared.runner()).run(work.package, start.numpy(), calls, [1.0] * len(calls), lambda *_: None):
+    for update, part in InProcessPool(prepared.runner()).run(
+        work.package, start.numpy(), calls, [1.0] * len(calls), lambda *_: None
+    ):
         summed += torch.from_numpy(part)
         updates.append(update)
     return finish_round(setup, state, work, summed, updates).parameters
@@ -166,11 +173,29 @@ def test_what_a_run_leaves(four_cores, out) -> None:
     for page in write_report(out):
         assert page.stat().st_size > 10_000
     names = {path.name for path in out.iterdir()}
-    assert {"config.yaml", "rounds", "clients", "checkpoints", "tensorboard", "summary.json", "report.html", "report.png"} <= names
+    assert {
+        "config.yaml",
+        "rounds",
+        "clients",
+        "checkpoints",
+        "tensorboard",
+        "summary.json",
+        "report.html",
+        "report.png",
+    } <= names
     assert json.loads((out / "summary.json").read_text()) == summary
     fields = {"rounds", "clients", "metric", "start", "global", "tiers", "bytes_down", "bytes_up", "bytes_full_size"}
     assert fields | {"round_wall_seconds", "driver_peak_rss_bytes", "params_sha256"} <= set(summary)
-    tier_fields = {"params", "params_fraction", "metric", "bytes_down", "bytes_up", "peak_memory_bytes", "round_seconds", "energy_joules"}
+    tier_fields = {
+        "params",
+        "params_fraction",
+        "metric",
+        "bytes_down",
+        "bytes_up",
+        "peak_memory_bytes",
+        "round_seconds",
+        "energy_joules",
+    }
     assert all(tier_fields <= set(tier) for tier in summary["tiers"].values())
     assert len(summary["tiers"]) == 5
     assert summary["bytes_down"] < summary["baselines"]["full"]["bytes_down"]

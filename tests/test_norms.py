@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from raffm_ray.architectures import architecture_of, build, new_model, parse_config
 from raffm_ray.axes import Plan, take_all
 from raffm_ray.client import backward, one_thread
@@ -15,7 +16,14 @@ from raffm_ray.salience import METRICS, add_statistics, collect, rank
 def trained():
     task = load_task("digits", 200, 0.25, np.random.default_rng(0))
     config = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-    config |= {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config |= {
+        "image_size": 8,
+        "patch_size": 4,
+        "num_channels": 1,
+        "num_labels": 10,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
     architecture = architecture_of(parse_config(config), "image_classification")
     model = new_model(architecture, 0)
     rng = np.random.default_rng(0)
@@ -35,7 +43,9 @@ def test_corrected_norms_bring_a_cut_residual_closer_to_the_full_model(trained) 
     architecture, parameters, model, task = trained
     public = [task.public.batch(slice(0, 200))]
     statistics = norm_statistics(model, architecture.layout, public)
-    scores = METRICS["fisher"].score(architecture.layout, parameters, collect(model, architecture.layout, public, "fisher"), np.random.default_rng(0))
+    scores = METRICS["fisher"].score(
+        architecture.layout, parameters, collect(model, architecture.layout, public, "fisher"), np.random.default_rng(0)
+    )
     order = rank(scores)["residual"]
     inputs = {"pixel_values": task.held_out.batch(slice(0, 400))["pixel_values"]}
     distances = {"plain": [], "corrected": []}
@@ -61,11 +71,15 @@ def test_a_whole_residual_is_left_alone(trained) -> None:
 
 
 def test_the_correction_is_exact_when_every_position_has_the_same_statistics(trained) -> None:
-    architecture, parameters, _, _ = trained
+    architecture, _parameters, _, _ = trained
     layout, name = architecture.layout, architecture.layout.norms[0]
     x = torch.randn(32, dtype=torch.float64)
     z = (x - x.mean()) / x.var(correction=0).sqrt()
-    statistics = {f"norm_mean@{name}": z, f"norm_square@{name}": z.square(), f"norm_positions@{name}": torch.tensor(1.0, dtype=torch.float64)}
+    statistics = {
+        f"norm_mean@{name}": z,
+        f"norm_square@{name}": z.square(),
+        f"norm_positions@{name}": torch.tensor(1.0, dtype=torch.float64),
+    }
     plan = Plan({"residual": [1, 4, 9, 16, 25]})
     gain, bias = torch.randn(32, dtype=torch.float64), torch.randn(32, dtype=torch.float64)
     kept = plan["residual"].copy()

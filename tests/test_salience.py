@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from raffm_ray.axes import Plan, take_all
+
 from raffm_ray.architectures import build
+from raffm_ray.axes import Plan, take_all
 from raffm_ray.salience import METRICS, add_statistics, collect, identity_orders, rank, rankable, sites, unit_sums
 
 STATISTICS = sorted({metric.statistic for metric in METRICS.values() if metric.statistic})
@@ -16,7 +17,10 @@ def batch(inputs) -> dict[str, torch.Tensor]:
 
 
 def parts(batch, *edges):
-    return [{name: values[start:stop] for name, values in batch.items()} for start, stop in zip((0, *edges), (*edges, None), strict=True)]
+    return [
+        {name: values[start:stop] for name, values in batch.items()}
+        for start, stop in zip((0, *edges), (*edges, None), strict=True)
+    ]
 
 
 def scores_of(name, architecture, model, batch):
@@ -43,7 +47,9 @@ def test_every_metric_scores_every_axis(architecture, model, batch, name) -> Non
 def test_statistics_of_clients_add_up_to_those_of_all_examples(architecture, model, batch, statistic) -> None:
     whole = collect(model, architecture.layout, [batch], statistic)
     first, second = ([part] for part in parts(batch, 2))
-    added = add_statistics(collect(model, architecture.layout, first, statistic), collect(model, architecture.layout, second, statistic))
+    added = add_statistics(
+        collect(model, architecture.layout, first, statistic), collect(model, architecture.layout, second, statistic)
+    )
     assert whole.keys() == added.keys()
     for key, value in whole.items():
         torch.testing.assert_close(added[key], value, rtol=1e-5, atol=1e-12)
@@ -82,7 +88,10 @@ def gated_loss_gradient(architecture, model, batch, parameter, unit, columns) ->
     return (loss(1.001) - loss(0.999)) / 0.002
 
 
-@pytest.mark.parametrize(("axis", "parameter", "columns"), [("0/ffn", "mlp.fc2", True), ("0/vo", "attention.o_proj", True), ("0/qk", "attention.q_proj", False)])
+@pytest.mark.parametrize(
+    ("axis", "parameter", "columns"),
+    [("0/ffn", "mlp.fc2", True), ("0/vo", "attention.o_proj", True), ("0/qk", "attention.q_proj", False)],
+)
 def test_fisher_is_the_squared_derivative_of_a_gate(architecture, model, batch, axis, parameter, columns) -> None:
     module = next(name for name, _ in sites(architecture.layout, axis) if name.endswith(parameter))
     expected = sum(gated_loss_gradient(architecture, model, one, module, 5, columns) ** 2 for one in parts(batch, 1, 2, 3, 4, 5))
@@ -96,7 +105,11 @@ def test_l1_is_the_paper_s_sum_of_absolute_weights(architecture, model) -> None:
     prefix = next(iter(named)).split(".")[0]
     layer = f"{prefix}.layers.0.mlp"
     neuron = 7
-    expected = named[f"{layer}.fc1.weight"][neuron].abs().sum() + named[f"{layer}.fc1.bias"][neuron].abs() + named[f"{layer}.fc2.weight"][:, neuron].abs().sum()
+    expected = (
+        named[f"{layer}.fc1.weight"][neuron].abs().sum()
+        + named[f"{layer}.fc1.bias"][neuron].abs()
+        + named[f"{layer}.fc2.weight"][:, neuron].abs().sum()
+    )
     assert scores["0/ffn"][neuron] == pytest.approx(float(expected.detach()), rel=1e-5)
 
 

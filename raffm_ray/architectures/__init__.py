@@ -110,12 +110,16 @@ def _check_layout(layout: Layout, shapes: Mapping[str, tuple[int, ...]], model_t
     """A table that does not describe the model that this version of transformers builds must not be used."""
     differing = sorted(set(shapes) ^ set(layout.parameters))
     if differing:
-        raise UserError(f"the table of {model_type!r} and this transformers' model differ in {len(differing)} names: {differing[:4]}")
+        raise UserError(
+            f"the table of {model_type!r} and this transformers' model differ in {len(differing)} names: {differing[:4]}"
+        )
     for name, shape in shapes.items():
         dims = layout.parameters[name].dims
         described = tuple(dim_size(dim, layout.axes) if dim else size for dim, size in zip(dims, shape, strict=False))
         if len(dims) != len(shape) or described != shape:
-            raise UserError(f"the table of {model_type!r} describes {name} as {dims}, which is {described}, but its shape is {shape}")
+            raise UserError(
+                f"the table of {model_type!r} describes {name} as {dims}, which is {described}, but its shape is {shape}"
+            )
 
 
 def new_model(architecture: Architecture, seed: int) -> nn.Module:
@@ -163,7 +167,9 @@ def install(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """
     names = {name for name, _ in model.named_parameters()}
     if names != set(tensors):
-        raise UserError(f"parameters do not match the module: missing {sorted(names - set(tensors))[:3]}, unexpected {sorted(set(tensors) - names)[:3]}")
+        raise UserError(
+            f"parameters do not match the module: missing {sorted(names - set(tensors))[:3]}, unexpected {sorted(set(tensors) - names)[:3]}"
+        )
     for name, tensor in tensors.items():
         path, _, attribute = name.rpartition(".")
         owner = model.get_submodule(path)

@@ -34,7 +34,9 @@ def _sdpa(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Te
     if qk_size == vo_size:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
     # Fused kernels want one size; zeros add nothing to a score, and the zero columns of the context are cut off again.
-    query, key, value = (nn.functional.pad(states, (0, max(qk_size, vo_size) - states.shape[-1])) for states in (query, key, value))
+    query, key, value = (
+        nn.functional.pad(states, (0, max(qk_size, vo_size) - states.shape[-1])) for states in (query, key, value)
+    )
     context, weights = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
     return context[..., :vo_size], weights
 
@@ -57,7 +59,7 @@ AttentionMaskInterface.register("raffm_sdpa", sdpa_mask)
 AttentionMaskInterface.register("raffm_eager", eager_mask)
 
 
-def fit_attention(module: nn.Module, heads: int) -> None:
+def fit_attention(module: Any, heads: int) -> None:
     """Makes a stock attention module serve `heads` heads of whatever sizes its projections have; the scale stays the parent's."""
     module.head_dim = 1
     module.subnetwork_heads = heads
