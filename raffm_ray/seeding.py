@@ -10,7 +10,8 @@ import numpy as np
 
 
 def _entropy(seed: int, purpose: str, *where: int) -> np.random.SeedSequence:
-    return np.random.SeedSequence([seed, crc32(purpose.encode()), *where])
+    # The length is part of it because a SeedSequence does not tell trailing zeros from nothing.
+    return np.random.SeedSequence([seed, crc32(purpose.encode()), len(where), *where])
 
 
 def generator(seed: int, purpose: str, *where: int) -> np.random.Generator:

