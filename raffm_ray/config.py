@@ -131,6 +131,9 @@ class PoolSettings(Settings):
     backend: Literal["ray", "in_process"] = "ray"
     workers: int | None = Field(None, ge=1, description="actors; default: one a core, or a GPU share")
     gpus_per_worker: float = Field(0.0, ge=0, description="1/k of a GPU, or whole GPUs")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where workers compute; auto: on the GPU if they have a share of one"
+    )
     block_clients: int | None = Field(None, ge=1, description="clients a block; default: a 64th of the round")
     attempts: int = Field(3, ge=1, description="how often a block is tried when its worker dies")
 

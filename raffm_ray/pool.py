@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import ray
+import torch
 from numpy.typing import NDArray
 
 from raffm_ray.client import Runner, one_thread
@@ -70,18 +71,16 @@ class InProcessPool:
 class _Worker:
     """The actor: a `Runner` and nothing else."""
 
-    def __init__(self, runner: Runner) -> None:
-        import torch
-
+    def __init__(self, runner: Runner, device: str) -> None:
         torch.set_num_threads(1)
         self.runner = runner
-        if torch.cuda.is_available():
-            self.runner.device = "cuda"
+        self.runner.device = device
         gc.collect()
         gc.freeze()
 
-    def ready(self) -> int:
-        return os.getpid()
+    def ready(self) -> bool:
+        """Whether this process can compute where it was told to."""
+        return self.runner.device == "cpu" or torch.cuda.is_available()
 
     def call(self, method: str, package: Package, flat: Flat, arguments: tuple[Any, ...]) -> Result:
         small, large = getattr(self.runner, method)(package, flat, *arguments)
@@ -119,17 +118,23 @@ class RayPool:
         self._sent: tuple[Flat, Any] | None = None
         self._options = {"num_cpus": 0 if share else 1, "num_gpus": share, "max_restarts": 0, "max_task_retries": 0}
         self._runner = ray.put(runner)
+        self._device = device_of(settings)
         self._actors = [self._spawn() for _ in range(self.workers)]
-        ray.get([actor.ready.remote() for actor in self._actors])
+        if not all(ray.get([actor.ready.remote() for actor in self._actors])):
+            self.close()
+            raise UserError(
+                "pool: workers are to compute on a GPU, but torch sees none there (pool.device: cpu would do without)"
+            )
 
     def _spawn(self) -> Any:
-        return ray.remote(_Worker).options(**self._options).remote(self._runner)
+        return ray.remote(_Worker).options(**self._options).remote(self._runner, self._device)
 
     def run(
         self, package: Package, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress
     ) -> Iterator[Result]:
         """See `Pool.run`. Raises WorkerLostError after too many deaths, and whatever a call itself raises."""
-        if self._sent is None or self._sent[0] is not flat:
+        # The array sent last is kept alive, so one at its address is the same one.
+        if self._sent is None or self._sent[0].ctypes.data != flat.ctypes.data:
             self._sent = (flat, ray.put(flat))
         shared = (ray.put(package), self._sent[1])
         waiting = sorted(range(len(calls)), key=lambda index: (costs[index], -index))
@@ -197,7 +202,6 @@ def _connect(settings: PoolSettings) -> None:
     """Joins the cluster that RAY_ADDRESS names, or starts Ray on this machine alone."""
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address="auto", log_to_driver=False)
         return
@@ -207,4 +211,16 @@ def _connect(settings: PoolSettings) -> None:
 
 def open_pool(runner: Runner, settings: PoolSettings) -> Pool:
     """The pool that the settings ask for."""
-    return RayPool(runner, settings) if settings.backend == "ray" else InProcessPool(runner)
+    if settings.backend == "ray":
+        return RayPool(runner, settings)
+    runner.device = device_of(settings)
+    if runner.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("pool.device: cuda, but torch sees no GPU here")
+    return InProcessPool(runner)
+
+
+def device_of(settings: PoolSettings) -> str:
+    """The torch device that workers compute on."""
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if settings.gpus_per_worker > 0 else "cpu"

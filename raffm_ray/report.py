@@ -85,17 +85,15 @@ def _over_size(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metr
     for (name, (_, summary)), color in zip(runs.items(), COLORS, strict=False):
         values = [100 * summary["tiers"][device]["metric"] for device, _ in tiers]
         axes.plot(sizes, values, color=color, linestyle="-" if name == own else "--", marker="o", markersize=5, label=name)
-    for size, (device, tier) in zip(sizes, tiers, strict=True):
-        axes.annotate(
-            device.replace("_", " "),
-            (size, 100 * tier["metric"]),
-            textcoords="offset points",
-            xytext=(0, 8),
-            ha="center",
-            fontsize=7,
-        )
-    axes.set(title="each class's own subnetwork", xlabel="parameters kept (% of the full model)", ylabel=f"held-out {metric} (%)")
-    axes.margins(x=0.12, y=0.15)
+    for size in sizes:
+        axes.axvline(size, color="#8a8a8a", alpha=0.25, linewidth=1, zorder=0)
+    names = axes.secondary_xaxis("top")
+    names.set_xticks(sizes, [device.replace("_", " ") for device, _ in tiers], rotation=25, ha="left", fontsize=8)
+    names.tick_params(length=0)
+    names.spines["top"].set_visible(False)
+    axes.set(xlabel="parameters kept (% of the full model)", ylabel=f"held-out {metric} (%)")
+    axes.set_title("each class's own subnetwork", pad=8)
+    axes.margins(x=0.08, y=0.1)
 
 
 def _bytes(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]]) -> None:
@@ -104,9 +102,15 @@ def _bytes(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]]) -> None:
     full_size = 4 * own["params"] * 2
     moved = [100 * (tier["bytes_down"] + tier["bytes_up"]) / full_size for _, tier in tiers]
     bars = axes.barh([name.replace("_", " ") for name, _ in tiers], moved, color=COLORS[0])
-    axes.bar_label(bars, [human_bytes(tier["bytes_down"] + tier["bytes_up"]) for _, tier in tiers], padding=3, fontsize=8)
+    axes.bar_label(
+        bars,
+        [human_bytes(tier["bytes_down"] + tier["bytes_up"]) for _, tier in tiers],
+        padding=3,
+        fontsize=8,
+        backgroundcolor="white",
+    )
     whole = own["bytes_down"] + own["bytes_up"]
-    axes.axvline(100 * whole / own["bytes_full_size"], color=COLORS[1], linestyle="--")
+    axes.axvline(100 * whole / own["bytes_full_size"], color=COLORS[1], linestyle="--", zorder=0)
     axes.set(title="bytes a client moves in a round", xlabel="% of full-size FedAvg's (dashed: this whole run)")
     axes.margins(x=0.2)
 
@@ -119,8 +123,9 @@ def picture(folder: Path) -> Figure:
     _over_rounds(axes[0], runs, summary["metric"])
     _over_size(axes[1], runs, summary["metric"])
     _bytes(axes[2], runs)
+    axes[0].grid(alpha=0.25)
+    axes[1].grid(alpha=0.25, axis="y")
     for one in axes[:2]:
-        one.grid(alpha=0.25)
         one.legend(fontsize=8, loc="lower right")
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)

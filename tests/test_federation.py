@@ -19,8 +19,9 @@ from torch import Tensor
 from raffm_ray.architectures import build
 from raffm_ray.axes import Plan
 from raffm_ray.client import Runner, one_thread, train
+from raffm_ray.errors import UserError
 from raffm_ray.messages import Job, Package, flatten, views
-from raffm_ray.pool import InProcessPool, RayPool, WorkerLostError
+from raffm_ray.pool import InProcessPool, RayPool, WorkerLostError, open_pool
 from raffm_ray.prepare import prepare
 from raffm_ray.pretrain import pretrained
 from raffm_ray.report import write_report
@@ -49,6 +50,39 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_law_6_the_same_bits_on_any_number_of_workers(four_cores, undisturbed, out, workers) -> None:
     assert bits(simulate(tiny_experiment(pool={"backend": "ray", "workers": workers}), out)) == undisturbed
+
+
+def test_law_6_on_shares_of_logical_gpus(four_cores, undisturbed, out) -> None:
+    experiment = tiny_experiment(pool={"backend": "ray", "gpus_per_worker": 0.5, "device": "cpu"})
+    pool = open_pool(prepare(experiment).runner(), experiment.pool)
+    assert pool.workers == 4
+    assert bits(simulate(experiment, out, pool=pool)) == undisturbed
+    pool.close()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_said(four_cores, out) -> None:
+    with pytest.raises(UserError, match="torch sees none there"):
+        simulate(tiny_experiment(pool={"backend": "ray", "gpus_per_worker": 1}), out)
+    with pytest.raises(UserError, match="torch sees no GPU here"):
+        simulate(tiny_experiment(pool={"device": "cuda"}), out)
+    with pytest.raises(UserError, match=r"pool.workers: 5 workers need 0.5 GPU each, and there are 2"):
+        simulate(tiny_experiment(pool={"backend": "ray", "gpus_per_worker": 0.5, "workers": 5}), out)
+    assert not out.exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_a_block_on_a_gpu_equals_the_cpu_s_to_rounding() -> None:
+    prepared = prepare(tiny_experiment())
+    start = start_of(prepared)
+    state = rank_again(prepare(tiny_experiment(salience={"metric": "l2"})).setup, new_state(start), None)
+    work = begin_round(prepared.setup, state)
+    sums = []
+    for device in ("cpu", "cuda"):
+        runner = prepared.runner()
+        runner.device = device
+        sums.append(runner.block(work.package, start.numpy(), work.blocks[0])[1])
+    np.testing.assert_allclose(sums[0], sums[1], atol=1e-3 * np.abs(sums[0]).max())
 
 
 def test_law_6_again_in_process(undisturbed, out) -> None:
