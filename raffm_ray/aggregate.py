@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from raffm_ray.axes import Layout, Plan, coverage, is_present
+from raffm_ray.axes import Layout, Plan, coverage, is_kept
 from raffm_ray.messages import Shapes, views
 
 Rule = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -38,6 +38,6 @@ def flat_coverage(weights: Mapping[int, float], plans: Sequence[Plan], layout: L
     named = views(total, shapes)
     for number, weight in sorted(weights.items()):
         for name, spec in layout.parameters.items():
-            if is_present(spec, plans[number]):
+            if is_kept(spec.layer, plans[number]):
                 named[name].add_(coverage(shapes[name], spec.dims, layout.axes, plans[number], weight))
     return total

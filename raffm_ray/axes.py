@@ -89,30 +89,37 @@ class Plan(Mapping[str, Indices]):
         return Plan, (dict(self._kept),)
 
 
+Layer = tuple[str, int]
+"""A layer axis and an index of it: what disappears when a plan drops that layer."""
+
+
 @dataclass(frozen=True)
 class Parameter:
     """What the project knows of one parameter.
 
     `dims`: one dim for every position of its shape. `layer`: the axis and index it disappears with, if any.
     `matmul`: the kind of positions it is multiplied at ("tokens", "patches", "examples"), None if in no matrix product.
-    `reads`: which of its dims is contracted with the input (1 for `nn.Linear`).
+    `reads`: which of its dims is contracted with the input (1 for `nn.Linear`). `raw`: whether that input is the example itself,
+    whose gradient nobody needs.
     """
 
     dims: Dims
-    layer: tuple[str, int] | None = None
+    layer: Layer | None = None
     matmul: str | None = None
     reads: int = 1
+    raw: bool = False
 
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention module: its path in the model, its axes, and the layer it disappears with."""
+    """One attention module: its path in the model, its axes, the FFN that follows, and the layer it disappears with."""
 
     module: str
     heads: str
     qk: str
     vo: str
-    layer: tuple[str, int] | None = None
+    ffn: str
+    layer: Layer | None = None
 
 
 @dataclass(frozen=True)
@@ -124,9 +131,10 @@ class Layout:
     attentions: tuple[Attention, ...] = ()
     norms: tuple[str, ...] = field(default=())
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The full shape of a parameter's governed dims; ungoverned dims count as 1."""
-        return tuple(dim_size(dim, self.axes) for dim in self.parameters[name].dims)
+    @property
+    def layer_axes(self) -> set[str]:
+        """The axes that count layers."""
+        return {spec.layer[0] for spec in self.parameters.values() if spec.layer}
 
 
 def _is_fused(dim: Dim) -> bool:
@@ -172,13 +180,6 @@ def check_plan(plan: Plan, axes: Axes) -> None:
 def kept_size(name: str, axes: Axes, plan: Plan) -> int:
     """How many indices of an axis the plan keeps (per index of its parent, if nested)."""
     return int(plan[name].shape[-1]) if name in plan else axis_named(name, axes).size
-
-
-def dim_kept_size(dim: Dim, axes: Axes, plan: Plan) -> int:
-    """The length of a dim in the subnetwork."""
-    if _is_fused(dim):
-        return sum(dim_kept_size(part, axes, plan) for part in dim if not isinstance(part, str))
-    return prod(kept_size(name, axes, plan) for name in dim_axes(dim))
 
 
 def dim_indices(dim: Dim, axes: Axes, plan: Plan) -> Indices | None:
@@ -231,9 +232,9 @@ def selection(shape: Iterable[int], dims: Dims, axes: Axes, plan: Plan) -> Selec
     return tuple(result)
 
 
-def is_present(parameter: Parameter, plan: Plan) -> bool:
-    """Whether the layer of a parameter is kept."""
-    return parameter.layer is None or parameter.layer[0] not in plan or parameter.layer[1] in plan[parameter.layer[0]]
+def is_kept(layer: Layer | None, plan: Plan) -> bool:
+    """Whether a plan keeps a layer; what belongs to none is always kept."""
+    return layer is None or layer[0] not in plan or layer[1] in plan[layer[0]]
 
 
 def take(parameter: Tensor, dims: Dims, axes: Axes, plan: Plan) -> Tensor:
@@ -301,7 +302,7 @@ def selections(shapes: Mapping[str, tuple[int, ...]], layout: Layout, plan: Plan
     return {
         name: selection(shapes[name], spec.dims, layout.axes, plan)
         for name, spec in layout.parameters.items()
-        if is_present(spec, plan)
+        if is_kept(spec.layer, plan)
     }
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from raffm_ray import __version__
-from raffm_ray.errors import UserError, near_miss
+from raffm_ray.errors import ClientError, UserError, WorkerLostError, near_miss
 
 USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation model on devices that are not alike
 
@@ -102,6 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"raffm-ray: {error}", file=sys.stderr)
         return 2
+    except (WorkerLostError, ClientError) as error:
+        print(f"raffm-ray: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("raffm-ray: interrupted", file=sys.stderr)
         return 130

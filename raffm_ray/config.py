@@ -209,6 +209,8 @@ def _strict_load(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{source}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except (ValueError, RecursionError) as error:  # dates that do not exist, numbers of thousands of digits, endless nesting
+        raise UserError(f"{source}: not valid YAML: {error}") from None
 
 
 def override(values: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from math import prod
 from typing import NamedTuple
 
 from raffm_ray.architectures import Architecture
-from raffm_ray.axes import Dim, Parameter, Plan, is_present, kept_size
+from raffm_ray.axes import Dim, Layer, Plan, is_kept, kept_size
 from raffm_ray.errors import UserError, look_up
 
 FLOAT_BYTES = 4
@@ -63,7 +63,7 @@ class _Term(NamedTuple):
     """All parameters whose size is one product of axes, together: factors of that product."""
 
     axes: tuple[str, ...]
-    layer: tuple[str, int] | None
+    layer: Layer | None
     params: int
     flops: int
     first_flops: int
@@ -71,7 +71,7 @@ class _Term(NamedTuple):
 
 @lru_cache(maxsize=32)
 def _terms(architecture: Architecture) -> tuple[_Term, ...]:
-    sums: dict[tuple[tuple[str, ...], tuple[str, int] | None], list[int]] = {}
+    sums: dict[tuple[tuple[str, ...], Layer | None], list[int]] = {}
     for name, spec in architecture.layout.parameters.items():
         positions = architecture.positions[spec.matmul] if spec.matmul else 0
         fixed = prod(size for size, dim in zip(architecture.shapes[name], spec.dims, strict=True) if not dim)
@@ -79,7 +79,7 @@ def _terms(architecture: Architecture) -> tuple[_Term, ...]:
             total = sums.setdefault((tuple(sorted(chain(*axes))), spec.layer), [0, 0, 0])
             total[0] += fixed
             total[1] += 2 * positions * fixed
-            total[2] += 2 * positions * fixed if spec.matmul == "patches" else 0
+            total[2] += 2 * positions * fixed if spec.raw else 0
     return tuple(_Term(axes, layer, *total) for (axes, layer), total in sums.items())
 
 
@@ -101,13 +101,13 @@ def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimi
     kept = {name: kept_size(name, layout.axes, plan) for name in layout.axes}
     params = forward = first = 0
     for term in _terms(architecture):
-        if is_present(Parameter((), term.layer), plan):
+        if is_kept(term.layer, plan):
             size = prod(kept[name] for name in term.axes)
             params += term.params * size
             forward += term.flops * size
             first += term.first_flops * size
     for site in layout.attentions:
-        if is_present(Parameter((), site.layer), plan):
+        if is_kept(site.layer, plan):
             forward += 2 * tokens * tokens * kept[site.heads] * (kept[site.qk] + kept[site.vo])
     floats = params * (2 + look_up(OPTIMIZER_FLOATS, optimizer, "optimizer")) + batch_size * activation_floats(architecture, plan)
     return Costs(params, params * FLOAT_BYTES, forward, 3 * forward - first, floats * FLOAT_BYTES)
@@ -117,20 +117,20 @@ def activation_floats(architecture: Architecture, plan: Plan) -> int:
     """Estimate of the floats that autograd keeps for one example until the backward pass.
 
     Per token and layer: `architecture.saved["residual"]` residual streams (inputs and outputs of norms), mean and inverse
-    deviation of two norms, `saved["ffn"]` FFN widths, query, key, value and context of every head (padded to the larger of the two
-    sizes when they differ, see architectures/attention.py) and one log-sum-exp a head; at the end one norm. Dropout, if the
+    deviation of two norms, `saved["ffn"]` FFN widths, query, key, value and context of every head (padded to the larger of the
+    two sizes when they differ, see architectures/attention.py), a copy of the context and one log-sum-exp a head; at the end one
+    norm. The copy is only made where the sizes differ; it is always counted, so that more units never cost less. Dropout, if the
     configuration has any, keeps masks that are not counted.
     """
     layout, saved, tokens = architecture.layout, architecture.saved, architecture.positions["tokens"]
     residual = kept_size("residual", layout.axes, plan)
     per_token = 2 * residual + 2
     for site in layout.attentions:
-        if not is_present(Parameter((), site.layer), plan):
+        if not is_kept(site.layer, plan):
             continue
         heads, qk, vo = (kept_size(axis, layout.axes, plan) for axis in (site.heads, site.qk, site.vo))
-        ffn = kept_size(site.heads.replace("heads", "ffn"), layout.axes, plan)
-        copied = vo if vo < qk else 0
-        per_token += saved["residual"] * residual + 4 + heads * (4 * max(qk, vo) + copied + 1) + saved["ffn"] * ffn
+        ffn = kept_size(site.ffn, layout.axes, plan)
+        per_token += saved["residual"] * residual + 4 + heads * (4 * max(qk, vo) + min(qk, vo) + 1) + saved["ffn"] * ffn
     return tokens * per_token
 
 

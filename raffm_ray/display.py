@@ -62,9 +62,16 @@ def human_bytes(count: float) -> str:
     raise AssertionError
 
 
-def human_joules(joules: float) -> str:
-    """0.0123 -> `12 mJ`."""
+def human_joules(joules: float | None) -> str:
+    """0.0123 -> `12.3 mJ`; None, of a class that never trained, -> `-`."""
+    if joules is None:
+        return "-"
     return f"{1000 * joules:.3g} mJ" if joules < 1 else f"{joules:.3g} J"
+
+
+def human_seconds(seconds: float | None) -> str:
+    """0.01234 -> `0.0123`; None -> `-`."""
+    return "-" if seconds is None else f"{seconds:.3g}"
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
@@ -92,7 +99,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     for name, tier in summary["tiers"].items():
         row = [f"{100 * tier['params_fraction']:.0f}%", f"{100 * tier['start']:.1f}", f"{100 * tier['metric']:.1f}"]
         row += [f"{100 * other['tiers'][name]['metric']:.1f}" for other in baselines.values()]
-        row += [human_bytes(tier["bytes_down"]), human_bytes(tier["bytes_up"]), f"{tier['round_seconds']:.3g}"]
+        row += [human_bytes(tier["bytes_down"]), human_bytes(tier["bytes_up"]), human_seconds(tier["round_seconds"])]
         row += [human_joules(tier["energy_joules"]), human_bytes(tier["peak_memory_bytes"])]
         table.add_row(name, *row)
     moved = [f"{human_bytes(one['bytes_down'] + one['bytes_up'])}" for one in (summary, *baselines.values())]

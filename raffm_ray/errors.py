@@ -15,6 +15,14 @@ class UserError(ValueError):
         super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message))
 
 
+class WorkerLostError(RuntimeError):
+    """A block could not be finished because its worker died too often; nothing is wrong with the experiment as such."""
+
+
+class ClientError(RuntimeError):
+    """The code that a client runs raised an exception: a mistake in it, which no retry would mend."""
+
+
 def near_miss(word: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the closest known word, or the list of all when none is close."""
     options = list(known)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.architectures import Architecture
-from raffm_ray.axes import Indices, Layout, Plan, dim_axes
+from raffm_ray.axes import Layout, Plan, dim_axes
 from raffm_ray.costs import Budget, Costs, costs_of
 from raffm_ray.errors import UserError
 from raffm_ray.salience import Orders, Scores, rankable
@@ -96,12 +96,10 @@ def ranked_list(architecture: Architecture, scores: Scores, cutting: Cutting) ->
         ordered = -np.sort(-scores[name], axis=-1)
         summed: NDArray[np.float64] = ordered.sum(0) if ordered.ndim == 2 else ordered
         cost = unit_costs(architecture)[name]
-        ceiling = np.inf
         for start in range(floor, size, step):
             stop = min(start + step, size)
-            # Sums over unequal heads need not fall along the axis; the running minimum keeps the units in their order.
-            ceiling = min(ceiling, float(summed[start:stop].sum()) / (cost * (stop - start)))
-            entries.append((kind_of(name) not in cutting.last, -ceiling, position, stop, name))
+            salience = float(summed[start:stop].sum()) / (cost * (stop - start))
+            entries.append((kind_of(name) not in cutting.last, -salience, position, stop, name))
     return [(name, stop) for *_, stop, name in sorted(entries)]
 
 
@@ -147,8 +145,3 @@ def common_rate(
         return plan_of_rates(kinds, orders, architecture.layout, cutting)
 
     return _longest(RATE_GRID, plan_at, lambda plan: costs_of(architecture, plan, batch_size, optimizer), budget)
-
-
-def layer_orders(layout: Layout) -> dict[str, Indices]:
-    """The layer axes in their own order, for strategies that drop the last layers."""
-    return {spec.layer[0]: np.arange(layout.axes[spec.layer[0]].size) for spec in layout.parameters.values() if spec.layer}

@@ -8,7 +8,10 @@ from raffm_ray.axes import Plan
 from raffm_ray.devices import DEVICES
 from raffm_ray.messages import Job, Report, Update
 from raffm_ray.record import ClientRow, RoundRow, parameters_sha256, peak_rss_bytes
-from raffm_ray.server import Round, ServerState, Setup, statistics_bytes, training_flops
+from raffm_ray.server import Round, ServerState, Setup, training_flops
+
+STATISTIC_BYTES = 8
+"""Statistics travel as float64: their sums must not depend on how clients are grouped."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ def client_row(setup: Setup, work: Round, job: Job, report: Report) -> ClientRow
     """What a client's round cost its simulated device."""
     device = DEVICES[setup.classes[job.client]]
     costs = setup.costs(Plan() if job.plan is None else work.package.plans[job.plan])
-    up = (0 if job.plan is None else costs.bytes) + (statistics_bytes(setup) if job.calibrate else 0)
-    flops = training_flops(setup, work, report, job)
+    up = (0 if job.plan is None else costs.bytes) + STATISTIC_BYTES * report.statistics_values
+    flops = training_flops(setup, work, report)
     computing = device.compute_seconds(flops)
     return ClientRow(
         round=work.package.round, client=job.client, device=device.name, examples=report.examples, steps=report.steps,
@@ -86,7 +89,7 @@ def summarize(
         rows = [row for row in trained if row.device == device]
         costs = setup.costs(plan)
 
-        def mean(field: str, otherwise: float, rows: list[ClientRow] = rows) -> float:
+        def mean(field: str, otherwise: float | None, rows: list[ClientRow] = rows) -> float | None:
             return sum(getattr(row, field) for row in rows) / len(rows) if rows else otherwise
 
         tiers[device] = {
@@ -99,8 +102,8 @@ def summarize(
             "bytes_down": mean("bytes_down", costs.bytes),
             "bytes_up": mean("bytes_up", costs.bytes),
             "peak_memory_bytes": max([row.peak_memory_bytes for row in rows], default=costs.memory_bytes),
-            "round_seconds": mean("round_seconds", 0.0),
-            "energy_joules": mean("energy_joules", 0.0),
+            "round_seconds": mean("round_seconds", None),
+            "energy_joules": mean("energy_joules", None),
         }
     return {
         "name": name,

@@ -50,7 +50,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Report:
-    """What is recorded of one client's work. `loss`: mean training loss of its own plan; `seconds`: real, on this machine."""
+    """What is recorded of one client's work.
+
+    `loss`: mean training loss of its own plan; `seconds`: real, on this machine; `accepted`: whether all it sent was finite;
+    `forward_backward`: (plan, examples) pairs, how many examples went forward and backward through each plan; `calibrated`: how many
+    examples it calibrated on; `statistics_values`: how many numbers it reported of them.
+    """
 
     client: int
     plan: int | None
@@ -60,7 +65,8 @@ class Report:
     seconds: float
     accepted: bool = True
     forward_backward: tuple[tuple[int, int], ...] = ()
-    """(plan, examples) pairs: how many examples went forward and backward through each plan."""
+    calibrated: int = 0
+    statistics_values: int = 0
 
 
 @dataclass(frozen=True)

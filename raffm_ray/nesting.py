@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from raffm_ray.axes import Axis, AxisError, Indices, Layout, Parameter, Plan, axis_named, dim_axes, is_present, kept_size
+from raffm_ray.axes import Axis, AxisError, Indices, Layout, Plan, axis_named, dim_axes, is_kept, kept_size
 
 
 def within(inner: Plan, outer: Plan, layout: Layout) -> Plan:
@@ -10,8 +10,8 @@ def within(inner: Plan, outer: Plan, layout: Layout) -> Plan:
 
     `take(take(x, outer), within(inner, outer)) == take(x, inner)`. Layers keep their numbers. Raises AxisError if not nested.
     """
-    layer_axes = {spec.layer[0] for spec in layout.parameters.values() if spec.layer}
-    specs = [spec for spec in layout.parameters.values() if is_present(spec, inner)]
+    layer_axes = layout.layer_axes
+    specs = [spec for spec in layout.parameters.values() if is_kept(spec.layer, inner)]
     used = {name for spec in specs for dim in spec.dims for name in dim_axes(dim)} | layer_axes
     result: dict[str, Indices] = {}
     for name in sorted({*inner, *outer} & used):
@@ -46,11 +46,11 @@ def _positions(wanted: Indices, present: Indices, name: str) -> Indices:
 
 def cut_layout(layout: Layout, plan: Plan) -> Layout:
     """The layout of the subnetwork itself: the same names, the kept sizes. Layer axes keep their numbers and size."""
-    layer_axes = {spec.layer[0] for spec in layout.parameters.values() if spec.layer}
+    layer_axes = layout.layer_axes
     axes = {
         name: axis if name in layer_axes else Axis(name, kept_size(name, layout.axes, plan), axis.parent)
         for name, axis in layout.axes.items()
     }
-    present = {name: spec for name, spec in layout.parameters.items() if is_present(spec, plan)}
-    attentions = tuple(site for site in layout.attentions if is_present(Parameter((), site.layer), plan))
+    present = {name: spec for name, spec in layout.parameters.items() if is_kept(spec.layer, plan)}
+    attentions = tuple(site for site in layout.attentions if is_kept(site.layer, plan))
     return Layout(axes, present, attentions, tuple(name for name in layout.norms if f"{name}.weight" in present))

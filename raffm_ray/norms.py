@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from raffm_ray.axes import Layout, Plan
+from raffm_ray.axes import Layout, Plan, dim_axes
 
 MEAN, SQUARE, POSITIONS = "norm_mean", "norm_square", "norm_positions"
 
@@ -52,26 +52,42 @@ def norm_part(statistics: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     return {key: value for key, value in (statistics or {}).items() if key.startswith((MEAN, SQUARE, POSITIONS))}
 
 
-def correct_norms(
-    tensors: Mapping[str, Tensor], plan: Plan, layout: Layout, statistics: Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
-    """The subnetwork's tensors with gain and bias of its norms corrected; unchanged where the plan keeps the residual whole.
+def norm_factors(plan: Plan, layout: Layout, statistics: Mapping[str, Tensor] | None) -> dict[str, tuple[float, float]]:
+    """(scale, shift) by norm: gain -> scale * gain, bias -> bias + shift * gain; empty where the plan keeps the stream whole.
 
-    E[(mu_S - mu) / sigma] is the mean of E[z] over S; E[sigma_S / sigma] is estimated by the root of the mean of E[z^2] over S less
-    the square of the former (an upper estimate, by Jensen's inequality).
+    E[(mu_S - mu) / sigma] is the mean of E[z] over S; E[sigma_S / sigma] is estimated by the root of the mean of E[z^2] over S
+    less the square of the former (an upper estimate, by Jensen's inequality).
     """
-    corrected = dict(tensors)
-    if not statistics or "residual" not in plan:
-        return corrected
-    kept = torch.from_numpy(plan["residual"].copy())
+    factors: dict[str, tuple[float, float]] = {}
     for name in layout.norms:
-        gain, bias = f"{name}.weight", f"{name}.bias"
-        if gain not in tensors or f"{MEAN}@{name}" not in statistics:
+        (axis,) = dim_axes(layout.parameters[f"{name}.weight"].dims[0])
+        if not statistics or axis not in plan or f"{MEAN}@{name}" not in statistics:
             continue
-        positions = statistics[f"{POSITIONS}@{name}"]
+        kept, positions = torch.from_numpy(plan[axis].copy()), statistics[f"{POSITIONS}@{name}"]
         shift = (statistics[f"{MEAN}@{name}"][kept] / positions).mean()
         scale = ((statistics[f"{SQUARE}@{name}"][kept] / positions).mean() - shift.square()).clamp(min=0).sqrt()
-        corrected[gain] = tensors[gain] * float(scale)
-        if bias in tensors:
-            corrected[bias] = tensors[bias] + tensors[gain] * float(shift)
+        factors[name] = (float(scale), float(shift))
+    return factors
+
+
+def correct_norms(tensors: Mapping[str, Tensor], factors: Mapping[str, tuple[float, float]]) -> dict[str, Tensor]:
+    """A subnetwork's tensors with gain and bias of its norms corrected."""
+    corrected = dict(tensors)
+    for name, (scale, shift) in factors.items():
+        gain, bias = f"{name}.weight", f"{name}.bias"
+        if gain in tensors:
+            corrected[gain] = tensors[gain] * scale
+        if gain in tensors and bias in tensors:
+            corrected[bias] = tensors[bias] + tensors[gain] * shift
     return corrected
+
+
+def relative_factors(
+    inner: Mapping[str, tuple[float, float]], outer: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """The factors that take a subnetwork's own corrected norms to those of a smaller one inside it."""
+    relative = {}
+    for name, (scale, shift) in inner.items():
+        own_scale, own_shift = outer.get(name, (1.0, 0.0))
+        relative[name] = (scale / own_scale, (shift - own_shift) / own_scale) if own_scale else (1.0, 0.0)
+    return relative

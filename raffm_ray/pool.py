@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,10 +14,11 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from raffm_ray.client import Runner, one_thread
+from raffm_ray.client import Runner
 from raffm_ray.config import PoolSettings
-from raffm_ray.errors import UserError
+from raffm_ray.errors import ClientError, UserError, WorkerLostError
 from raffm_ray.messages import Package
+from raffm_ray.training import one_thread
 
 Flat = NDArray[np.float32]
 Call = tuple[str, tuple[Any, ...]]
@@ -28,8 +28,8 @@ Result = tuple[Any, Any]
 Progress = Callable[[int, Any], None]
 
 
-class WorkerLostError(RuntimeError):
-    """A block could not be finished because its worker died too often."""
+READY_SECONDS = 180.0
+"""How long workers may take to start before that is an error."""
 
 
 class Pool(Protocol):
@@ -87,13 +87,6 @@ class _Worker:
         return small, large
 
 
-@dataclass
-class _Flight:
-    index: int
-    actor: Any
-    large: Any
-
-
 class RayPool:
     """One actor a core, or a share of a GPU; a client is a call, not a process.
 
@@ -108,100 +101,162 @@ class RayPool:
         fitting = int(resources.get("GPU", 0) / share + 1e-6) if share else int(resources.get("CPU", 1))
         self.workers = settings.workers or max(1, fitting)
         if self.workers > fitting:
-            what = (
+            there = (
                 f"{share:g} GPU each, and there are {resources.get('GPU', 0):g}"
                 if share
                 else f"a core each, and there are {fitting}"
             )
-            raise UserError(f"pool.workers: {self.workers} workers need {what}")
+            raise UserError(f"pool.workers: {self.workers} workers need {there}")
         self.attempts = settings.attempts
         self._sent: tuple[Flat, Any] | None = None
         self._options = {"num_cpus": 0 if share else 1, "num_gpus": share, "max_restarts": 0, "max_task_retries": 0}
         self._runner = ray.put(runner)
         self._device = device_of(settings)
+        self._leftover: list[Any] = []
         self._actors = [self._spawn() for _ in range(self.workers)]
-        if not all(ray.get([actor.ready.remote() for actor in self._actors])):
+        try:
+            self._await_ready(self._actors)
+        except BaseException:
             self.close()
-            raise UserError(
-                "pool: workers are to compute on a GPU, but torch sees none there (pool.device: cpu would do without)"
-            )
+            raise
 
     def _spawn(self) -> Any:
         return ray.remote(_Worker).options(**self._options).remote(self._runner, self._device)
 
+    def _await_ready(self, actors: Sequence[Any]) -> None:
+        asked = [actor.ready.remote() for actor in actors]
+        ready, missing = ray.wait(asked, num_returns=len(asked), timeout=READY_SECONDS)
+        if missing:
+            free = {name: ray.available_resources().get(name, 0) for name in ("CPU", "GPU")}
+            raise UserError(
+                f"pool: {len(missing)} of {len(asked)} workers did not start within {READY_SECONDS:.0f} s; free now: {free} "
+                "(is another run using them? pool.workers sets how many are wanted)"
+            )
+        if not all(ray.get(ready)):
+            raise UserError(
+                "pool: workers are to compute on a GPU, but torch sees none there (pool.device: cpu would do without)"
+            )
+
     def run(
         self, package: Package, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress
     ) -> Iterator[Result]:
-        """See `Pool.run`. Raises WorkerLostError after too many deaths, and whatever a call itself raises."""
+        """See `Pool.run`. Raises WorkerLostError after too many deaths, ClientError for whatever a call itself raises."""
         # The array sent last is kept alive, so one at its address is the same one.
         if self._sent is None or self._sent[0].ctypes.data != flat.ctypes.data:
             self._sent = (flat, ray.put(flat))
-        shared = (ray.put(package), self._sent[1])
-        waiting = sorted(range(len(calls)), key=lambda index: (costs[index], -index))
-        tries = dict.fromkeys(range(len(calls)), 0)
-        idle = list(self._actors)
-        flying: dict[Any, _Flight] = {}
-        done: dict[int, tuple[Any, Any]] = {}
-        wanted = 0
+        if self._leftover:  # a run before was abandoned: its actors are still at work
+            ray.wait(self._leftover, num_returns=len(self._leftover))
+            self._leftover = []
+        flight = _Flights(self, package, (ray.put(package), self._sent[1]), calls, costs, progress)
         try:
-            while wanted < len(calls):
-                while waiting and idle:
-                    index, actor = waiting.pop(), idle.pop()
-                    tries[index] += 1
-                    method, arguments = calls[index]
-                    small, large = actor.call.options(num_returns=2).remote(method, *shared, arguments)
-                    flying[small] = _Flight(index, actor, large)
-                ready, _ = ray.wait(list(flying), num_returns=1)
-                flight = flying.pop(ready[0])
-                try:
-                    result = (ray.get(ready[0]), flight.large)
-                    idle.append(flight.actor)
-                    done[flight.index] = result
-                    progress(flight.index, result[0])
-                except (ray.exceptions.RayTaskError, ray.exceptions.UnserializableException):
-                    raise
-                except ray.exceptions.RayError as error:
-                    idle.append(self._replace(flight.actor))
-                    self._again(flight.index, tries, waiting, package, error)
-                while wanted in done:
-                    small, reference = done.pop(wanted)
-                    try:
-                        yield small, ray.get(reference)
-                        wanted += 1
-                    except ray.exceptions.RayTaskError:
-                        raise
-                    except ray.exceptions.RayError as error:
-                        self._again(wanted, tries, waiting, package, error)
-                        break
+            for wanted in range(len(calls)):
+                while (result := flight.take(wanted)) is None:
+                    flight.land()
+                flight.start()
+                yield result
         finally:
-            if flying:
-                ray.wait(list(flying), num_returns=len(flying), timeout=0)
+            self._leftover = list(flight.flying)
 
-    def _again(self, index: int, tries: dict[int, int], waiting: list[int], package: Package, error: Exception) -> None:
-        if tries[index] >= self.attempts:
-            raise WorkerLostError(
-                f"round {package.round}, block {index}: its worker was lost {tries[index]} times: {type(error).__name__}: {error}"
-            )
-        waiting.append(index)
-
-    def _replace(self, actor: Any) -> Any:
+    def replace(self, actor: Any) -> Any:
+        """Kills an actor that failed and starts another in its place."""
         ray.kill(actor)
         fresh = self._spawn()
-        ray.get(fresh.ready.remote())
         self._actors = [fresh if other is actor else other for other in self._actors]
         return fresh
+
+    @property
+    def actors(self) -> list[Any]:
+        """The actors, all idle between runs."""
+        return list(self._actors)
 
     def close(self) -> None:
         """Kills the actors; Ray itself stays up for the next pool of this process."""
         for actor in self._actors:
             ray.kill(actor)
-        self._actors = []
+        self._actors, self._sent = [], None
+
+
+class _Flights:
+    """The calls of one run: waiting, in flight, done."""
+
+    def __init__(
+        self,
+        pool: RayPool,
+        package: Package,
+        shared: tuple[Any, Any],
+        calls: Sequence[Call],
+        costs: Sequence[float],
+        progress: Progress,
+    ) -> None:
+        self.pool, self.package, self.shared, self.calls, self.progress = pool, package, shared, calls, progress
+        self.waiting = sorted(range(len(calls)), key=lambda index: (costs[index], -index))
+        self.tries = [0] * len(calls)
+        self.idle = pool.actors
+        self.flying: dict[Any, tuple[int, Any, Any]] = {}
+        self.done: dict[int, tuple[Any, Any]] = {}
+        self.told: set[int] = set()
+        self.start()
+
+    def start(self) -> None:
+        """Gives every idle actor the costliest call that waits."""
+        while self.waiting and self.idle:
+            index, actor = self.waiting.pop(), self.idle.pop()
+            self.tries[index] += 1
+            method, arguments = self.calls[index]
+            small, large = actor.call.options(num_returns=2).remote(method, *self.shared, arguments)
+            self.flying[small] = (index, actor, large)
+
+    def land(self) -> None:
+        """Waits for one call to end, and starts the next on its actor."""
+        (ready, *_), _ = ray.wait(list(self.flying), num_returns=1)
+        index, actor, large = self.flying.pop(ready)
+        try:
+            self.done[index] = (ray.get(ready), large)
+            self.idle.append(actor)
+            if index not in self.told:
+                self.told.add(index)
+                self.progress(index, self.done[index][0])
+        except (ray.exceptions.RayTaskError, ray.exceptions.UnserializableException) as error:
+            raise ClientError(f"round {self.package.round}, {_describe(self.calls[index])}: {error}") from None
+        except ray.exceptions.RayError as error:
+            self.again(index, error)
+            self.idle.append(self.pool.replace(actor))
+        self.start()
+
+    def take(self, index: int) -> Result | None:
+        """The result of a call once it is done and still to be had; it is forgotten here."""
+        if index not in self.done:
+            return None
+        small, large = self.done.pop(index)
+        try:
+            return small, ray.get(large)
+        except ray.exceptions.RayError as error:
+            self.again(index, error)
+            self.start()
+            return None
+
+    def again(self, index: int, error: Exception) -> None:
+        """Puts a call whose worker or result was lost first in the queue, unless it was tried too often."""
+        if self.tries[index] >= self.pool.attempts:
+            what = f"round {self.package.round}, {_describe(self.calls[index])}"
+            cause = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            raise WorkerLostError(f"{what}: the worker was lost {self.tries[index]} times, the last time by {cause}")
+        self.waiting.append(index)
+
+
+def _describe(call: Call) -> str:
+    method, arguments = call
+    if method == "block":
+        return f"block of clients {', '.join(str(job.client) for job in arguments[0])}"
+    return f"{method} {arguments}"
 
 
 def _connect(settings: PoolSettings) -> None:
     """Joins the cluster that RAY_ADDRESS names, or starts Ray on this machine alone."""
     if ray.is_initialized():
         return
+    # A call that fails also leaves its second result unread, which Ray would report on top of our own error.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address="auto", log_to_driver=False)
         return

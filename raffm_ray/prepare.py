@@ -1,6 +1,6 @@
 """From an experiment to everything a run needs, every mistake found before any training starts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from raffm_ray.devices import DEVICES, assign_devices, fleet_shares
 from raffm_ray.errors import UserError, look_up, near_miss
 from raffm_ray.extraction import kind_of
 from raffm_ray.partition import partition
-from raffm_ray.salience import METRICS, identity_orders, rankable
+from raffm_ray.salience import METRICS, rankable
 from raffm_ray.seeding import generator
-from raffm_ray.server import ServerState, Setup, begin_calibration, class_plans, setup_strategy
+from raffm_ray.server import ServerState, Setup, begin_calibration, class_plans, plain_scores, setup_strategy
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,8 @@ def _first_line(error: Exception) -> str:
 def _architecture(experiment: Experiment, task: Task) -> Architecture:
     settings = dict(experiment.model.config)
     settings.setdefault("num_labels", task.labels)
-    config = parse_config(settings)
     try:
-        architecture = architecture_of(config, task.head)
+        architecture = architecture_of(parse_config(settings), task.head)
     except UserError:
         raise
     except Exception as error:  # whatever transformers raises for values that it cannot build from
@@ -54,7 +53,7 @@ def _architecture(experiment: Experiment, task: Task) -> Architecture:
     try:
         with torch.inference_mode():
             model(**inputs)
-    except (ValueError, RuntimeError, TypeError) as error:
+    except Exception as error:  # whatever the model raises for shapes that it does not take
         raise UserError(f"model.config does not fit the examples of task {task.name!r}: {_first_line(error)}") from None
     return architecture
 
@@ -105,11 +104,24 @@ def prepare(experiment: Experiment) -> Prepared:
     )
     budgets = _budgets(experiment, architecture, list(shares_of_fleet))
     setup = Setup(experiment, architecture, strategy, budgets, classes, [len(share) for share in shares])
-    # Budgets and calibration are tried with a stand-in ranking: how many units fit does not depend on which come first.
-    stand_in = {
-        name: -np.broadcast_to(order, order.shape).astype(float) for name, order in identity_orders(architecture.layout).items()
-    }
-    state = ServerState(0, torch.zeros(0), stand_in)
+    check_start(setup)
+    return Prepared(setup, task, tuple(shares))
+
+
+def check_start(setup: Setup) -> None:
+    """Raises UserError unless every class's budget holds a subnetwork and somebody can calibrate the first ranking.
+
+    A plain ranking stands in for the real one: the smallest subnetwork costs the same whatever comes first.
+    """
+    state = ServerState(0, torch.zeros(0), plain_scores(setup.architecture))
     class_plans(setup, state)
     begin_calibration(setup, state)
-    return Prepared(setup, task, tuple(shares))
+
+
+def with_strategy(prepared: Prepared, name: str) -> Prepared:
+    """The same data, fleet and seed under another strategy, with that strategy's own defaults. Raises UserError as `prepare`."""
+    experiment = prepared.setup.experiment
+    changed = experiment.model_copy(update={"strategy": type(experiment.strategy)(name=name), "baselines": ()})
+    setup = replace(prepared.setup, experiment=changed, strategy=setup_strategy(changed))
+    check_start(setup)
+    return replace(prepared, setup=setup)

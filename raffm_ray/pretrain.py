@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raffm_ray.architectures import Architecture, new_model
-from raffm_ray.client import backward, one_thread
 from raffm_ray.config import PretrainSettings
 from raffm_ray.data import Examples, batches, steps_of
 from raffm_ray.messages import flatten, views
 from raffm_ray.seeding import generator, torch_seed
+from raffm_ray.training import backward, one_thread
 
 Progress = Callable[[int, int], None]
 

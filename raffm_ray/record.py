@@ -1,6 +1,7 @@
 """What a run leaves on disk: Parquet rounds and clients, TensorBoard events, the final model and `summary.json`."""
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from raffm_ray.architectures import Architecture
 from raffm_ray.config import Experiment, dump
 from raffm_ray.errors import UserError
 from raffm_ray.messages import views
-from raffm_ray.salience import Scores
+from raffm_ray.server import ServerState
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,12 @@ CLIENT_SCHEMA = pa.schema(
 
 
 def check_output(folder: Path) -> None:
-    """Raises UserError when the folder holds something already: nothing is ever overwritten."""
+    """Raises UserError when the folder holds something already (nothing is ever overwritten), or cannot be made."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out {folder}: exists and is not an empty folder; nothing is overwritten")
+    nearest = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"--out {folder}: {nearest} is not a folder that can be written to")
 
 
 def parameters_sha256(flat: Tensor, architecture: Architecture) -> str:
@@ -131,17 +135,18 @@ class Recorder:
             if value is not None:
                 self._events.add_scalar(tag, value, row.round)
 
-    def finish(self, summary: Mapping[str, Any], flat: Tensor, scores: Scores, architecture: Architecture) -> None:
-        """Writes the final model (a plain transformers checkpoint), its ranking and the summary."""
+    def finish(self, summary: Mapping[str, Any], state: ServerState, architecture: Architecture) -> None:
+        """Writes the final model (a plain transformers checkpoint), what its subnetworks are cut by, and the summary."""
         final = self.folder / "checkpoints" / "final"
         final.mkdir()
         save_file(
-            {name: values.clone() for name, values in views(flat, architecture.shapes).items()},
+            {name: values.clone() for name, values in views(state.parameters, architecture.shapes).items()},
             final / "model.safetensors",
             {"format": "pt"},
         )
         architecture.config.save_pretrained(final)
-        save_file({name: torch.from_numpy(score.copy()) for name, score in scores.items()}, final / "salience.safetensors")
+        ranking = {name: torch.from_numpy(score.copy()) for name, score in state.scores.items()}
+        save_file({**ranking, **state.norms}, final / "salience.safetensors")
         self._events.close()
         write_json(self.folder / "summary.json", summary)
 

@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raffm_ray.display import human_bytes, human_joules
+from raffm_ray.display import human_bytes, human_joules, human_seconds
 from raffm_ray.errors import UserError
 
 COLORS = ("#3b6fb6", "#d1701c", "#3d8f58", "#9a4fa0", "#7a6a53")
@@ -83,8 +83,10 @@ def _over_size(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metr
         label="before training",
     )
     for (name, (_, summary)), color in zip(runs.items(), COLORS, strict=False):
-        values = [100 * summary["tiers"][device]["metric"] for device, _ in tiers]
-        axes.plot(sizes, values, color=color, linestyle="-" if name == own else "--", marker="o", markersize=5, label=name)
+        points = sorted((100 * tier["params_fraction"], 100 * tier["metric"]) for tier in summary["tiers"].values())
+        axes.plot(
+            *zip(*points, strict=True), color=color, linestyle="-" if name == own else "--", marker="o", markersize=5, label=name
+        )
     for size in sizes:
         axes.axvline(size, color="#8a8a8a", alpha=0.25, linewidth=1, zorder=0)
     names = axes.secondary_xaxis("top")
@@ -162,7 +164,7 @@ def _rows(summary: Mapping[str, Any], baselines: Sequence[str]) -> list[list[str
     for device, tier in summary["tiers"].items():
         row = [device, f"{tier['params']:,}", f"{100 * tier['start']:.1f}", f"{100 * tier['metric']:.1f}"]
         row += [f"{100 * others[name]['tiers'][device]['metric']:.1f}" for name in baselines]
-        row += [human_bytes(tier["bytes_down"] + tier["bytes_up"]), f"{tier['round_seconds']:.3g} s"]
+        row += [human_bytes(tier["bytes_down"] + tier["bytes_up"]), human_seconds(tier["round_seconds"])]
         rows.append([*row, human_joules(tier["energy_joules"]), human_bytes(tier["peak_memory_bytes"])])
     return rows
 
@@ -179,7 +181,7 @@ def write_report(folder: Path) -> tuple[Path, Path]:
     plt.close(figure)
     baselines = list(summary.get("baselines", {}))
     headings = ["model", "parameters", "start %", f"{summary['strategy']} %", *(f"{name} %" for name in baselines)]
-    headings += ["bytes a round", "device time a round*", "energy a round*", "peak memory*"]
+    headings += ["bytes a round", "device seconds a round*", "energy a round*", "peak memory*"]
     moved = summary["bytes_down"] + summary["bytes_up"]
     text = PAGE.render(
         summary=summary, image=base64.b64encode(image.read_bytes()).decode(), headings=headings, rows=_rows(summary, baselines),

@@ -62,8 +62,7 @@ def unit_sums(values: Tensor, dims: tuple[Dim, ...], name: str, layout: Layout, 
 
 def rankable(layout: Layout) -> list[str]:
     """The axes whose units can be ranked: all but the layers themselves."""
-    layers = {spec.layer[0] for spec in layout.parameters.values() if spec.layer}
-    return [name for name in layout.axes if name not in layers]
+    return [name for name in layout.axes if name not in layout.layer_axes]
 
 
 def sites(layout: Layout, name: str) -> list[tuple[str, str]]:
@@ -144,7 +143,8 @@ def collect(model: nn.Module, layout: Layout, batches: Iterable[Mapping[str, Ten
                     nn.functional.cross_entropy(logits, batch["labels"], reduction="sum").backward()
             for key, sums in recorder.batch.items():
                 per_example = GRADIENT_STATISTICS[statistic](sums) if recorder.gradient else sums
-                totals[key] = totals[key] + per_example.sum(0) if key in totals else per_example.sum(0)
+                added = per_example.sum(0).cpu()
+                totals[key] = totals[key] + added if key in totals else added
             examples = torch.tensor(float(len(batch["labels"])), dtype=torch.float64)
             totals["examples"] = totals["examples"] + examples if "examples" in totals else examples
     finally:

@@ -4,19 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import cos, pi
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from raffm_ray.aggregate import RULES, flat_coverage
 from raffm_ray.architectures import Architecture
-from raffm_ray.axes import Plan
+from raffm_ray.axes import AxisError, Plan, check_plan
 from raffm_ray.config import Experiment
 from raffm_ray.costs import Budget, Costs, costs_of
 from raffm_ray.errors import UserError, look_up
 from raffm_ray.extraction import Cutting
 from raffm_ray.messages import Job, Package, Report, Update, views
+from raffm_ray.nesting import within
 from raffm_ray.norms import norm_part
-from raffm_ray.salience import METRICS, Scores, Statistics, add_statistics, identity_orders
+from raffm_ray.salience import METRICS, Scores, Statistics, add_statistics, rankable
 from raffm_ray.seeding import generator
 from raffm_ray.strategies import STRATEGIES, Strategy, View
 
@@ -56,7 +58,7 @@ class ServerState:
 
 @dataclass(frozen=True)
 class Round:
-    """A round's work: what all share, the jobs by block, and the class of every job's client."""
+    """A round's work: what all share, and the jobs by block."""
 
     package: Package
     blocks: tuple[tuple[Job, ...], ...]
@@ -141,7 +143,8 @@ def begin_calibration(setup: Setup, state: ServerState) -> Round | None:
     if statistic is None:
         return None
     experiment = setup.experiment
-    able = [client for client, name in enumerate(setup.classes) if setup.examples[client] and holds_full_model(setup, name)]
+    holding = {name for name in setup.budgets if holds_full_model(setup, name)}
+    able = [client for client, name in enumerate(setup.classes) if setup.examples[client] and name in holding]
     if not able and not setup.strategy.budgeted:
         able = [client for client, count in enumerate(setup.examples) if count]
     if not able:
@@ -156,11 +159,21 @@ def begin_calibration(setup: Setup, state: ServerState) -> Round | None:
     return Round(package, _blocks([Job(client, None, calibrate=True) for client in chosen], experiment.pool.block_clients))
 
 
+def plain_scores(architecture: Architecture) -> Scores:
+    """Scores that rank every axis in its own order: of strategies without salience, and before there is a ranking."""
+    layout = architecture.layout
+    parents = {name: layout.axes[name].parent for name in rankable(layout)}
+    return {
+        name: np.tile(-np.arange(layout.axes[name].size, dtype=float), (layout.axes[parent].size, 1) if parent else 1)
+        for name, parent in parents.items()
+    }
+
+
 def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) -> ServerState:
     """The state with scores computed from the current parameters and these statistics."""
     metric = METRICS[setup.experiment.salience.metric]
     if not setup.strategy.salience:
-        scores: Scores = {name: -order.astype(float) for name, order in identity_orders(setup.architecture.layout).items()}
+        scores = plain_scores(setup.architecture)
     else:
         named = views(state.parameters, setup.architecture.shapes)
         rng = generator(setup.experiment.seed, "salience", state.round)
@@ -168,16 +181,24 @@ def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) 
     return replace(state, scores=scores, pending=None, norms=norm_part(statistics) or state.norms, ranked_at=state.round)
 
 
+def _next_ranking(setup: Setup, state: ServerState) -> int | None:
+    """After which round the ranking is renewed next, if somebody has reported by then; None for never."""
+    settings = setup.experiment.salience
+    due = max(state.round, state.ranked_at + settings.every)
+    return due if setup.strategy.salience and due <= settings.until * setup.experiment.rounds else None
+
+
 def ranking_is_due(setup: Setup, state: ServerState) -> bool:
     """Whether the ranking is renewed before the next round; a calibrated one waits until somebody has reported."""
+    return _next_ranking(setup, state) == state.round and (state.pending is not None or _statistic(setup) is None)
+
+
+def _wanted_statistic(setup: Setup, state: ServerState) -> str | None:
+    """What clients of the next round that hold the full model report: nothing for a ranking that never comes, nor beyond as many
+    examples as the first calibration may use."""
     settings = setup.experiment.salience
-    if (
-        not setup.strategy.salience
-        or state.round - state.ranked_at < settings.every
-        or state.round > settings.until * setup.experiment.rounds
-    ):
-        return False
-    return state.pending is not None or _statistic(setup) is None
+    enough = state.pending is not None and float(state.pending["examples"]) >= settings.clients * settings.examples
+    return None if enough or _next_ranking(setup, state) is None else _statistic(setup)
 
 
 def begin_round(setup: Setup, state: ServerState) -> Round:
@@ -200,20 +221,36 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
             plan = shared[name]
         if plan is not None:
             trained[client] = plan
+    for plan in set(trained.values()):
+        check_plan(plan, setup.architecture.layout.axes)
     nested = class_plans(setup, state) if strategy.prefix != "none" else {}
     by_size = sorted({*trained.values(), *nested.values()}, key=lambda plan: (setup.costs(plan).params, plan.key))
     number_of = {plan: position for position, plan in enumerate(by_size)}
     candidates = sorted({number_of[plan] for plan in nested.values()})
-    statistic = _statistic(setup)
-    jobs = []
-    for client, plan in trained.items():
-        own = number_of[plan]
-        prefixes = tuple(position for position in candidates if position < own)
-        jobs.append(Job(client, own, prefixes, strategy.prefix, calibrate=statistic is not None and len(plan) == 0))
-    rate = _learning_rate(experiment, number)
-    examples, cut = experiment.salience.examples, statistic is not None and cuts_residual(setup, state)
-    package = Package(experiment.seed, number, tuple(by_size), experiment.local, rate, statistic, examples, cut, state.norms)
+    prefixes_of = {own: tuple(one for one in candidates if one < own) for own in {number_of[plan] for plan in trained.values()}}
+    _check_nesting(setup, by_size, prefixes_of)
+    statistic = _wanted_statistic(setup, state)
+    jobs = [
+        Job(client, number_of[plan], prefixes_of[number_of[plan]], strategy.prefix, statistic is not None and len(plan) == 0)
+        for client, plan in trained.items()
+    ]
+    package = Package(
+        experiment.seed, number, tuple(by_size), experiment.local, _learning_rate(experiment, number), statistic,
+        experiment.salience.examples, statistic is not None and cuts_residual(setup, state), state.norms,
+    )  # fmt: skip
     return Round(package, _blocks(jobs, experiment.pool.block_clients))
+
+
+def _check_nesting(setup: Setup, plans: Sequence[Plan], prefixes_of: Mapping[int, tuple[int, ...]]) -> None:
+    for own, prefixes in prefixes_of.items():
+        for prefix in prefixes:
+            try:
+                within(plans[prefix], plans[own], setup.architecture.layout)
+            except AxisError as error:
+                name = setup.experiment.strategy.name
+                raise UserError(
+                    f"strategy.prefix: the plans of strategy {name!r} are not nested in each other: {error}"
+                ) from None
 
 
 def finish_round(setup: Setup, state: ServerState, work: Round, summed: Tensor, updates: Sequence[Update]) -> ServerState:
@@ -236,18 +273,13 @@ def finish_round(setup: Setup, state: ServerState, work: Round, summed: Tensor, 
     return replace(state, round=work.package.round, parameters=parameters, pending=pending)
 
 
-def training_flops(setup: Setup, work: Round, report: Report, job: Job) -> float:
+def training_flops(setup: Setup, work: Round, report: Report) -> float:
     """FLOPs that a client's work took on its device: every example through every plan it trained, and its calibration."""
     flops = sum(setup.costs(work.package.plans[plan]).training_flops * examples for plan, examples in report.forward_backward)
-    if job.calibrate:
-        flops += setup.costs(Plan()).training_flops * min(report.examples, work.package.calibration_examples)
+    # Statistics take one forward and backward pass, those of norms another forward pass.
+    full = setup.costs(Plan())
+    flops += report.calibrated * (full.training_flops + work.package.measure_norms * full.forward_flops)
     return float(flops)
-
-
-def statistics_bytes(setup: Setup) -> int:
-    """Bytes of one client's statistics: a float32 a unit of every axis."""
-    axes = setup.architecture.layout.axes
-    return 4 * sum(axis.size * (axes[axis.parent].size if axis.parent else 1) for axis in axes.values())
 
 
 def new_state(parameters: Tensor) -> ServerState:

@@ -1,17 +1,16 @@
 """The loop: the only imperative shell. Everything it calls is pure, a pool, a file or the screen."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from raffm_ray.architectures import build
 from raffm_ray.axes import Plan
-from raffm_ray.client import one_thread
 from raffm_ray.config import Experiment
 from raffm_ray.display import Display
 from raffm_ray.errors import UserError
@@ -19,7 +18,7 @@ from raffm_ray.ledger import Evaluation, client_rows, round_row, summarize
 from raffm_ray.messages import Package, Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.pool import Call, Pool, open_pool
-from raffm_ray.prepare import Prepared, prepare
+from raffm_ray.prepare import Prepared, prepare, with_strategy
 from raffm_ray.pretrain import pretrained
 from raffm_ray.record import Recorder, check_output, write_json
 from raffm_ray.salience import METRICS, Statistics, collect
@@ -34,9 +33,9 @@ from raffm_ray.server import (
     new_state,
     rank_again,
     ranking_is_due,
-    setup_strategy,
 )
 from raffm_ray.strategies import STRATEGIES
+from raffm_ray.training import one_thread
 
 
 def evaluate(setup: Setup, state: ServerState, pool: Pool, held_out: int) -> Evaluation:
@@ -79,7 +78,7 @@ def run_round(setup: Setup, work: Round, state: ServerState, pool: Pool, display
         display.advance(number - 1 + done / len(work.jobs), f"round {number}, {done}/{len(work.jobs)} clients")
 
     for update, part in pool.run(work.package, state.parameters.numpy(), calls, [float(cost) for cost in flops], progress):
-        summed += torch.from_numpy(part.copy() if not part.flags.writeable else part)
+        np.add(summed.numpy(), part, out=summed.numpy())
         updates.append(update)
     return summed, updates
 
@@ -142,15 +141,8 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, folder: Path, console: 
             rows = client_rows(setup, work, updates)
             recorder.add(round_row(setup, work, rows, state.round, now, ranked, time.perf_counter() - began), rows)
     summary = summarize(setup, recorder.rounds, recorder.clients, first, measured, state, experiment.name, prepared.task.metric)
-    recorder.finish(summary, state.parameters, state.scores, setup.architecture)
+    recorder.finish(summary, state, setup.architecture)
     return summary
-
-
-def with_strategy(prepared: Prepared, name: str) -> Prepared:
-    """The same data, fleet and seed under another strategy, with that strategy's own defaults."""
-    experiment = prepared.setup.experiment
-    changed = experiment.model_copy(update={"strategy": type(experiment.strategy)(name=name), "baselines": ()})
-    return replace(prepared, setup=replace(prepared.setup, experiment=changed, strategy=setup_strategy(changed)))
 
 
 def simulate(experiment: Experiment, folder: Path, console: Console | None = None, pool: Pool | None = None) -> dict[str, Any]:
@@ -164,21 +156,21 @@ def simulate(experiment: Experiment, folder: Path, console: Console | None = Non
 
 def _simulate(experiment: Experiment, folder: Path, console: Console, pool: Pool | None) -> dict[str, Any]:
     check_output(folder)
-    for name in experiment.baselines:
-        if name not in STRATEGIES or name == experiment.strategy.name:
-            raise UserError(
-                f"baselines: {name!r} must be another strategy than {experiment.strategy.name!r} (known: {', '.join(STRATEGIES)})"
-            )
+    for position, name in enumerate(experiment.baselines):
+        if name not in STRATEGIES or name == experiment.strategy.name or name in experiment.baselines[:position]:
+            other = f"another strategy than {experiment.strategy.name!r}, named once"
+            raise UserError(f"baselines: {name!r} must be {other} (known: {', '.join(STRATEGIES)})")
     prepared = prepare(experiment)
-    runner = prepared.runner()
-    start = _start(prepared, console)
-    used = pool or open_pool(runner, experiment.pool)
+    beside = {name: with_strategy(prepared, name) for name in experiment.baselines}
+    for name in sorted(set(experiment.fleet.budgets) - set(prepared.setup.budgets)):
+        console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)
+    used = pool or open_pool(prepared.runner(), experiment.pool)
     try:
+        start = _start(prepared, console)
         summary = train(prepared, start, used, folder, console)
-        if experiment.baselines:
+        if beside:
             summary["baselines"] = {
-                name: train(with_strategy(prepared, name), start, used, folder / "baselines" / name, console)
-                for name in experiment.baselines
+                name: train(one, start, used, folder / "baselines" / name, console) for name, one in beside.items()
             }
             write_json(folder / "summary.json", summary)
     finally:

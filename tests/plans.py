@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from raffm_ray.axes import Indices, Layout, Plan, coverage, is_present
+from raffm_ray.axes import Indices, Layout, Plan, coverage, is_kept
 from raffm_ray.extraction import kind_of
 
 
@@ -35,6 +35,6 @@ def random_cut(layout: Layout, rng: np.random.Generator, kinds: tuple[str, ...],
 def masks(layout: Layout, shapes: Mapping[str, tuple[int, ...]], plan: Plan) -> dict[str, torch.Tensor]:
     """1 where the plan keeps an entry, 0 elsewhere, full size."""
     return {
-        name: coverage(shapes[name], spec.dims, layout.axes, plan) if is_present(spec, plan) else torch.zeros(shapes[name])
+        name: coverage(shapes[name], spec.dims, layout.axes, plan) if is_kept(spec.layer, plan) else torch.zeros(shapes[name])
         for name, spec in layout.parameters.items()
     }

@@ -10,7 +10,7 @@ from plans import legal_order, masks, random_cut
 from torch import Tensor, nn
 
 from raffm_ray.architectures import FAMILIES, Architecture, architecture_of, build, parse_config
-from raffm_ray.axes import Axis, Layout, Parameter, Plan, is_present, take, take_all
+from raffm_ray.axes import Axis, Layout, Parameter, Plan, is_kept, take, take_all
 from raffm_ray.errors import UserError
 
 KINDS = [("heads",), ("qk",), ("vo",), ("ffn",), ("heads", "qk", "vo", "ffn")]
@@ -106,7 +106,7 @@ def test_a_module_shares_no_memory_with_another_build(architecture, model) -> No
     plan = Plan({"layers": [0, 2]})
     small = cut(architecture, model, plan)
     assert {name for name, _ in small.named_parameters()} == {
-        n for n, s in architecture.layout.parameters.items() if is_present(s, plan)
+        n for n, s in architecture.layout.parameters.items() if is_kept(s.layer, plan)
     }
     with torch.no_grad():
         next(small.parameters()).add_(1)

@@ -6,10 +6,10 @@ import torch
 
 from raffm_ray.architectures import architecture_of, build, new_model, parse_config
 from raffm_ray.axes import Plan, take_all
-from raffm_ray.client import backward, one_thread
 from raffm_ray.data import batches, load_task
-from raffm_ray.norms import correct_norms, norm_statistics
+from raffm_ray.norms import correct_norms, norm_factors, norm_statistics
 from raffm_ray.salience import METRICS, add_statistics, collect, rank
+from raffm_ray.training import backward, one_thread
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,10 @@ def test_corrected_norms_bring_a_cut_residual_closer_to_the_full_model(trained) 
         for kept in (28, 24, 20, 16):
             plan = Plan({"residual": np.sort(order[:kept])})
             cut = take_all(parameters, architecture.layout, plan)
-            for name, tensors in (("plain", cut), ("corrected", correct_norms(cut, plan, architecture.layout, statistics))):
+            for name, tensors in (
+                ("plain", cut),
+                ("corrected", correct_norms(cut, norm_factors(plan, architecture.layout, statistics))),
+            ):
                 small = build(architecture, {key: values.clone() for key, values in tensors.items()}, plan).eval()
                 got = small(**inputs).logits.log_softmax(-1)
                 distances[name].append(float((full.exp() * (full - got)).sum(-1).mean()))
@@ -66,7 +69,7 @@ def test_a_whole_residual_is_left_alone(trained) -> None:
     statistics = norm_statistics(model, architecture.layout, [task.public.batch(slice(0, 20))])
     for plan in (Plan(), Plan({"0/ffn": [1, 2, 3]})):
         cut = take_all(parameters, architecture.layout, plan)
-        corrected = correct_norms(cut, plan, architecture.layout, statistics)
+        corrected = correct_norms(cut, norm_factors(plan, architecture.layout, statistics))
         assert all(torch.equal(corrected[name], cut[name]) for name in cut)
 
 
@@ -84,7 +87,7 @@ def test_the_correction_is_exact_when_every_position_has_the_same_statistics(tra
     gain, bias = torch.randn(32, dtype=torch.float64), torch.randn(32, dtype=torch.float64)
     kept = plan["residual"].copy()
     cut = {f"{name}.weight": gain[kept], f"{name}.bias": bias[kept]}
-    new = correct_norms(cut, plan, layout, statistics)
+    new = correct_norms(cut, norm_factors(plan, layout, statistics))
     inside = x[kept]
     normed = (inside - inside.mean()) / inside.var(correction=0).sqrt()
     # The estimate of the deviation leaves out the spread of the mean, which a single position does not have.

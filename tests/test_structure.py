@@ -13,7 +13,7 @@ FLOORS = [
     ["nesting", "architectures.attention", "architectures.vit", "architectures", "devices", "partition"],
     ["data", "salience", "norms", "costs"],
     ["extraction", "messages"],
-    ["strategies", "client", "aggregate"],
+    ["strategies", "training", "client", "aggregate"],
     ["server"],
     ["pool", "pretrain", "prepare", "record", "display"],
     ["ledger", "simulation"],

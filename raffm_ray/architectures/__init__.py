@@ -15,7 +15,7 @@ from transformers.initialization import no_init_weights
 
 from raffm_ray.architectures import vit
 from raffm_ray.architectures.attention import IMPLEMENTATIONS, fit_attention
-from raffm_ray.axes import Layout, Parameter, Plan, dim_size, is_present
+from raffm_ray.axes import Layout, Parameter, Plan, dim_size, is_kept
 from raffm_ray.errors import UserError, near_miss
 
 
@@ -139,11 +139,11 @@ def skeleton(architecture: Architecture, plan: Plan, attention: str = "sdpa") ->
         model = _stock(architecture.config, architecture.head, IMPLEMENTATIONS[attention])
     layout = architecture.layout
     for site in layout.attentions:
-        if is_present(Parameter((), site.layer), plan):
+        if is_kept(site.layer, plan):
             heads = len(plan[site.heads]) if site.heads in plan else layout.axes[site.heads].size
             architecture.fit(model.get_submodule(site.module), heads)
     for name, spec in layout.parameters.items():
-        if not is_present(spec, plan):
+        if not is_kept(spec.layer, plan):
             _remove(model, name, spec)
     return model
 

@@ -18,7 +18,7 @@ def layout(config: PretrainedConfig, prefix: str) -> Layout:
     embeddings = f"{prefix}.embeddings"
     tokens = ["cls_token", *(["distillation_token"] if prefix == "deit" else []), "position_embeddings"]
     parameters = {f"{embeddings}.{name}": Parameter(((), (), RESIDUAL)) for name in tokens}
-    parameters[f"{embeddings}.patch_embeddings.projection.weight"] = Parameter((RESIDUAL, (), (), ()), matmul="patches")
+    parameters[f"{embeddings}.patch_embeddings.projection.weight"] = Parameter((RESIDUAL, (), (), ()), matmul="patches", raw=True)
     parameters[f"{embeddings}.patch_embeddings.projection.bias"] = Parameter((RESIDUAL,))
     norms, attentions = [], []
     for index in range(config.num_hidden_layers):
@@ -29,7 +29,7 @@ def layout(config: PretrainedConfig, prefix: str) -> Layout:
             Axis(f"{index}/vo", head_size, parent=f"{index}/heads"),
             Axis(f"{index}/ffn", config.intermediate_size),
         ]
-        attentions.append(Attention(f"{layer}.attention", f"{index}/heads", f"{index}/qk", f"{index}/vo", at))
+        attentions.append(Attention(f"{layer}.attention", f"{index}/heads", f"{index}/qk", f"{index}/vo", f"{index}/ffn", at))
         qk, vo, ffn = (f"{index}/heads", f"{index}/qk"), (f"{index}/heads", f"{index}/vo"), (f"{index}/ffn",)
         linears = {
             "attention.q_proj": (qk, RESIDUAL),

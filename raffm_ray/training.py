@@ -1,0 +1,124 @@
+"""Local training of one module, with smaller prefixes of its own plan. No plans, no messages, no Ray."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raffm_ray.axes import Selection, scatter_add_selected, take_selected
+from raffm_ray.config import LocalSettings
+from raffm_ray.data import Examples, batches, steps_of
+
+Optimizer = Callable[[list[nn.Parameter], float, float], torch.optim.Optimizer]
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adamw": lambda parameters, rate, decay: torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True),
+    "sgd": lambda parameters, rate, decay: torch.optim.SGD(parameters, lr=rate, weight_decay=decay),
+    "momentum": lambda parameters, rate, decay: torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=0.9),
+}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs with one torch thread: how a sum is split over threads changes its last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass
+class Prefix:
+    """A smaller plan that is trained inside a client's own: a module, and where its parameters lie in the client's.
+
+    `shared`: (the client's parameter, the prefix's, what the prefix takes of it). `norms`: (the prefix's gain, its bias, scale,
+    shift) of norms that are corrected because the prefix narrows the residual stream further (see norms.py).
+    """
+
+    module: nn.Module
+    shared: Sequence[tuple[Tensor, Tensor, Selection]]
+    norms: Sequence[tuple[Tensor, Tensor, float, float]] = ()
+
+    def read(self) -> None:
+        """Takes the current values of the client's parameters."""
+        with torch.no_grad():
+            for mine, theirs, selected in self.shared:
+                theirs.copy_(take_selected(mine, selected))
+                theirs.grad = None
+            for gain, bias, scale, shift in self.norms:
+                bias.add_(gain, alpha=shift)
+                gain.mul_(scale)
+
+    def return_gradients(self) -> None:
+        """Adds the prefix's gradients to the client's: what was read by `take` returns by `scatter_add`."""
+        for gain, bias, scale, shift in self.norms:
+            if gain.grad is not None and bias.grad is not None:
+                gain.grad.mul_(scale).add_(bias.grad, alpha=shift)
+        for mine, theirs, selected in self.shared:
+            if theirs.grad is not None:
+                if mine.grad is None:
+                    mine.grad = torch.zeros_like(mine)
+                scatter_add_selected(mine.grad, theirs.grad, selected)
+
+
+def backward(module: nn.Module, batch: Mapping[str, Tensor]) -> float:
+    """Adds the gradient of the mean cross-entropy of a batch to a module's parameters; returns the loss."""
+    inputs = {name: values for name, values in batch.items() if name != "labels"}
+    loss = nn.functional.cross_entropy(module(**inputs).logits, batch["labels"])
+    loss.backward()
+    return float(loss.detach())
+
+
+def choose(prefix: str, prefixes: int, step: int, rng: np.random.Generator) -> tuple[bool, int | None]:
+    """Whether a step trains the own plan, and which of `prefixes` smaller plans (smallest first) besides.
+
+    "smallest": the own plan and the smallest prefix (sandwich rule: Yu and Huang 2019); "random": the own plan and one at random;
+    "one": either, at random, no extra compute (ordered dropout: Horvath et al. 2021), but the first step trains the own plan, since
+    its entries are averaged as trained.
+    """
+    if not prefixes or prefix == "none" or (prefix == "one" and step == 0):
+        return True, None
+    if prefix == "smallest":
+        return True, 0
+    drawn = int(rng.integers(prefixes + (prefix == "one")))
+    return (True, None) if drawn == prefixes else (prefix == "random", drawn)
+
+
+def train(
+    module: nn.Module, examples: Examples, share: NDArray[np.int64], local: LocalSettings, learning_rate: float,
+    rng: np.random.Generator, prefix: str = "none", prefixes: int = 0, prefix_at: Callable[[int], Prefix] | None = None,
+    prefix_rng: np.random.Generator | None = None,
+) -> tuple[float, dict[int | None, int]]:  # fmt: skip
+    """Plain local training of a module, in place.
+
+    `prefix`, `prefixes` and `prefix_rng` are `choose`'s arguments; `prefix_at` makes a prefix the first time it is drawn. Returns
+    the mean loss of the own plan, and how many examples went through the own plan (None) and each prefix.
+    """
+    parameters = list(module.parameters())
+    optimizer = OPTIMIZERS[local.optimizer](parameters, learning_rate, local.weight_decay)
+    seen: dict[int | None, int] = {}
+    losses: list[float] = []
+    steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
+    device = str(parameters[0].device)
+    for step, indices in enumerate(batches(share, local.batch_size, steps, rng)):
+        batch = examples.batch(indices, device)
+        optimizer.zero_grad(set_to_none=True)
+        whole, drawn = choose(prefix, prefixes if prefix_at else 0, step, prefix_rng or rng)
+        if whole:
+            losses.append(backward(module, batch))
+            seen[None] = seen.get(None, 0) + len(indices)
+        if drawn is not None and prefix_at is not None:
+            smaller = prefix_at(drawn)
+            smaller.read()
+            backward(smaller.module, batch)
+            smaller.return_gradients()
+            seen[drawn] = seen.get(drawn, 0) + len(indices)
+        if local.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, local.clip)
+        optimizer.step()
+    return float(np.mean(losses)), seen
