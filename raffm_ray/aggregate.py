@@ -29,7 +29,16 @@ def mean_over_all(old: Tensor, summed: Tensor, covered: Tensor, total: float) ->
     return (covered * old + summed) / total
 
 
-RULES: dict[str, Rule] = {"coverage": mean_over_coverage, "all_clients": mean_over_all}
+def damped_by_coverage(old: Tensor, summed: Tensor, covered: Tensor, total: float) -> Tensor:
+    """The mean over coverage, as a step scaled by the root of the share of weight that covers an entry.
+
+    The mean of few clients' changes is a noisier estimate than that of many: its standard error grows with the inverse root of their
+    number. A step shorter by that root carries the same noise everywhere. With plans that keep everything it is FedAvg.
+    """
+    return old + (mean_over_coverage(old, summed, covered, total) - old) * (covered / total).sqrt()
+
+
+RULES: dict[str, Rule] = {"coverage": mean_over_coverage, "damped": damped_by_coverage, "all_clients": mean_over_all}
 
 
 def flat_coverage(weights: Mapping[int, float], plans: Sequence[Plan], layout: Layout, shapes: Shapes) -> Tensor:

@@ -100,7 +100,7 @@ class StrategySettings(Settings):
     prefix: Literal["default", "none", "smallest", "random", "one"] = Field(
         "default", description="smaller prefixes trained locally; default: the strategy's own"
     )
-    aggregation: Literal["default", "coverage", "all_clients"] = Field(
+    aggregation: Literal["default", "coverage", "damped", "all_clients"] = Field(
         "default", description="divisor of the average; default: the strategy's own"
     )
 

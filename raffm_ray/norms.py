@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from raffm_ray.axes import Layout, Plan, dim_axes
 
@@ -20,7 +21,7 @@ def norm_statistics(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
     """Sums over examples and positions of z and z^2 for every norm, shape [residual], and the count of positions; float64."""
     totals: dict[str, Tensor] = {}
 
-    def hook(name: str, eps: float) -> object:
+    def hook(name: str, eps: float) -> RemovableHandle:
         def measure(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].detach().double().flatten(0, -2)
             z = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + eps).sqrt()
@@ -43,7 +44,7 @@ def norm_statistics(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
     finally:
         model.train(was_training)
         for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]
+            handle.remove()
     return totals
 
 

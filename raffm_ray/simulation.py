@@ -94,6 +94,10 @@ def _first_ranking(
     if work is not None:
         _, updates = run_round(setup, work, state, pool, display)
         statistics = finish_round(setup, state, work, state.parameters, updates).pending
+        if not statistics:
+            raise UserError(
+                "calibration: no client reported finite statistics of the starting model; its weights or data hold NaN"
+            )
     elif setup.strategy.salience and statistic is not None:
         statistics = public_statistics(prepared, state, statistic)
     return rank_again(setup, state, statistics), work, updates

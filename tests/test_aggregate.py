@@ -69,3 +69,20 @@ def test_untrained_clients_leave_the_model_alone_but_the_divisor_by_all_shrinks_
     shrunk = views(RULES["all_clients"](flat, nothing, covered, 4.0), shapes)
     name = next(key for key in shapes if key.endswith("layers.0.mlp.fc1.weight"))
     torch.testing.assert_close(shrunk[name][5:], views(flat, shapes)[name][5:] / 4)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_every_rule_is_the_weighted_mean_where_everyone_trains_everything(architecture, model, rule) -> None:
+    shapes, rng = architecture.shapes, np.random.default_rng(0)
+    old = flatten(dict(model.named_parameters()), shapes)
+    changes = torch.from_numpy(rng.standard_normal((3, len(old)))).float()
+    weights = torch.tensor([1.0, 5.0, 2.0])
+    covered = flat_coverage({0: float(weights.sum())}, [Plan()], architecture.layout, shapes)
+    new = RULES[rule](old, (weights[:, None] * changes).sum(0), covered, float(weights.sum()))
+    torch.testing.assert_close(new, old + (weights[:, None] * changes).sum(0) / weights.sum(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_damped_step_is_shorter_by_the_root_of_the_coverage() -> None:
+    old, summed, covered = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([8.0, 2.0, 0.0]), torch.tensor([4.0, 1.0, 0.0])
+    assert RULES["damped"](old, summed, covered, 4.0).tolist() == [3.0, 2.0, 1.0]
+    assert RULES["coverage"](old, summed, covered, 4.0).tolist() == [3.0, 3.0, 1.0]
