@@ -65,7 +65,8 @@ def run(words: Sequence[str]) -> int:
     console = Console(stderr=True)
     summary = simulate(experiment, folder, console)
     image, page = write_report(folder)
-    out = Console(width=max(Console().width, 150)) if not Console().is_terminal else Console()
+    out = Console()
+    out = out if out.is_terminal else Console(width=100)
     out.print(summary_table(summary))
     out.print(f"picture: {image}\nreport:  {page}\nrecords: {folder}", highlight=False, soft_wrap=True)
     return 0
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"raffm-ray: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("raffm-ray: interrupted", file=sys.stderr)
+        print("raffm-ray: interrupted; the rounds recorded so far stay in the run's folder", file=sys.stderr)
         return 130
 
 

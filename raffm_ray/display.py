@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -13,14 +14,9 @@ class Display:
 
     def __init__(self, console: Console, title: str, rounds: int) -> None:
         self.console, self.title, self.rounds = console, title, rounds
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(24),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        columns = (TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
+        eta = (TextColumn("left"), TimeRemainingColumn(compact=True))
+        self._progress = Progress(*columns, *eta, console=console, disable=not console.is_terminal, transient=True)
         self._task: TaskID | None = None
         self._metric = ""
 
@@ -35,7 +31,7 @@ class Display:
         """Starts a bar for one stage: pretraining, or the rounds."""
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(f"{self.title}: {description}", total=total, detail="")
+        self._task = self._progress.add_task(self.title, total=total, detail=description)
         if not self.console.is_terminal:
             self.console.print(f"{self.title}: {description}", highlight=False)
 
@@ -70,40 +66,34 @@ def human_joules(joules: float | None) -> str:
 
 
 def human_seconds(seconds: float | None) -> str:
-    """0.01234 -> `0.0123`; None -> `-`."""
-    return "-" if seconds is None else f"{seconds:.3g}"
+    """0.01234 -> `12.3 ms`; None -> `-`."""
+    if seconds is None:
+        return "-"
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
-    """The table at a run's end: the full model and every class, this strategy and its baselines."""
+    """The table at a run's end: the full model and every class, this strategy and its baselines. It fits 80 columns."""
     baselines = summary.get("baselines", {})
-    table = Table(
-        title=f"{summary['name']}: {summary['metric']} in % after {summary['rounds']} rounds, {summary['clients']} clients"
-    )
-    table.add_column("model")
-    for heading in (
-        "params",
-        "start",
-        summary["strategy"],
-        *baselines,
-        "down/round",
-        "up/round",
-        "device s/round*",
-        "energy/round*",
-        "peak memory*",
-    ):
-        table.add_column(heading, justify="right")
+    title = f"{summary['name']}: {summary['metric']} in % after {summary['rounds']} rounds, {summary['clients']} clients"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    table.add_column("model", no_wrap=True)
+    for heading in ("params", "start", summary["strategy"], *baselines, "bytes", "time*", "energy*", "peak*"):
+        table.add_column(heading, justify="right", no_wrap=True)
     full = [f"{summary['params']:,}", f"{100 * summary['start']:.1f}", f"{100 * summary['global']:.1f}"]
     full += [f"{100 * other['global']:.1f}" for other in baselines.values()]
-    table.add_row("full model", *full, "", "", "", "", "", end_section=True)
+    table.add_row("full model", *full, "", "", "", "", end_section=True)
     for name, tier in summary["tiers"].items():
         row = [f"{100 * tier['params_fraction']:.0f}%", f"{100 * tier['start']:.1f}", f"{100 * tier['metric']:.1f}"]
         row += [f"{100 * other['tiers'][name]['metric']:.1f}" for other in baselines.values()]
-        row += [human_bytes(tier["bytes_down"]), human_bytes(tier["bytes_up"]), human_seconds(tier["round_seconds"])]
+        row += [human_bytes(tier["bytes_down"] + tier["bytes_up"]), human_seconds(tier["round_seconds"])]
         row += [human_joules(tier["energy_joules"]), human_bytes(tier["peak_memory_bytes"])]
         table.add_row(name, *row)
-    moved = [f"{human_bytes(one['bytes_down'] + one['bytes_up'])}" for one in (summary, *baselines.values())]
-    table.add_section()
-    table.add_row("bytes moved, whole run", "", "", *moved, "", "", "", "", "")
-    table.caption = "* simulated device, estimated from data sheets"
+    runs = {summary["strategy"]: summary, **baselines}
+    moved = ", ".join(f"{name} {human_bytes(one['bytes_down'] + one['bytes_up'])}" for name, one in runs.items())
+    table.caption = (
+        "bytes, time, energy: of one client in one round, down and up; peak: of memory\n"
+        "* simulated device, estimated from data sheets\n"
+        f"moved in the whole run: {moved}"
+    )
     return table

@@ -181,7 +181,7 @@ def write_report(folder: Path) -> tuple[Path, Path]:
     plt.close(figure)
     baselines = list(summary.get("baselines", {}))
     headings = ["model", "parameters", "start %", f"{summary['strategy']} %", *(f"{name} %" for name in baselines)]
-    headings += ["bytes a round", "device seconds a round*", "energy a round*", "peak memory*"]
+    headings += ["bytes a round", "device time a round*", "energy a round*", "peak memory*"]
     moved = summary["bytes_down"] + summary["bytes_up"]
     text = PAGE.render(
         summary=summary, image=base64.b64encode(image.read_bytes()).decode(), headings=headings, rows=_rows(summary, baselines),

@@ -75,7 +75,7 @@ def run_round(setup: Setup, work: Round, state: ServerState, pool: Pool, display
         nonlocal done
         done += len(work.blocks[index])
         number = work.package.round
-        display.advance(number - 1 + done / len(work.jobs), f"round {number}, {done}/{len(work.jobs)} clients")
+        display.advance(number - 1 + done / len(work.jobs), f"round {number}/{display.rounds}  {done}/{len(work.jobs)} clients")
 
     for update, part in pool.run(work.package, state.parameters.numpy(), calls, [float(cost) for cost in flops], progress):
         np.add(summed.numpy(), part, out=summed.numpy())
