@@ -107,9 +107,9 @@ def _bytes(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]]) -> None:
     axes.bar_label(
         bars,
         [human_bytes(tier["bytes_down"] + tier["bytes_up"]) for _, tier in tiers],
-        padding=3,
+        padding=5,
         fontsize=8,
-        backgroundcolor="white",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
     )
     whole = own["bytes_down"] + own["bytes_up"]
     axes.axvline(100 * whole / own["bytes_full_size"], color=COLORS[1], linestyle="--", zorder=0)
