@@ -3,7 +3,7 @@ import os
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,28 @@ import pytest
 import ray
 import torch
 
-from raffm_ray.architectures import Architecture, architecture_of, new_model, parse_config
+from raffm_ray.architectures import FAMILIES, Architecture, architecture_of, new_model, parse_config
 from raffm_ray.config import Experiment, parse
 
+_VISION = {
+    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40, "image_size": 8, "patch_size": 4,
+    "num_channels": 1, "num_labels": 10, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+_TEXT = {
+    "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40,
+    "max_position_embeddings": 20, "num_labels": 10, "pad_token_id": 1,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
 TINY: dict[str, dict[str, Any]] = {
-    model_type: {
-        "model_type": model_type, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40,
-        "image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10,
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    }
-    for model_type in ("vit", "deit")
+    "vit": {"model_type": "vit", **_VISION},
+    "deit": {"model_type": "deit", **_VISION},
+    "bert": {"model_type": "bert", **_TEXT},
+    "roberta": {"model_type": "roberta", **_TEXT},
+    "distilbert": {
+        "model_type": "distilbert", "vocab_size": 50, "dim": 24, "n_layers": 3, "n_heads": 3, "hidden_dim": 40,
+        "max_position_embeddings": 20, "num_labels": 10, "pad_token_id": 1, "dropout": 0.0, "attention_dropout": 0.0,
+        "seq_classif_dropout": 0.0, "qa_dropout": 0.0,
+    },
 }  # fmt: skip
 """A small random configuration of every family; the contract tests loop over it."""
 
@@ -67,9 +79,18 @@ def four_cores() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(params=sorted(TINY))
+TOKENS = 12
+CASES = [(model_type, head) for model_type in TINY for head in FAMILIES[model_type].heads]
+
+
+def architecture_case(model_type: str, head: str) -> Architecture:
+    settings = {key: value for key, value in TINY[model_type].items() if head != "question_answering" or key != "num_labels"}
+    return architecture_of(parse_config(settings), head, TOKENS)
+
+
+@pytest.fixture(params=CASES, ids="-".join)
 def architecture(request: pytest.FixtureRequest) -> Architecture:
-    return architecture_of(parse_config(TINY[request.param]), "image_classification")
+    return architecture_case(*request.param)
 
 
 @pytest.fixture
@@ -84,8 +105,25 @@ def model(architecture: Architecture) -> torch.nn.Module:
 
 
 @pytest.fixture
-def inputs() -> dict[str, torch.Tensor]:
-    return {"pixel_values": torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))}
+def inputs(architecture: Architecture) -> dict[str, torch.Tensor]:
+    """Six examples; texts are of unequal length and padded."""
+    generator = torch.Generator().manual_seed(3)
+    if architecture.head == "image_classification":
+        return {"pixel_values": torch.randn(6, 1, 8, 8, generator=generator)}
+    lengths = torch.tensor([TOKENS, 5, 9, 2, 7, TOKENS])
+    mask = (torch.arange(TOKENS) < lengths[:, None]).long()
+    words = torch.randint(2, 50, (6, TOKENS), generator=generator)
+    return {"input_ids": torch.where(mask.bool(), words, 1), "attention_mask": mask}
+
+
+def outputs(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What a model says of each example, [examples, numbers]: class logits, or the logits of start and end at real tokens."""
+    result = model(**inputs)
+    if hasattr(result, "logits"):
+        return result.logits
+    real = inputs["attention_mask"].bool()
+    spans = [torch.where(real, logits, 0.0) for logits in (result.start_logits, result.end_logits)]
+    return torch.cat(spans, dim=1)
 
 
 @pytest.fixture

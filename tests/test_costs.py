@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import outputs
 from plans import random_cut
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,14 +30,14 @@ def test_parameters_and_flops_are_exact(architecture, model, inputs, seed) -> No
     plan = random_cut(architecture.layout, np.random.default_rng(seed), ALL, layers=True) if seed else Plan()
     model.requires_grad_(False)
     small = cut_module(architecture, model, plan, "eager")
-    costs, examples = costs_of(architecture, plan), len(inputs["pixel_values"])
+    costs, examples = costs_of(architecture, plan), len(next(iter(inputs.values())))
     assert costs.params == sum(p.numel() for p in small.parameters())
     assert costs.bytes == sum(p.numel() * p.element_size() for p in small.parameters())
     with FlopCounterMode(display=False) as forward:
         small(**inputs)
     assert costs.forward_flops * examples == forward.get_total_flops()
     with FlopCounterMode(display=False) as training:
-        small(**inputs).logits.sum().backward()
+        outputs(small, inputs).sum().backward()
     assert costs.training_flops * examples == training.get_total_flops()
 
 

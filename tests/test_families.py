@@ -1,11 +1,12 @@
 """Law 2 and what a cut means, over the table of families: every new family is tested without editing this file."""
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, outputs
 from plans import legal_order, masks, random_cut
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ KINDS = [("heads",), ("qk",), ("vo",), ("ffn",), ("heads", "qk", "vo", "ffn")]
 
 def logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        return model(**inputs).logits
+        return outputs(model, inputs)
 
 
 def cut(architecture: Architecture, model: nn.Module, plan: Plan, attention: str = "sdpa") -> nn.Module:
@@ -54,18 +55,23 @@ def test_law_2_control_an_order_across_heads_changes_the_outputs(architecture, m
     assert difference > 1e-2
 
 
-def masked(architecture: Architecture, model: nn.Module, plan: Plan, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The full model with the removed units' outgoing weights at zero: no unit, no head, no layer of these contributes.
-
-    Heads, query, key, value and FFN units are silenced by masking every entry that the plan drops; the bias of the output
-    projection and the residual stream stay.
-    """
+def masked_model(architecture: Architecture, model: nn.Module, plan: Plan) -> nn.Module:
+    """The full model with every entry that the plan drops at zero, and dropped layers passing on what they get."""
     full = build(architecture, {name: p.detach().clone() for name, p in model.named_parameters()}, Plan()).eval()
     keep = masks(architecture.layout, architecture.shapes, plan)
     with torch.no_grad():
         for name, parameter in full.named_parameters():
             parameter.mul_(keep[name])
-    return logits(full, inputs)
+    for site in architecture.layout.attentions:
+        if not is_kept(site.layer, plan):
+            layer = re.match(r".*?\.\d+(?=\.)", site.module)
+            assert layer
+            full.get_submodule(layer.group()).register_forward_hook(lambda _, inputs, __: inputs[0])
+    return full
+
+
+def masked(architecture: Architecture, model: nn.Module, plan: Plan, inputs: Mapping[str, Tensor]) -> Tensor:
+    return logits(masked_model(architecture, model, plan), inputs)
 
 
 @pytest.mark.parametrize("kinds", KINDS, ids="-".join)
@@ -88,13 +94,9 @@ def test_a_cut_control_masking_other_units_differs(architecture, model, inputs) 
 def test_gradients_of_a_cut_equal_the_masked_model_s(architecture, model, inputs, rng) -> None:
     plan = random_cut(architecture.layout, rng, ("heads", "qk", "vo", "ffn"), layers=True)
     small = cut(architecture, model, plan)
-    full = build(architecture, {name: p.detach().clone() for name, p in model.named_parameters()}, Plan()).eval()
-    keep = masks(architecture.layout, architecture.shapes, plan)
-    with torch.no_grad():
-        for name, parameter in full.named_parameters():
-            parameter.mul_(keep[name])
+    full = masked_model(architecture, model, plan)
     for one in (small, full):
-        one(**inputs).logits.square().sum().backward()
+        outputs(one, inputs).square().sum().backward()
     whole = dict(full.named_parameters())
     for name, parameter in small.named_parameters():
         spec = architecture.layout.parameters[name]

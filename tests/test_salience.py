@@ -3,17 +3,24 @@
 import numpy as np
 import pytest
 import torch
+from conftest import CASES, architecture_case
 
-from raffm_ray.architectures import build
+from raffm_ray.architectures import Architecture, build
 from raffm_ray.axes import Plan, take_all
 from raffm_ray.salience import METRICS, add_statistics, collect, identity_orders, rank, rankable, sites, unit_sums
 
 STATISTICS = sorted({metric.statistic for metric in METRICS.values() if metric.statistic})
 
 
+@pytest.fixture(params=[case for case in CASES if case[1].endswith("classification")], ids="-".join)
+def architecture(request: pytest.FixtureRequest) -> Architecture:
+    """The calibrated metrics need a loss, which is that of classification so far."""
+    return architecture_case(*request.param)
+
+
 @pytest.fixture
 def batch(inputs) -> dict[str, torch.Tensor]:
-    return {**inputs, "labels": torch.arange(len(inputs["pixel_values"])) % 10}
+    return {**inputs, "labels": torch.arange(len(next(iter(inputs.values())))) % 10}
 
 
 def parts(batch, *edges):
@@ -82,33 +89,35 @@ def gated_loss_gradient(architecture, model, batch, parameter, unit, columns) ->
         if not columns:
             tensors[f"{parameter}.bias"][unit] *= scale
         double = build(architecture, tensors, Plan()).eval()
-        logits = double(pixel_values=batch["pixel_values"].double()).logits
+        logits = double(**{k: v.double() if v.is_floating_point() else v for k, v in batch.items() if k != "labels"}).logits
         return float(torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum").detach())
 
     return (loss(1.001) - loss(0.999)) / 0.002
 
 
-@pytest.mark.parametrize(
-    ("axis", "parameter", "columns"),
-    [("0/ffn", "mlp.fc2", True), ("0/vo", "attention.o_proj", True), ("0/qk", "attention.q_proj", False)],
-)
-def test_fisher_is_the_squared_derivative_of_a_gate(architecture, model, batch, axis, parameter, columns) -> None:
-    module = next(name for name, _ in sites(architecture.layout, axis) if name.endswith(parameter))
+@pytest.mark.parametrize(("axis", "columns"), [("0/ffn", True), ("0/vo", True), ("0/qk", False)])
+def test_fisher_is_the_squared_derivative_of_a_gate(architecture, model, batch, axis, columns) -> None:
+    module, side = sites(architecture.layout, axis)[0]
+    assert side == ("input" if columns else "output")
     expected = sum(gated_loss_gradient(architecture, model, one, module, 5, columns) ** 2 for one in parts(batch, 1, 2, 3, 4, 5))
     measured = collect(model, architecture.layout, [batch], "fisher")[axis].flatten()[5]
     assert float(measured) == pytest.approx(expected, rel=1e-2)
 
 
+def ffn_of(architecture) -> tuple[str, str]:
+    """The names of the first layer's two FFN weights: the one that writes its neurons and the one that reads them."""
+    up, down = ((("0/ffn",), ("residual",)), (("residual",), ("0/ffn",)))
+    found = {spec.dims: name for name, spec in architecture.layout.parameters.items()}
+    return found[up], found[down]
+
+
 def test_l1_is_the_paper_s_sum_of_absolute_weights(architecture, model) -> None:
     scores = METRICS["l1"].score(architecture.layout, dict(model.named_parameters()), {}, np.random.default_rng(0))
     named = dict(model.named_parameters())
-    prefix = next(iter(named)).split(".")[0]
-    layer = f"{prefix}.layers.0.mlp"
+    up, down = ffn_of(architecture)
     neuron = 7
     expected = (
-        named[f"{layer}.fc1.weight"][neuron].abs().sum()
-        + named[f"{layer}.fc1.bias"][neuron].abs()
-        + named[f"{layer}.fc2.weight"][:, neuron].abs().sum()
+        named[up][neuron].abs().sum() + named[up.replace("weight", "bias")][neuron].abs() + named[down][:, neuron].abs().sum()
     )
     assert scores["0/ffn"][neuron] == pytest.approx(float(expected.detach()), rel=1e-5)
 
@@ -117,11 +126,10 @@ def test_l1_is_the_paper_s_sum_of_absolute_weights(architecture, model) -> None:
 def test_a_metric_ranks_dead_units_last(architecture, model, batch, name) -> None:
     dead = [3, 11, 17]
     with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if ".layers.0.mlp.fc1" in key:
-                parameter[dead] = 0
-            if ".layers.0.mlp.fc2.weight" in key:
-                parameter[:, dead] = 0
+        named, (up, down) = dict(model.named_parameters()), ffn_of(architecture)
+        named[up][dead] = 0
+        named[up.replace("weight", "bias")][dead] = 0
+        named[down][:, dead] = 0
     assert sorted(rank(scores_of(name, architecture, model, batch))["0/ffn"][-3:]) == dead
 
 
@@ -143,6 +151,5 @@ def test_fused_dims_add_their_parts(architecture) -> None:
 def test_identity_orders_are_plain_prefixes(architecture, model) -> None:
     orders = identity_orders(architecture.layout)
     cut = take_all(dict(model.named_parameters()), architecture.layout, Plan({"0/ffn": orders["0/ffn"][:5]}))
-    weight = next(value for key, value in cut.items() if key.endswith("layers.0.mlp.fc1.weight"))
-    full = next(p for key, p in model.named_parameters() if key.endswith("layers.0.mlp.fc1.weight"))
-    assert torch.equal(weight, full[:5])
+    up, _ = ffn_of(architecture)
+    assert torch.equal(cut[up], dict(model.named_parameters())[up][:5])

@@ -10,10 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+)
 from transformers.initialization import no_init_weights
 
-from raffm_ray.architectures import vit
+from raffm_ray.architectures import encoder, vit
 from raffm_ray.architectures.attention import IMPLEMENTATIONS, fit_attention
 from raffm_ray.axes import Layout, Parameter, Plan, dim_size, is_kept
 from raffm_ray.errors import UserError, near_miss
@@ -23,29 +29,37 @@ from raffm_ray.errors import UserError, near_miss
 class Family:
     """What one file of this folder gives.
 
-    `layout(config)`: axes and dims. `positions(config)`: how many positions an example has of each kind that
-    `Parameter.matmul` names. `heads`: the task heads that are described. `saved`: how many residual streams and FFN widths
-    autograd keeps per token and layer. `fit`: adapts a built attention module to its number of heads.
+    `layout(config, head)`: axes and dims of the model with that task head. `positions(config, tokens)`: how many positions an
+    example has of each kind that `Parameter.matmul` names; `tokens` is the length of a text. `heads`: the task heads that are
+    described. `saved`: how many residual streams and FFN widths autograd keeps per token and layer. `fit`: adapts a built
+    attention module to its number of heads.
     """
 
-    layout: Callable[[PretrainedConfig], Layout]
-    positions: Callable[[PretrainedConfig], Mapping[str, int]]
+    layout: Callable[[PretrainedConfig, str], Layout]
+    positions: Callable[[PretrainedConfig, int | None], Mapping[str, int]]
     heads: tuple[str, ...]
     saved: Mapping[str, int]
     fit: Callable[[nn.Module, int], None] = fit_attention
 
 
+_VISION = Family(vit.layout, vit.positions, ("image_classification",), saved={"residual": 4, "ffn": 2})
+_TEXT = Family(
+    encoder.layout, encoder.positions, ("sequence_classification", "question_answering"), saved={"residual": 4, "ffn": 2},
+    fit=partial(fit_attention, size="attention_head_size"),
+)  # fmt: skip
 FAMILIES: dict[str, Family] = {
-    model_type: Family(
-        layout=partial(vit.layout, prefix=model_type),
-        positions=partial(vit.positions, prefix=model_type),
-        heads=("image_classification",),
-        saved={"residual": 4, "ffn": 2},
-    )
-    for model_type in ("vit", "deit")
+    "vit": _VISION,
+    "deit": _VISION,
+    "bert": _TEXT,
+    "roberta": _TEXT,
+    "distilbert": _TEXT,
 }
 
-HEADS: dict[str, Any] = {"image_classification": AutoModelForImageClassification}
+HEADS: dict[str, Any] = {
+    "image_classification": AutoModelForImageClassification,
+    "sequence_classification": AutoModelForSequenceClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+}
 """A task's kind -> the transformers Auto class that builds the model with its head."""
 
 
@@ -82,8 +96,8 @@ def parse_config(settings: Mapping[str, Any]) -> PretrainedConfig:
     return config
 
 
-def architecture_of(config: PretrainedConfig, head: str) -> Architecture:
-    """Describes the model that transformers would build from `config` with that task head.
+def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = None) -> Architecture:
+    """Describes the model that transformers would build from `config` with that task head; `tokens` is the length of a text.
 
     Raises UserError where the family has no such head.
     """
@@ -92,10 +106,10 @@ def architecture_of(config: PretrainedConfig, head: str) -> Architecture:
         raise UserError(f"model type {config.model_type!r} has no {head!r} head here (it has: {', '.join(family.heads)})")
     with torch.device("meta"), no_init_weights():
         model = _stock(config, head, "sdpa")
-    layout, shapes = family.layout(config), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    layout, shapes = family.layout(config, head), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     _check_layout(layout, shapes, config.model_type)
     layout = replace(layout, parameters={name: layout.parameters[name] for name in shapes})
-    return Architecture(config, head, layout, shapes, family.positions(config), family.saved, family.fit)
+    return Architecture(config, head, layout, shapes, family.positions(config, tokens), family.saved, family.fit)
 
 
 def _stock(config: PretrainedConfig, head: str, attention: str) -> nn.Module:
@@ -130,13 +144,17 @@ def new_model(architecture: Architecture, seed: int) -> nn.Module:
 
 
 def skeleton(architecture: Architecture, plan: Plan, attention: str = "sdpa") -> nn.Module:
-    """The module of a plan's subnetwork on the meta device; `install` gives it weights. `attention`: "sdpa" or "eager".
+    """The module of a plan's subnetwork with parameters on the meta device; `install` gives it weights. `attention`: "sdpa" or "eager".
 
     It is the stock transformers model with dropped layers removed (the others keep their numbers, so a parameter has one name
     in every subnetwork) and its attention modules told their number of heads.
     """
-    with torch.device("meta"), no_init_weights():
+    # Not on the meta device as a whole: what a model computes when it is built (positions, frequencies) must be there.
+    with no_init_weights():
         model = _stock(architecture.config, architecture.head, IMPLEMENTATIONS[attention])
+    for owner in model.modules():
+        for name, parameter in owner._parameters.items():
+            owner._parameters[name] = None if parameter is None else nn.Parameter(parameter.detach().to("meta"))
     layout = architecture.layout
     for site in layout.attentions:
         if is_kept(site.layer, plan):
@@ -176,6 +194,10 @@ def install(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         owner._parameters[attribute] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
         if attribute == "weight":
             _set_sizes(owner, tensor)
+    device = next(iter(tensors.values())).device
+    for owner in model.modules() if device.type != "meta" else ():
+        for name, buffer in owner._buffers.items():
+            owner._buffers[name] = None if buffer is None else buffer.to(device)
     return model
 
 

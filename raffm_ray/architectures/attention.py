@@ -59,7 +59,10 @@ AttentionMaskInterface.register("raffm_sdpa", sdpa_mask)
 AttentionMaskInterface.register("raffm_eager", eager_mask)
 
 
-def fit_attention(module: Any, heads: int) -> None:
-    """Makes a stock attention module serve `heads` heads of whatever sizes its projections have; the scale stays the parent's."""
-    module.head_dim = 1
+def fit_attention(module: Any, heads: int, size: str = "head_dim") -> None:
+    """Makes a stock attention module serve `heads` heads of whatever sizes its projections have; the scale stays the parent's.
+
+    `size`: the attribute by which the module splits its projections into heads.
+    """
+    setattr(module, size, 1)
     module.subnetwork_heads = heads

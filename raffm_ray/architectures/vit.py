@@ -11,8 +11,9 @@ from raffm_ray.axes import Attention, Axis, Layout, Parameter
 RESIDUAL = ("residual",)
 
 
-def layout(config: PretrainedConfig, prefix: str) -> Layout:
-    """Axes and dims of `ViTForImageClassification` and `DeiTForImageClassification`; `prefix` is "vit" or "deit"."""
+def layout(config: PretrainedConfig, head: str) -> Layout:
+    """Axes and dims of `ViTForImageClassification` and `DeiTForImageClassification`."""
+    prefix = config.model_type
     heads, head_size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     axes = [Axis("residual", config.hidden_size), Axis("layers", config.num_hidden_layers)]
     embeddings = f"{prefix}.embeddings"
@@ -53,7 +54,7 @@ def layout(config: PretrainedConfig, prefix: str) -> Layout:
     return Layout({axis.name: axis for axis in axes}, parameters, tuple(attentions), tuple(norms))
 
 
-def positions(config: PretrainedConfig, prefix: str) -> dict[str, int]:
-    """How many positions an example has of each kind that `Parameter.matmul` names."""
+def positions(config: PretrainedConfig, tokens: int | None) -> dict[str, int]:
+    """How many positions an example has of each kind that `Parameter.matmul` names; they follow from the image's size."""
     patches = (config.image_size // config.patch_size) ** 2
-    return {"patches": patches, "tokens": patches + (2 if prefix == "deit" else 1), "examples": 1}
+    return {"patches": patches, "tokens": patches + (2 if config.model_type == "deit" else 1), "examples": 1}
