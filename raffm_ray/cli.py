@@ -33,11 +33,20 @@ def _take_flag(words: list[str], name: str) -> str | None:
                 raise UserError(f"{name}: expected a value after it")
             value = words[position + 1]
             del words[position : position + 2]
-            return value
-        if word.startswith(f"{name}="):
-            del words[position]
-            return word.split("=", 1)[1]
+        elif word.startswith(f"{name}="):
+            value = words.pop(position).split("=", 1)[1]
+        else:
+            continue
+        if not value or value.startswith("--"):
+            raise UserError(f"{name}: expected a value after it, got {value!r}")
+        return value
     return None
+
+
+def _fresh_folder(name: str) -> Path:
+    """runs/<name>-<time>, with a number behind it when another run took that in the same second."""
+    first = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return next(path for path in (first, *(Path(f"{first}-{number}") for number in range(2, 1000))) if not path.exists())
 
 
 def run(words: Sequence[str]) -> int:
@@ -54,7 +63,7 @@ def run(words: Sequence[str]) -> int:
         tyro.cli(Experiment, default=load(path), args=["--help"], prog=f"raffm-ray run {path}")
     chosen = _take_flag(rest, "--out")
     experiment = load(path, rest)
-    folder = Path(chosen) if chosen else Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path(chosen) if chosen else _fresh_folder(experiment.name)
 
     from rich.console import Console
 
@@ -63,11 +72,19 @@ def run(words: Sequence[str]) -> int:
     from raffm_ray.simulation import simulate
 
     console = Console(stderr=True)
-    summary = simulate(experiment, folder, console)
+    try:
+        summary = simulate(experiment, folder, console)
+    except KeyboardInterrupt:
+        left = f"; the rounds recorded so far are in {folder}" if folder.exists() else ""
+        print(f"raffm-ray: interrupted{left}", file=sys.stderr)
+        return 130
     image, page = write_report(folder)
     out = Console()
     out = out if out.is_terminal else Console(width=100)
     out.print(summary_table(summary))
+    if summary["rejected_updates"]:
+        told = f"{summary['rejected_updates']} updates of clients were not finite and were refused: a lower local.learning_rate may help"
+        out.print(f"warning: {told}", style="bold red", highlight=False)
     out.print(f"picture: {image}\nreport:  {page}\nrecords: {folder}", highlight=False, soft_wrap=True)
     return 0
 
@@ -107,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"raffm-ray: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("raffm-ray: interrupted; the rounds recorded so far stay in the run's folder", file=sys.stderr)
+        print("raffm-ray: interrupted", file=sys.stderr)
         return 130
 
 

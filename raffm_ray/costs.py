@@ -145,5 +145,7 @@ def budget_from(settings: Mapping[str, float], full: Costs) -> Budget:
         whole = look_up(known, kind, "budget kind")
         if not value > 0:
             raise UserError(f"budget {kind} must be positive, got {value}")
+        if 1 < value < 100:
+            raise UserError(f"budget {kind}: {value} would be a count of {kind}; fractions of the full model are at most 1")
         limits[kind] = value * whole if value <= 1 else value
     return Budget(**limits)

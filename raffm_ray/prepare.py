@@ -34,8 +34,8 @@ class Prepared:
         return Runner(self.setup.architecture, self.task.clients, self.shares, self.task.held_out)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _architecture(experiment: Experiment, task: Task) -> Architecture:
@@ -46,7 +46,7 @@ def _architecture(experiment: Experiment, task: Task) -> Architecture:
     except UserError:
         raise
     except Exception as error:  # whatever transformers raises for values that it cannot build from
-        raise UserError(f"model.config: transformers cannot build this model: {_first_line(error)}") from None
+        raise UserError(f"model.config: transformers cannot build this model: {_in_short(error)}") from None
     check_labels(task, architecture.config.num_labels)
     model = new_model(architecture, 0).eval()
     inputs = {name: values for name, values in task.held_out.batch(slice(0, 1)).items() if name != "labels"}
@@ -54,7 +54,7 @@ def _architecture(experiment: Experiment, task: Task) -> Architecture:
         with torch.inference_mode():
             model(**inputs)
     except Exception as error:  # whatever the model raises for shapes that it does not take
-        raise UserError(f"model.config does not fit the examples of task {task.name!r}: {_first_line(error)}") from None
+        raise UserError(f"model.config does not fit the examples of task {task.name!r}: {_in_short(error)}") from None
     return architecture
 
 

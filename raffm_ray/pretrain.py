@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from raffm_ray.architectures import Architecture, new_model
 from raffm_ray.config import PretrainSettings
 from raffm_ray.data import Examples, batches, steps_of
+from raffm_ray.errors import UserError
 from raffm_ray.messages import flatten, views
 from raffm_ray.seeding import generator, torch_seed
 from raffm_ray.training import backward, one_thread
@@ -52,21 +53,33 @@ def pretrain(architecture: Architecture, public: Examples, settings: PretrainSet
 
 
 def pretrained(architecture: Architecture, public: Examples, settings: PretrainSettings, seed: int, progress: Progress) -> Tensor:
-    """`pretrain`, from the cache when the same training was done before (a damaged cache file is replaced)."""
+    """`pretrain`, from the cache when the same training was done before (a damaged cache file is replaced).
+
+    Raises UserError when the cache cannot be written to, or training diverges.
+    """
     data = sha256(b"".join(values.tobytes() for values in [*public.inputs.values(), public.labels])).hexdigest()
     versions = [torch.__version__, transformers.__version__]
     key = json.dumps(
         [architecture.config.to_diff_dict(), settings.model_dump(), seed, data, versions], sort_keys=True, default=str
     )
     path = cache_folder() / f"pretrained-{sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    temporary = path.with_suffix(f".{os.getpid()}")
     if path.is_file():
         try:
             return flatten(load_file(path), architecture.shapes)
         except (safetensors.SafetensorError, KeyError, OSError):
             path.unlink()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {path.parent} cannot be written to ({error.strerror}); RAFFM_CACHE names another"
+        ) from None
     flat = pretrain(architecture, public, settings, seed, progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
+    if not bool(flat.isfinite().all()):
+        temporary.unlink()
+        raise UserError(f"model.pretrain: training diverged at learning_rate {settings.learning_rate}: parameters are not finite")
     save_file({name: values.clone() for name, values in views(flat, architecture.shapes).items()}, temporary)
     temporary.replace(path)
     return flat

@@ -108,14 +108,19 @@ def peak_rss_bytes() -> int:
 
 
 class Recorder:
-    """Writes a run's folder as it goes."""
+    """Writes a run's folder as it goes. Raises UserError when the folder is taken or cannot be made."""
 
     def __init__(self, folder: Path, experiment: Experiment) -> None:
         check_output(folder)
         self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "config.yaml").open("x", encoding="utf-8") as file:  # fails where another run was faster
+                file.write(dump(experiment))
+        except OSError as error:
+            raise UserError(f"--out {folder}: cannot be made: {error.strerror}") from None
         for part in ("rounds", "clients", "checkpoints"):
-            (folder / part).mkdir(parents=True)
-        (folder / "config.yaml").write_text(dump(experiment), encoding="utf-8")
+            (folder / part).mkdir()
         self.rounds: list[RoundRow] = []
         self.clients: list[ClientRow] = []
         self._events = SummaryWriter(str(folder / "tensorboard"))

@@ -149,8 +149,8 @@ def begin_calibration(setup: Setup, state: ServerState) -> Round | None:
         able = [client for client, count in enumerate(setup.examples) if count]
     if not able:
         raise UserError(
-            f"salience.metric {experiment.salience.metric!r} is calibrated by clients that hold the full model, and no device of this "
-            "fleet can: set salience.source to public, or a metric of the weights (l1, l2, random)"
+            f"salience.metric {experiment.salience.metric!r} is calibrated by clients that hold the full model, and no client with data "
+            "has a device of this fleet that can: set salience.source to public, or a metric of the weights (l1, l2, random)"
         )
     rng = generator(experiment.seed, "calibration clients")
     chosen = sorted(rng.permutation(able)[: experiment.salience.clients].tolist())

@@ -113,10 +113,9 @@ def public_statistics(prepared: Prepared, state: ServerState, statistic: str) ->
     return {**collect(model, architecture.layout, asked, statistic), **norm_statistics(model, architecture.layout, asked)}
 
 
-def train(prepared: Prepared, start: Tensor, pool: Pool, folder: Path, console: Console) -> dict[str, Any]:
-    """All rounds of one strategy, recorded in `folder`; returns the summary."""
+def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, console: Console) -> dict[str, Any]:
+    """All rounds of one strategy, recorded as they end; returns the summary."""
     setup, experiment = prepared.setup, prepared.setup.experiment
-    recorder = Recorder(folder, experiment)
     held_out = len(prepared.task.held_out)
     with Display(console, experiment.strategy.name, experiment.rounds) as display:
         display.stage(
@@ -143,6 +142,11 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, folder: Path, console: 
                 now = measured = evaluate(setup, state, pool, held_out)
                 display.evaluated(state.round, prepared.task.metric, now.metric, now.class_metrics)
             rows = client_rows(setup, work, updates)
+            refused = [row.client for row in rows if not row.accepted]
+            if refused and not any(not row.accepted for row in recorder.clients):
+                console.print(
+                    f"note: round {state.round}: what clients {refused} sent was not finite and was refused", highlight=False
+                )
             recorder.add(round_row(setup, work, rows, state.round, now, ranked, time.perf_counter() - began), rows)
     summary = summarize(setup, recorder.rounds, recorder.clients, first, measured, state, experiment.name, prepared.task.metric)
     recorder.finish(summary, state, setup.architecture)
@@ -170,11 +174,13 @@ def _simulate(experiment: Experiment, folder: Path, console: Console, pool: Pool
         console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)
     used = pool or open_pool(prepared.runner(), experiment.pool)
     try:
+        recorder = Recorder(folder, experiment)
         start = _start(prepared, console)
-        summary = train(prepared, start, used, folder, console)
+        summary = train(prepared, start, used, recorder, console)
         if beside:
             summary["baselines"] = {
-                name: train(one, start, used, folder / "baselines" / name, console) for name, one in beside.items()
+                name: train(one, start, used, Recorder(folder / "baselines" / name, one.setup.experiment), console)
+                for name, one in beside.items()
             }
             write_json(folder / "summary.json", summary)
     finally:

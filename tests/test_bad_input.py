@@ -49,6 +49,12 @@ def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--model.config.hiden_size", "3"], "model.config: 'hiden_size' is not a field of vit (did you mean 'hidden_size'?)"),
         (["--model.config.num_labels", "7"], "labels of the public part run from 0 to 9, but the model has 7 (0..6)"),
         (["--model.config.image_size", "16"], "model.config does not fit the examples of task 'digits': Input image size"),
+        (["--model.config.layer_norm_eps", "-x"], "transformers cannot build this model: Validation error for field 'layer_norm_eps': TypeError"),
+        (["--model.config.num_hidden_layers", "0"], "model.config.num_hidden_layers: must be a whole number of at least 1, got 0"),
+        (["--model.config.num_attention_heads", "2.5"], "model.config.num_attention_heads: must be a whole number"),
+        (["--model.config.dtype", "float16"], "model.config: 'dtype' cannot be set: parameters are float32 here"),
+        (["--fleet.budgets.v100", "{params: 1.5}"], "budget params: 1.5 would be a count of params; fractions"),
+        (["--clients.alpha", "1e-9"], "clients.alpha: input should be greater than or equal to 0.0001"),
         (["--model.config.hidden_act", "gelo"], "model.config: transformers cannot build this model"),
         (["--fleet.budgets.v100", "{params: 0.001}"], "device class v100: the budget is below the smallest subnetwork: params"),
         (["--fleet.budgets.v200", "{params: 0.5}"], "fleet.budgets: device class 'v200' is not known (did you mean 'v100'?)"),
@@ -89,6 +95,8 @@ def test_control_the_experiment_itself_reaches_training(out) -> None:
         (["run", DIGITS.replace("digits", "digit")], "no such file (did you mean"),
         (["run", str(ROOT / "nowhere" / "x.yaml")], "no such file"),
         (["run", DIGITS, "--out"], "--out: expected a value after it"),
+        (["run", DIGITS, "--out", "--rounds", "3"], "--out: expected a value after it, got '--rounds'"),
+        (["run", DIGITS, "--out="], "--out: expected a value after it, got ''"),
         (["report", str(ROOT)], "no finished run here (summary.json is missing)"),
         (["report"], "report: expected one folder"),
     ],
@@ -170,6 +178,19 @@ def test_any_text_is_accepted_or_one_clear_error(tmp_path_factory, text) -> None
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError):
         load(path)
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "{", '{"name": 1}'])
+def test_a_foreign_summary_is_one_line(text, out, capsys) -> None:
+    out.mkdir()
+    (out / "summary.json").write_text(text)
+    assert cli.main(["report", str(out)]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_numbers_are_read_as_everybody_writes_them() -> None:
+    assert load(Path(DIGITS), ["--model.config.layer_norm_eps", "1e-6"]).model.config["layer_norm_eps"] == 1e-6
+    assert load(Path(DIGITS), ["--local.learning_rate", "1e-3"]).local.learning_rate == 1e-3
 
 
 def test_flags_override_and_leave_the_rest() -> None:

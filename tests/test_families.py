@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import TINY, outputs
 from plans import legal_order, masks, random_cut
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from raffm_ray.architectures import FAMILIES, Architecture, architecture_of, build, parse_config
+from raffm_ray.architectures import FAMILIES, HEADS, Architecture, architecture_of, build, parse_config
 from raffm_ray.axes import Axis, Layout, Parameter, Plan, is_kept, take, take_all
 from raffm_ray.errors import UserError
 
@@ -135,3 +136,12 @@ def test_a_configuration_that_cannot_be_is_one_clear_error(change, words) -> Non
 def test_a_head_that_a_family_lacks_is_named() -> None:
     with pytest.raises(UserError, match="'vit' has no 'question_answering' head here"):
         architecture_of(parse_config(TINY["vit"]), "question_answering")
+
+
+def test_a_saved_model_loads_through_the_auto_class(architecture, model, inputs, tmp_path) -> None:
+    save_file(
+        {name: p.detach().clone() for name, p in model.named_parameters()}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    architecture.config.save_pretrained(tmp_path)
+    loaded = HEADS[architecture.head].from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), atol=1e-6, rtol=0)

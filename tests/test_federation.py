@@ -1,7 +1,9 @@
 """Laws 5 and 6 on whole runs, and what a run leaves behind. Real Ray, real training, seconds each."""
 
+import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +16,7 @@ import pytest
 import ray
 import torch
 from conftest import tiny_experiment
+from rich.console import Console
 from torch import Tensor
 
 from raffm_ray.architectures import build
@@ -24,6 +27,7 @@ from raffm_ray.messages import Package, flatten, views
 from raffm_ray.pool import InProcessPool, RayPool, open_pool
 from raffm_ray.prepare import prepare
 from raffm_ray.pretrain import pretrained
+from raffm_ray.record import Recorder
 from raffm_ray.report import write_report
 from raffm_ray.seeding import generator, torch_seed
 from raffm_ray.server import begin_round, finish_round, new_state, rank_again
@@ -70,6 +74,33 @@ def test_a_gpu_that_is_not_there_is_said(four_cores, out) -> None:
     with pytest.raises(UserError, match=r"pool.workers: 5 workers need 0.5 GPU each, and there are 2"):
         simulate(tiny_experiment(pool={"backend": "ray", "gpus_per_worker": 0.5, "workers": 5}), out)
     assert not out.exists()
+
+
+def test_two_runs_never_share_a_folder(out) -> None:
+    Recorder(out, tiny_experiment())
+    (out / "config.yaml").rename(out.parent / "aside")
+    for part in out.iterdir():
+        shutil.rmtree(part)
+    first = Recorder(out, tiny_experiment())
+    with pytest.raises(UserError, match="exists and is not an empty folder"):
+        Recorder(out, tiny_experiment())
+    assert first.folder == out
+
+
+def test_refused_updates_are_told_and_counted(out) -> None:
+    console = Console(record=True, file=io.StringIO())
+    summary = simulate(tiny_experiment(local={"learning_rate": 1e30, "clip": None, "optimizer": "sgd"}), out, console)
+    assert summary["rejected_updates"] > 0
+    assert "sent was not finite and was refused" in console.export_text()
+
+
+def test_a_diverged_or_uncacheable_pretraining_is_one_clear_error(out, tmp_path, monkeypatch) -> None:
+    with pytest.raises(UserError, match="model.pretrain: training diverged at learning_rate 1e"):
+        simulate(tiny_experiment(model={"pretrain": {"epochs": 3, "learning_rate": 1e30}}), out)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAFFM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cache folder .*file cannot be written to .*RAFFM_CACHE names another"):
+        simulate(tiny_experiment(), tmp_path / "other")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
     ["errors", "axes", "config", "seeding"],
-    ["nesting", "architectures.attention", "architectures.vit", "architectures", "devices", "partition"],
+    ["nesting", "architectures.attention", "architectures.vit", "architectures.encoder", "architectures", "devices", "partition"],
     ["data", "salience", "norms", "costs"],
     ["extraction", "messages"],
     ["strategies", "training", "client", "aggregate"],

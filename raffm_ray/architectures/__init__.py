@@ -76,17 +76,35 @@ class Architecture:
     fit: Callable[[nn.Module, int], None]
 
 
+REFUSED_FIELDS = {
+    "dtype": "parameters are float32 here",
+    "torch_dtype": "parameters are float32 here",
+    "problem_type": "it follows from the task",
+    "return_dict": "models must answer by name",
+    "architectures": "it follows from the task",
+}
+COUNTS = {
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels",
+    "num_labels", "vocab_size", "max_position_embeddings", "dim", "n_layers", "n_heads", "hidden_dim",
+}  # fmt: skip
+"""Fields that count something, by any family's name for it."""
+
+
 def parse_config(settings: Mapping[str, Any]) -> PretrainedConfig:
     """A transformers configuration from a mapping with `model_type`. Raises UserError for an unknown type or field."""
     fields = dict(settings)
     model_type = fields.pop("model_type", None)
     if model_type not in FAMILIES:
         raise UserError(
-            f"model type {model_type!r} has no table of axes{near_miss(str(model_type), FAMILIES)}; "
-            "a new family is a file in raffm_ray/architectures and a row of FAMILIES there"
+            f"model type {model_type!r} has no table of axes{near_miss(str(model_type), FAMILIES)}; there are tables for "
+            f"{', '.join(FAMILIES)}, and a new one is a file in raffm_ray/architectures and a row of FAMILIES there"
         )
     known = AutoConfig.for_model(model_type)
-    for name in fields:
+    for name, value in fields.items():
+        if name in REFUSED_FIELDS:
+            raise UserError(f"model.config: {name!r} cannot be set: {REFUSED_FIELDS[name]}")
+        if name in COUNTS and (not isinstance(value, int) or value < 1):
+            raise UserError(f"model.config.{name}: must be a whole number of at least 1, got {value!r}")
         if name not in ("num_labels", "id2label", "label2id") and not hasattr(known, name):
             raise UserError(f"model.config: {name!r} is not a field of {model_type}{near_miss(name, known.to_dict())}")
     config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
@@ -106,6 +124,8 @@ def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = No
         raise UserError(f"model type {config.model_type!r} has no {head!r} head here (it has: {', '.join(family.heads)})")
     with torch.device("meta"), no_init_weights():
         model = _stock(config, head, "sdpa")
+    config = AutoConfig.for_model(**config.to_dict())
+    config.architectures = [type(model).__name__]
     layout, shapes = family.layout(config, head), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     _check_layout(layout, shapes, config.model_type)
     layout = replace(layout, parameters={name: layout.parameters[name] for name in shapes})
@@ -150,7 +170,8 @@ def skeleton(architecture: Architecture, plan: Plan, attention: str = "sdpa") ->
     in every subnetwork) and its attention modules told their number of heads.
     """
     # Not on the meta device as a whole: what a model computes when it is built (positions, frequencies) must be there.
-    with no_init_weights():
+    # Some of it is drawn at random, and a worker that builds a module must not draw otherwise than one that remembers it.
+    with no_init_weights(), torch.random.fork_rng(devices=[]):
         model = _stock(architecture.config, architecture.head, IMPLEMENTATIONS[attention])
     for owner in model.modules():
         for name, parameter in owner._parameters.items():
