@@ -81,6 +81,19 @@ def test_law_1_gradient_of_take_is_scatter_add(case) -> None:
     torch.testing.assert_close(x.grad, scatter_add(torch.zeros_like(x), y, dims, axes, plan))
 
 
+@given(cases())
+def test_every_head_keeps_its_own_indices(case) -> None:
+    # The laws hold for any consistent labelling of units; only an oracle written apart tells whose units are kept.
+    axes, plan, _, rng = case
+    heads, size = axes["heads"].size, axes["qk"].size
+    x = torch.from_numpy(rng.standard_normal((heads * size, 3)))
+    expected = []
+    for head in plan.get("heads", np.arange(heads)):
+        kept = plan.get("qk", np.arange(size))
+        expected += [x[head * size + index] for index in (kept[head] if kept.ndim == 2 else kept)]
+    assert torch.equal(take(x, (("heads", "qk"), ()), axes, plan), torch.stack(expected))
+
+
 def test_law_1_control_the_leading_rows_of_the_whole_matrix_are_another_part() -> None:
     axes = {"heads": Axis("heads", 2), "qk": Axis("qk", 4, parent="heads")}
     x = torch.arange(8.0)
