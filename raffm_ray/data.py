@@ -1,54 +1,57 @@
-"""Tasks: a data set as arrays, split into what the server may see, what the clients own, and what nobody trains on."""
+"""Tasks: a data set as arrays, split into what the server may see, what the clients own, and what nobody trains on.
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+`KINDS` says how rows of a kind of task become a model's inputs; `TASKS` names data sets of such a kind, their columns and metric.
+A task on data of one's own is a kind by its name, with `task.data` and `task.columns`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from raffm_ray.errors import UserError, look_up
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Model inputs by argument name, each of shape [examples, ...], and labels of shape [examples]."""
-
-    inputs: Mapping[str, NDArray[np.generic]]
-    labels: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def part(self, indices: NDArray[np.int64]) -> "Examples":
-        """The examples at these indices, copied."""
-        return Examples({name: values[indices] for name, values in self.inputs.items()}, self.labels[indices])
-
-    def batch(self, indices: NDArray[np.int64] | slice, device: str = "cpu") -> dict[str, Tensor]:
-        """Tensors of these examples for the model's forward, `labels` included. Always copies: the arrays may be shared."""
-        arrays = {**self.inputs, "labels": self.labels}
-        return {name: torch.from_numpy(np.array(values[indices])).to(device) for name, values in arrays.items()}
+from raffm_ray.config import TaskSettings
+from raffm_ray.encoding import Columns, Pictures, Words, cached, chunks
+from raffm_ray.errors import UserError, look_up, near_miss
+from raffm_ray.examples import Examples, Ragged, batch_length
+from raffm_ray.kinds import KINDS, Kind, Loading, scorer
+from raffm_ray.metrics import METRICS, Answers
+from raffm_ray.sources import Rows, class_names, divide, open_splits, split_of
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task. `public` is for pretraining and calibration at the server, `clients` is divided over clients, `held_out` evaluates."""
+    """A task. `public` is for pretraining and calibration at the server, `clients` is divided over clients, `held_out` evaluates.
+
+    `labels`: how many classes, 1 for a number, None where the head has none. `score`: answers on the held-out part -> the metric.
+    """
 
     name: str
     head: str
-    labels: int
+    labels: int | None
     metric: str
     public: Examples
     clients: Examples
     held_out: Examples
+    score: Callable[[Answers], float]
+    class_names: tuple[str, ...] = ()
+
+    def positions(self, batch_size: int) -> dict[str, int | None]:
+        """How many tokens a batch of clients' texts is padded to on average, and its targets; None where there are none."""
+        words = self.clients.lengths()
+        targets = self.clients.labels.lengths if isinstance(self.clients.labels, Ragged) else None
+        return {
+            "tokens": None if words is None else batch_length(words, batch_size),
+            "targets": None if targets is None else batch_length(targets, batch_size),
+        }
 
 
 def check_labels(task: Task, labels: int) -> None:
-    """Raises UserError unless every label of the task lies in 0..labels-1."""
+    """Raises UserError when a part is empty, or a class lies outside 0..labels-1."""
     for part, examples in (("public", task.public), ("clients", task.clients), ("held-out", task.held_out)):
         if len(examples) == 0:
             raise UserError(f"task {task.name!r}: the {part} part is empty")
+        if task.labels is None or not isinstance(examples.labels, np.ndarray) or examples.labels.dtype.kind == "f":
+            continue
         low, high = int(examples.labels.min()), int(examples.labels.max())
         if low < 0 or high >= labels:
             raise UserError(
@@ -56,15 +59,60 @@ def check_labels(task: Task, labels: int) -> None:
             )
 
 
-def split(examples: Examples, public: int, held_out: float, rng: np.random.Generator) -> tuple[Examples, Examples, Examples]:
-    """Random public, clients' and held-out parts. Raises UserError when nothing is left for the clients."""
-    order = rng.permutation(len(examples))
-    testing = round(held_out * len(examples))
-    if public + testing >= len(examples):
-        raise UserError(f"task: {public} public and {testing} held-out examples leave none of {len(examples)} to the clients")
-    parts = np.split(order, [testing, testing + public])
-    held, shown, owned = (examples.part(np.sort(part)) for part in parts)
-    return shown, owned, held
+@dataclass(frozen=True)
+class Recipe:
+    """A row of `TASKS`: a data set of a kind; what the settings name comes first."""
+
+    kind: str
+    data: str | None = None
+    subset: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    held_out: str | None = None
+    metric: str | None = None
+
+
+def _glue(
+    subset: str, first: str, second: str | None, metric: str, kind: str = "text_classification", split: str = "validation"
+) -> Recipe:
+    columns = {"text": first} | ({"text_pair": second} if second else {})
+    return Recipe(kind, "nyu-mll/glue", subset, columns, split, metric)
+
+
+TASKS: dict[str, Recipe] = {
+    # GLUE (Wang et al. 2019, table 1): its nine tasks, columns and metrics.
+    "cola": _glue("cola", "sentence", None, "matthews"),
+    "sst2": _glue("sst2", "sentence", None, "accuracy"),
+    "mrpc": _glue("mrpc", "sentence1", "sentence2", "f1"),
+    "qqp": _glue("qqp", "question1", "question2", "f1"),
+    "stsb": _glue("stsb", "sentence1", "sentence2", "pearson", "text_regression"),
+    "mnli": _glue("mnli", "premise", "hypothesis", "accuracy", split="validation_matched"),
+    "qnli": _glue("qnli", "question", "sentence", "accuracy"),
+    "rte": _glue("rte", "sentence1", "sentence2", "accuracy"),
+    "wnli": _glue("wnli", "sentence1", "sentence2", "accuracy"),
+    "squad": Recipe("question_answering", "rajpurkar/squad", held_out="validation"),
+    "cifar10": Recipe("image_classification", "uoft-cs/cifar10", columns={"image": "img"}, held_out="test"),
+    **{kind: Recipe(kind) for kind in KINDS},
+}
+EMBEDDED = "digits"
+
+
+def task_names() -> list[str]:
+    """Every name that `task.name` may have."""
+    return [EMBEDDED, *TASKS]
+
+
+def needs_words(name: str) -> bool:
+    """Whether a task's examples are texts. Raises UserError for an unknown name."""
+    return name != EMBEDDED and KINDS[_recipe(name).kind].head != "image_classification"
+
+
+def head_of(name: str) -> str:
+    """The task head that a task needs. Raises UserError for an unknown name."""
+    return "image_classification" if name == EMBEDDED else KINDS[_recipe(name).kind].head
+
+
+def _recipe(name: str) -> Recipe:
+    return look_up({EMBEDDED: Recipe("image_classification"), **TASKS}, name, "task")
 
 
 def digits(public: int, held_out: float, rng: np.random.Generator) -> Task:
@@ -72,31 +120,105 @@ def digits(public: int, held_out: float, rng: np.random.Generator) -> Task:
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
-    images = (loaded.images[:, None] / 8.0 - 1.0).astype(np.float32)
-    shown, owned, held = split(Examples({"pixel_values": images}, loaded.target.astype(np.int64)), public, held_out, rng)
-    return Task("digits", "image_classification", 10, "accuracy", shown, owned, held)
+    images, classes = (loaded.images[:, None] / 8.0 - 1.0).astype(np.float32), loaded.target.astype(np.int64)
+    order = rng.permutation(len(images))
+    testing = round(held_out * len(images))
+    if public + testing >= len(images):
+        raise UserError(f"task: {public} public and {testing} held-out examples leave none of {len(images)} to the clients")
+    held, shown, owned = (
+        Examples({"pixel_values": images[part]}, classes[part])
+        for part in map(np.sort, np.split(order, [testing, testing + public]))
+    )
+    return Task(
+        EMBEDDED, "image_classification", 10, "accuracy", shown, owned, held,
+        lambda answers: METRICS["accuracy"].score(answers, held.labels),
+    )  # fmt: skip
 
 
-TASKS: dict[str, Callable[[int, float, np.random.Generator], Task]] = {"digits": digits}
+def load_task(
+    settings: TaskSettings, rng: np.random.Generator, words: Words | None = None, pictures: Pictures | None = None,
+    first_target: int | None = None,
+) -> Task:  # fmt: skip
+    """The task that the settings describe, read and split; what was tokenized before comes from the cache.
+
+    Raises UserError for whatever is not there or does not fit, before anything is trained.
+    """
+    recipe = _recipe(settings.name)
+    if settings.name == EMBEDDED:
+        _refuse_for_digits(settings)
+        return digits(settings.public, settings.held_out if isinstance(settings.held_out, float) else 0.25, rng)
+    kind = KINDS[recipe.kind]
+    data, held_out = settings.data or recipe.data, settings.held_out
+    if held_out is None:
+        held_out = recipe.held_out or 0.25
+    if data is None:
+        raise UserError(f"task.data: task {settings.name!r} needs a data set: a local file or folder, or a name on the hub")
+    columns = _columns(settings, recipe, kind)
+    metric = settings.metric or recipe.metric or kind.metrics[0]
+    if metric not in kind.metrics:
+        raise UserError(f"task.metric: {metric!r} is not for {recipe.kind}{near_miss(metric, kind.metrics, listed=True)}")
+    splits, key = open_splits(data, settings.subset or (recipe.subset if settings.data is None else None))
+    rows = split_of(splits, key, settings.train, "task.train")
+    held = split_of(splits, key, held_out, "task.held_out") if isinstance(held_out, str) else held_out
+    everything = [rows, held] if isinstance(held, Rows) else [rows]
+    for role, name in columns.items():
+        for one in everything:
+            one.column(role, name)
+    classes = class_names(everything, columns["label"]) if "label" in columns and kind.head != "question_answering" else None
+    parts = divide(rows, held, settings.public, settings.examples, rng)
+    stride = min(128, settings.max_length // 4)
+    loading = Loading(settings.name, columns, words, pictures, tuple(classes) if classes else None, first_target, stride)
+    public, clients, held_part = (_examples(part, kind, loading) for part in parts)
+    labels = _label_count(kind, recipe.kind, classes, [public[0], clients[0], held_part[0]])
+    return Task(
+        settings.name, kind.head, labels, metric, public[0], clients[0], held_part[0],
+        scorer(metric, parts[2], loading, held_part), tuple(classes or ()),
+    )  # fmt: skip
 
 
-def load_task(name: str, public: int, held_out: float, rng: np.random.Generator) -> Task:
-    """The named task, split. Raises UserError for an unknown name or parts that do not fit."""
-    return look_up(TASKS, name, "task")(public, held_out, rng)
+def _refuse_for_digits(settings: TaskSettings) -> None:
+    given = {
+        name: getattr(settings, name) for name in ("data", "subset", "columns", "metric", "examples") if getattr(settings, name)
+    }
+    if isinstance(settings.held_out, str):
+        given["held_out"] = settings.held_out
+    for name, value in given.items():
+        raise UserError(
+            f"task.{name}: {value!r} cannot be set for the embedded task {EMBEDDED!r}; other tasks: {', '.join(TASKS)}"
+        )
 
 
-def batches(share: NDArray[np.int64], batch_size: int, steps: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """`steps` batches of indices: a fresh shuffle for every pass over the share, batches never span two passes."""
-    done = 0
-    while done < steps:
-        order = rng.permutation(share)
-        for start in range(0, len(order), batch_size):
-            if done == steps:
-                return
-            yield order[start : start + batch_size]
-            done += 1
+def _columns(settings: TaskSettings, recipe: Recipe, kind: Kind) -> dict[str, str]:
+    roles = [*kind.columns, *kind.optional]
+    for role in settings.columns:
+        if role not in roles:
+            raise UserError(f"task.columns: {role!r} is no role of a {recipe.kind} task{near_miss(role, roles, listed=True)}")
+    return {**kind.columns, **recipe.columns, **settings.columns}
 
 
-def steps_of(examples: int, batch_size: int, epochs: int, steps: int | None) -> int:
-    """How many steps a client takes: `steps` if given, else all batches of `epochs` passes."""
-    return steps if steps is not None else epochs * -(-examples // batch_size)
+def _examples(rows: Rows, kind: Kind, loading: Loading) -> tuple[Examples, Columns]:
+    """The rows as examples, and the columns that are not for the model."""
+    form = loading.pictures if loading.words is None else loading.words.key
+    key = [rows.key, kind.head, loading.columns, loading.classes, loading.first_target, loading.stride, form]
+    columns = cached(key, lambda: kind.read(rows, loading))
+    beside: Columns = {name: columns.pop(name) for name in ("row", "first", "last") if name in columns}
+    groups = None
+    if "group" in loading.columns:
+        values = [str(value) for (part,) in chunks(rows, loading.columns["group"]) for value in part]
+        groups = np.unique(values, return_inverse=True)[1].astype(np.int64)
+        if len(groups) != len(columns["labels"]):
+            raise UserError("task.columns.group: only for tasks in which every row is one example")
+    labels = columns.pop("labels")
+    return Examples(columns, labels, groups), beside
+
+
+def _label_count(kind: Kind, name: str, classes: list[str] | None, parts: list[Examples]) -> int | None:
+    if kind.head not in ("sequence_classification", "image_classification"):
+        return None
+    if name == "text_regression":
+        return 1
+    return (
+        len(classes)
+        if classes
+        else max(int(np.max(part.labels, initial=0)) for part in parts if isinstance(part.labels, np.ndarray)) + 1
+    )

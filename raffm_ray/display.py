@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from raffm_ray.metrics import shown, unit, worst
+
 
 class Display:
     """The progress of one run. Without a terminal it prints a plain line for every evaluation instead of a bar."""
@@ -42,18 +44,18 @@ class Display:
 
     def evaluated(self, round_number: int, name: str, metric: float, class_metrics: Mapping[str, float]) -> None:
         """Shows an evaluation."""
-        worst = min(class_metrics.values(), default=metric)
-        self._metric = f"{name} {100 * metric:.1f}%"
+        lowest = shown(name, worst(name, list(class_metrics.values()) or [metric]))
+        self._metric = f"{name} {shown(name, metric)}{unit(name)}"
         if not self.console.is_terminal:
-            line = f"{self.title}: round {round_number}/{self.rounds}  {name} {100 * metric:.1f}%  worst class {100 * worst:.1f}%"
+            line = f"{self.title}: round {round_number}/{self.rounds}  {self._metric}  worst class {lowest}{unit(name)}"
             self.console.print(line, highlight=False)
 
 
 def human_bytes(count: float) -> str:
     """1536 -> `1.5 kB` (powers of 1000)."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+    for name in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or name == "TB":
+            return f"{count:.0f} {name}" if name == "B" else f"{count:.1f} {name}"
         count /= 1000
     raise AssertionError
 
@@ -74,18 +76,18 @@ def human_seconds(seconds: float | None) -> str:
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """The table at a run's end: the full model and every class, this strategy and its baselines. It fits 80 columns."""
-    baselines = summary.get("baselines", {})
-    title = f"{summary['name']}: {summary['metric']} in % after {summary['rounds']} rounds, {summary['clients']} clients"
+    baselines, metric = summary.get("baselines", {}), summary["metric"]
+    title = f"{summary['name']}: {metric}{' in %' if unit(metric) else ''} after {summary['rounds']} rounds, {summary['clients']} clients"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     table.add_column("model", no_wrap=True)
     for heading in ("params", "start", summary["strategy"], *baselines, "bytes", "time*", "energy*", "peak*"):
         table.add_column(heading, justify="right", no_wrap=True)
-    full = [f"{summary['params']:,}", f"{100 * summary['start']:.1f}", f"{100 * summary['global']:.1f}"]
-    full += [f"{100 * other['global']:.1f}" for other in baselines.values()]
+    full = [f"{summary['params']:,}", shown(metric, summary["start"]), shown(metric, summary["global"])]
+    full += [shown(metric, other["global"]) for other in baselines.values()]
     table.add_row("full model", *full, "", "", "", "", end_section=True)
     for name, tier in summary["tiers"].items():
-        row = [f"{100 * tier['params_fraction']:.0f}%", f"{100 * tier['start']:.1f}", f"{100 * tier['metric']:.1f}"]
-        row += [f"{100 * other['tiers'][name]['metric']:.1f}" for other in baselines.values()]
+        row = [f"{100 * tier['params_fraction']:.0f}%", shown(metric, tier["start"]), shown(metric, tier["metric"])]
+        row += [shown(metric, other["tiers"][name]["metric"]) for other in baselines.values()]
         row += [human_bytes(tier["bytes_down"] + tier["bytes_up"]), human_seconds(tier["round_seconds"])]
         row += [human_joules(tier["energy_joules"]), human_bytes(tier["peak_memory_bytes"])]
         table.add_row(name, *row)

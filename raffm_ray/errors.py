@@ -23,10 +23,12 @@ class ClientError(RuntimeError):
     """The code that a client runs raised an exception: a mistake in it, which no retry would mend."""
 
 
-def near_miss(word: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the closest known word, or the list of all when none is close."""
+def near_miss(word: str, known: Iterable[str], listed: bool = False) -> str:
+    """`" (did you mean 'x'?)"` for the closest known word, or the list of all when none is close; with `listed`, both."""
     options = list(known)
     close = difflib.get_close_matches(str(word), options, n=1, cutoff=0.5)
+    if close and listed:
+        return f" (did you mean {close[0]!r}? known: {', '.join(sorted(options))})"
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(options))})"
 
 
@@ -35,3 +37,8 @@ def look_up(table: dict[str, T], name: str, what: str) -> T:
     if name not in table:
         raise UserError(f"{what} {name!r} is not known{near_miss(name, table)}")
     return table[name]
+
+
+def in_short(error: Exception) -> str:
+    """The message of a library's error as one line of at most 250 characters."""
+    return " ".join(str(error).split())[:250] or type(error).__name__

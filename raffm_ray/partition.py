@@ -12,7 +12,7 @@ Shares = list[Indices]
 
 
 def iid(labels: Indices, clients: int, alpha: float, rng: np.random.Generator) -> Shares:
-    """Equal parts of a random permutation."""
+    """Equal parts of a random permutation; of the labels only their number matters."""
     return [np.sort(part) for part in np.array_split(rng.permutation(len(labels)), clients)]
 
 
@@ -51,17 +51,38 @@ def dirichlet_by_client(labels: Indices, clients: int, alpha: float, rng: np.ran
     return shares
 
 
+def natural(groups: Indices, clients: int, alpha: float, rng: np.random.Generator) -> Shares:
+    """Clients own examples of one group each: a group is divided evenly over clients in proportion to its size.
+
+    Where there are fewer clients than groups, whole groups are dealt out, each to the client that has least.
+    """
+    values, counts = np.unique(groups, return_counts=True)
+    members = [rng.permutation(np.flatnonzero(groups == value)) for value in values]
+    if clients <= len(values):
+        dealt: Shares = [np.zeros(0, dtype=np.int64) for _ in range(clients)]
+        for index in np.argsort(-counts, kind="stable"):
+            least = int(np.argmin([len(share) for share in dealt]))
+            dealt[least] = np.concatenate([dealt[least], members[index]])
+        return [np.sort(share) for share in dealt]
+    owners = np.ones(len(values), dtype=np.int64)
+    for _ in range(clients - len(values)):
+        owners[np.argmax(counts / owners)] += 1
+    return [np.sort(part) for mine, number in zip(members, owners, strict=True) for part in np.array_split(mine, number)]
+
+
 PARTITIONS: dict[str, Callable[[Indices, int, float, np.random.Generator], Shares]] = {
     "iid": iid,
     "dirichlet_by_class": dirichlet_by_class,
     "dirichlet_by_client": dirichlet_by_client,
+    "natural": natural,
 }
 
 
 def partition(name: str, labels: Indices, clients: int, alpha: float, rng: np.random.Generator) -> Shares:
     """Divides examples over clients: one array of example indices for each. Clients may come out empty (callers drop them).
 
-    Raises UserError when there are more clients than examples.
+    `labels`: [examples], what the partition goes by: classes, or groups for `natural`. Raises UserError when there are more clients
+    than examples.
     """
     if clients > len(labels):
         raise UserError(f"clients.count: {clients} clients cannot share {len(labels)} examples")

@@ -6,15 +6,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raffm_ray.architectures import Architecture, architecture_of, new_model, parse_config
+from raffm_ray.architectures import Architecture, architecture_of, check_head, new_model
 from raffm_ray.axes import Plan
 from raffm_ray.client import Runner
 from raffm_ray.config import Experiment
 from raffm_ray.costs import Budget, budget_from, costs_of
-from raffm_ray.data import Task, check_labels, load_task
+from raffm_ray.data import Task, check_labels, head_of, load_task, needs_words
 from raffm_ray.devices import DEVICES, assign_devices, fleet_shares
-from raffm_ray.errors import UserError, look_up, near_miss
+from raffm_ray.errors import UserError, in_short, look_up, near_miss
+from raffm_ray.examples import Examples
 from raffm_ray.extraction import kind_of
+from raffm_ray.foundation import Foundation, load_foundation
 from raffm_ray.partition import partition
 from raffm_ray.salience import METRICS, rankable
 from raffm_ray.seeding import generator
@@ -27,6 +29,7 @@ class Prepared:
 
     setup: Setup
     task: Task
+    foundation: Foundation
     shares: tuple[NDArray[np.int64], ...]
 
     def runner(self) -> Runner:
@@ -34,28 +37,48 @@ class Prepared:
         return Runner(self.setup.architecture, self.task.clients, self.shares, self.task.held_out)
 
 
-def _in_short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _architecture(experiment: Experiment, task: Task) -> Architecture:
-    settings = dict(experiment.model.config)
-    settings.setdefault("num_labels", task.labels)
+def _architecture(experiment: Experiment, foundation: Foundation, task: Task) -> Architecture:
+    config = foundation.config
+    if task.labels is not None and "num_labels" not in experiment.model.config:
+        config.num_labels = task.labels
+        if len(task.class_names) == task.labels:
+            config.id2label = dict(enumerate(task.class_names))
+            config.label2id = {name: number for number, name in enumerate(task.class_names)}
+    check_labels(task, config.num_labels)
     try:
-        architecture = architecture_of(parse_config(settings), task.head)
+        architecture = architecture_of(config, task.head, **task.positions(experiment.local.batch_size))
     except UserError:
         raise
     except Exception as error:  # whatever transformers raises for values that it cannot build from
-        raise UserError(f"model.config: transformers cannot build this model: {_in_short(error)}") from None
-    check_labels(task, architecture.config.num_labels)
+        raise UserError(f"model.config: transformers cannot build this model: {in_short(error)}") from None
     model = new_model(architecture, 0).eval()
-    inputs = {name: values for name, values in task.held_out.batch(slice(0, 1)).items() if name != "labels"}
+    inputs = {name: values for name, values in task.clients.batch(_longest(task.clients)).items() if name != "labels"}
     try:
         with torch.inference_mode():
             model(**inputs)
     except Exception as error:  # whatever the model raises for shapes that it does not take
-        raise UserError(f"model.config does not fit the examples of task {task.name!r}: {_in_short(error)}") from None
+        raise UserError(f"model.config does not fit the examples of task {task.name!r}: {in_short(error)}") from None
     return architecture
+
+
+def _longest(examples: Examples) -> NDArray[np.int64]:
+    """[1]: the example with the longest text, the first where none is longer."""
+    lengths = examples.lengths()
+    return np.array([0 if lengths is None else int(np.argmax(lengths))])
+
+
+def _owners(experiment: Experiment, task: Task) -> NDArray[np.int64]:
+    """What the partition goes by. Raises UserError where the data does not have it."""
+    kind, examples = experiment.clients.partition, task.clients
+    if kind == "natural":
+        if examples.groups is None:
+            raise UserError("clients.partition: natural needs task.columns.group, the column whose values are the owners")
+        return examples.groups
+    if kind != "iid" and (
+        not isinstance(examples.labels, np.ndarray) or examples.labels.dtype.kind != "i" or examples.labels.ndim != 1
+    ):
+        raise UserError(f"clients.partition: {kind} goes by classes, and task {task.name!r} has none: use iid or natural")
+    return examples.labels if isinstance(examples.labels, np.ndarray) else np.zeros(len(examples), dtype=np.int64)
 
 
 def _budgets(experiment: Experiment, architecture: Architecture, names: list[str]) -> dict[str, Budget]:
@@ -91,21 +114,22 @@ def prepare(experiment: Experiment) -> Prepared:
     """Loads the data, describes the model, builds the fleet, divides the data. Raises UserError for whatever cannot work."""
     strategy = setup_strategy(experiment)
     look_up(METRICS, experiment.salience.metric, "salience.metric")
-    task_settings, clients = experiment.task, experiment.clients
-    task = load_task(
-        task_settings.name, task_settings.public, task_settings.held_out, generator(task_settings.split_seed, "split")
-    )
-    architecture = _architecture(experiment, task)
+    settings, clients = experiment.task, experiment.clients
+    foundation = load_foundation(experiment.model, needs_words(settings.name), settings.max_length)
+    check_head(foundation.config, head_of(settings.name))
+    first_target = getattr(foundation.config, "decoder_start_token_id", None)
+    task = load_task(settings, generator(settings.split_seed, "split"), foundation.words, foundation.pictures, first_target)
+    architecture = _architecture(experiment, foundation, task)
     _check_cutting(experiment, architecture)
     shares_of_fleet = fleet_shares(experiment.fleet.mix, experiment.fleet.shares)
     classes = assign_devices(shares_of_fleet, clients.count, generator(experiment.seed, "devices"))
     shares = partition(
-        clients.partition, task.clients.labels, clients.count, clients.alpha, generator(experiment.seed, "partition")
+        clients.partition, _owners(experiment, task), clients.count, clients.alpha, generator(experiment.seed, "partition")
     )
     budgets = _budgets(experiment, architecture, list(shares_of_fleet))
     setup = Setup(experiment, architecture, strategy, budgets, classes, [len(share) for share in shares])
     check_start(setup)
-    return Prepared(setup, task, tuple(shares))
+    return Prepared(setup, task, foundation, tuple(shares))
 
 
 def check_start(setup: Setup) -> None:

@@ -1,10 +1,9 @@
-"""The model that the federation starts from: freshly drawn, trained on the task's public part, and cached."""
+"""The model that the federation starts from: pretrained weights or freshly drawn ones, trained on the task's public part, and cached."""
 
 import json
 import os
 from collections.abc import Callable
 from hashlib import sha256
-from pathlib import Path
 
 import safetensors
 import torch
@@ -12,29 +11,35 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from raffm_ray.architectures import Architecture, new_model
+from raffm_ray.architectures import Architecture, build, new_model
+from raffm_ray.axes import Plan
+from raffm_ray.cache import writable_cache
 from raffm_ray.config import PretrainSettings
-from raffm_ray.data import Examples, batches, steps_of
 from raffm_ray.errors import UserError
+from raffm_ray.examples import Examples, batches, steps_of
+from raffm_ray.foundation import pretrained_weights
 from raffm_ray.messages import flatten, views
+from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.seeding import generator, torch_seed
 from raffm_ray.training import backward, one_thread
 
 Progress = Callable[[int, int], None]
 
 
-def cache_folder() -> Path:
-    """Where pretrained models are kept: `RAFFM_CACHE`, else `raffm_ray` in the user's cache folder."""
-    chosen = os.environ.get("RAFFM_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raffm_ray"
+def starting_model(architecture: Architecture, source: str | None, seed: int) -> nn.Module:
+    """The full model with the weights of `source` and a fresh head, or all freshly drawn. Raises UserError as `pretrained_weights`."""
+    if source is None:
+        return new_model(architecture, torch_seed(seed, "weights"))
+    return build(architecture, pretrained_weights(source, architecture, torch_seed(seed, "weights")), Plan())
 
 
-def pretrain(architecture: Architecture, public: Examples, settings: PretrainSettings, seed: int, progress: Progress) -> Tensor:
-    """Trains a fresh model on the public part (AdamW, cosine schedule to 0); returns its flat parameters. Same seed, same bits."""
+def pretrain(
+    architecture: Architecture, source: str | None, public: Examples, settings: PretrainSettings, seed: int, progress: Progress
+) -> Tensor:
+    """Trains the starting model on the public part (AdamW, cosine schedule to 0); returns its flat parameters. Same seed, same bits."""
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(torch_seed(seed, "pretraining"))
-        model = new_model(architecture, torch_seed(seed, "weights"))
-        model.train()
+        model = starting_model(architecture, source, seed).train()
         steps = steps_of(len(public), settings.batch_size, settings.epochs, None)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
@@ -44,7 +49,7 @@ def pretrain(architecture: Architecture, public: Examples, settings: PretrainSet
         everything = torch.arange(len(public)).numpy()
         for step, indices in enumerate(batches(everything, settings.batch_size, steps, rng)):
             optimizer.zero_grad(set_to_none=True)
-            backward(model, public.batch(indices))
+            backward(model, public.batch(indices), OBJECTIVES[architecture.head])
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -52,34 +57,34 @@ def pretrain(architecture: Architecture, public: Examples, settings: PretrainSet
     return flatten(dict(model.named_parameters()), architecture.shapes)
 
 
-def pretrained(architecture: Architecture, public: Examples, settings: PretrainSettings, seed: int, progress: Progress) -> Tensor:
+def pretrained(
+    architecture: Architecture, source: str | None, public: Examples, settings: PretrainSettings, seed: int, progress: Progress
+) -> Tensor:
     """`pretrain`, from the cache when the same training was done before (a damaged cache file is replaced).
 
     Raises UserError when the cache cannot be written to, or training diverges.
     """
-    data = sha256(b"".join(values.tobytes() for values in [*public.inputs.values(), public.labels])).hexdigest()
     versions = [torch.__version__, transformers.__version__]
-    key = json.dumps(
-        [architecture.config.to_diff_dict(), settings.model_dump(), seed, data, versions], sort_keys=True, default=str
-    )
-    path = cache_folder() / f"pretrained-{sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    temporary = path.with_suffix(f".{os.getpid()}")
+    described = [
+        architecture.config.to_diff_dict(),
+        architecture.head,
+        source,
+        settings.model_dump(),
+        seed,
+        public.digest(),
+        versions,
+    ]
+    key = json.dumps(described, sort_keys=True, default=str)
+    path = writable_cache() / f"pretrained-{sha256(key.encode()).hexdigest()[:16]}.safetensors"
     if path.is_file():
         try:
             return flatten(load_file(path), architecture.shapes)
         except (safetensors.SafetensorError, KeyError, OSError):
             path.unlink()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-    except OSError as error:
-        raise UserError(
-            f"the cache folder {path.parent} cannot be written to ({error.strerror}); RAFFM_CACHE names another"
-        ) from None
-    flat = pretrain(architecture, public, settings, seed, progress)
+    flat = pretrain(architecture, source, public, settings, seed, progress)
     if not bool(flat.isfinite().all()):
-        temporary.unlink()
         raise UserError(f"model.pretrain: training diverged at learning_rate {settings.learning_rate}: parameters are not finite")
+    temporary = path.with_suffix(f".{os.getpid()}")
     save_file({name: values.clone() for name, values in views(flat, architecture.shapes).items()}, temporary)
     temporary.replace(path)
     return flat

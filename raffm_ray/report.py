@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from raffm_ray.display import human_bytes, human_joules, human_seconds
 from raffm_ray.errors import UserError
+from raffm_ray.metrics import METRICS, scaled, shown, unit, worst
 
 COLORS = ("#3b6fb6", "#d1701c", "#3d8f58", "#9a4fa0", "#7a6a53")
 """One for every strategy shown; chosen to differ in lightness too."""
@@ -59,16 +60,25 @@ def _runs(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     return runs
 
 
+def _label(metric: str) -> str:
+    return f"held-out {metric}{' (%)' if unit(metric) else ''}"
+
+
 def _over_rounds(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metric: str) -> None:
     for (name, (folder, _)), color in zip(runs.items(), COLORS, strict=False):
         rows = [row for row in read_rounds(folder) if row["metric"] is not None]
         rounds = [row["round"] for row in rows]
-        worst = [100 * min(dict(row["class_metrics"]).values()) for row in rows]
+        worst_class = [scaled(metric, worst(metric, list(dict(row["class_metrics"]).values()))) for row in rows]
         axes.plot(
-            rounds, [100 * row["metric"] for row in rows], color=color, marker="o", markersize=3, label=f"{name}, full model"
+            rounds,
+            [scaled(metric, row["metric"]) for row in rows],
+            color=color,
+            marker="o",
+            markersize=3,
+            label=f"{name}, full model",
         )
-        axes.plot(rounds, worst, color=color, linestyle="--", marker="o", markersize=3, label=f"{name}, worst class")
-    axes.set(title=f"{metric} over rounds", xlabel="round", ylabel=f"held-out {metric} (%)")
+        axes.plot(rounds, worst_class, color=color, linestyle="--", marker="o", markersize=3, label=f"{name}, worst class")
+    axes.set(title=f"{metric} over rounds", xlabel="round", ylabel=_label(metric))
 
 
 def _over_size(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metric: str) -> None:
@@ -77,7 +87,7 @@ def _over_size(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metr
     sizes = [100 * tier["params_fraction"] for _, tier in tiers]
     axes.plot(
         sizes,
-        [100 * tier["start"] for _, tier in tiers],
+        [scaled(metric, tier["start"]) for _, tier in tiers],
         color="#8a8a8a",
         linestyle=":",
         marker="s",
@@ -85,7 +95,7 @@ def _over_size(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metr
         label="before training",
     )
     for (name, (_, summary)), color in zip(runs.items(), COLORS, strict=False):
-        points = sorted((100 * tier["params_fraction"], 100 * tier["metric"]) for tier in summary["tiers"].values())
+        points = sorted((100 * tier["params_fraction"], scaled(metric, tier["metric"])) for tier in summary["tiers"].values())
         axes.plot(
             *zip(*points, strict=True), color=color, linestyle="-" if name == own else "--", marker="o", markersize=5, label=name
         )
@@ -95,7 +105,7 @@ def _over_size(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metr
     names.set_xticks(sizes, [device.replace("_", " ") for device, _ in tiers], rotation=25, ha="left", fontsize=8)
     names.tick_params(length=0)
     names.spines["top"].set_visible(False)
-    axes.set(xlabel="parameters kept (% of the full model)", ylabel=f"held-out {metric} (%)")
+    axes.set(xlabel="parameters kept (% of the full model)", ylabel=_label(metric))
     axes.set_title("each class's own subnetwork", pad=8)
     axes.margins(x=0.08, y=0.1)
 
@@ -130,7 +140,7 @@ def picture(folder: Path) -> Figure:
     axes[0].grid(alpha=0.25)
     axes[1].grid(alpha=0.25, axis="y")
     for one in axes[:2]:
-        one.legend(fontsize=8, loc="lower right")
+        one.legend(fontsize=8, loc="lower right" if METRICS[summary["metric"]].higher else "upper right")
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{summary['name']}: {summary['clients']} clients, {summary['rounds']} rounds, seed {summary['seed']}")
@@ -160,12 +170,12 @@ Moved {{ moved }}, {{ "%.0f"|format(100 * share) }}% of what full-size FedAvg wo
 
 
 def _rows(summary: Mapping[str, Any], baselines: Sequence[str]) -> list[list[str]]:
-    others = summary.get("baselines", {})
-    rows = [["full model", f"{summary['params']:,}", f"{100 * summary['start']:.1f}", f"{100 * summary['global']:.1f}"]]
-    rows[0] += [f"{100 * others[name]['global']:.1f}" for name in baselines] + [""] * 4
+    others, metric = summary.get("baselines", {}), summary["metric"]
+    rows = [["full model", f"{summary['params']:,}", shown(metric, summary["start"]), shown(metric, summary["global"])]]
+    rows[0] += [shown(metric, others[name]["global"]) for name in baselines] + [""] * 4
     for device, tier in summary["tiers"].items():
-        row = [device, f"{tier['params']:,}", f"{100 * tier['start']:.1f}", f"{100 * tier['metric']:.1f}"]
-        row += [f"{100 * others[name]['tiers'][device]['metric']:.1f}" for name in baselines]
+        row = [device, f"{tier['params']:,}", shown(metric, tier["start"]), shown(metric, tier["metric"])]
+        row += [shown(metric, others[name]["tiers"][device]["metric"]) for name in baselines]
         row += [human_bytes(tier["bytes_down"] + tier["bytes_up"]), human_seconds(tier["round_seconds"])]
         rows.append([*row, human_joules(tier["energy_joules"]), human_bytes(tier["peak_memory_bytes"])])
     return rows
@@ -182,7 +192,8 @@ def write_report(folder: Path) -> tuple[Path, Path]:
     figure.savefig(image, dpi=110)
     plt.close(figure)
     baselines = list(summary.get("baselines", {}))
-    headings = ["model", "parameters", "start %", f"{summary['strategy']} %", *(f"{name} %" for name in baselines)]
+    sign = f" {unit(summary['metric'])}".rstrip()
+    headings = ["model", "parameters", *(f"{name}{sign}" for name in ("start", summary["strategy"], *baselines))]
     headings += ["bytes a round", "device time a round*", "energy a round*", "peak memory*"]
     moved = summary["bytes_down"] + summary["bytes_up"]
     text = PAGE.render(

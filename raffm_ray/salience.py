@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from raffm_ray.axes import Dim, Indices, Layout, dim_axes, dim_size
 from raffm_ray.errors import UserError
+from raffm_ray.objectives import Objective
 
 Scores = Mapping[str, NDArray[np.float64]]
 Orders = Mapping[str, Indices]
@@ -121,8 +122,10 @@ class _Recorder:
 GRADIENT_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {"fisher": torch.square, "taylor": torch.abs}
 
 
-def collect(model: nn.Module, layout: Layout, batches: Iterable[Mapping[str, Tensor]], statistic: str) -> dict[str, Tensor]:
-    """A statistic's sums over examples; `model` is the full model, `batches` carry `labels`.
+def collect(
+    model: nn.Module, layout: Layout, batches: Iterable[Mapping[str, Tensor]], statistic: str, objective: Objective
+) -> dict[str, Tensor]:
+    """A statistic's sums over examples; `model` is the full model, `batches` carry `labels`. L is an example's summed loss.
 
     - "square": sum of h^2 over examples and positions;
     - "taylor": sum over examples of |sum over positions h dL/dh| (Molchanov et al. 2017, eq. 8);
@@ -138,9 +141,9 @@ def collect(model: nn.Module, layout: Layout, batches: Iterable[Mapping[str, Ten
         for batch in batches:
             recorder.batch, recorder.seen = {}, {}
             with torch.set_grad_enabled(recorder.gradient):
-                logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+                output = model(**{key: value for key, value in batch.items() if key != "labels"})
                 if recorder.gradient:
-                    nn.functional.cross_entropy(logits, batch["labels"], reduction="sum").backward()
+                    objective.loss(output, batch["labels"], "sum").backward()
             for key, sums in recorder.batch.items():
                 per_example = GRADIENT_STATISTICS[statistic](sums) if recorder.gradient else sums
                 added = per_example.sum(0).cpu()

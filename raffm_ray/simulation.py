@@ -6,17 +6,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
 from raffm_ray.architectures import build
 from raffm_ray.axes import Plan
 from raffm_ray.config import Experiment
+from raffm_ray.data import Task
 from raffm_ray.display import Display
 from raffm_ray.errors import UserError
 from raffm_ray.ledger import Evaluation, client_rows, round_row, summarize
 from raffm_ray.messages import Package, Update, views
 from raffm_ray.norms import norm_statistics
+from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.pool import Call, Pool, open_pool
 from raffm_ray.prepare import Prepared, prepare, with_strategy
 from raffm_ray.pretrain import pretrained
@@ -38,25 +41,27 @@ from raffm_ray.strategies import STRATEGIES
 from raffm_ray.training import one_thread
 
 
-def evaluate(setup: Setup, state: ServerState, pool: Pool, held_out: int) -> Evaluation:
+def evaluate(setup: Setup, state: ServerState, pool: Pool, task: Task) -> Evaluation:
     """Measures the full model and every class's subnetwork, spread over the pool."""
     experiment = setup.experiment
     by_class = class_plans(setup, state)
     plans = list(dict.fromkeys([Plan(), *by_class.values()]))
-    size = experiment.evaluation.batch_size
+    size, held_out = experiment.evaluation.batch_size, len(task.held_out)
     slices = [(start, min(start + size, held_out)) for start in range(0, held_out, size)]
     asked = [(number, *part) for number in range(len(plans)) for part in slices]
     calls: list[Call] = [("evaluate", arguments) for arguments in asked]
     costs = [float(setup.costs(plans[number]).forward_flops * (stop - start)) for number, start, stop in asked]
     package = Package(experiment.seed, state.round, tuple(plans), experiment.local, 0.0, norms=state.norms)
-    correct, loss, count = [0] * len(plans), [0.0] * len(plans), [0] * len(plans)
+    answers: list[list[NDArray[np.float64]]] = [[] for _ in plans]
+    loss, targets = [0.0] * len(plans), [0] * len(plans)
     results = pool.run(package, state.parameters.numpy(), calls, costs, lambda *_: None)
-    for (number, *_), ((right, summed, examples), _) in zip(asked, results, strict=True):
-        correct[number] += right
+    for (number, *_), ((given, summed, count), _) in zip(asked, results, strict=True):
+        answers[number].append(given)
         loss[number] += summed
-        count[number] += examples
-    metrics = {name: correct[plans.index(plan)] / count[plans.index(plan)] for name, plan in by_class.items()}
-    return Evaluation(correct[0] / count[0], loss[0] / count[0], metrics, by_class)
+        targets[number] += count
+    scores = [task.score(np.concatenate(one)) for one in answers]
+    metrics = {name: scores[plans.index(plan)] for name, plan in by_class.items()}
+    return Evaluation(scores[0], loss[0] / max(targets[0], 1), metrics, by_class)
 
 
 def run_round(setup: Setup, work: Round, state: ServerState, pool: Pool, display: Display) -> tuple[Tensor, list[Update]]:
@@ -110,13 +115,16 @@ def public_statistics(prepared: Prepared, state: ServerState, statistic: str) ->
         architecture, {name: values.clone() for name, values in views(state.parameters, architecture.shapes).items()}, Plan()
     )
     asked = [public.batch(slice(start, start + 32)) for start in range(0, len(public), 32)]
-    return {**collect(model, architecture.layout, asked, statistic), **norm_statistics(model, architecture.layout, asked)}
+    objective = OBJECTIVES[architecture.head]
+    return {
+        **collect(model, architecture.layout, asked, statistic, objective),
+        **norm_statistics(model, architecture.layout, asked),
+    }
 
 
 def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, console: Console) -> dict[str, Any]:
     """All rounds of one strategy, recorded as they end; returns the summary."""
     setup, experiment = prepared.setup, prepared.setup.experiment
-    held_out = len(prepared.task.held_out)
     with Display(console, experiment.strategy.name, experiment.rounds) as display:
         display.stage(
             f"{experiment.rounds} rounds of {experiment.clients.per_round} of {experiment.clients.count} clients",
@@ -124,7 +132,7 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
         )
         began = time.perf_counter()
         state, work, updates = _first_ranking(prepared, new_state(start), pool, display)
-        first = measured = evaluate(setup, state, pool, held_out)
+        first = measured = evaluate(setup, state, pool, prepared.task)
         rows = client_rows(setup, work, updates)
         recorder.add(round_row(setup, work, rows, 0, first, True, time.perf_counter() - began), rows)
         display.evaluated(0, prepared.task.metric, first.metric, first.class_metrics)
@@ -139,7 +147,7 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
             state = finish_round(setup, state, work, summed, updates)
             now = None
             if state.round % experiment.evaluation.every == 0 or state.round == experiment.rounds:
-                now = measured = evaluate(setup, state, pool, held_out)
+                now = measured = evaluate(setup, state, pool, prepared.task)
                 display.evaluated(state.round, prepared.task.metric, now.metric, now.class_metrics)
             rows = client_rows(setup, work, updates)
             refused = [row.client for row in rows if not row.accepted]
@@ -194,6 +202,6 @@ def _start(prepared: Prepared, console: Console) -> Tensor:
     with Display(console, experiment.name, experiment.rounds) as display:
         display.stage(f"pretraining on {len(prepared.task.public)} public examples (cached)", 100)
         return pretrained(
-            prepared.setup.architecture, prepared.task.public, experiment.model.pretrain, experiment.seed,
+            prepared.setup.architecture, prepared.foundation.source, prepared.task.public, experiment.model.pretrain, experiment.seed,
             lambda step, steps: display.advance(100 * step / steps),
         )  # fmt: skip

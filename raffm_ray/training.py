@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from raffm_ray.axes import Selection, scatter_add_selected, take_selected
 from raffm_ray.config import LocalSettings
-from raffm_ray.data import Examples, batches, steps_of
+from raffm_ray.examples import Examples, batches, steps_of
+from raffm_ray.objectives import Objective
 
 Optimizer = Callable[[list[nn.Parameter], float, float], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -66,10 +67,10 @@ class Prefix:
                 scatter_add_selected(mine.grad, theirs.grad, selected)
 
 
-def backward(module: nn.Module, batch: Mapping[str, Tensor]) -> float:
-    """Adds the gradient of the mean cross-entropy of a batch to a module's parameters; returns the loss."""
+def backward(module: nn.Module, batch: Mapping[str, Tensor], objective: Objective) -> float:
+    """Adds the gradient of the mean loss of a batch to a module's parameters; returns the loss."""
     inputs = {name: values for name, values in batch.items() if name != "labels"}
-    loss = nn.functional.cross_entropy(module(**inputs).logits, batch["labels"])
+    loss = objective.loss(module(**inputs), batch["labels"], "mean")
     loss.backward()
     return float(loss.detach())
 
@@ -90,7 +91,7 @@ def choose(prefix: str, prefixes: int, step: int, rng: np.random.Generator) -> t
 
 
 def train(
-    module: nn.Module, examples: Examples, share: NDArray[np.int64], local: LocalSettings, learning_rate: float,
+    module: nn.Module, objective: Objective, examples: Examples, share: NDArray[np.int64], local: LocalSettings, learning_rate: float,
     rng: np.random.Generator, prefix: str = "none", prefixes: int = 0, prefix_at: Callable[[int], Prefix] | None = None,
     prefix_rng: np.random.Generator | None = None,
 ) -> tuple[float, dict[int | None, int]]:  # fmt: skip
@@ -110,12 +111,12 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         whole, drawn = choose(prefix, prefixes if prefix_at else 0, step, prefix_rng or rng)
         if whole:
-            losses.append(backward(module, batch))
+            losses.append(backward(module, batch, objective))
             seen[None] = seen.get(None, 0) + len(indices)
         if drawn is not None and prefix_at is not None:
             smaller = prefix_at(drawn)
             smaller.read()
-            backward(smaller.module, batch)
+            backward(smaller.module, batch, objective)
             smaller.return_gradients()
             seen[drawn] = seen.get(drawn, 0) + len(indices)
         if local.clip is not None:

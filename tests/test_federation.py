@@ -24,6 +24,7 @@ from raffm_ray.axes import Plan
 from raffm_ray.client import Runner
 from raffm_ray.errors import ClientError, UserError, WorkerLostError
 from raffm_ray.messages import Package, flatten, views
+from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.pool import InProcessPool, RayPool, open_pool
 from raffm_ray.prepare import prepare
 from raffm_ray.pretrain import pretrained
@@ -167,7 +168,15 @@ def fedavg_round(prepared: Any, start: Tensor) -> Tensor:
         model = build(architecture, named, Plan()).train()
         share = prepared.shares[client]
         batches_rng = generator(experiment.seed, "batches", 1, client)
-        train(model, prepared.task.clients, share, experiment.local, experiment.local.learning_rate, batches_rng)
+        train(
+            model,
+            OBJECTIVES["image_classification"],
+            prepared.task.clients,
+            share,
+            experiment.local,
+            experiment.local.learning_rate,
+            batches_rng,
+        )
         total += len(share) * flatten(dict(model.named_parameters()), architecture.shapes).double()
         weight += len(share)
     return total / weight
@@ -194,7 +203,7 @@ def one_round(prepared: Any, start: Tensor) -> Tensor:
 
 def start_of(prepared: Any) -> Tensor:
     experiment = prepared.setup.experiment
-    return pretrained(prepared.setup.architecture, prepared.task.public, experiment.model.pretrain, 0, lambda *_: None)
+    return pretrained(prepared.setup.architecture, None, prepared.task.public, experiment.model.pretrain, 0, lambda *_: None)
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))

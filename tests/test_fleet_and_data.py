@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raffm_ray.data import batches, load_task, steps_of
+from raffm_ray.config import TaskSettings
+from raffm_ray.data import load_task
 from raffm_ray.devices import DEVICES, MIXES, assign_devices, fleet_shares
 from raffm_ray.errors import UserError
+from raffm_ray.examples import batches, steps_of
 from raffm_ray.partition import PARTITIONS, partition
 from raffm_ray.seeding import generator, torch_seed
 
@@ -88,7 +90,7 @@ def test_an_epoch_sees_every_example_once(count, batch_size, epochs) -> None:
 
 
 def test_digits_are_split_once_and_apart() -> None:
-    task = load_task("digits", 200, 0.25, generator(0, "split"))
+    task = load_task(TaskSettings(), generator(0, "split"))
     assert (len(task.public), len(task.clients), len(task.held_out)) == (200, 1148, 449)
     rows = [part.inputs["pixel_values"].reshape(len(part), -1) for part in (task.public, task.clients, task.held_out)]
     assert len(np.concatenate(rows)) == 1797

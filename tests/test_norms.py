@@ -6,15 +6,18 @@ import torch
 
 from raffm_ray.architectures import architecture_of, build, new_model, parse_config
 from raffm_ray.axes import Plan, take_all
-from raffm_ray.data import batches, load_task
+from raffm_ray.config import TaskSettings
+from raffm_ray.data import load_task
+from raffm_ray.examples import batches
 from raffm_ray.norms import correct_norms, norm_factors, norm_statistics
+from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.salience import METRICS, add_statistics, collect, rank
 from raffm_ray.training import backward, one_thread
 
 
 @pytest.fixture(scope="module")
 def trained():
-    task = load_task("digits", 200, 0.25, np.random.default_rng(0))
+    task = load_task(TaskSettings(), np.random.default_rng(0))
     config = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
     config |= {
         "image_size": 8,
@@ -34,7 +37,7 @@ def trained():
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
         for indices in batches(np.arange(200), 32, 300, rng):
             optimizer.zero_grad()
-            backward(model, task.public.batch(indices))
+            backward(model, task.public.batch(indices), OBJECTIVES[architecture.head])
             optimizer.step()
     return architecture, {name: p.detach().clone() for name, p in model.named_parameters()}, model.eval(), task
 
@@ -44,7 +47,10 @@ def test_corrected_norms_bring_a_cut_residual_closer_to_the_full_model(trained) 
     public = [task.public.batch(slice(0, 200))]
     statistics = norm_statistics(model, architecture.layout, public)
     scores = METRICS["fisher"].score(
-        architecture.layout, parameters, collect(model, architecture.layout, public, "fisher"), np.random.default_rng(0)
+        architecture.layout,
+        parameters,
+        collect(model, architecture.layout, public, "fisher", OBJECTIVES[architecture.head]),
+        np.random.default_rng(0),
     )
     order = rank(scores)["residual"]
     inputs = {"pixel_values": task.held_out.batch(slice(0, 400))["pixel_values"]}

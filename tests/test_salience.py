@@ -7,8 +7,10 @@ from conftest import CASES, architecture_case
 
 from raffm_ray.architectures import Architecture, build
 from raffm_ray.axes import Plan, take_all
+from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.salience import METRICS, add_statistics, collect, identity_orders, rank, rankable, sites, unit_sums
 
+CLASSES = OBJECTIVES["sequence_classification"]
 STATISTICS = sorted({metric.statistic for metric in METRICS.values() if metric.statistic})
 
 
@@ -32,7 +34,7 @@ def parts(batch, *edges):
 
 def scores_of(name, architecture, model, batch):
     metric = METRICS[name]
-    statistics = collect(model, architecture.layout, [batch], metric.statistic) if metric.statistic else {}
+    statistics = collect(model, architecture.layout, [batch], metric.statistic, CLASSES) if metric.statistic else {}
     return metric.score(architecture.layout, dict(model.named_parameters()), statistics, np.random.default_rng(0))
 
 
@@ -52,10 +54,11 @@ def test_every_metric_scores_every_axis(architecture, model, batch, name) -> Non
 
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_statistics_of_clients_add_up_to_those_of_all_examples(architecture, model, batch, statistic) -> None:
-    whole = collect(model, architecture.layout, [batch], statistic)
+    whole = collect(model, architecture.layout, [batch], statistic, CLASSES)
     first, second = ([part] for part in parts(batch, 2))
     added = add_statistics(
-        collect(model, architecture.layout, first, statistic), collect(model, architecture.layout, second, statistic)
+        collect(model, architecture.layout, first, statistic, CLASSES),
+        collect(model, architecture.layout, second, statistic, CLASSES),
     )
     assert whole.keys() == added.keys()
     for key, value in whole.items():
@@ -64,14 +67,14 @@ def test_statistics_of_clients_add_up_to_those_of_all_examples(architecture, mod
 
 
 def test_statistics_control_another_half_differs(architecture, model, batch) -> None:
-    first, second = (collect(model, architecture.layout, [part], "fisher") for part in parts(batch, 3))
+    first, second = (collect(model, architecture.layout, [part], "fisher", CLASSES) for part in parts(batch, 3))
     assert not torch.allclose(first["0/ffn"], second["0/ffn"])
 
 
 def test_collecting_leaves_the_model_as_it_was(architecture, model, batch) -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.train()
-    collect(model, architecture.layout, [batch], "fisher")
+    collect(model, architecture.layout, [batch], "fisher", CLASSES)
     assert model.training
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name])
@@ -100,7 +103,7 @@ def test_fisher_is_the_squared_derivative_of_a_gate(architecture, model, batch, 
     module, side = sites(architecture.layout, axis)[0]
     assert side == ("input" if columns else "output")
     expected = sum(gated_loss_gradient(architecture, model, one, module, 5, columns) ** 2 for one in parts(batch, 1, 2, 3, 4, 5))
-    measured = collect(model, architecture.layout, [batch], "fisher")[axis].flatten()[5]
+    measured = collect(model, architecture.layout, [batch], "fisher", CLASSES)[axis].flatten()[5]
     assert float(measured) == pytest.approx(expected, rel=1e-2)
 
 

@@ -9,11 +9,21 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
-    ["errors", "axes", "config", "seeding"],
-    ["nesting", "architectures.attention", "architectures.vit", "architectures.encoder", "architectures", "devices", "partition"],
-    ["data", "salience", "norms", "costs"],
-    ["extraction", "messages"],
-    ["strategies", "training", "client", "aggregate"],
+    ["errors", "axes", "config", "seeding", "cache", "examples", "metrics"],
+    [
+        "nesting",
+        "architectures.attention",
+        "architectures.vit",
+        "architectures.encoder",
+        "architectures",
+        "devices",
+        "partition",
+        "objectives",
+        "sources",
+    ],
+    ["encoding", "salience", "norms", "costs"],
+    ["extraction", "messages", "kinds", "foundation"],
+    ["data", "strategies", "training", "client", "aggregate"],
     ["server"],
     ["pool", "pretrain", "prepare", "record", "display"],
     ["ledger", "simulation"],

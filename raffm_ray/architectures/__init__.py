@@ -22,7 +22,7 @@ from transformers.initialization import no_init_weights
 from raffm_ray.architectures import encoder, vit
 from raffm_ray.architectures.attention import IMPLEMENTATIONS, fit_attention
 from raffm_ray.axes import Layout, Parameter, Plan, dim_size, is_kept
-from raffm_ray.errors import UserError, near_miss
+from raffm_ray.errors import UserError, in_short, near_miss
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,20 @@ COUNTS = {
 """Fields that count something, by any family's name for it."""
 
 
-def parse_config(settings: Mapping[str, Any]) -> PretrainedConfig:
-    """A transformers configuration from a mapping with `model_type`. Raises UserError for an unknown type or field."""
-    fields = dict(settings)
-    model_type = fields.pop("model_type", None)
+def check_model_type(model_type: object) -> None:
+    """Raises UserError for a model type without a table; says which have one, and where to add it."""
     if model_type not in FAMILIES:
         raise UserError(
             f"model type {model_type!r} has no table of axes{near_miss(str(model_type), FAMILIES)}; there are tables for "
             f"{', '.join(FAMILIES)}, and a new one is a file in raffm_ray/architectures and a row of FAMILIES there"
         )
+
+
+def parse_config(settings: Mapping[str, Any]) -> PretrainedConfig:
+    """A transformers configuration from a mapping with `model_type`. Raises UserError for an unknown type or field."""
+    fields = dict(settings)
+    model_type = fields.pop("model_type", None)
+    check_model_type(model_type)
     known = AutoConfig.for_model(model_type)
     for name, value in fields.items():
         if name in REFUSED_FIELDS:
@@ -107,21 +112,30 @@ def parse_config(settings: Mapping[str, Any]) -> PretrainedConfig:
             raise UserError(f"model.config.{name}: must be a whole number of at least 1, got {value!r}")
         if name not in ("num_labels", "id2label", "label2id") and not hasattr(known, name):
             raise UserError(f"model.config: {name!r} is not a field of {model_type}{near_miss(name, known.to_dict())}")
-    config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
+    try:
+        config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
+    except Exception as error:  # whatever transformers raises for values that it cannot build from
+        raise UserError(f"model.config: transformers cannot build this model: {in_short(error)}") from None
     size, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
     if size % heads:
         raise UserError(f"model.config: hidden_size {size} must be a multiple of num_attention_heads {heads}")
     return config
 
 
-def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = None) -> Architecture:
+def check_head(config: PretrainedConfig, head: str) -> None:
+    """Raises UserError where the family has no such head."""
+    family = FAMILIES[config.model_type]
+    if head not in family.heads:
+        raise UserError(f"model type {config.model_type!r} has no {head!r} head here (it has: {', '.join(family.heads)})")
+
+
+def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = None, targets: int | None = None) -> Architecture:
     """Describes the model that transformers would build from `config` with that task head; `tokens` is the length of a text.
 
     Raises UserError where the family has no such head.
     """
+    check_head(config, head)
     family = FAMILIES[config.model_type]
-    if head not in family.heads:
-        raise UserError(f"model type {config.model_type!r} has no {head!r} head here (it has: {', '.join(family.heads)})")
     with torch.device("meta"), no_init_weights():
         model = _stock(config, head, "sdpa")
     config = AutoConfig.for_model(**config.to_dict())

@@ -1,0 +1,197 @@
+"""Rows -> columns of numbers, made once, kept as files that are memory-mapped: tokenized texts, answer spans, images as bytes."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raffm_ray.cache import writable_cache
+from raffm_ray.errors import UserError
+from raffm_ray.examples import Column, Pixels, Ragged, ragged
+from raffm_ray.sources import Rows
+
+VERSION = 1
+"""Changes when the same rows would be encoded otherwise."""
+CHUNK = 1000
+Columns = dict[str, Column]
+
+
+def cached(key: object, encode: Callable[[], Columns]) -> Columns:
+    """`encode()`, from the cache where it was done before; the arrays are memory-mapped. A damaged entry is made anew."""
+    name = sha256(json.dumps([VERSION, key], sort_keys=True, default=str).encode()).hexdigest()[:24]
+    folder = writable_cache() / f"examples-{name}"
+    if folder.is_dir():
+        try:
+            return _load(folder)
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(folder)
+    temporary = Path(mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        _save(temporary, encode())
+        if not folder.exists():
+            temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # somebody else may have been faster
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return _load(folder)
+
+
+def _save(folder: Path, columns: Columns) -> None:
+    kinds: dict[str, Any] = {}
+    for name, column in columns.items():
+        if isinstance(column, Ragged):
+            kinds[name] = {"fill": column.fill}
+            np.save(folder / f"{name}.edges.npy", column.edges)
+        elif isinstance(column, Pixels):
+            kinds[name] = {"mean": column.mean, "deviation": column.deviation}
+        else:
+            kinds[name] = {}
+        np.save(folder / f"{name}.npy", column if isinstance(column, np.ndarray) else column.values)
+    (folder / "columns.json").write_text(json.dumps(kinds), encoding="utf-8")
+
+
+def _map(path: Path) -> NDArray[Any]:
+    # An empty array cannot be mapped. A plain view of the mapping travels to workers without being copied in this process.
+    array = np.load(path, allow_pickle=False) if path.stat().st_size <= 128 else np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.asarray(array)
+
+
+def _load(folder: Path) -> Columns:
+    columns: Columns = {}
+    for name, kind in json.loads((folder / "columns.json").read_text(encoding="utf-8")).items():
+        values = _map(folder / f"{name}.npy")
+        if "fill" in kind:
+            columns[name] = Ragged(values, np.array(_map(folder / f"{name}.edges.npy")), kind["fill"])
+        elif "mean" in kind:
+            columns[name] = Pixels(values, tuple(kind["mean"]), tuple(kind["deviation"]))
+        else:
+            columns[name] = values
+    return columns
+
+
+def chunks(rows: Rows, *names: str) -> Iterator[list[list[Any]]]:
+    """The values of these columns, some thousand rows at a time."""
+    for start in range(0, len(rows), CHUNK):
+        part = rows.table[start : start + CHUNK]
+        yield [part[name] for name in names]
+
+
+def texts_of(values: Iterable[Any], role: str) -> list[str]:
+    """Raises UserError unless all are texts."""
+    listed = list(values)
+    for value in listed:
+        if not isinstance(value, str):
+            raise UserError(f"task.columns.{role}: expected texts, got {value!r}")
+    return listed
+
+
+@dataclass(frozen=True)
+class Words:
+    """A tokenizer and how far it may go; `padding` fills a batch, `length` tokens are kept of a text."""
+
+    tokenizer: Any
+    padding: int
+    length: int
+
+    @property
+    def key(self) -> list[Any]:
+        """What its results depend on."""
+        described: Any = sorted(self.tokenizer.get_vocab().items())
+        if self.tokenizer.is_fast:
+            described = json.loads(self.tokenizer.backend_tokenizer.to_str())
+            described |= {"truncation": None, "padding": None}  # what the last call left there
+        return [sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(), self.padding, self.length]
+
+    def texts(self, rows: Rows, columns: Mapping[str, str], *roles: str) -> Columns:
+        """`input_ids` of one text or a pair of texts a row, and `token_type_ids` where the model tells the two apart."""
+        found: dict[str, list[list[int]]] = {"input_ids": [], "token_type_ids": []}
+        for values in chunks(rows, *(columns[role] for role in roles)):
+            texts = [texts_of(one, role) for one, role in zip(values, roles, strict=True)]
+            encoded = self.tokenizer(*texts, truncation=True, max_length=self.length, verbose=False)
+            for name in found:
+                found[name] += encoded.get(name, [])
+        result: Columns = {"input_ids": ragged(found["input_ids"], self.padding)}
+        if any(map(any, found["token_type_ids"])):  # all zero is what the model assumes
+            result["token_type_ids"] = ragged(found["token_type_ids"], 0)
+        return result
+
+
+def spans(rows: Rows, columns: Mapping[str, str], words: Words, stride: int) -> Columns:
+    """Questions with the parts of their contexts that fit, one after the other, `stride` tokens shared (SQuAD).
+
+    `labels` [features, 2]: first and last token of the answer, 0 where this part does not hold it; `row` [features]; `first` and
+    `last`: where each token of the context begins and ends in it, -1 for other tokens.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in ("input_ids", "token_type_ids", "first", "last", "row", "labels")}
+    at = 0
+    for questions, contexts, answers in chunks(rows, *(columns[role] for role in ("question", "context", "answers"))):
+        encoded = words.tokenizer(
+            [question.strip() for question in texts_of(questions, "question")], texts_of(contexts, "context"),
+            truncation="only_second", max_length=words.length, stride=min(stride, words.length // 4), return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )  # fmt: skip
+        for feature, source in enumerate(encoded["overflow_to_sample_mapping"]):
+            inside = [part == 1 for part in encoded.sequence_ids(feature)]
+            offsets = [pair if kept else (-1, -1) for pair, kept in zip(encoded["offset_mapping"][feature], inside, strict=True)]
+            first, last = ([pair[side] for pair in offsets] for side in (0, 1))
+            found["input_ids"].append(encoded["input_ids"][feature])
+            found["token_type_ids"].append(encoded.get("token_type_ids", [[0]] * (feature + 1))[feature])
+            found["first"].append(first)
+            found["last"].append(last)
+            found["row"].append(at + source)
+            found["labels"].append(_span(answers[source], first, last))
+        at += len(questions)
+    result: Columns = {"input_ids": ragged(found["input_ids"], words.padding)}
+    result |= {name: ragged(found[name], -1) for name in ("first", "last")}
+    if any(map(any, found["token_type_ids"])):
+        result["token_type_ids"] = ragged(found["token_type_ids"], 0)
+    result["row"] = np.array(found["row"], dtype=np.int64)
+    result["labels"] = np.array(found["labels"], dtype=np.int64).reshape(-1, 2)
+    return result
+
+
+def _span(answers: Mapping[str, list[Any]], first: list[int], last: list[int]) -> tuple[int, int]:
+    """The tokens of the first answer; (0, 0) where it is not whole among them, or there is none."""
+    if not answers["text"]:
+        return 0, 0
+    begin = int(answers["answer_start"][0])
+    end = begin + len(answers["text"][0])
+    starts = [token for token, place in enumerate(first) if 0 <= place <= begin < last[token]]
+    ends = [token for token, place in enumerate(last) if place >= end > first[token] >= 0]
+    return (starts[0], ends[0]) if starts and ends and starts[0] <= ends[0] else (0, 0)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """To what an image is brought: `size` x `size` pixels, `channels` 1 (grey) or 3; normalised with mean and deviation by channel."""
+
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def images(self, rows: Rows, name: str) -> Columns:
+        """`pixel_values`, bilinear where the size differs. Raises UserError for a column that holds no images."""
+        from PIL import Image
+
+        values = np.empty((len(rows), self.channels, self.size, self.size), dtype=np.uint8)
+        at = 0
+        for (images,) in chunks(rows, name):
+            for image in images:
+                if not isinstance(image, Image.Image):
+                    raise UserError(f"task.columns.image: expected images in {name!r}, got {type(image).__name__}")
+                shaped = image.convert("L" if self.channels == 1 else "RGB")
+                if shaped.size != (self.size, self.size):
+                    shaped = shaped.resize((self.size, self.size), Image.Resampling.BILINEAR)
+                values[at] = np.atleast_3d(np.asarray(shaped)).transpose(2, 0, 1)
+                at += 1
+        return {"pixel_values": Pixels(values, self.mean, self.deviation)}

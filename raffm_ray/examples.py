@@ -1,0 +1,174 @@
+"""Examples as columns of arrays: fixed shapes, texts of unequal length, images as bytes. Everything a worker needs to make a batch.
+
+Columns hold plain numpy arrays, which may be memory-mapped files or a Ray object store's shared memory: nothing is copied until a
+batch is made.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Indices = NDArray[np.int64]
+IGNORED = -100
+"""The label of a position that is not a target (transformers' convention)."""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Sequences of unequal length, one after the other. A batch is padded with `fill` to its own longest, not to a fixed length.
+
+    `values`: [total length]; `edges`: [examples + 1], where each begins and the last one ends.
+    """
+
+    values: NDArray[Any]
+    edges: Indices
+    fill: int
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    @property
+    def lengths(self) -> Indices:
+        """[examples]."""
+        return np.diff(self.edges)
+
+    def rows(self, indices: Indices) -> NDArray[np.int64]:
+        """[len(indices), longest of them]."""
+        starts, lengths = self.edges[indices], self.edges[indices + 1] - self.edges[indices]
+        padded = np.full((len(indices), int(lengths.max(initial=1))), self.fill, dtype=np.int64)
+        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            padded[row, :length] = self.values[start : start + length]
+        return padded
+
+    def part(self, indices: Indices) -> "Ragged":
+        """The sequences at these indices, copied."""
+        pieces = [self.values[self.edges[index] : self.edges[index + 1]] for index in indices]
+        values = np.concatenate(pieces) if pieces else self.values[:0]
+        return Ragged(values, np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64), self.fill)
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """What its content is: the sequences, and where they end."""
+        return [self.values, self.edges]
+
+
+def ragged(sequences: Iterable[Iterable[int]], fill: int) -> Ragged:
+    """Sequences of numbers as one `Ragged` column."""
+    pieces = [np.asarray(list(sequence), dtype=np.int32) for sequence in sequences]
+    edges = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
+    return Ragged(np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32), edges, fill)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images as bytes [examples, channels, height, width]; a batch is float32, (pixel / 255 - mean) / deviation by channel."""
+
+    values: NDArray[np.uint8]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def rows(self, indices: Indices) -> NDArray[np.float32]:
+        """[len(indices), channels, height, width]."""
+        mean, deviation = (np.asarray(one, dtype=np.float32)[:, None, None] for one in (self.mean, self.deviation))
+        return (np.asarray(self.values[indices], dtype=np.float32) / np.float32(255) - mean) / deviation
+
+    def part(self, indices: Indices) -> "Pixels":
+        """The images at these indices, copied."""
+        return Pixels(self.values[indices], self.mean, self.deviation)
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """What its content is."""
+        return [self.values, np.array([self.mean, self.deviation])]
+
+
+Column = NDArray[Any] | Ragged | Pixels
+
+
+def _rows(column: Column, indices: Indices) -> NDArray[Any]:
+    return np.array(column[indices]) if isinstance(column, np.ndarray) else column.rows(indices)
+
+
+def _part(column: Column, indices: Indices) -> Column:
+    return column[indices] if isinstance(column, np.ndarray) else column.part(indices)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Model inputs by argument name, and labels: [examples] classes or numbers, [examples, k], or sequences.
+
+    `groups`: to which natural owner an example belongs, [examples] integers, where the data says so. A ragged column `input_ids`
+    brings its `attention_mask` along.
+    """
+
+    inputs: Mapping[str, Column]
+    labels: Column
+    groups: NDArray[np.int64] | None = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, indices: Indices) -> "Examples":
+        """The examples at these indices, copied."""
+        groups = None if self.groups is None else self.groups[indices]
+        return Examples(
+            {name: _part(values, indices) for name, values in self.inputs.items()}, _part(self.labels, indices), groups
+        )
+
+    def batch(self, indices: Indices | slice, device: str = "cpu") -> dict[str, Tensor]:
+        """Tensors of these examples for the model's forward, `labels` included. Always copies: the arrays may be shared."""
+        chosen = np.arange(len(self))[indices] if isinstance(indices, slice) else indices
+        arrays = {name: _rows(values, chosen) for name, values in self.inputs.items()}
+        words = self.inputs.get("input_ids")
+        if isinstance(words, Ragged):
+            arrays["attention_mask"] = np.arange(arrays["input_ids"].shape[1]) < words.lengths[chosen][:, None]
+            arrays["attention_mask"] = arrays["attention_mask"].astype(np.int64)
+        arrays["labels"] = _rows(self.labels, chosen)
+        return {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
+
+    def lengths(self, name: str = "input_ids") -> Indices | None:
+        """[examples]: how long each sequence of an input is; None where it has no such ragged input."""
+        column = self.inputs.get(name)
+        return column.lengths if isinstance(column, Ragged) else None
+
+    def digest(self) -> str:
+        """A name for the content."""
+        digest = sha256()
+        for column in (*self.inputs.values(), self.labels):
+            for values in [column] if isinstance(column, np.ndarray) else column.arrays():
+                digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+
+def batches(share: Indices, batch_size: int, steps: int, rng: np.random.Generator) -> Iterator[Indices]:
+    """`steps` batches of indices: a fresh shuffle for every pass over the share, batches never span two passes."""
+    done = 0
+    while done < steps:
+        order = rng.permutation(share)
+        for start in range(0, len(order), batch_size):
+            if done == steps:
+                return
+            yield order[start : start + batch_size]
+            done += 1
+
+
+def steps_of(examples: int, batch_size: int, epochs: int, steps: int | None) -> int:
+    """How many steps a client takes: `steps` if given, else all batches of `epochs` passes."""
+    return steps if steps is not None else epochs * -(-examples // batch_size)
+
+
+def batch_length(lengths: Indices, batch_size: int) -> int:
+    """To how many positions a batch is padded on average: the expected longest of `batch_size` draws from `lengths`.
+
+    With lengths sorted, the i-th of n is the longest of b draws with probability (i/n)^b - ((i-1)/n)^b.
+    """
+    ordered = np.sort(lengths)
+    ranks = np.arange(len(ordered) + 1) / len(ordered)
+    return int(np.ceil(np.sum(ordered * np.diff(ranks**batch_size)) - 1e-9))

@@ -1,0 +1,112 @@
+"""What a run is measured by: functions of a model's answers and the true ones."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Answers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of `METRICS`. `score(answers, truth)`: answers [examples, k] as the head's objective gives them (objectives.py).
+
+    `percent`: whether it is a fraction that people read in %. `higher`: whether more is better.
+    """
+
+    score: Callable[[Answers, Any], float]
+    percent: bool = True
+    higher: bool = True
+
+
+def accuracy(answers: Answers, truth: NDArray[Any]) -> float:
+    """Fraction of right classes."""
+    return float(np.mean(answers[:, 0] == truth))
+
+
+def f1(answers: Answers, truth: NDArray[Any]) -> float:
+    """Harmonic mean of precision and recall of class 1 (GLUE: MRPC, QQP); 0 where nothing of it was found."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(truth, answers[:, 0].astype(int), zero_division=0.0))
+
+
+def matthews(answers: Answers, truth: NDArray[Any]) -> float:
+    """Matthews correlation (GLUE: CoLA)."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(truth, answers[:, 0].astype(int)))
+
+
+def pearson(answers: Answers, truth: NDArray[Any]) -> float:
+    """Pearson correlation (GLUE: STS-B); 0 where the answers are all the same."""
+    given = answers[:, 0]
+    return float(np.corrcoef(given, truth)[0, 1]) if given.std() > 0 and truth.std() > 0 else 0.0
+
+
+def perplexity(answers: Answers, truth: Any) -> float:
+    """exp of the mean negative log-likelihood of a token; answers: [examples, (sum, tokens)]."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(answers[:, 0].sum() / max(answers[:, 1].sum(), 1.0)))
+
+
+def _plain(text: str) -> str:
+    """A text as SQuAD compares it: lower case, without punctuation, articles and extra spaces (Rajpurkar et al. 2016, script)."""
+    kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def text_f1(given: str, true: str) -> float:
+    """F1 of the words that two texts share (Rajpurkar et al. 2016, section 6.1)."""
+    first, second = _plain(given).split(), _plain(true).split()
+    if not first or not second:
+        return float(first == second)
+    shared = sum((Counter(first) & Counter(second)).values())
+    return 2 * shared / (len(first) + len(second))
+
+
+def _best(compare: Callable[[str, str], float]) -> Callable[[Any, Any], float]:
+    def score(given: Sequence[str], truth: Sequence[Sequence[str]]) -> float:
+        return float(
+            np.mean([max(compare(one, true) for true in (wanted or [""])) for one, wanted in zip(given, truth, strict=True)])
+        )
+
+    return score
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(accuracy),
+    "f1": Metric(f1),
+    "matthews": Metric(matthews),
+    "pearson": Metric(pearson),
+    "perplexity": Metric(perplexity, percent=False, higher=False),
+    # Of answers in words: one text an example, against any of several true ones.
+    "span_f1": Metric(_best(text_f1)),
+    "exact_match": Metric(_best(lambda given, true: float(_plain(given) == _plain(true)))),
+}
+
+
+def shown(metric: str, value: float) -> str:
+    """0.9694 accuracy -> `96.9`; 12.345 perplexity -> `12.3`."""
+    return f"{100 * value:.1f}" if METRICS[metric].percent else f"{value:.4g}"
+
+
+def scaled(metric: str, value: float) -> float:
+    """The value as people read it: in % or as it is."""
+    return 100 * value if METRICS[metric].percent else value
+
+
+def unit(metric: str) -> str:
+    """`%` where people read it so."""
+    return "%" if METRICS[metric].percent else ""
+
+
+def worst(metric: str, values: Sequence[float]) -> float:
+    """The worst of several values."""
+    return min(values) if METRICS[metric].higher else max(values)

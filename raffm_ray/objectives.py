@@ -1,0 +1,89 @@
+"""What each task head is trained for and how it answers: a loss, and the answer that a metric reads.
+
+Labels by head: classification [batch] classes, or [batch] floats for regression; question answering [batch, 2], first and last token
+of the answer; language modelling and sequence to sequence [batch, positions] tokens, -100 where there is no target.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raffm_ray.examples import IGNORED
+
+LONGEST_ANSWER = 30
+"""Tokens of an answer at most (Devlin et al. 2019, SQuAD script)."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A row of `OBJECTIVES`.
+
+    `loss(output, labels, reduction)`: a scalar; "sum" adds up log-likelihoods over everything, "mean" divides by the number of targets.
+    `answers(output, labels)`: [batch, k], what the head says of each example; `targets(labels)`: how many targets there are.
+    """
+
+    loss: Callable[[Any, Tensor, str], Tensor]
+    answers: Callable[[Any, Tensor], Tensor]
+    targets: Callable[[Tensor], int]
+
+
+def _class_loss(output: Any, labels: Tensor, reduction: str) -> Tensor:
+    if labels.is_floating_point():
+        return nn.functional.mse_loss(output.logits.squeeze(-1), labels, reduction=reduction)
+    return nn.functional.cross_entropy(output.logits, labels, reduction=reduction)
+
+
+def _class_answers(output: Any, labels: Tensor) -> Tensor:
+    """[batch, 1]: the likeliest class, or the number itself."""
+    logits: Tensor = output.logits
+    return logits[:, :1] if labels.is_floating_point() else logits.argmax(-1, keepdim=True)
+
+
+def _span_loss(output: Any, labels: Tensor, reduction: str) -> Tensor:
+    both = [nn.functional.cross_entropy(output.start_logits, labels[:, 0], reduction=reduction)]
+    both.append(nn.functional.cross_entropy(output.end_logits, labels[:, 1], reduction=reduction))
+    return torch.stack(both).mean()
+
+
+def _span_answers(output: Any, labels: Tensor) -> Tensor:
+    """[batch, 3]: first and last token of the best span, at most `LONGEST_ANSWER` long, and its score."""
+    scores = output.start_logits[:, :, None] + output.end_logits[:, None, :]
+    allowed = torch.ones_like(scores[0], dtype=torch.bool).triu().tril(LONGEST_ANSWER - 1)
+    best = scores.masked_fill(~allowed, -torch.inf).flatten(1).max(1)
+    width = scores.shape[-1]
+    return torch.stack([best.indices // width, best.indices % width, best.values], dim=1)
+
+
+def _token_losses(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction=reduction)
+
+
+def _token_answers(logits: Tensor, labels: Tensor) -> Tensor:
+    """[batch, 2]: summed negative log-likelihood of an example's targets, and how many they are."""
+    each = _token_losses(logits, labels, "none").view(labels.shape)
+    return torch.stack([each.double().sum(1), (labels != IGNORED).sum(1).double()], dim=1)
+
+
+def _next(output: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and labels of a causal model, one position apart."""
+    return output.logits[:, :-1], labels[:, 1:]
+
+
+OBJECTIVES: dict[str, Objective] = {
+    **dict.fromkeys(("sequence_classification", "image_classification"), Objective(_class_loss, _class_answers, len)),
+    "question_answering": Objective(_span_loss, _span_answers, len),
+    "causal_language_modelling": Objective(
+        lambda output, labels, reduction: _token_losses(*_next(output, labels), reduction),
+        lambda output, labels: _token_answers(*_next(output, labels)),
+        lambda labels: int((labels[:, 1:] != IGNORED).sum()),
+    ),
+    "sequence_to_sequence": Objective(
+        lambda output, labels, reduction: _token_losses(output.logits, labels, reduction),
+        lambda output, labels: _token_answers(output.logits, labels),
+        lambda labels: int((labels != IGNORED).sum()),
+    ),
+}
+"""By the head's name in raffm_ray.architectures.HEADS."""

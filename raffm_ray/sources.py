@@ -1,0 +1,139 @@
+"""Where examples come from: the `datasets` library over the hub or local files, and the public, clients' and held-out rows of a task."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raffm_ray.errors import UserError, in_short, near_miss
+
+BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+"""A file's ending -> the builder of `datasets` that reads it; folders are recognised by what is in them, images too."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a data set, not yet read: `table` is a `datasets.Dataset`, `key` names its content."""
+
+    table: Any
+    key: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def select(self, indices: NDArray[np.int64]) -> "Rows":
+        """The rows at these indices, in their order."""
+        return Rows(self.table.select(indices), sha256(f"{self.key}{indices.tobytes().hex()}".encode()).hexdigest())
+
+    def column(self, role: str, name: str) -> Any:
+        """A column by its name. Raises UserError that lists the columns that are there."""
+        if name not in self.table.column_names:
+            there = self.table.column_names
+            raise UserError(f"task.columns.{role}: the data has no column {name!r}{near_miss(name, there, listed=True)}")
+        return self.table[name]
+
+
+def expand(path: str) -> str:
+    """`$NAME/sst2` with the environment's NAME. Raises UserError where it is not set."""
+    for name in re.findall(r"\$\{?(\w+)\}?", path):
+        if not os.environ.get(name):
+            raise UserError(
+                f"task.data: {path!r} needs the environment variable {name}, which is not set: it names the folder of the data"
+            )
+    return os.path.expanduser(os.path.expandvars(path))
+
+
+def _content_key(where: Path) -> str:
+    """A name for local files by path, size and time of change."""
+    files = [where] if where.is_file() else sorted(file for file in where.rglob("*") if file.is_file())
+    listed = [f"{file.resolve()}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
+    return sha256("\n".join(listed).encode()).hexdigest()
+
+
+def _builder(where: Path) -> tuple[str, dict[str, Any]]:
+    """The builder of `datasets` for a local place, and its arguments.
+
+    A folder's files name its splits (`validation_matched.parquet`, `train-00000-of-00002.parquet`); one without such files is left to
+    the library, which knows folders of images.
+    """
+    files = [where] if where.is_file() else sorted(file for file in where.iterdir() if file.suffix in BUILDERS)
+    if not files:
+        return str(where), {}
+    endings = {file.suffix for file in files}
+    if len(endings) > 1:
+        raise UserError(f"task.data: {where} holds files of several kinds ({', '.join(sorted(endings))}): name one of them")
+    by_split: dict[str, list[str]] = {}
+    for file in files:
+        split = "train" if where.is_file() else re.sub(r"-\d+-of-\d+$", "", file.stem)
+        by_split.setdefault(split, []).append(str(file))
+    ending = endings.pop()
+    return BUILDERS[ending], {"data_files": by_split, **({"sep": "\t"} if ending == ".tsv" else {})}
+
+
+def open_splits(data: str, subset: str | None) -> tuple[Mapping[str, Any], str]:
+    """All splits of a data set, and a name for their content.
+
+    `data`: a local file (Parquet, CSV, JSON), a local folder of such files or of images by class, or a name on the hub. Raises
+    UserError where it cannot be found or read.
+    """
+    import datasets
+
+    path = expand(data)
+    where = Path(path)
+    if not where.exists() and (path.startswith((".", "/", "~")) or path.count("/") != 1 or where.suffix in BUILDERS):
+        beside = [str(other) for other in where.parent.iterdir()] if where.parent.is_dir() else []
+        raise UserError(f"task.data: {path}: no such file or folder{near_miss(path, beside)}")
+    if where.is_file() and where.suffix not in BUILDERS:
+        raise UserError(f"task.data: {path}: files must end in one of {', '.join(BUILDERS)}")
+    name, arguments = _builder(where) if where.exists() else (path, {})
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(name, subset, **arguments)
+    except Exception as error:  # whatever the library raises for files that it cannot read and names that it cannot reach
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise UserError(f"task.data: {path} cannot be read as a data set: {in_short(cause)}") from None
+    key = _content_key(where) if where.exists() else f"{path}:{subset}"
+    return loaded, f"{key}:{'/'.join(f'{split}={len(rows)}' for split, rows in loaded.items())}"
+
+
+def split_of(splits: Mapping[str, Any], key: str, split: str, setting: str) -> Rows:
+    """One split. Raises UserError that lists those there."""
+    if split not in splits:
+        raise UserError(f"{setting}: the data has no split {split!r}{near_miss(split, splits, listed=True)}")
+    return Rows(splits[split], f"{key}:{split}")
+
+
+def divide(
+    rows: Rows, held_out: Rows | float, public: int, limit: int | None, rng: np.random.Generator
+) -> tuple[Rows, Rows, Rows]:
+    """Random public, clients' and held-out rows; at most `limit` rows in the first two together.
+
+    Raises UserError when nothing is left for the clients.
+    """
+    order = rng.permutation(len(rows))
+    testing = round(held_out * len(rows)) if isinstance(held_out, float) else 0
+    training = order[testing : None if limit is None else testing + limit]
+    if public >= len(training):
+        raise UserError(
+            f"task: {public} public and {testing} held-out examples leave none of {len(training) + testing} to the clients"
+        )
+    held = rows.select(np.sort(order[:testing])) if isinstance(held_out, float) else held_out
+    return rows.select(np.sort(training[:public])), rows.select(np.sort(training[public:])), held
+
+
+def class_names(tables: Sequence[Rows], name: str) -> list[str] | None:
+    """The names of a label column's classes: of its `ClassLabel` feature, or its sorted strings; None where labels are numbers."""
+    import datasets
+
+    feature = tables[0].table.features[name]
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names)
+    if feature.dtype in ("string", "large_string"):
+        return sorted({str(value) for rows in tables for value in rows.table.unique(name)})
+    return None
