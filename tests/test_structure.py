@@ -11,7 +11,7 @@ PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
     ["errors", "axes", "config", "seeding"],
     ["nesting", "architectures.attention", "architectures.vit", "architectures.encoder", "architectures", "devices", "partition"],
-    ["data", "salience", "norms", "costs"],
+    ["data", "salience", "norms", "costs", "rotation"],
     ["extraction", "messages"],
     ["strategies", "training", "client", "aggregate"],
     ["server"],
