@@ -24,10 +24,8 @@ from raffm_ray.axes import Dim, Layout, dim_axes, dim_size
 from raffm_ray.errors import UserError, look_up
 from raffm_ray.salience import Parameters, Statistics
 
-RIDGE = 1e-6
-"""Added to covariances, as a fraction of the mean square of what they describe: a head of deficient rank stays invertible."""
-SMALLEST = 1e-3
-"""Value dimensions are scaled as if no singular value were below this fraction of its head's largest."""
+RIDGE = 1e-6  # added to covariances, as a fraction of the mean square: a head of deficient rank stays invertible
+SMALLEST = 1e-3  # value dimensions are scaled as if no singular value were below this fraction of its head's largest
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,11 @@ class Place:
     parameter: str
     position: int
     part: int | None = None
+
+    @property
+    def module(self) -> str:
+        """The path of the layer that owns the parameter."""
+        return self.parameter.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,13 @@ def ends(layout: Layout, name: str) -> Ends:
         if name in product
     }
     linear = {one: spec for one, spec in places.items() if spec.matmul and len(spec.dims) == 2}
-    writing = [one for one, spec in linear.items() if one.position != spec.reads]
     writers = tuple(
-        (one, *(other for other in places if other not in linear and _module(other) == _module(one) and other.part == one.part))
-        for one in writing
+        (one, *(other for other in places if other not in linear and other.module == one.module and other.part == one.part))
+        for one, spec in linear.items()
+        if one.position != spec.reads
     )
     readers = tuple(one for one, spec in linear.items() if one.position == spec.reads)
-    known = {one for writer in writers for one in writer} | set(readers)
-    return Ends(writers, readers, tuple(one for one in places if one not in known))
-
-
-def _module(place: Place) -> str:
-    return place.parameter.rpartition(".")[0]
+    return Ends(writers, readers, tuple(one for one in places if one not in (*sum(writers, ()), *readers)))
 
 
 def _is_fused(dim: Dim) -> bool:
@@ -118,11 +116,11 @@ def rotatable(layout: Layout) -> dict[str, str | None]:
     """For "qk" and "vo": None where the model's dimensions of that kind can be rotated, else the reason why they cannot."""
     if not layout.attentions:
         return dict.fromkeys(("qk", "vo"), "the model has no attention")
-    reasons: dict[str, str | None] = {"qk": None, "vo": None}
-    for site in reversed(layout.attentions):
-        reasons["qk"] = _qk_reason(layout, site.qk) or reasons["qk"]
-        reasons["vo"] = _vo_reason(layout, site.vo) or reasons["vo"]
-    return reasons
+    found = {
+        "qk": [_qk_reason(layout, site.qk) for site in layout.attentions],
+        "vo": [_vo_reason(layout, site.vo) for site in layout.attentions],
+    }
+    return {kind: next(filter(None, reasons), None) for kind, reasons in found.items()}
 
 
 def _qk_reason(layout: Layout, name: str) -> str | None:
@@ -145,7 +143,7 @@ def _shape_reason(layout: Layout, name: str, found: Ends, writers: int) -> str |
     if len(found.writers) != writers:
         return f"{name!r} is written by {len(found.writers)} projections, not {writers}"
     outside = _ancestors(layout, name)
-    for place in (*(one for writer in found.writers for one in writer), *found.readers):
+    for place in (*sum(found.writers, ()), *found.readers):
         product = _products(layout.parameters[place.parameter].dims[place.position])[place.part or 0]
         if not set(outside) <= set(product):
             return f"{name!r} does not stand inside {outside} in {place.parameter}"
@@ -155,10 +153,8 @@ def _shape_reason(layout: Layout, name: str, found: Ends, writers: int) -> str |
 def _roles(layout: Layout) -> list[tuple[str, str, Place, bool]]:
     """(axis, role, place, whether it is measured at the layer's input) of all activations that calibrate a rotation."""
     kinds = _chosen(layout, None)
-    roles = []
-    for name in _names(layout, kinds, "qk"):
-        query, key = ends(layout, name).writers
-        roles += [(name, "query", query[0], False), (name, "key", key[0], False)]
+    pairs = [(name, ends(layout, name).writers) for name in _names(layout, kinds, "qk")]
+    roles = [(name, role, one[0], False) for name, pair in pairs for role, one in zip(("query", "key"), pair, strict=True)]
     return roles + [(name, "context", ends(layout, name).readers[0], True) for name in _names(layout, kinds, "vo")]
 
 
@@ -167,16 +163,14 @@ def _names(layout: Layout, kinds: Iterable[str], kind: str) -> list[str]:
     return list(dict.fromkeys(getattr(site, kind) for site in layout.attentions)) if kind in kinds else []
 
 
-def _key(name: str, role: str) -> str:
-    return f"moments@{name}@{role}"
-
-
 def _chosen(layout: Layout, kinds: Sequence[str] | None) -> list[str]:
     reasons = rotatable(layout)
-    for kind in kinds or ():
+    if kinds is None:
+        return [kind for kind, reason in reasons.items() if reason is None]
+    for kind in kinds:
         if reason := look_up(reasons, kind, "kind of dimensions to rotate"):
             raise UserError(f"the {kind} dimensions of this model cannot be rotated: {reason}; leave {kind!r} out")
-    return list(kinds) if kinds is not None else [kind for kind, reason in reasons.items() if reason is None]
+    return list(kinds)
 
 
 def collect_moments(model: nn.Module, layout: Layout, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -195,12 +189,13 @@ def collect_moments(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
         rows = states[fitting[0].bool()] if fitting else states.flatten(0, -2)
         values = _columns(axis_view(rows, layout, name, place, position=1), layout, name)
         values = torch.cat([values, torch.ones_like(values[..., :1, :])], dim=-2)
-        sums = (values @ values.mT).cpu()
-        totals[_key(name, role)] = totals.get(_key(name, role), torch.zeros_like(sums)) + sums
+        sums, key = (values @ values.mT).cpu(), f"moments@{name}@{role}"
+        totals[key] = totals.get(key, torch.zeros_like(sums)) + sums
 
     handles: list[RemovableHandle] = []
     for name, role, place, at_input in _roles(layout):
-        module, caught = model.get_submodule(_module(place)), partial(measure, name, role, place)
+        module, caught = model.get_submodule(place.module), partial(measure, name, role, place)
+        # `caught` is bound now: a closure would see the last one in every hook.
         if at_input:
             handles.append(module.register_forward_pre_hook(lambda _, inputs, caught=caught: caught(inputs[0])))
         else:
@@ -229,8 +224,7 @@ def rotate(
     the new one. Raises UserError for a kind that cannot be rotated, or moments that are missing, of another shape or not finite.
     """
     kinds = _chosen(layout, kinds)
-    # The basis is found in float64: in float32 it would not be the inverse of itself to 1e-5.
-    rotated: dict[str, Tensor] = {}
+    rotated: dict[str, Tensor] = {}  # float64: a basis and its inverse cancel to 1e-5 only there
 
     def view(name: str, place: Place) -> Tensor:
         if place.parameter not in rotated:
@@ -238,8 +232,7 @@ def rotate(
         return axis_view(rotated[place.parameter], layout, name, place)
 
     def gram(name: str, place: Place) -> Tensor:
-        values = _columns(view(name, place), layout, name)
-        return values @ values.mT
+        return (values := _columns(view(name, place), layout, name)) @ values.mT
 
     def apply(name: str, places: Iterable[Place], matrix: Tensor) -> None:
         for place in places:
@@ -267,14 +260,12 @@ def _covariance(moments: Statistics | None, name: str, role: str, of_weights: Te
     """E[x x'] or Cov(x) plus a ridge, positive definite, [ancestors..., size, size]; the identity for a head that is dead."""
     square = covariance = of_weights
     if moments is not None:
-        if _key(name, role) not in moments:
+        if f"moments@{name}@{role}" not in moments:
             raise UserError(f"the moments have no {role} of {name!r}: collect them from this model")
-        sums = moments[_key(name, role)].to(of_weights)
+        sums = moments[f"moments@{name}@{role}"].to(of_weights)
         shape = (*of_weights.shape[:-2], of_weights.shape[-2] + 1, of_weights.shape[-1] + 1)
         if tuple(sums.shape) != shape or not sums.isfinite().all():
-            raise UserError(
-                f"moments of the {role} of {name!r}: expected finite numbers of shape {shape}, got {tuple(sums.shape)}"
-            )
+            raise UserError(f"moments of the {role} of {name!r}: expected finite numbers of shape {shape}")
         means = sums / sums[..., -1:, -1:].clamp(min=1)
         square, mean = means[..., :-1, :-1], means[..., :-1, -1:]
         covariance = square - mean @ mean.mT if centered else square
@@ -303,7 +294,6 @@ def _output_basis(context: Tensor, reading: Tensor) -> tuple[Tensor, Tensor]:
     root, inverse = _roots(context)
     values, vectors = torch.linalg.eigh(root @ reading @ root)
     values, vectors = values.flip(-1).clamp(min=0).sqrt(), vectors.flip(-1)
-    largest = values[..., :1]
     # Any positive scale is exact; that of a direction that nobody reads must not be zero.
-    scale = torch.where(largest > 0, values.maximum(SMALLEST * largest), torch.ones_like(values)).sqrt()
+    scale = torch.where(values[..., :1] > 0, values.maximum(SMALLEST * values[..., :1]), 1.0).sqrt()
     return scale[..., None] * (vectors.mT @ inverse), (root @ vectors) / scale[..., None, :]
