@@ -18,6 +18,7 @@ from raffm_ray.examples import Examples
 from raffm_ray.extraction import kind_of
 from raffm_ray.foundation import Foundation, load_foundation
 from raffm_ray.partition import partition
+from raffm_ray.rotation import rotatable
 from raffm_ray.salience import METRICS, rankable
 from raffm_ray.seeding import generator
 from raffm_ray.server import ServerState, Setup, begin_calibration, class_plans, plain_scores, setup_strategy
@@ -110,6 +111,13 @@ def _check_cutting(experiment: Experiment, architecture: Architecture) -> None:
                 )
 
 
+def _check_rotation(experiment: Experiment, architecture: Architecture) -> None:
+    reasons = rotatable(architecture.layout)
+    if experiment.salience.rotation != "none" and all(reasons.values()):
+        told = "; ".join(f"{kind}: {reason}" for kind, reason in reasons.items())
+        raise UserError(f"salience.rotation: nothing of this model can be rotated: {told}")
+
+
 def prepare(experiment: Experiment) -> Prepared:
     """Loads the data, describes the model, builds the fleet, divides the data. Raises UserError for whatever cannot work."""
     strategy = setup_strategy(experiment)
@@ -121,6 +129,7 @@ def prepare(experiment: Experiment) -> Prepared:
     task = load_task(settings, generator(settings.split_seed, "split"), foundation.words, foundation.pictures, first_target)
     architecture = _architecture(experiment, foundation, task)
     _check_cutting(experiment, architecture)
+    _check_rotation(experiment, architecture)
     shares_of_fleet = fleet_shares(experiment.fleet.mix, experiment.fleet.shares)
     classes = assign_devices(shares_of_fleet, clients.count, generator(experiment.seed, "devices"))
     shares = partition(

@@ -9,27 +9,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
-    ["errors", "axes", "config", "seeding", "cache", "examples", "metrics"],
-    [
-        "nesting",
-        "architectures.attention",
-        "architectures.vit",
-        "architectures.encoder",
-        "architectures",
-        "devices",
-        "partition",
-        "objectives",
-        "sources",
-    ],
-    ["encoding", "salience", "norms", "costs"],
-    ["extraction", "messages", "kinds", "foundation"],
-    ["data", "strategies", "training", "client", "aggregate"],
-    ["server"],
-    ["pool", "pretrain", "prepare", "record", "display"],
-    ["ledger", "simulation"],
-    ["report", "cli"],
+    "errors axes config seeding cache examples metrics",
+    "nesting architectures.attention architectures.vit architectures.encoder architectures devices partition objectives sources",
+    "encoding salience rotation norms costs",
+    "extraction messages kinds foundation",
+    "data strategies training client aggregate",
+    "server",
+    "pool pretrain prepare record display",
+    "ledger simulation",
+    "report cli",
 ]
-FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
+FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
 
 def module_name(path: Path) -> str:
