@@ -159,6 +159,28 @@ def batches(share: Indices, batch_size: int, steps: int, rng: np.random.Generato
             done += 1
 
 
+CHUNK_BATCHES = 64
+
+
+def batches_by_length(lengths: Indices, batch_size: int, steps: int, rng: np.random.Generator) -> Iterator[Indices]:
+    """As `batches` over all examples, but texts of like length stand together, so that little is padded.
+
+    A shuffled pass is cut into chunks of 64 batches, and each chunk sorted by length; its batches come in random order.
+    """
+    done = 0
+    while done < steps:
+        order = rng.permutation(len(lengths))
+        for start in range(0, len(order), batch_size * CHUNK_BATCHES):
+            chunk = order[start : start + batch_size * CHUNK_BATCHES]
+            chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
+            parts = np.split(chunk, range(batch_size, len(chunk), batch_size))
+            for at in rng.permutation(len(parts)):
+                if done == steps:
+                    return
+                yield parts[at]
+                done += 1
+
+
 def steps_of(examples: int, batch_size: int, epochs: int, steps: int | None) -> int:
     """How many steps a client takes: `steps` if given, else all batches of `epochs` passes."""
     return steps if steps is not None else epochs * -(-examples // batch_size)

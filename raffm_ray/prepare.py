@@ -58,7 +58,9 @@ def _architecture(experiment: Experiment, foundation: Foundation, task: Task) ->
         with torch.inference_mode():
             model(**inputs)
     except Exception as error:  # whatever the model raises for shapes that it does not take
-        raise UserError(f"model.config does not fit the examples of task {task.name!r}: {in_short(error)}") from None
+        longest = task.clients.lengths()
+        told = "" if longest is None else f" (texts are up to {longest.max()} tokens long: task.max_length shortens them)"
+        raise UserError(f"model.config does not fit the examples of task {task.name!r}: {in_short(error)}{told}") from None
     return architecture
 
 

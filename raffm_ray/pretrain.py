@@ -16,7 +16,7 @@ from raffm_ray.axes import Plan
 from raffm_ray.cache import writable_cache
 from raffm_ray.config import PretrainSettings
 from raffm_ray.errors import UserError
-from raffm_ray.examples import Examples, batches, steps_of
+from raffm_ray.examples import Examples, batches, batches_by_length, steps_of
 from raffm_ray.foundation import pretrained_weights
 from raffm_ray.messages import flatten, views
 from raffm_ray.objectives import OBJECTIVES
@@ -46,8 +46,13 @@ def pretrain(
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
         rng = generator(seed, "pretraining")
-        everything = torch.arange(len(public)).numpy()
-        for step, indices in enumerate(batches(everything, settings.batch_size, steps, rng)):
+        lengths, everything = public.lengths(), torch.arange(len(public)).numpy()
+        order = (
+            batches(everything, settings.batch_size, steps, rng)
+            if lengths is None
+            else batches_by_length(lengths, settings.batch_size, steps, rng)
+        )
+        for step, indices in enumerate(order):
             optimizer.zero_grad(set_to_none=True)
             backward(model, public.batch(indices), OBJECTIVES[architecture.head])
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

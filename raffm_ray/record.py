@@ -140,8 +140,9 @@ class Recorder:
             if value is not None:
                 self._events.add_scalar(tag, value, row.round)
 
-    def finish(self, summary: Mapping[str, Any], state: ServerState, architecture: Architecture) -> None:
-        """Writes the final model (a plain transformers checkpoint), what its subnetworks are cut by, and the summary."""
+    def finish(self, summary: Mapping[str, Any], state: ServerState, architecture: Architecture, tokenizer: Any = None) -> None:
+        """Writes the final model (a plain transformers checkpoint, its tokenizer beside it), what its subnetworks are cut by, and
+        the summary."""
         final = self.folder / "checkpoints" / "final"
         final.mkdir()
         save_file(
@@ -150,6 +151,8 @@ class Recorder:
             {"format": "pt"},
         )
         architecture.config.save_pretrained(final)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(final)
         ranking = {name: torch.from_numpy(score.copy()) for name, score in state.scores.items()}
         save_file({**ranking, **state.norms}, final / "salience.safetensors")
         self._events.close()

@@ -17,14 +17,12 @@ from raffm_ray.data import Task
 from raffm_ray.display import Display
 from raffm_ray.errors import UserError
 from raffm_ray.ledger import Evaluation, client_rows, round_row, summarize
-from raffm_ray.messages import Package, Update, flatten, views
+from raffm_ray.messages import Package, Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.pool import Call, Pool, open_pool
 from raffm_ray.prepare import Prepared, prepare, with_strategy
-from raffm_ray.pretrain import pretrained
 from raffm_ray.record import Recorder, check_output, write_json
-from raffm_ray.rotation import collect_moments, rotatable, rotate
 from raffm_ray.salience import METRICS, Statistics, collect
 from raffm_ray.server import (
     Round,
@@ -38,6 +36,7 @@ from raffm_ray.server import (
     rank_again,
     ranking_is_due,
 )
+from raffm_ray.start import starting_parameters
 from raffm_ray.strategies import STRATEGIES
 from raffm_ray.training import one_thread
 
@@ -158,7 +157,8 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
                 )
             recorder.add(round_row(setup, work, rows, state.round, now, ranked, time.perf_counter() - began), rows)
     summary = summarize(setup, recorder.rounds, recorder.clients, first, measured, state, experiment.name, prepared.task.metric)
-    recorder.finish(summary, state, setup.architecture)
+    words = prepared.foundation.words
+    recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None)
     return summary
 
 
@@ -199,31 +199,9 @@ def _simulate(experiment: Experiment, folder: Path, console: Console, pool: Pool
 
 
 def _start(prepared: Prepared, console: Console) -> Tensor:
-    return _rotated(prepared, _pretrained(prepared, console), console)
-
-
-def _rotated(prepared: Prepared, flat: Tensor, console: Console) -> Tensor:
-    """The same function in the basis that `salience.rotation` asks for; the server calibrates it on its public examples."""
-    architecture, settings, public = prepared.setup.architecture, prepared.setup.experiment.salience, prepared.task.public
-    if settings.rotation == "none":
-        return flat
-    for kind, reason in rotatable(architecture.layout).items():
-        if reason:
-            console.print(f"note: salience.rotation leaves {kind} as it is: {reason}", highlight=False)
-    parameters, moments = views(flat, architecture.shapes), None
-    if settings.rotation == "calibrated":
-        model = build(architecture, {name: values.clone() for name, values in parameters.items()}, Plan())
-        shown = min(settings.rotation_examples, len(public))
-        asked = [public.batch(slice(start, min(start + 32, shown))) for start in range(0, shown, 32)]
-        moments = collect_moments(model, architecture.layout, asked)
-    return flatten(rotate(architecture.layout, parameters, moments), architecture.shapes)
-
-
-def _pretrained(prepared: Prepared, console: Console) -> Tensor:
     experiment = prepared.setup.experiment
     with Display(console, experiment.name, experiment.rounds) as display:
         display.stage(f"pretraining on {len(prepared.task.public)} public examples (cached)", 100)
-        return pretrained(
-            prepared.setup.architecture, prepared.foundation.source, prepared.task.public, experiment.model.pretrain, experiment.seed,
-            lambda step, steps: display.advance(100 * step / steps),
-        )  # fmt: skip
+        return starting_parameters(
+            prepared, lambda step, steps: display.advance(100 * step / steps), lambda line: console.print(line, highlight=False)
+        )

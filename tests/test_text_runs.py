@@ -1,0 +1,155 @@
+"""Whole runs on texts: every kind of task, every kind of model, from files to a saved checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, small_tokenizer
+from test_tasks import WORDS, glue_folder, sentences, squad_folder, write
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from raffm_ray.architectures import HEADS, build
+from raffm_ray.axes import Plan
+from raffm_ray.config import Experiment, parse
+from raffm_ray.errors import UserError
+from raffm_ray.foundation import pretrained_weights
+from raffm_ray.messages import views
+from raffm_ray.metrics import METRICS
+from raffm_ray.prepare import prepare
+from raffm_ray.record import parameters_sha256
+from raffm_ray.simulation import simulate
+from raffm_ray.start import starting_parameters
+
+SIZES = {"vocab_size", "num_labels", "pad_token_id"}
+
+
+def experiment(task: dict[str, Any], model: str, tokenizer: str, **changes: Any) -> Experiment:
+    values: dict[str, Any] = {
+        "name": "texts", "rounds": 2, "task": {"public": 12, "max_length": 16, **task},
+        "model": {
+            "config": {key: value for key, value in TINY[model].items() if key not in SIZES and not key.endswith("dropout")},
+            "tokenizer": tokenizer, "pretrain": {"epochs": 2},
+        },
+        "clients": {"count": 6, "per_round": 4, "partition": "iid"},
+        "fleet": {
+            "budgets": {"raspberry_pi_5": {"layer_params": 0.5}, "laptop": {"layer_params": 0.7}, "jetson_agx_orin": {"params": 1.0}}
+        },
+        "salience": {"rotation": "calibrated", "clients": 2, "every": 1},
+        "extraction": {"steps": {"heads": 1, "qk": 2, "vo": 2, "ffn": 4}},
+        "pool": {"backend": "in_process"},
+    }  # fmt: skip
+    return parse({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    small_tokenizer(WORDS).save_pretrained(folder)
+    return str(folder)
+
+
+def texts_folder(folder: Path) -> Path:
+    for split, seed in (("train", 0), ("validation", 1)):
+        write(folder, split, {"text": sentences(40, seed), "source": sentences(40, seed + 2), "target": sentences(40, seed + 4)})
+    return folder
+
+
+RUNS = [
+    ("rte", "bert"),
+    ("stsb", "distilbert"),
+    ("squad", "roberta"),
+    ("sst2", "gpt2"),
+    ("cola", "qwen3"),
+    ("language_modelling", "llama"),
+    ("language_modelling", "gpt2"),
+    ("sequence_to_sequence", "t5"),
+    ("sequence_to_sequence", "t5_gated"),
+]
+
+
+@pytest.mark.parametrize(("name", "model"), RUNS, ids=["-".join(one) for one in RUNS])
+def test_every_kind_of_task_runs_from_files_to_a_checkpoint(name, model, tokenizer, tmp_path) -> None:
+    data = tmp_path / "data"
+    if name == "squad":
+        squad_folder(data)
+    elif name in ("language_modelling", "sequence_to_sequence"):
+        texts_folder(data)
+    else:
+        glue_folder(data, name)
+    public = {"public": 1, "max_length": 18} if name == "squad" else {}
+    task = {"name": name, "data": str(data), "held_out": "validation", **public}
+    changes = {"clients": {"count": 3, "per_round": 2, "partition": "iid"}} if name == "squad" else {}
+    chosen = experiment(task, model, tokenizer, **changes)
+    summary = simulate(chosen, tmp_path / "run")
+    assert summary["metric"] in METRICS
+    values = [summary["start"], summary["global"], *(tier["metric"] for tier in summary["tiers"].values())]
+    assert np.isfinite(values).all()
+    sizes = {tier["params"] for tier in summary["tiers"].values()}
+    assert len(sizes) == 3
+    final = tmp_path / "run" / "checkpoints" / "final"
+    loaded = HEADS[prepare(chosen).task.head].from_pretrained(final).eval()
+    assert sum(p.numel() for p in loaded.parameters()) == summary["params"]
+    assert AutoTokenizer.from_pretrained(final).get_vocab() == AutoTokenizer.from_pretrained(tokenizer).get_vocab()
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_transformers(tokenizer, tmp_path) -> None:
+    task = {"name": "sst2", "data": str(glue_folder(tmp_path / "data", "sst2"))}
+    simulate(experiment(task, "bert", tokenizer), tmp_path / "first")
+    folder = tmp_path / "first" / "checkpoints" / "final"
+    again = experiment(task, "bert", tokenizer)
+    again = again.model_copy(
+        update={"model": again.model.model_copy(update={"config": {}, "tokenizer": None, "pretrained": str(folder)})}
+    )
+    prepared = prepare(again)
+    weights = pretrained_weights(str(folder), prepared.setup.architecture, 0)
+    stock = AutoModelForSequenceClassification.from_pretrained(folder)
+    for name, values in stock.named_parameters():
+        assert torch.equal(weights[name], values)
+    assert simulate(again, tmp_path / "second")["rounds"] == 2
+
+
+def test_weights_that_lack_layers_or_have_other_sizes_are_refused(tokenizer, tmp_path) -> None:
+    task = {"name": "sst2", "data": str(glue_folder(tmp_path / "data", "sst2"))}
+    chosen = experiment(task, "bert", tokenizer)
+    prepared = prepare(chosen)
+    folder = tmp_path / "model"
+    config = prepared.setup.architecture.config
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+
+    def with_config(**fields: Any) -> Experiment:
+        return chosen.model_copy(update={"model": chosen.model.model_copy(update={"config": fields, "pretrained": str(folder)})})
+
+    small_tokenizer(WORDS).save_pretrained(folder)
+    deeper = prepare(with_config(num_hidden_layers=5)).setup.architecture
+    with pytest.raises(UserError, match="lacks 32 parameters of its layers, such as bert.encoder.layer.3"):
+        pretrained_weights(str(folder), deeper, 0)
+    wider = prepare(with_config(intermediate_size=48)).setup.architecture
+    with pytest.raises(UserError, match="cannot be used .only safetensors are read"):
+        pretrained_weights(str(folder), wider, 0)
+
+
+def test_law_6_a_text_run_has_the_same_bits_on_ray(tokenizer, tmp_path, four_cores) -> None:
+    task = {"name": "sst2", "data": str(glue_folder(tmp_path / "data", "sst2"))}
+    first = simulate(experiment(task, "bert", tokenizer), tmp_path / "here")
+    second = simulate(experiment(task, "bert", tokenizer, pool={"backend": "ray", "workers": 2}), tmp_path / "ray")
+    assert first["params_sha256"] == second["params_sha256"]
+    assert first["global"] == second["global"]
+
+
+def test_rotation_at_the_start_keeps_the_function_and_changes_the_weights(tokenizer, tmp_path) -> None:
+    task = {"name": "sst2", "data": str(glue_folder(tmp_path / "data", "sst2"))}
+    flats, answers = {}, {}
+    for rotation in ("none", "weights", "calibrated"):
+        prepared = prepare(experiment(task, "bert", tokenizer, salience={"rotation": rotation}))
+        flats[rotation] = starting_parameters(prepared, lambda *_: None, pytest.fail)
+        architecture = prepared.setup.architecture
+        model = build(architecture, views(flats[rotation].clone(), architecture.shapes), Plan()).eval()
+        batch = prepared.task.held_out.batch(slice(0, 8))
+        batch.pop("labels")
+        with torch.no_grad():
+            answers[rotation] = model(**batch).logits
+    assert len({parameters_sha256(flat, architecture) for flat in flats.values()}) == 3
+    for rotation in ("weights", "calibrated"):
+        torch.testing.assert_close(answers[rotation], answers["none"], atol=1e-5, rtol=0)
