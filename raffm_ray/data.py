@@ -169,6 +169,7 @@ def load_task(
     stride = min(128, settings.max_length // 4)
     loading = Loading(settings.name, columns, words, pictures, tuple(classes) if classes else None, first_target, stride)
     public, clients, held_part = (_examples(part, kind, loading) for part in parts)
+    held_part = _by_length(*held_part)
     labels = _label_count(kind, recipe.kind, classes, [public[0], clients[0], held_part[0]])
     return Task(
         settings.name, kind.head, labels, metric, public[0], clients[0], held_part[0],
@@ -210,6 +211,12 @@ def _examples(rows: Rows, kind: Kind, loading: Loading) -> tuple[Examples, Colum
             raise UserError("task.columns.group: only for tasks in which every row is one example")
     labels = columns.pop("labels")
     return Examples(columns, labels, groups), beside
+
+
+def _by_length(examples: Examples, beside: Columns) -> tuple[Examples, Columns]:
+    """Held-out texts from short to long, so that evaluating pads little; where answers lead back to rows, as they are."""
+    lengths = examples.lengths()
+    return (examples, beside) if lengths is None or beside else (examples.part(np.argsort(lengths, kind="stable")), beside)
 
 
 def _label_count(kind: Kind, name: str, classes: list[str] | None, parts: list[Examples]) -> int | None:

@@ -6,18 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
 from raffm_ray.architectures import build
 from raffm_ray.axes import Plan
 from raffm_ray.config import Experiment
-from raffm_ray.data import Task
 from raffm_ray.display import Display
 from raffm_ray.errors import UserError
-from raffm_ray.ledger import Evaluation, client_rows, round_row, summarize
-from raffm_ray.messages import Package, Update, views
+from raffm_ray.evaluation import evaluate
+from raffm_ray.ledger import client_rows, round_row, summarize
+from raffm_ray.messages import Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.pool import Call, Pool, open_pool
@@ -30,7 +29,6 @@ from raffm_ray.server import (
     Setup,
     begin_calibration,
     begin_round,
-    class_plans,
     finish_round,
     new_state,
     rank_again,
@@ -39,29 +37,6 @@ from raffm_ray.server import (
 from raffm_ray.start import starting_parameters
 from raffm_ray.strategies import STRATEGIES
 from raffm_ray.training import one_thread
-
-
-def evaluate(setup: Setup, state: ServerState, pool: Pool, task: Task) -> Evaluation:
-    """Measures the full model and every class's subnetwork, spread over the pool."""
-    experiment = setup.experiment
-    by_class = class_plans(setup, state)
-    plans = list(dict.fromkeys([Plan(), *by_class.values()]))
-    size, held_out = experiment.evaluation.batch_size, len(task.held_out)
-    slices = [(start, min(start + size, held_out)) for start in range(0, held_out, size)]
-    asked = [(number, *part) for number in range(len(plans)) for part in slices]
-    calls: list[Call] = [("evaluate", arguments) for arguments in asked]
-    costs = [float(setup.costs(plans[number]).forward_flops * (stop - start)) for number, start, stop in asked]
-    package = Package(experiment.seed, state.round, tuple(plans), experiment.local, 0.0, norms=state.norms)
-    answers: list[list[NDArray[np.float64]]] = [[] for _ in plans]
-    loss, targets = [0.0] * len(plans), [0] * len(plans)
-    results = pool.run(package, state.parameters.numpy(), calls, costs, lambda *_: None)
-    for (number, *_), ((given, summed, count), _) in zip(asked, results, strict=True):
-        answers[number].append(given)
-        loss[number] += summed
-        targets[number] += count
-    scores = [task.score(np.concatenate(one)) for one in answers]
-    metrics = {name: scores[plans.index(plan)] for name, plan in by_class.items()}
-    return Evaluation(scores[0], loss[0] / max(targets[0], 1), metrics, by_class)
 
 
 def run_round(setup: Setup, work: Round, state: ServerState, pool: Pool, display: Display) -> tuple[Tensor, list[Update]]:

@@ -16,7 +16,7 @@ FLOORS = [
     "data strategies training client aggregate",
     "server",
     "pool pretrain prepare record display",
-    "ledger start simulation",
+    "ledger evaluation start simulation",
     "report cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
