@@ -13,6 +13,7 @@ USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation mod
 
   raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]   a simulation; DIR defaults to runs/<name>-<time>
   raffm-ray report DIR                                           a picture and one HTML page of a finished run
+  raffm-ray bench NAME [--key.path value ...] [--out DIR]        a benchmark: extraction
 
   raffm-ray run CONFIG.yaml --help                               every setting, its type and its value there
 """
@@ -105,7 +106,29 @@ def report(words: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "report": report}
+def bench(words: Sequence[str]) -> int:
+    """`raffm-ray bench NAME [--key.path value ...] [--out DIR]`."""
+    from raffm_ray.benchmarks import BENCHMARKS
+
+    rest = list(words)
+    if not rest or rest[0] not in BENCHMARKS:
+        told = f"{rest[0]!r} is not one of them" if rest else "name one"
+        raise UserError(f"bench: {told}{near_miss(rest[0] if rest else '', BENCHMARKS, listed=True)}")
+    name = rest.pop(0)
+    chosen = _take_flag(rest, "--out")
+    folder = Path(chosen) if chosen else _fresh_folder(f"bench-{name}")
+
+    from rich.console import Console
+
+    table = BENCHMARKS[name]()(rest, folder, Console(stderr=True))
+    out = Console()
+    out = out if out.is_terminal else Console(width=100)
+    out.print(table)
+    out.print(f"written to {folder}", highlight=False, soft_wrap=True)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "report": report, "bench": bench}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,19 +12,19 @@ from raffm_ray.pretrain import Progress, pretrained
 from raffm_ray.rotation import collect_moments, rotatable, rotate
 
 
-def starting_parameters(prepared: Prepared, progress: Progress, note: Callable[[str], None]) -> Tensor:
-    """The flat parameters before round 1; `note` is told what the user should know.
+def trained(prepared: Prepared, progress: Progress) -> Tensor:
+    """The full model trained on the public part, flat. Raises UserError when that diverges or its cache cannot be written to."""
+    experiment, source = prepared.setup.experiment, prepared.foundation.source
+    public, settings = prepared.task.public, experiment.model.pretrain
+    return pretrained(prepared.setup.architecture, source, public, settings, experiment.seed, progress)
 
-    Raises UserError when pretraining diverges or its cache cannot be written to.
-    """
-    setup = prepared.setup
-    flat = pretrained(
-        setup.architecture, prepared.foundation.source, prepared.task.public, setup.experiment.model.pretrain, setup.experiment.seed,
-        progress,
-    )  # fmt: skip
-    if setup.experiment.salience.rotation == "none":
+
+def starting_parameters(prepared: Prepared, progress: Progress, note: Callable[[str], None]) -> Tensor:
+    """The flat parameters before round 1; `note` is told what the user should know. Raises UserError as `trained`."""
+    flat = trained(prepared, progress)
+    if prepared.setup.experiment.salience.rotation == "none":
         return flat
-    for kind, reason in rotatable(setup.architecture.layout).items():
+    for kind, reason in rotatable(prepared.setup.architecture.layout).items():
         if reason:
             note(f"note: salience.rotation leaves {kind} as it is: {reason}")
     return rotated(prepared, flat)

@@ -17,7 +17,7 @@ FLOORS = [
     "server",
     "pool pretrain prepare record display",
     "ledger evaluation start simulation",
-    "report cli",
+    "report benchmarks benchmarks.extraction cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
