@@ -13,7 +13,7 @@ from raffm_ray.axes import Plan, take_all
 from raffm_ray.costs import FLOAT_BYTES, activation_floats, budget_from, costs_of
 from raffm_ray.errors import UserError
 
-ALL = ("heads", "qk", "vo", "ffn", "residual")
+ALL = ("groups", "heads", "qk", "vo", "ffn", "residual")
 
 
 def cut_module(architecture, model, plan, attention="sdpa"):
