@@ -114,8 +114,8 @@ def activation_floats(architecture: Architecture, plan: Plan) -> int:
     Per token and norm: `saved.residual` residual streams (its input, its output) and `saved.norm` single numbers; there is a norm
     before or after every attention and FFN, and one at the end of every stack. `saved.ffn` FFN widths. Query, key, value and context
     of every query head (padded to the larger of the two sizes when they differ, see architectures/attention.py; keys and values
-    that heads share are repeated), a copy of the context and one log-sum-exp a head, and `saved.scores` attention matrices. The
-    copy is only made where the sizes differ; it is always counted, so that more units never cost less. `saved.logits` copies of
+    that heads share are repeated), a copy of the context and one log-sum-exp a head, `saved.scores` attention matrices, and
+    `saved.qk` queries and unrepeated keys. The copy is only made where the sizes differ; it is always counted, so that more units never cost less. `saved.logits` copies of
     the output at every position. Dropout, if the configuration has any, keeps masks that are not counted.
     """
     layout, saved, positions = architecture.layout, architecture.saved, architecture.positions
@@ -128,6 +128,9 @@ def activation_floats(architecture: Architecture, plan: Plan) -> int:
         queries, keys, larger = positions[site.queries], positions[site.keys], max(qk, vo)
         total += queries * normed
         total += heads * (queries * (2 * larger + min(qk, vo) + 1) + keys * 2 * larger + saved.scores * queries * keys)
+        if saved.qk:
+            groups = kept_length(site.groups or site.heads, layout.axes, plan)
+            total += saved.qk * qk * (queries * heads + keys * groups)
         if site.ffn is not None:
             total += queries * (normed + saved.ffn * kept_length(site.ffn, layout.axes, plan))
     for name, spec in layout.parameters.items():

@@ -14,6 +14,7 @@ FLOORS = [
         "dims",
         "nesting",
         "architectures.attention",
+        "architectures.saved",
         "architectures.modules",
         "architectures.vit",
         "architectures.encoder",

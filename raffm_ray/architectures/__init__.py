@@ -18,12 +18,14 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
+    PreTrainedModel,
 )
 from transformers.initialization import no_init_weights
 
 from raffm_ray.architectures import encoder, gpt2, rope, t5, vit
 from raffm_ray.architectures.attention import IMPLEMENTATIONS, fit_attention
 from raffm_ray.architectures.modules import install, remove_layers, without_weights
+from raffm_ray.architectures.saved import Saved
 from raffm_ray.axes import Attention, Layout, Plan, dim_size, is_kept, kept_size
 from raffm_ray.errors import UserError, near_miss
 
@@ -32,55 +34,41 @@ Fit = Callable[[nn.Module, Attention, Plan, Layout], None]
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What autograd keeps until the backward pass, besides heads, by how often; tests/test_costs.py holds it to what is measured.
-
-    `residual`: residual streams per token and norm, with what reads it. `ffn`: FFN widths per token. `norm`: single numbers per token
-    and norm. `scores`: attention matrices per head. `logits`: copies of what the model says at every position.
-    """
-
-    residual: int = 2
-    ffn: int = 2
-    norm: int = 2
-    scores: int = 0
-    logits: int = 0
-
-
-@dataclass(frozen=True)
 class Family:
     """What one file of this folder gives.
 
     `layout(config, head)`: axes and dims of the model with that task head. `positions(config, tokens, targets)`: how many
     positions an example has of each kind that `Parameter.matmul` names; `tokens` is the length of a text, `targets` of the one that
-    is written. `heads`: the task heads that are described. `fit`: adapts a built attention module to a plan.
+    is written. `saved(config)`: what autograd keeps of it. `heads`: the task heads that are described. `fit`: adapts a built
+    attention module to a plan.
     """
 
     layout: Callable[[PretrainedConfig, str], Layout]
     positions: Callable[[PretrainedConfig, int | None, int | None], Mapping[str, int]]
+    saved: Callable[[PretrainedConfig], Saved]
     heads: tuple[str, ...]
-    saved: Saved = Saved()
     fit: Fit = fit_attention
 
 
-_VISION = Family(vit.layout, vit.positions, ("image_classification",))
+_VISION = Family(vit.layout, vit.positions, vit.saved, ("image_classification",))
 _TEXT = Family(
-    encoder.layout, encoder.positions, ("sequence_classification", "question_answering"),
+    encoder.layout, encoder.positions, encoder.saved, ("sequence_classification", "question_answering"),
     fit=partial(fit_attention, size="attention_head_size"),
 )  # fmt: skip
 _DECODES = ("causal_language_modelling", "sequence_classification", "question_answering")
-_ROPE = Family(rope.layout, rope.positions, _DECODES, fit=rope.fit)
+_ROPE = Family(rope.layout, rope.positions, rope.saved, _DECODES, fit=rope.fit)
 FAMILIES: dict[str, Family] = {
     "vit": _VISION,
     "deit": _VISION,
     "bert": _TEXT,
     "roberta": _TEXT,
     "distilbert": _TEXT,
-    "gpt2": Family(gpt2.layout, gpt2.positions, _DECODES, fit=gpt2.fit),
+    "gpt2": Family(gpt2.layout, gpt2.positions, gpt2.saved, _DECODES, fit=gpt2.fit),
     "llama": _ROPE,
     "qwen2": _ROPE,
     "qwen3": _ROPE,
     "mistral": _ROPE,
-    "t5": Family(t5.layout, t5.positions, ("sequence_to_sequence",), fit=t5.fit),
+    "t5": Family(t5.layout, t5.positions, t5.saved, ("sequence_to_sequence",), fit=t5.fit),
 }
 
 HEADS: dict[str, Any] = {
@@ -166,7 +154,7 @@ def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = No
     layout, shapes = family.layout(config, head), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     _check_layout(layout, shapes, config.model_type)
     layout = replace(layout, parameters={name: layout.parameters[name] for name in shapes})
-    return Architecture(config, head, layout, shapes, family.positions(config, tokens, targets), family.saved, family.fit)
+    return Architecture(config, head, layout, shapes, family.positions(config, tokens, targets), family.saved(config), family.fit)
 
 
 def _stock(config: PretrainedConfig, head: str, attention: str) -> nn.Module:
@@ -211,6 +199,11 @@ def skeleton(architecture: Architecture, plan: Plan, attention: str = "sdpa") ->
     # Some of it is drawn at random, and a worker that builds a module must not draw otherwise than one that remembers it.
     with no_init_weights(), torch.random.fork_rng(devices=[]):
         model = without_weights(_stock(architecture.config, architecture.head, IMPLEMENTATIONS[attention]))
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            # Training needs no cache, and what has been through one is laid out so that fused attention refuses it on a CPU.
+            # `generate` asks for a cache itself.
+            module.config.use_cache = False
     layout = architecture.layout
     for site in layout.attentions:
         if is_kept(site.layer, plan):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
+from raffm_ray.architectures.saved import Saved, ffn_widths
 from raffm_ray.axes import Attention, Axis, Layout, Parameter
 
 RESIDUAL = ("residual",)
@@ -128,3 +129,8 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
 def positions(config: PretrainedConfig, tokens: int | None, targets: int | None) -> dict[str, int]:
     """How many positions an example has: `tokens` of text, the longest that the model takes where it is not given."""
     return {"tokens": tokens or config.max_position_embeddings, "examples": 1}
+
+
+def saved(config: PretrainedConfig) -> Saved:
+    """What autograd keeps of it."""
+    return Saved(ffn=ffn_widths(config.activation if config.model_type == "distilbert" else config.hidden_act))

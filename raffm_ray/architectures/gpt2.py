@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from raffm_ray.architectures.attention import fit_attention
+from raffm_ray.architectures.saved import Saved, ffn_widths
 from raffm_ray.axes import Attention, Axis, Dim, Layout, Parameter, Plan
 from raffm_ray.dims import kept_length
 from raffm_ray.errors import UserError
@@ -68,6 +69,11 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
 def positions(config: PretrainedConfig, tokens: int | None, targets: int | None) -> dict[str, int]:
     """How many positions an example has: `tokens` of text, the longest that the model takes where it is not given."""
     return {"tokens": tokens or config.max_position_embeddings, "examples": 1}
+
+
+def saved(config: PretrainedConfig) -> Saved:
+    """What autograd keeps of it."""
+    return Saved(ffn=ffn_widths(config.activation_function))
 
 
 def fit(module: Any, site: Attention, plan: Plan, layout: Layout) -> None:

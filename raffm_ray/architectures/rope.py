@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from raffm_ray.architectures.saved import Saved, ffn_widths
 from raffm_ray.axes import Attention, Axis, Dim, Layout, Parameter, Plan, axis_named
 from raffm_ray.dims import kept_length
 from raffm_ray.errors import UserError
@@ -107,6 +108,11 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
 def positions(config: PretrainedConfig, tokens: int | None, targets: int | None) -> dict[str, int]:
     """How many positions an example has: `tokens` of text, the longest that the model takes where it is not given."""
     return {"tokens": tokens or config.max_position_embeddings, "examples": 1}
+
+
+def saved(config: PretrainedConfig) -> Saved:
+    """What autograd keeps of it."""
+    return Saved(residual=3, norm=1, ffn=ffn_widths(config.hidden_act, gated=True), qk=2 if config.model_type == "qwen3" else 0)
 
 
 def fit(module: Any, site: Attention, plan: Plan, layout: Layout) -> None:

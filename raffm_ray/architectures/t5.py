@@ -13,6 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from raffm_ray.architectures.attention import fit_attention
+from raffm_ray.architectures.saved import Saved, ffn_widths
 from raffm_ray.axes import Attention, Axis, Dim, Layer, Layout, Parameter, Plan
 
 RESIDUAL: Dim = ("residual",)
@@ -84,6 +85,11 @@ def _add_block(
 def positions(config: PretrainedConfig, tokens: int | None, targets: int | None) -> dict[str, int]:
     """How many positions an example has: `tokens` read by the encoder, `targets` written by the decoder."""
     return {"tokens": tokens or LONGEST, "targets": targets or tokens or LONGEST, "examples": 1}
+
+
+def saved(config: PretrainedConfig) -> Saved:
+    """What autograd keeps of it."""
+    return Saved(residual=3, norm=1, ffn=ffn_widths(config.dense_act_fn, config.is_gated_act), scores=1)
 
 
 def fit(module: Any, site: Attention, plan: Plan, layout: Layout) -> None:

@@ -6,6 +6,7 @@ heads; FFN neurons; the residual stream everywhere, class token, position and pa
 
 from transformers import PretrainedConfig
 
+from raffm_ray.architectures.saved import Saved, ffn_widths
 from raffm_ray.axes import Attention, Axis, Layout, Parameter
 
 RESIDUAL = ("residual",)
@@ -58,3 +59,8 @@ def positions(config: PretrainedConfig, tokens: int | None, targets: int | None)
     """How many positions an example has of each kind that `Parameter.matmul` names; they follow from the image's size."""
     patches = (config.image_size // config.patch_size) ** 2
     return {"patches": patches, "tokens": patches + (2 if config.model_type == "deit" else 1), "examples": 1}
+
+
+def saved(config: PretrainedConfig) -> Saved:
+    """What autograd keeps of it."""
+    return Saved(ffn=ffn_widths(config.hidden_act))
