@@ -3,7 +3,9 @@ import os
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import copy
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,7 @@ TOKENS, TARGETS = 12, 7
 CASES = [(name, head) for name, settings in TINY.items() for head in FAMILIES[settings["model_type"]].heads]
 
 
+@cache
 def architecture_case(name: str, head: str) -> Architecture:
     settings = {key: value for key, value in TINY[name].items() if head != "question_answering" or key != "num_labels"}
     return architecture_of(parse_config(settings), head, TOKENS, TARGETS)
@@ -116,6 +119,11 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
 @pytest.fixture
 def model(architecture: Architecture) -> torch.nn.Module:
     """A full model whose weights are all away from their initial zeros and ones."""
+    return copy.deepcopy(_random_model(architecture))
+
+
+@cache
+def _random_model(architecture: Architecture) -> torch.nn.Module:
     full = new_model(architecture, 1).eval()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():

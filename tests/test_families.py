@@ -14,7 +14,11 @@ from torch import Tensor, nn
 
 from raffm_ray.architectures import FAMILIES, HEADS, Architecture, architecture_of, build, parse_config, skeleton_key
 from raffm_ray.axes import Axis, AxisError, Dim, Indices, Plan, check_plan, dim_axes, dim_size, is_kept, take, take_all
+from raffm_ray.costs import Budget, costs_of
 from raffm_ray.errors import UserError
+from raffm_ray.extraction import Cutting, longest_prefix, ranked_list
+from raffm_ray.nesting import cut_layout, within
+from raffm_ray.salience import METRICS, rank
 
 ALL = ("groups", "heads", "qk", "vo", "ffn")
 KINDS = [ALL[:2], ("qk",), ("vo",), ("ffn",), ALL]
@@ -238,6 +242,24 @@ def test_a_configuration_that_cannot_be_is_one_clear_error(change, words) -> Non
         parse_config({**TINY["vit"], **change})
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": 25}, "hidden size .25. is not a multiple of the number of attention heads .4."),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 must be a multiple of num_key_value_heads 3"),
+        ({"pad_token_id": None}, "pad_token_id is needed"),
+        ({"head_dim": 7}, "even"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor 1",
+        ),
+    ],
+)
+def test_a_decoder_that_cannot_be_cut_is_one_clear_error(change, words) -> None:
+    with pytest.raises(UserError, match=words):
+        architecture_of(parse_config({**TINY["llama"], **change}), "sequence_classification")
+
+
 def test_a_head_that_a_family_lacks_is_named() -> None:
     with pytest.raises(UserError, match="'vit' has no 'question_answering' head here"):
         architecture_of(parse_config(TINY["vit"]), "question_answering")
@@ -250,6 +272,31 @@ def test_a_saved_model_loads_through_the_auto_class(architecture, model, inputs,
     architecture.config.save_pretrained(tmp_path)
     loaded = HEADS[architecture.head].from_pretrained(tmp_path).eval()
     torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_plan_inside_a_plan_cuts_the_same_in_its_coordinates(architecture, model, seed) -> None:
+    rng, layout = np.random.default_rng(seed), architecture.layout
+    outer = random_cut(layout, rng, (*ALL, "residual"), layers=True)
+    parents = {axis.parent for axis in layout.axes.values()} | layout.layer_axes
+    inner = Plan({name: kept if name in parents else kept[..., : (kept.shape[-1] + 1) // 2] for name, kept in outer.items()})
+    whole = {name: p.detach() for name, p in model.named_parameters()}
+    expected = take_all(whole, layout, inner)
+    found = take_all(take_all(whole, layout, outer), cut_layout(layout, outer), within(inner, outer, layout))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6])
+def test_a_budget_cuts_every_family(architecture, model, inputs, rng, share) -> None:
+    cutting = Cutting({"groups": 1, "heads": 1, "qk": 2, "vo": 2, "ffn": 4, "residual": 4}, {"residual": 0.5})
+    scores = METRICS["random"].score(architecture.layout, {}, {}, rng)
+    budget = Budget(training_flops=share * costs_of(architecture, Plan()).training_flops)
+    units = ranked_list(architecture, scores, cutting)
+    plan = longest_prefix(architecture, units, rank(scores), cutting, budget)
+    check_plan(plan, architecture.layout.axes)
+    assert 0.8 * share < costs_of(architecture, plan).training_flops / costs_of(architecture, Plan()).training_flops <= share
+    assert logits(cut(architecture, model, plan), inputs).isfinite().all()
 
 
 def test_layers_of_unlike_attention_cannot_be_dropped() -> None:
