@@ -43,7 +43,7 @@ def _split(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tupl
 def _bias_of_kept_heads(module: nn.Module, bias: Tensor | None) -> Tensor | None:
     """A position bias, [1, heads of the full model, queries, keys], for the heads that this module has."""
     rows: Tensor | None = getattr(module, "subnetwork_bias_rows", None)
-    return bias if bias is None or rows is None else bias.index_select(1, rows.to(bias.device))
+    return bias if bias is None or rows is None else bias.index_select(1, rows)
 
 
 def _sdpa(

@@ -135,13 +135,12 @@ def fit(module: Any, site: Attention, plan: Plan, layout: Layout) -> None:
 
 def _choose_pairs(module: Any, kept: Tensor, pairs: int) -> None:
     """Makes a module rotate the kept ones, shape [k], of a head's pairs by their own frequencies."""
-    index = torch.cat((kept, kept + pairs))
-    module.head_dim = len(index)
+    module.head_dim = 2 * len(kept)
+    module.register_buffer("subnetwork_pairs", torch.cat((kept, kept + pairs)), persistent=False)
 
-    def choose(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        cos, sin = named["position_embeddings"]
-        where = index.to(cos.device)
-        return arguments, {**named, "position_embeddings": (cos.index_select(-1, where), sin.index_select(-1, where))}
+    def choose(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        chosen = tuple(states.index_select(-1, module.subnetwork_pairs) for states in named["position_embeddings"])
+        return arguments, {**named, "position_embeddings": chosen}
 
     module.register_forward_pre_hook(choose, with_kwargs=True)
     # Qwen3 divides queries and keys by their root mean square over a head. Dropped dimensions count there as zeros of the full

@@ -97,4 +97,4 @@ def fit(module: Any, site: Attention, plan: Plan, layout: Layout) -> None:
     fit_attention(module, site, plan, layout, size="key_value_proj_dim")
     (heads,) = site.heads
     if isinstance(heads, str) and heads in plan:
-        module.subnetwork_bias_rows = torch.from_numpy(plan[heads].copy())
+        module.register_buffer("subnetwork_bias_rows", torch.from_numpy(plan[heads].copy()), persistent=False)
