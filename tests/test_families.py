@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, outputs
+from conftest import CASES, TINY, outputs
 from plans import legal_order, masks, random_cut
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from raffm_ray.architectures import FAMILIES, HEADS, Architecture, architecture_of, build, parse_config, skeleton_key
-from raffm_ray.axes import Axis, AxisError, Dim, Indices, Plan, check_plan, dim_axes, dim_size, is_kept, take, take_all
+from raffm_ray.axes import Axis, AxisError, Dim, Indices, Layout, Plan, check_plan, dim_axes, dim_size, is_kept, take, take_all
 from raffm_ray.costs import Budget, costs_of
 from raffm_ray.errors import UserError
 from raffm_ray.extraction import Cutting, longest_prefix, ranked_list
@@ -21,6 +21,8 @@ from raffm_ray.nesting import cut_layout, within
 from raffm_ray.salience import METRICS, rank
 
 ALL = ("groups", "heads", "qk", "vo", "ffn")
+DECODING = ("causal_language_modelling", "sequence_to_sequence")
+decoding = pytest.mark.parametrize("architecture", [case for case in CASES if case[1] in DECODING], ids="-".join, indirect=True)
 KINDS = [ALL[:2], ("qk",), ("vo",), ("ffn",), ALL]
 
 
@@ -192,7 +194,7 @@ def test_tied_parameters_stay_one(architecture, model, inputs, rng) -> None:
     }
     assert aliases(small) == expected
     tied = [name for name, names in expected.items() if len(names) > 1]
-    assert bool(tied) == (architecture.head in ("causal_language_modelling", "sequence_to_sequence") and bool(
+    assert bool(tied) == (architecture.head in DECODING and bool(
         getattr(architecture.config, "tie_word_embeddings", False)
     ))  # fmt: skip
     outputs(small, inputs).square().sum().backward()
@@ -210,19 +212,18 @@ def continued(model: nn.Module, inputs: Mapping[str, Tensor], use_cache: bool) -
     return result.sequences, torch.stack(result.logits)
 
 
-@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+def without_first_layers(layout: Layout, seed: int) -> Plan:
+    """A random cut without the first layers that can go: how long a text is so far is asked of the first cache."""
+    can_go = {spec.layer for spec in layout.parameters.values() if spec.layer}
+    first = {axis: min(index for name, index in can_go if name == axis) for axis in layout.layer_axes}
+    stay = {axis: [index for index in range(layout.axes[axis].size) if index != first[axis]] for axis in first}
+    return Plan({**random_cut(layout, np.random.default_rng(seed), ALL), **stay})
+
+
+@decoding
+@pytest.mark.parametrize("seed", [None, 0, 1])
 def test_generate_gives_the_same_words_with_and_without_cache(architecture, model, inputs, seed) -> None:
-    if architecture.head not in ("causal_language_modelling", "sequence_to_sequence"):
-        return
-    plan = Plan()
-    if seed is not None:
-        # The first layers that can go do: how long a text is so far is asked of the first cache.
-        layout, plan = architecture.layout, random_cut(architecture.layout, np.random.default_rng(seed), ALL)
-        can_go = {spec.layer for spec in layout.parameters.values() if spec.layer}
-        sizes = {axis: range(layout.axes[axis].size) for axis in layout.layer_axes}
-        first = {axis: min(index for name, index in can_go if name == axis) for axis in sizes}
-        plan = Plan({**plan, **{axis: [index for index in sizes[axis] if index != first[axis]] for axis in sizes}})
-    small = cut(architecture, model, plan)
+    small = cut(architecture, model, Plan() if seed is None else without_first_layers(architecture.layout, seed))
     if architecture.head == "sequence_to_sequence":
         asked = {name: values for name, values in inputs.items() if not name.startswith("decoder")}
     else:
@@ -235,6 +236,22 @@ def test_generate_gives_the_same_words_with_and_without_cache(architecture, mode
     if seed is None:
         assert small.generation_config.use_cache
         assert torch.equal(words, continued(model, asked, True)[0])
+
+
+@decoding
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_a_text_read_in_two_parts_is_read_the_same(architecture, model, inputs, seed) -> None:
+    small = cut(architecture, model, Plan() if seed is None else without_first_layers(architecture.layout, seed))
+    if architecture.head == "sequence_to_sequence":
+        name, whole = "decoder_input_ids", inputs["decoder_input_ids"][[1, 4]]  # those without padding, as below
+        beside = {key: inputs[key][[1, 4]] for key in ("input_ids", "attention_mask")}
+    else:
+        name, whole, beside = "input_ids", inputs["input_ids"][[0, 5]], {}
+    with torch.no_grad():
+        expected = small(**beside, **{name: whole}).logits[:, 4:]
+        first = small(**beside, **{name: whole[:, :4]}, use_cache=True)
+        rest = small(**beside, **{name: whole[:, 4:]}, past_key_values=first.past_key_values, use_cache=True).logits
+    torch.testing.assert_close(rest, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_full_plan_is_the_stock_model(architecture, model, inputs) -> None:
