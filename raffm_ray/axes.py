@@ -32,7 +32,7 @@ class AxisError(ValueError):
 
 @dataclass(frozen=True)
 class Axis:
-    """A named, countable thing in the model.
+    """A named, countable thing in the model; a `fixed` one is always whole and in order.
 
     `parent` names the axis it is nested in (`3/qk` in `3/heads`): its kept indices may then differ for every index of the
     parent, which must stand outside it in the same dim.
@@ -41,6 +41,7 @@ class Axis:
     name: str
     size: int
     parent: str | None = None
+    fixed: bool = False
 
 
 Axes = Mapping[str, Axis]
@@ -97,10 +98,10 @@ Layer = tuple[str, int]
 class Parameter:
     """What the project knows of one parameter.
 
-    `dims`: one dim for every position of its shape. `layer`: the axis and index it disappears with, if any.
-    `matmul`: the kind of positions it is multiplied at ("tokens", "patches", "examples"), None if in no matrix product.
-    `reads`: which of its dims is contracted with the input (1 for `nn.Linear`). `raw`: whether that input is the example itself,
-    whose gradient nobody needs.
+    `dims`: one dim for every position of its shape. `layer`: the axis and index it disappears with, if any. `matmul`: the kind of
+    positions it is multiplied at ("tokens", "targets", "patches", "examples"), None if in no matrix product. `reads`: which of its
+    dims is contracted with the input (1 for `nn.Linear`). `raw`: whether that input is the example itself, whose gradient nobody
+    needs. `module`: what multiplies, where it is not what the parameter is named after (tied embeddings).
     """
 
     dims: Dims
@@ -108,18 +109,27 @@ class Parameter:
     matmul: str | None = None
     reads: int = 1
     raw: bool = False
+    module: str | None = None
 
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention module: its path in the model, its axes, the FFN that follows, and the layer it disappears with."""
+    """One attention module. `heads`, `qk`, `vo`: dims as long as there are query heads, and as a query and a value are.
+
+    `ffn`: of the FFN right after it. `groups`: of key and value heads, None where every query head has its own. `queries`, `keys`:
+    the positions that attend and are attended to. `positional`: axes of which it must know the indices, not only how many.
+    """
 
     module: str
-    heads: str
-    qk: str
-    vo: str
-    ffn: str
+    heads: Dim
+    qk: Dim
+    vo: Dim
+    ffn: Dim | None
     layer: Layer | None = None
+    groups: Dim | None = None
+    queries: str = "tokens"
+    keys: str = "tokens"
+    positional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,6 +174,8 @@ def check_plan(plan: Plan, axes: Axes) -> None:
     """Raises AxisError unless every kept index of the plan exists, once, and rows are only given to nested axes."""
     for name, kept in plan.items():
         axis = axis_named(name, axes)
+        if axis.fixed:
+            raise AxisError(f"axis {name!r} is fixed: expected it in no plan, got {kept.shape}")
         if kept.ndim == 2:
             if axis.parent is None:
                 raise AxisError(f"axis {name!r}: expected kept indices of shape [k] (it is nested in none), got {kept.shape}")
@@ -216,6 +228,7 @@ def dim_indices(dim: Dim, axes: Axes, plan: Plan) -> Indices | None:
 
 Selection = tuple[Tensor | None, ...]
 """For every position of a shape, the kept indices, or None where all are kept in order."""
+Selections = Mapping[str, Selection]
 
 
 def selection(shape: Iterable[int], dims: Dims, axes: Axes, plan: Plan) -> Selection:
@@ -288,13 +301,7 @@ def coverage(shape: Iterable[int], dims: Dims, axes: Axes, plan: Plan, weight: f
     """A float32 tensor of that shape: `weight` where the plan keeps an entry, 0 elsewhere."""
     total = torch.zeros(tuple(shape))
     selected = selection(total.shape, dims, axes, plan)
-    part = torch.ones(()).expand(
-        [size if index is None else len(index) for size, index in zip(total.shape, selected, strict=True)]
-    )
-    return scatter_add_selected(total, part, selected, weight)
-
-
-Selections = Mapping[str, Selection]
+    return scatter_add_selected(total, take_selected(torch.ones(()).expand(total.shape), selected), selected, weight)
 
 
 def selections(shapes: Mapping[str, tuple[int, ...]], layout: Layout, plan: Plan) -> dict[str, Selection]:

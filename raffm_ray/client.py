@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raffm_ray.architectures import Architecture, install, skeleton
-from raffm_ray.axes import Plan, Selections, kept_size, scatter_add_selected, selections, take_selected
+from raffm_ray.architectures import Architecture, skeleton, skeleton_key
+from raffm_ray.architectures.modules import install
+from raffm_ray.axes import Plan, Selections, scatter_add_selected, selections, take_selected
 from raffm_ray.examples import Examples, steps_of
 from raffm_ray.messages import Job, Package, Report, Update, views
 from raffm_ray.nesting import cut_layout, within
@@ -90,10 +91,7 @@ class Runner:
         cut = {name: take_selected(parameters[name], selected) for name, selected in self._selections(plan).items()}
         tensors = correct_norms(cut, norm_factors(plan, layout, package.norms))
         owned = {name: values.to(self.device, copy=True) for name, values in tensors.items()}
-        # Plans of the same widths differ only in which indices they keep, so their modules differ only in weights.
-        layers = tuple(str(plan.get(name)) for name in sorted(layout.layer_axes))
-        widths = (layers, tuple(kept_size(name, layout.axes, plan) for name in layout.axes))
-        chosen = _remember(self.skeletons, widths, lambda: self._skeleton(plan))
+        chosen = _remember(self.skeletons, skeleton_key(self.architecture, plan), lambda: self._skeleton(plan))
         self.in_use.append(chosen)
         return install(chosen.module, owned)
 
@@ -186,9 +184,9 @@ class Runner:
         chosen = selections(sizes, cut_layout(layout, outer), within(plan, outer, layout))
         factors = relative_factors(norm_factors(plan, layout, package.norms), norm_factors(outer, layout, package.norms))
         norms = [
-            (theirs[f"{name}.weight"], theirs[f"{name}.bias"], scale, shift)
+            (theirs[f"{name}.weight"], theirs.get(f"{name}.bias"), scale, shift)
             for name, (scale, shift) in factors.items()
-            if f"{name}.bias" in theirs
+            if f"{name}.weight" in theirs
         ]
         return Prefix(module, [(own[name], values, chosen[name]) for name, values in theirs.items()], norms)
 

@@ -12,7 +12,8 @@ from math import prod
 from typing import NamedTuple
 
 from raffm_ray.architectures import Architecture
-from raffm_ray.axes import Dim, Layer, Plan, is_kept, kept_size
+from raffm_ray.axes import Layer, Plan, is_kept, kept_size
+from raffm_ray.dims import dim_products, kept_length
 from raffm_ray.errors import UserError, look_up
 
 FLOAT_BYTES = 4
@@ -79,7 +80,7 @@ def _terms(architecture: Architecture) -> tuple[_Term, ...]:
     for name, spec in architecture.layout.parameters.items():
         positions = architecture.positions[spec.matmul] if spec.matmul else 0
         fixed = prod(size for size, dim in zip(architecture.shapes[name], spec.dims, strict=True) if not dim)
-        for axes in product(*(_products(dim) for dim in spec.dims)):
+        for axes in product(*(dim_products(dim) for dim in spec.dims)):
             total = sums.setdefault((tuple(sorted(chain(*axes))), spec.layer), [0, 0, 0])
             total[0] += fixed
             total[1] += 2 * positions * fixed
@@ -87,21 +88,14 @@ def _terms(architecture: Architecture) -> tuple[_Term, ...]:
     return tuple(_Term(axes, layer, *total) for (axes, layer), total in sums.items())
 
 
-def _products(dim: Dim) -> list[tuple[str, ...]]:
-    """A dim as a sum of products of axes: one product, or one for each part of a fused dim."""
-    if dim and not isinstance(dim[0], str):
-        return [axes for part in dim if not isinstance(part, str) for axes in _products(part)]
-    return [tuple(name for name in dim if isinstance(name, str))]
-
-
 def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimizer: str = "adamw") -> Costs:
     """The costs of a plan; `batch_size` and `optimizer` matter for memory only.
 
     FLOPs count multiplications and additions of matrix products as `torch.utils.flop_counter` does: 2 x positions x entries for a
-    projection, 2 x positions^2 x size for each of the two attention products; the backward pass costs twice the forward, less the
-    gradient of the raw input, which nobody needs.
+    projection, 2 x queries x keys x size for each of the two attention products (a causal mask does not halve them); the backward
+    pass costs twice the forward, less the gradient of the raw input, which nobody needs.
     """
-    layout, tokens = architecture.layout, architecture.positions["tokens"]
+    layout, positions = architecture.layout, architecture.positions
     kept = {name: kept_size(name, layout.axes, plan) for name in layout.axes}
     params = layer_params = forward = first = 0
     for term in _terms(architecture):
@@ -113,30 +107,41 @@ def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimi
             first += term.first_flops * size
     for site in layout.attentions:
         if is_kept(site.layer, plan):
-            forward += 2 * tokens * tokens * kept[site.heads] * (kept[site.qk] + kept[site.vo])
+            heads, qk, vo = (kept_length(dim, layout.axes, plan) for dim in (site.heads, site.qk, site.vo))
+            forward += 2 * positions[site.queries] * positions[site.keys] * heads * (qk + vo)
     floats = params * (2 + look_up(OPTIMIZER_FLOATS, optimizer, "optimizer")) + batch_size * activation_floats(architecture, plan)
     return Costs(params, layer_params, params * FLOAT_BYTES, forward, 3 * forward - first, floats * FLOAT_BYTES)
 
 
 def activation_floats(architecture: Architecture, plan: Plan) -> int:
-    """Estimate of the floats that autograd keeps for one example until the backward pass.
+    """Estimate of the floats that autograd keeps for one example until the backward pass; `saved` is the family's (see `Saved`).
 
-    Per token and layer: `architecture.saved["residual"]` residual streams (inputs and outputs of norms), mean and inverse
-    deviation of two norms, `saved["ffn"]` FFN widths, query, key, value and context of every head (padded to the larger of the
-    two sizes when they differ, see architectures/attention.py), a copy of the context and one log-sum-exp a head; at the end one
-    norm. The copy is only made where the sizes differ; it is always counted, so that more units never cost less. Dropout, if the
-    configuration has any, keeps masks that are not counted.
+    Per token and norm: `saved.residual` residual streams (its input, its output) and `saved.norm` single numbers; there is a norm
+    before or after every attention and FFN, and one at the end of every stack. `saved.ffn` FFN widths. Query, key, value and context
+    of every query head (padded to the larger of the two sizes when they differ, see architectures/attention.py; keys and values
+    that heads share are repeated), a copy of the context and one log-sum-exp a head, `saved.scores` attention matrices, and
+    `saved.qk` queries and unrepeated keys. The copy is only made where the sizes differ; it is always counted, so that more units never cost less. `saved.logits` copies of
+    the output at every position. Dropout, if the configuration has any, keeps masks that are not counted.
     """
-    layout, saved, tokens = architecture.layout, architecture.saved, architecture.positions["tokens"]
-    residual = kept_size("residual", layout.axes, plan)
-    per_token = 2 * residual + 2
+    layout, saved, positions = architecture.layout, architecture.saved, architecture.positions
+    normed = saved.residual * kept_size("residual", layout.axes, plan) + saved.norm
+    total = normed * sum(positions[kind] for kind in {site.queries for site in layout.attentions})
     for site in layout.attentions:
         if not is_kept(site.layer, plan):
             continue
-        heads, qk, vo = (kept_size(axis, layout.axes, plan) for axis in (site.heads, site.qk, site.vo))
-        ffn = kept_size(site.ffn, layout.axes, plan)
-        per_token += saved["residual"] * residual + 4 + heads * (4 * max(qk, vo) + min(qk, vo) + 1) + saved["ffn"] * ffn
-    return tokens * per_token
+        heads, qk, vo = (kept_length(dim, layout.axes, plan) for dim in (site.heads, site.qk, site.vo))
+        queries, keys, larger = positions[site.queries], positions[site.keys], max(qk, vo)
+        total += queries * normed
+        total += heads * (queries * (2 * larger + min(qk, vo) + 1) + keys * 2 * larger + saved.scores * queries * keys)
+        if saved.qk:
+            groups = kept_length(site.groups or site.heads, layout.axes, plan)
+            total += saved.qk * qk * (queries * heads + keys * groups)
+        if site.ffn is not None:
+            total += queries * (normed + saved.ffn * kept_length(site.ffn, layout.axes, plan))
+    for name, spec in layout.parameters.items():
+        if spec.matmul and len(spec.dims) == 2 and not spec.dims[1 - spec.reads]:
+            total += saved.logits * positions[spec.matmul] * architecture.shapes[name][1 - spec.reads]
+    return total
 
 
 def budget_from(settings: Mapping[str, float], full: Costs) -> Budget:

@@ -8,14 +8,16 @@ answered by a bisection over the closed formulas of costs.py, so a budget may be
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, product
 from math import ceil, prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.architectures import Architecture
-from raffm_ray.axes import Layout, Plan, dim_axes
+from raffm_ray.axes import Layout, Plan
 from raffm_ray.costs import Budget, Costs, costs_of
+from raffm_ray.dims import dim_products
 from raffm_ray.errors import UserError
 from raffm_ray.salience import Orders, Scores, rankable
 
@@ -78,9 +80,13 @@ def plan_of_rates(rates: Mapping[str, float], orders: Orders, layout: Layout, cu
 def unit_costs(architecture: Architecture) -> dict[str, float]:
     """Parameters that one index of every axis removes from the full model (in every index of its parent together)."""
     costs = dict.fromkeys(architecture.layout.axes, 0.0)
+    axes = architecture.layout.axes
     for key, spec in architecture.layout.parameters.items():
-        for name in {name for dim in spec.dims for name in dim_axes(dim)}:
-            costs[name] += prod(architecture.shapes[key]) / architecture.layout.axes[name].size
+        fixed = prod(size for size, dim in zip(architecture.shapes[key], spec.dims, strict=True) if not dim)
+        for factors in product(*(dim_products(dim) for dim in spec.dims)):
+            names = list(chain(*factors))
+            for name in set(names):
+                costs[name] += fixed * prod(axes[one].size for one in names) / axes[name].size
     return costs
 
 

@@ -1,8 +1,10 @@
 """Plans inside plans: the layout of a subnetwork, and a smaller plan in its coordinates."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from raffm_ray.axes import Axis, AxisError, Indices, Layout, Plan, axis_named, dim_axes, is_kept, kept_size
+from raffm_ray.axes import AxisError, Indices, Layout, Plan, axis_named, dim_axes, is_kept, kept_size
 
 
 def within(inner: Plan, outer: Plan, layout: Layout) -> Plan:
@@ -48,7 +50,7 @@ def cut_layout(layout: Layout, plan: Plan) -> Layout:
     """The layout of the subnetwork itself: the same names, the kept sizes. Layer axes keep their numbers and size."""
     layer_axes = layout.layer_axes
     axes = {
-        name: axis if name in layer_axes else Axis(name, kept_size(name, layout.axes, plan), axis.parent)
+        name: axis if name in layer_axes else replace(axis, size=kept_size(name, layout.axes, plan))
         for name, axis in layout.axes.items()
     }
     present = {name: spec for name, spec in layout.parameters.items() if is_kept(spec.layer, plan)}

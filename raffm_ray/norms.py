@@ -1,9 +1,9 @@
-"""Layer norms of a subnetwork whose residual stream is cut.
+"""Norms of a subnetwork whose residual stream is cut.
 
 A norm over the kept channels S sees another mean and deviation than the full one did. With z = (x - mu) / sigma of the full
 stream, the full norm's output on S is (x - mu_S) / sigma_S * (sigma_S / sigma) + (mu_S - mu) / sigma, so folding the expectations
 of the two factors into gain and bias restores it on average. Both follow, for any S, from the per-channel mean and mean square of
-z, which clients can report as sums.
+z, which clients can report as sums. Root mean square norms subtract no mean: z = x / rms, and only the gain is corrected.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,23 +18,28 @@ MEAN, SQUARE, POSITIONS = "norm_mean", "norm_square", "norm_positions"
 
 
 def norm_statistics(model: nn.Module, layout: Layout, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Sums over examples and positions of z and z^2 for every norm, shape [residual], and the count of positions; float64."""
+    """Sums over examples and positions of z and z^2 for every norm, shape [residual], and the count of positions; float64.
+
+    Norms that do not subtract a mean report no sums of z.
+    """
     totals: dict[str, Tensor] = {}
 
-    def hook(name: str, eps: float) -> RemovableHandle:
+    def hook(name: str) -> RemovableHandle:
+        norm = model.get_submodule(name)
+        centred = isinstance(norm, nn.LayerNorm)
+        eps = float(getattr(norm, "eps", getattr(norm, "variance_epsilon", 0.0)))
+
         def measure(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].detach().double().flatten(0, -2)
-            z = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + eps).sqrt()
-            for key, value in (
-                (MEAN, z.sum(0)),
-                (SQUARE, z.square().sum(0)),
-                (POSITIONS, torch.tensor(float(len(z)), dtype=torch.float64)),
-            ):
+            x = x - x.mean(-1, keepdim=True) if centred else x
+            z = x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
+            sums = {SQUARE: z.square().sum(0), POSITIONS: torch.tensor(float(len(z)), dtype=torch.float64)}
+            for key, value in (sums | ({MEAN: z.sum(0)} if centred else {})).items():
                 totals[f"{key}@{name}"] = totals.get(f"{key}@{name}", torch.zeros_like(value.cpu())) + value.cpu()
 
-        return model.get_submodule(name).register_forward_pre_hook(measure)
+        return norm.register_forward_pre_hook(measure)
 
-    handles = [hook(name, float(getattr(model.get_submodule(name), "eps", 0.0))) for name in layout.norms]
+    handles = [hook(name) for name in layout.norms]
     was_training = model.training
     model.eval()
     try:
@@ -62,10 +67,11 @@ def norm_factors(plan: Plan, layout: Layout, statistics: Mapping[str, Tensor] | 
     factors: dict[str, tuple[float, float]] = {}
     for name in layout.norms:
         (axis,) = dim_axes(layout.parameters[f"{name}.weight"].dims[0])
-        if not statistics or axis not in plan or f"{MEAN}@{name}" not in statistics:
+        if not statistics or axis not in plan or f"{SQUARE}@{name}" not in statistics:
             continue
         kept, positions = torch.from_numpy(plan[axis].copy()), statistics[f"{POSITIONS}@{name}"]
-        shift = (statistics[f"{MEAN}@{name}"][kept] / positions).mean()
+        mean = statistics.get(f"{MEAN}@{name}")
+        shift = torch.zeros(()) if mean is None else (mean[kept] / positions).mean()
         scale = ((statistics[f"{SQUARE}@{name}"][kept] / positions).mean() - shift.square()).clamp(min=0).sqrt()
         factors[name] = (float(scale), float(shift))
     return factors

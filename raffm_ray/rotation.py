@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from raffm_ray.axes import Dim, Layout, dim_axes, dim_size
+from raffm_ray.axes import Layout, dim_size
+from raffm_ray.dims import dim_products, innermost
 from raffm_ray.errors import UserError, look_up
 from raffm_ray.salience import Parameters, Statistics
 
@@ -58,10 +59,10 @@ class Ends:
 def ends(layout: Layout, name: str) -> Ends:
     """Who writes and who reads an axis."""
     places = {
-        Place(key, position, part if _is_fused(dim) else None): spec
+        Place(key, position, part if len(dim_products(dim)) > 1 else None): spec
         for key, spec in layout.parameters.items()
         for position, dim in enumerate(spec.dims)
-        for part, product in enumerate(_products(dim))
+        for part, product in enumerate(dim_products(dim))
         if name in product
     }
     linear = {one: spec for one, spec in places.items() if spec.matmul and len(spec.dims) == 2}
@@ -72,15 +73,6 @@ def ends(layout: Layout, name: str) -> Ends:
     )
     readers = tuple(one for one, spec in linear.items() if one.position == spec.reads)
     return Ends(writers, readers, tuple(one for one in places if one not in (*sum(writers, ()), *readers)))
-
-
-def _is_fused(dim: Dim) -> bool:
-    return bool(dim) and not isinstance(dim[0], str)
-
-
-def _products(dim: Dim) -> list[list[str]]:
-    """A dim as products of axes one after the other: a single one unless it is fused."""
-    return [dim_axes(part) for part in dim if not isinstance(part, str)] if _is_fused(dim) else [dim_axes(dim)]
 
 
 def _ancestors(layout: Layout, name: str) -> list[str]:
@@ -97,7 +89,7 @@ def axis_view(values: Tensor, layout: Layout, name: str, place: Place, position:
     """
     dim = layout.parameters[place.parameter].dims[place.position]
     position = place.position if position is None else position
-    products = _products(dim)
+    products = dim_products(dim)
     if place.part is not None:
         sizes = [dim_size(tuple(product), layout.axes) for product in products]
         values = values.narrow(position, sum(sizes[: place.part]), sizes[place.part])
@@ -117,8 +109,8 @@ def rotatable(layout: Layout) -> dict[str, str | None]:
     if not layout.attentions:
         return dict.fromkeys(("qk", "vo"), "the model has no attention")
     found = {
-        "qk": [_qk_reason(layout, site.qk) for site in layout.attentions],
-        "vo": [_vo_reason(layout, site.vo) for site in layout.attentions],
+        "qk": [_qk_reason(layout, innermost(site.qk)) for site in layout.attentions],
+        "vo": [_vo_reason(layout, innermost(site.vo)) for site in layout.attentions],
     }
     return {kind: next(filter(None, reasons), None) for kind, reasons in found.items()}
 
@@ -144,7 +136,7 @@ def _shape_reason(layout: Layout, name: str, found: Ends, writers: int) -> str |
         return f"{name!r} is written by {len(found.writers)} projections, not {writers}"
     outside = _ancestors(layout, name)
     for place in (*sum(found.writers, ()), *found.readers):
-        product = _products(layout.parameters[place.parameter].dims[place.position])[place.part or 0]
+        product = dim_products(layout.parameters[place.parameter].dims[place.position])[place.part or 0]
         if not set(outside) <= set(product):
             return f"{name!r} does not stand inside {outside} in {place.parameter}"
     return None
@@ -160,7 +152,7 @@ def _roles(layout: Layout) -> list[tuple[str, str, Place, bool]]:
 
 def _names(layout: Layout, kinds: Iterable[str], kind: str) -> list[str]:
     """The axes of one kind, if it is among those asked for."""
-    return list(dict.fromkeys(getattr(site, kind) for site in layout.attentions)) if kind in kinds else []
+    return list(dict.fromkeys(innermost(getattr(site, kind)) for site in layout.attentions)) if kind in kinds else []
 
 
 def _chosen(layout: Layout, kinds: Sequence[str] | None) -> list[str]:

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raffm_ray.axes import Dim, Indices, Layout, dim_axes, dim_size
+from raffm_ray.dims import dim_products
 from raffm_ray.errors import UserError
 from raffm_ray.objectives import Objective
 
 Scores = Mapping[str, NDArray[np.float64]]
 Orders = Mapping[str, Indices]
 Statistics = Mapping[str, Tensor]
-"""Sums over examples, float64, by key: an axis, or `axis@module` where several modules are measured; `examples` counts."""
+"""Sums over examples, float64, by key: an axis, or `axis@site` where several sites are measured; `examples` counts."""
 Parameters = Mapping[str, Tensor]
 
 
@@ -62,17 +63,42 @@ def unit_sums(values: Tensor, dims: tuple[Dim, ...], name: str, layout: Layout, 
 
 
 def rankable(layout: Layout) -> list[str]:
-    """The axes whose units can be ranked: all but the layers themselves."""
-    return [name for name in layout.axes if name not in layout.layer_axes]
+    """The axes whose units can be ranked: all but the layers themselves and what is fixed."""
+    return [name for name, axis in layout.axes.items() if name not in layout.layer_axes and not axis.fixed]
 
 
-def sites(layout: Layout, name: str) -> list[tuple[str, str]]:
-    """Where the units of an axis are measured: (module, "input" or "output") pairs, in the model's order."""
-    linears = {key: spec for key, spec in layout.parameters.items() if spec.matmul and len(spec.dims) == 2}
-    readers = [(key.removesuffix(".weight"), "input") for key, spec in linears.items() if name in dim_axes(spec.dims[spec.reads])]
-    writers = [
-        (key.removesuffix(".weight"), "output") for key, spec in linears.items() if name in dim_axes(spec.dims[1 - spec.reads])
-    ]
+@dataclass(frozen=True)
+class Site:
+    """Where the units of an axis are measured: at the input or output of the module that multiplies by a parameter.
+
+    `dim`: what its numbers are; of a fused projection's output, those from `start` on.
+    """
+
+    module: str
+    side: str
+    parameter: str
+    dim: Dim
+    start: int = 0
+
+    @property
+    def name(self) -> str:
+        """A name of its own for every site."""
+        return f"{self.module}+{self.start}" if self.start else self.module
+
+
+def sites(layout: Layout, name: str) -> list[Site]:
+    """Where the units of an axis are measured, in the model's order; every part of a fused projection is a site."""
+    readers, writers = [], []
+    for key, spec in layout.parameters.items():
+        if not spec.matmul or len(spec.dims) != 2:
+            continue
+        module, start = spec.module or key.removesuffix(".weight"), 0
+        if name in dim_axes(spec.dims[spec.reads]):
+            readers.append(Site(module, "input", key, spec.dims[spec.reads]))
+        for part in dim_products(spec.dims[1 - spec.reads]):
+            if name in part:
+                writers.append(Site(module, "output", key, part, start))
+            start += dim_size(part, layout.axes)
     return readers or writers
 
 
@@ -86,27 +112,31 @@ class _Recorder:
         self.handles = []
         for name in rankable(layout):
             measured = sites(layout, name)
-            if self.gradient and measured and measured[0][1] == "output":
+            if self.gradient and measured and measured[0].side == "output":
                 measured = measured[:1]  # q . dL/dq and k . dL/dk are the same number
-            for module, side in measured:
-                spec = layout.parameters[f"{module}.weight"]
-                dim = spec.dims[spec.reads if side == "input" else 1 - spec.reads]
-                key = name if self.gradient or side == "input" else f"{name}@{module}"
-                self.handles.append(self._hook(model.get_submodule(module), side, name, key, dim))
+            for site in measured:
+                key = name if self.gradient or site.side == "input" else f"{name}@{site.name}"
+                self.handles.append(self._hook(model.get_submodule(site.module), site, name, key))
 
-    def _hook(self, module: nn.Module, side: str, name: str, key: str, dim: Dim) -> torch.utils.hooks.RemovableHandle:
+    def _hook(self, module: nn.Module, site: Site, name: str, key: str) -> torch.utils.hooks.RemovableHandle:
         def catch(states: Tensor) -> None:
-            # One tensor read by several projections is one activation.
-            if any(states is other for other in self.seen.setdefault(name, [])):
-                return
-            self.seen[name].append(states)
+            stop = site.start + dim_size(site.dim, self.layout.axes)
             if self.gradient:
-                states.register_hook(lambda grad: self._add(key, states.detach() * grad, dim, name))
+                states.register_hook(lambda grad: add(states.detach() * grad, stop))
             else:
-                self._add(key, states.detach().square(), dim, name)
+                add(states.detach().square(), stop)
 
-        if side == "input":
-            return module.register_forward_pre_hook(lambda _, inputs: catch(inputs[0]))
+        def add(values: Tensor, stop: int) -> None:
+            self._add(key, values[..., site.start : stop], site.dim, name)
+
+        def catch_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            # One tensor read by several projections is one activation.
+            if not any(inputs[0] is other for other in self.seen.setdefault(name, [])):
+                self.seen[name].append(inputs[0])
+                catch(inputs[0])
+
+        if site.side == "input":
+            return module.register_forward_pre_hook(catch_input)
         return module.register_forward_hook(lambda _, __, output: catch(output))
 
     def _add(self, key: str, values: Tensor, dim: Dim, name: str) -> None:
@@ -204,14 +234,13 @@ def activation(layout: Layout, parameters: Parameters, statistics: Statistics, r
     scores: dict[str, NDArray[np.float64]] = {}
     for name in rankable(layout):
         if name not in statistics:
-            norms = [statistics[f"{name}@{module}"].sqrt() for module, _ in sites(layout, name)]
+            norms = [statistics[f"{name}@{site.name}"].sqrt() for site in sites(layout, name)]
             scores[name] = torch.stack(norms).prod(0).numpy()
             continue
         weights = torch.zeros_like(statistics[name])
-        for module, _ in sites(layout, name):
-            spec = layout.parameters[f"{module}.weight"]
-            reading = ((), spec.dims[1]) if spec.reads == 1 else (spec.dims[0], ())
-            weights += unit_sums(parameters[f"{module}.weight"].detach().double().abs().cpu(), reading, name, layout)
+        for site in sites(layout, name):
+            reading = ((), site.dim) if layout.parameters[site.parameter].reads == 1 else (site.dim, ())
+            weights += unit_sums(parameters[site.parameter].detach().double().abs().cpu(), reading, name, layout)
         scores[name] = (weights * statistics[name].sqrt()).numpy()
     return scores
 

@@ -38,12 +38,13 @@ class Prefix:
     """A smaller plan that is trained inside a client's own: a module, and where its parameters lie in the client's.
 
     `shared`: (the client's parameter, the prefix's, what the prefix takes of it). `norms`: (the prefix's gain, its bias, scale,
-    shift) of norms that are corrected because the prefix narrows the residual stream further (see norms.py).
+    shift) of norms that are corrected because the prefix narrows the residual stream further (see norms.py); the bias is None
+    where a norm has none.
     """
 
     module: nn.Module
     shared: Sequence[tuple[Tensor, Tensor, Selection]]
-    norms: Sequence[tuple[Tensor, Tensor, float, float]] = ()
+    norms: Sequence[tuple[Tensor, Tensor | None, float, float]] = ()
 
     def read(self) -> None:
         """Takes the current values of the client's parameters."""
@@ -52,14 +53,17 @@ class Prefix:
                 theirs.copy_(take_selected(mine, selected))
                 theirs.grad = None
             for gain, bias, scale, shift in self.norms:
-                bias.add_(gain, alpha=shift)
+                if bias is not None:
+                    bias.add_(gain, alpha=shift)
                 gain.mul_(scale)
 
     def return_gradients(self) -> None:
         """Adds the prefix's gradients to the client's: what was read by `take` returns by `scatter_add`."""
         for gain, bias, scale, shift in self.norms:
-            if gain.grad is not None and bias.grad is not None:
-                gain.grad.mul_(scale).add_(bias.grad, alpha=shift)
+            if gain.grad is not None:
+                gain.grad.mul_(scale)
+                if bias is not None and bias.grad is not None:
+                    gain.grad.add_(bias.grad, alpha=shift)
         for mine, theirs, selected in self.shared:
             if theirs.grad is not None:
                 if mine.grad is None:

@@ -3,7 +3,9 @@ import os
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,15 @@ _TEXT = {
     "max_position_embeddings": 20, "num_labels": 10, "pad_token_id": 1,
     "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
+_DECODER = {
+    "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 40, "max_position_embeddings": 20, "num_labels": 10, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3,
+}  # fmt: skip
+_T5 = {
+    "model_type": "t5", "vocab_size": 50, "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 3, "num_decoder_layers": 3,
+    "num_heads": 3, "dropout_rate": 0.0, "pad_token_id": 1, "eos_token_id": 3, "decoder_start_token_id": 1,
+    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16,
+}  # fmt: skip
 TINY: dict[str, dict[str, Any]] = {
     "vit": {"model_type": "vit", **_VISION},
     "deit": {"model_type": "deit", **_VISION},
@@ -34,8 +45,19 @@ TINY: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 20, "num_labels": 10, "pad_token_id": 1, "dropout": 0.0, "attention_dropout": 0.0,
         "seq_classif_dropout": 0.0, "qa_dropout": 0.0,
     },
+    "gpt2": {
+        "model_type": "gpt2", "vocab_size": 50, "n_embd": 24, "n_layer": 3, "n_head": 3, "n_inner": 40, "n_positions": 20,
+        "num_labels": 10, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
+    "llama": {"model_type": "llama", **_DECODER, "head_dim": 8, "attention_bias": True, "mlp_bias": True},
+    "qwen2": {"model_type": "qwen2", **_DECODER, "tie_word_embeddings": True, "hidden_size": 32},
+    "qwen3": {"model_type": "qwen3", **_DECODER, "head_dim": 8, "tie_word_embeddings": True},
+    "mistral": {"model_type": "mistral", **_DECODER, "head_dim": 8, "sliding_window": 5},
+    "t5": _T5,
+    "t5_gated": {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 2, "initializer_factor": 0.1},
 }  # fmt: skip
-"""A small random configuration of every family; the contract tests loop over it."""
+"""Small random configurations by name, at least one of every family; the contract tests loop over them."""
 
 
 def tiny_experiment(**changes: Any) -> Experiment:
@@ -96,13 +118,14 @@ def small_tokenizer(words: Sequence[str]) -> Any:
     )  # fmt: skip
 
 
-TOKENS = 12
-CASES = [(model_type, head) for model_type in TINY for head in FAMILIES[model_type].heads]
+TOKENS, TARGETS = 12, 7
+CASES = [(name, head) for name, settings in TINY.items() for head in FAMILIES[settings["model_type"]].heads]
 
 
-def architecture_case(model_type: str, head: str) -> Architecture:
-    settings = {key: value for key, value in TINY[model_type].items() if head != "question_answering" or key != "num_labels"}
-    return architecture_of(parse_config(settings), head, TOKENS)
+@cache
+def architecture_case(name: str, head: str) -> Architecture:
+    settings = {key: value for key, value in TINY[name].items() if head != "question_answering" or key != "num_labels"}
+    return architecture_of(parse_config(settings), head, TOKENS, TARGETS)
 
 
 @pytest.fixture(params=CASES, ids="-".join)
@@ -113,6 +136,11 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
 @pytest.fixture
 def model(architecture: Architecture) -> torch.nn.Module:
     """A full model whose weights are all away from their initial zeros and ones."""
+    return copy.deepcopy(_random_model(architecture))
+
+
+@cache
+def _random_model(architecture: Architecture) -> torch.nn.Module:
     full = new_model(architecture, 1).eval()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -127,18 +155,27 @@ def inputs(architecture: Architecture) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     if architecture.head == "image_classification":
         return {"pixel_values": torch.randn(6, 1, 8, 8, generator=generator)}
-    lengths = torch.tensor([TOKENS, 5, 9, 2, 7, TOKENS])
-    mask = (torch.arange(TOKENS) < lengths[:, None]).long()
-    words = torch.randint(2, 50, (6, TOKENS), generator=generator)
-    return {"input_ids": torch.where(mask.bool(), words, 1), "attention_mask": mask}
+
+    def text(lengths: list[int], prefix: str = "") -> dict[str, torch.Tensor]:
+        longest = max(lengths)
+        mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+        words = torch.randint(2, 50, (len(lengths), longest), generator=generator)
+        return {f"{prefix}input_ids": torch.where(mask.bool(), words, 1), f"{prefix}attention_mask": mask}
+
+    source = text([TOKENS, 5, 9, 2, 7, TOKENS])
+    if architecture.head == "sequence_to_sequence":
+        source |= text([3, TARGETS, 1, 6, TARGETS, 4], "decoder_")
+    return source
 
 
 def outputs(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What a model says of each example, [examples, numbers]: class logits, or the logits of start and end at real tokens."""
+    """What a model says of each example, [examples, numbers]: class logits, or those of words or of start and end at real tokens."""
     result = model(**inputs)
-    if hasattr(result, "logits"):
+    if hasattr(result, "logits") and result.logits.ndim == 2:
         return result.logits
-    real = inputs["attention_mask"].bool()
+    real = inputs.get("decoder_attention_mask", inputs.get("attention_mask")).bool()
+    if hasattr(result, "logits"):
+        return torch.where(real[..., None], result.logits, 0.0).flatten(1)
     spans = [torch.where(real, logits, 0.0) for logits in (result.start_logits, result.end_logits)]
     return torch.cat(spans, dim=1)
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from raffm_ray.axes import Indices, Layout, Plan, coverage, is_kept
+from raffm_ray.axes import Indices, Layout, Plan, coverage, dim_axes, is_kept
 from raffm_ray.extraction import kind_of
 
 
 def legal_order(
-    layout: Layout, rng: np.random.Generator, kinds: tuple[str, ...] = ("heads", "qk", "vo", "ffn", "residual")
+    layout: Layout, rng: np.random.Generator, kinds: tuple[str, ...] = ("groups", "heads", "qk", "vo", "ffn", "residual")
 ) -> Plan:
     """Every index of every axis of these kinds, in a random order; nested axes in one order per parent."""
     kept: dict[str, Indices] = {}
@@ -22,13 +22,24 @@ def legal_order(
 
 
 def random_cut(layout: Layout, rng: np.random.Generator, kinds: tuple[str, ...], layers: bool = False) -> Plan:
-    """Keeps a random part of every axis of these kinds (between one index and all), different for every axis."""
+    """Keeps a random part of every axis of these kinds (between one index and all), different for every axis.
+
+    With `layers`, of every stack too, and of what is left only.
+    """
     order = legal_order(layout, rng, kinds)
     kept = {name: np.asarray(full[..., : rng.integers(1, full.shape[-1] + 1)]) for name, full in order.items()}
     if layers:
-        size = layout.axes["layers"].size
-        kept["layers"] = np.sort(rng.permutation(size)[: rng.integers(1, size + 1)])
-        kept = {name: value for name, value in kept.items() if "/" not in name or int(name.split("/")[0]) in kept["layers"]}
+        dropped: set[tuple[str, int]] = set()
+        for axis in sorted(layout.layer_axes):
+            can_go = sorted({spec.layer[1] for spec in layout.parameters.values() if spec.layer and spec.layer[0] == axis})
+            size = layout.axes[axis].size
+            fewest = int(len(can_go) == size)  # a stack whose first layer cannot go may lose all others
+            staying = rng.permutation(can_go)[: rng.integers(fewest, len(can_go) + 1)]
+            kept[axis] = np.array(sorted({*range(size)} - {*can_go} | {*staying}))
+            dropped |= {(axis, index) for index in can_go if index not in staying}
+        left = [spec for spec in layout.parameters.values() if spec.layer not in dropped]
+        used = {name for spec in left for dim in spec.dims for name in dim_axes(dim)} | layout.layer_axes
+        kept = {name: value for name, value in kept.items() if name in used}
     return Plan(kept)
 
 

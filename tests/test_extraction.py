@@ -10,9 +10,9 @@ from raffm_ray.architectures import architecture_of, parse_config
 from raffm_ray.axes import Plan, check_plan
 from raffm_ray.costs import Budget, budget_from, costs_of
 from raffm_ray.errors import UserError
-from raffm_ray.extraction import Cutting, common_rate, longest_prefix, plan_of_rates, ranked_list
+from raffm_ray.extraction import Cutting, common_rate, longest_prefix, plan_of_rates, ranked_list, unit_costs
 from raffm_ray.nesting import within
-from raffm_ray.salience import METRICS, identity_orders, rank
+from raffm_ray.salience import METRICS, identity_orders, rank, rankable
 from raffm_ray.strategies import STRATEGIES, View
 
 ARCHITECTURE = architecture_of(parse_config(TINY["vit"]), "image_classification")
@@ -127,3 +127,11 @@ def test_several_limits_bind_together() -> None:
 def test_a_budget_below_the_smallest_subnetwork_says_by_how_much() -> None:
     with pytest.raises(UserError, match=r"below the smallest subnetwork: params 1,\d{3} > 143"):
         prefix(0, budget_from({"params": 0.01}, FULL))
+
+
+def test_a_unit_costs_the_parameters_that_go_with_it(architecture) -> None:
+    axes, whole = architecture.layout.axes, costs_of(architecture, Plan()).params
+    for name in rankable(architecture.layout):
+        if axes[name].size > 1:
+            without_one = costs_of(architecture, Plan({name: np.arange(axes[name].size - 1)})).params
+            assert unit_costs(architecture)[name] == whole - without_one

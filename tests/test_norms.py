@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from raffm_ray.architectures import architecture_of, build, new_model, parse_config
-from raffm_ray.axes import Plan, take_all
+from raffm_ray.axes import Axis, Layout, Parameter, Plan, take_all
 from raffm_ray.config import TaskSettings
 from raffm_ray.data import load_task
 from raffm_ray.examples import batches
 from raffm_ray.norms import correct_norms, norm_factors, norm_statistics
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.salience import METRICS, add_statistics, collect, rank
-from raffm_ray.training import backward, one_thread
+from raffm_ray.training import Prefix, backward, one_thread
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +106,55 @@ def test_norm_statistics_of_clients_add_up(trained) -> None:
     halves = [norm_statistics(model, architecture.layout, [task.public.batch(slice(*part))]) for part in ((0, 13), (13, 30))]
     for key, value in add_statistics(*halves).items():
         torch.testing.assert_close(value, whole[key])
+
+
+def test_every_norm_of_every_family_is_measured(architecture, model, inputs) -> None:
+    layout = architecture.layout
+    said: dict[str, torch.Tensor] = {}
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: said.update({name: out.detach().double()}))
+        for name in layout.norms
+    ]
+    statistics = norm_statistics(model, layout, [inputs])
+    for hook in hooks:
+        hook.remove()
+    size = layout.axes["residual"].size
+    assert {key.split("@")[1] for key in statistics} == set(layout.norms)
+    assert set(layout.norms) == {  # all that have a gain over the residual stream, but for what is no norm
+        name.removesuffix(".weight")
+        for name, spec in layout.parameters.items()
+        if spec.dims == (("residual",),) and name.endswith(".weight")
+    }
+    for name in layout.norms:
+        norm = model.get_submodule(name)
+        centred = isinstance(norm, torch.nn.LayerNorm)
+        z = ((said[name] - (norm.bias.double() if centred else 0)) / norm.weight.double()).flatten(0, -2).detach()
+        torch.testing.assert_close(statistics[f"norm_square@{name}"], z.square().sum(0), rtol=1e-3, atol=1e-3)
+        assert float(statistics[f"norm_positions@{name}"]) == len(z)
+        assert (f"norm_mean@{name}" in statistics) == centred
+        if centred:
+            torch.testing.assert_close(statistics[f"norm_mean@{name}"], z.sum(0), rtol=1e-3, atol=1e-3)
+    factors = norm_factors(Plan({"residual": np.arange(size // 2)}), layout, statistics)
+    assert all((shift == 0) != isinstance(model.get_submodule(name), torch.nn.LayerNorm) for name, (_, shift) in factors.items())
+
+
+def test_the_correction_of_a_root_mean_square_norm_is_exact_when_every_position_has_the_same_statistics() -> None:
+    layout = Layout({"residual": Axis("residual", 32)}, {"n.weight": Parameter((("residual",),))}, norms=("n",))
+    x, gain = torch.randn(2, 32, dtype=torch.float64)
+    z = x / x.square().mean().sqrt()
+    statistics = {"norm_square@n": z.square(), "norm_positions@n": torch.tensor(1.0, dtype=torch.float64)}
+    plan = Plan({"residual": [1, 4, 9, 16, 25]})
+    kept = plan["residual"].copy()
+    new = correct_norms({"n.weight": gain[kept]}, norm_factors(plan, layout, statistics))
+    inside = x[kept]
+    torch.testing.assert_close(inside / inside.square().mean().sqrt() * new["n.weight"], (z * gain)[kept])
+
+
+def test_a_prefix_returns_the_gradient_of_a_gain_without_bias() -> None:
+    mine, theirs = torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0])), torch.nn.Parameter(torch.zeros(2))
+    prefix = Prefix(torch.nn.Module(), [(mine, theirs, (torch.tensor([0, 2]),))], [(theirs, None, 2.0, 0.0)])
+    prefix.read()
+    assert theirs.tolist() == [2, 6]
+    (theirs * torch.tensor([5.0, 7.0])).sum().backward()
+    prefix.return_gradients()
+    assert mine.grad.tolist() == [10, 0, 14]

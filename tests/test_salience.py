@@ -6,7 +6,7 @@ import torch
 from conftest import CASES, architecture_case
 
 from raffm_ray.architectures import Architecture, build
-from raffm_ray.axes import Plan, take_all
+from raffm_ray.axes import Axis, Layout, Plan, dim_indices, take_all
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.salience import METRICS, add_statistics, collect, identity_orders, rank, rankable, sites, unit_sums
 
@@ -82,15 +82,16 @@ def test_collecting_leaves_the_model_as_it_was(architecture, model, batch) -> No
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def gated_loss_gradient(architecture, model, batch, parameter, unit, columns) -> float:
+def gated_loss_gradient(architecture, model, batch, site, unit, columns) -> float:
     """d loss / d gate by finite differences: the gate scales what one projection sends on from a unit, one example."""
 
     def loss(scale: float) -> float:
         tensors = {n: p.detach().clone().double() for n, p in model.named_parameters()}
-        where = (slice(None), unit) if columns else (unit,)
-        tensors[f"{parameter}.weight"][where] *= scale
-        if not columns:
-            tensors[f"{parameter}.bias"][unit] *= scale
+        reads = architecture.layout.parameters[site.parameter].reads
+        for one in unit:
+            tensors[site.parameter].select(reads if columns else 1 - reads, site.start + one).mul_(scale)
+            if not columns and (bias := site.parameter.replace("weight", "bias")) in tensors:
+                tensors[bias][site.start + one] *= scale
         double = build(architecture, tensors, Plan()).eval()
         logits = double(**{k: v.double() if v.is_floating_point() else v for k, v in batch.items() if k != "labels"}).logits
         return float(torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum").detach())
@@ -100,39 +101,39 @@ def gated_loss_gradient(architecture, model, batch, parameter, unit, columns) ->
 
 @pytest.mark.parametrize(("axis", "columns"), [("0/ffn", True), ("0/vo", True), ("0/qk", False)])
 def test_fisher_is_the_squared_derivative_of_a_gate(architecture, model, batch, axis, columns) -> None:
-    module, side = sites(architecture.layout, axis)[0]
-    assert side == ("input" if columns else "output")
-    expected = sum(gated_loss_gradient(architecture, model, one, module, 5, columns) ** 2 for one in parts(batch, 1, 2, 3, 4, 5))
-    measured = collect(model, architecture.layout, [batch], "fisher", CLASSES)[axis].flatten()[5]
+    layout = architecture.layout
+    site = sites(layout, axis)[0]
+    assert site.side == ("input" if columns else "output")
+    # Every number of the module that belongs to the axis' unit 2 (of its parent's unit 0, if it is nested) is gated together.
+    kept = np.full((layout.axes[layout.axes[axis].parent].size, 1), 2) if layout.axes[axis].parent else np.array([2])
+    chosen = Plan({axis: kept} | ({layout.axes[axis].parent: [0]} if layout.axes[axis].parent else {}))
+    unit = dim_indices(site.dim, layout.axes, chosen)
+    expected = sum(gated_loss_gradient(architecture, model, one, site, unit, columns) ** 2 for one in parts(batch, 1, 2, 3, 4, 5))
+    measured = collect(model, layout, [batch], "fisher", CLASSES)[axis].flatten()[2]
     assert float(measured) == pytest.approx(expected, rel=1e-2)
 
 
-def ffn_of(architecture) -> tuple[str, str]:
-    """The names of the first layer's two FFN weights: the one that writes its neurons and the one that reads them."""
-    up, down = ((("0/ffn",), ("residual",)), (("residual",), ("0/ffn",)))
-    found = {spec.dims: name for name, spec in architecture.layout.parameters.items()}
-    return found[up], found[down]
+def neurons(architecture, tensors) -> list[torch.Tensor]:
+    """Views of everything that belongs to the first layer's FFN neurons, each with the neurons in front."""
+    found = []
+    for name, spec in architecture.layout.parameters.items():
+        found += [tensors[name].movedim(at, 0) for at, dim in enumerate(spec.dims) if dim == ("0/ffn",)]
+    return found
 
 
 def test_l1_is_the_paper_s_sum_of_absolute_weights(architecture, model) -> None:
     scores = METRICS["l1"].score(architecture.layout, dict(model.named_parameters()), {}, np.random.default_rng(0))
-    named = dict(model.named_parameters())
-    up, down = ffn_of(architecture)
     neuron = 7
-    expected = (
-        named[up][neuron].abs().sum() + named[up.replace("weight", "bias")][neuron].abs() + named[down][:, neuron].abs().sum()
-    )
-    assert scores["0/ffn"][neuron] == pytest.approx(float(expected.detach()), rel=1e-5)
+    expected = sum(float(part[neuron].abs().sum()) for part in neurons(architecture, dict(model.named_parameters())))
+    assert scores["0/ffn"][neuron] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(set(METRICS) - {"random"}))
 def test_a_metric_ranks_dead_units_last(architecture, model, batch, name) -> None:
     dead = [3, 11, 17]
     with torch.no_grad():
-        named, (up, down) = dict(model.named_parameters()), ffn_of(architecture)
-        named[up][dead] = 0
-        named[up.replace("weight", "bias")][dead] = 0
-        named[down][:, dead] = 0
+        for part in neurons(architecture, dict(model.named_parameters())):
+            part[dead] = 0
     assert sorted(rank(scores_of(name, architecture, model, batch))["0/ffn"][-3:]) == dead
 
 
@@ -141,9 +142,10 @@ def test_random_control_does_not_find_dead_units(architecture, model, batch) -> 
     assert sorted(rank(scores)["0/ffn"][-3:]) != [3, 11, 17]
 
 
-def test_fused_dims_add_their_parts(architecture) -> None:
-    layout = architecture.layout
-    heads, size = layout.axes["0/heads"].size, layout.axes["0/qk"].size
+def test_fused_dims_add_their_parts() -> None:
+    heads, size = 3, 4
+    axes = [Axis("0/heads", heads), Axis("0/qk", size, parent="0/heads"), Axis("0/vo", size, parent="0/heads")]
+    layout = Layout({axis.name: axis for axis in axes}, {})
     dim = ((("0/heads", "0/qk"), ("0/heads", "0/qk"), ("0/heads", "0/vo")),)
     values = torch.arange(3.0 * heads * size)
     first, second, third = values.reshape(3, heads, size)
@@ -154,5 +156,5 @@ def test_fused_dims_add_their_parts(architecture) -> None:
 def test_identity_orders_are_plain_prefixes(architecture, model) -> None:
     orders = identity_orders(architecture.layout)
     cut = take_all(dict(model.named_parameters()), architecture.layout, Plan({"0/ffn": orders["0/ffn"][:5]}))
-    up, _ = ffn_of(architecture)
-    assert torch.equal(cut[up], dict(model.named_parameters())[up][:5])
+    whole = neurons(architecture, dict(model.named_parameters()))
+    assert all(torch.equal(part, full[:5]) for part, full in zip(neurons(architecture, cut), whole, strict=True))

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
     "errors axes config seeding cache examples metrics",
-    "nesting architectures.attention architectures.vit architectures.encoder architectures devices partition objectives sources",
+    "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.encoder architectures.gpt2 "
+    "architectures.rope architectures.t5 architectures devices partition objectives sources",
     "encoding salience rotation norms costs",
     "extraction messages kinds foundation",
     "data strategies training client aggregate",
@@ -36,7 +37,8 @@ def imported(path: Path) -> set[str]:
         for name in names:
             if name.startswith("raffm_ray."):
                 inner = name.removeprefix("raffm_ray.")
-                found |= {one for one in FLOOR_OF if inner == one or inner.startswith(f"{one}.")}
+                parts = [one for one in FLOOR_OF if inner == one or inner.startswith(f"{one}.")]
+                found |= {max(parts, key=len)} if parts else set()  # a file of a package, not the package
     return found - {module_name(path)}
 
 

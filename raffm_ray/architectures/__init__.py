@@ -12,53 +12,71 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
+    PreTrainedModel,
 )
 from transformers.initialization import no_init_weights
 
-from raffm_ray.architectures import encoder, vit
+from raffm_ray.architectures import encoder, gpt2, rope, t5, vit
 from raffm_ray.architectures.attention import IMPLEMENTATIONS, fit_attention
-from raffm_ray.axes import Layout, Parameter, Plan, dim_size, is_kept
+from raffm_ray.architectures.modules import install, remove_layers, without_weights
+from raffm_ray.architectures.saved import Saved
+from raffm_ray.axes import Attention, Layout, Plan, dim_size, is_kept, kept_size
 from raffm_ray.errors import UserError, in_short, near_miss
+
+Fit = Callable[[nn.Module, Attention, Plan, Layout], None]
+"""Adapts a built attention module, described by a site of the layout, to a plan; it may not keep weights."""
 
 
 @dataclass(frozen=True)
 class Family:
     """What one file of this folder gives.
 
-    `layout(config, head)`: axes and dims of the model with that task head. `positions(config, tokens)`: how many positions an
-    example has of each kind that `Parameter.matmul` names; `tokens` is the length of a text. `heads`: the task heads that are
-    described. `saved`: how many residual streams and FFN widths autograd keeps per token and layer. `fit`: adapts a built
-    attention module to its number of heads.
+    `layout(config, head)`: axes and dims of the model with that task head. `positions(config, tokens, targets)`: how many
+    positions an example has of each kind that `Parameter.matmul` names; `tokens` is the length of a text, `targets` of the one that
+    is written. `saved(config)`: what autograd keeps of it. `heads`: the task heads that are described. `fit`: adapts a built
+    attention module to a plan.
     """
 
     layout: Callable[[PretrainedConfig, str], Layout]
-    positions: Callable[[PretrainedConfig, int | None], Mapping[str, int]]
+    positions: Callable[[PretrainedConfig, int | None, int | None], Mapping[str, int]]
+    saved: Callable[[PretrainedConfig], Saved]
     heads: tuple[str, ...]
-    saved: Mapping[str, int]
-    fit: Callable[[nn.Module, int], None] = fit_attention
+    fit: Fit = fit_attention
 
 
-_VISION = Family(vit.layout, vit.positions, ("image_classification",), saved={"residual": 4, "ffn": 2})
+_VISION = Family(vit.layout, vit.positions, vit.saved, ("image_classification",))
 _TEXT = Family(
-    encoder.layout, encoder.positions, ("sequence_classification", "question_answering"), saved={"residual": 4, "ffn": 2},
+    encoder.layout, encoder.positions, encoder.saved, ("sequence_classification", "question_answering"),
     fit=partial(fit_attention, size="attention_head_size"),
 )  # fmt: skip
+_DECODES = ("causal_language_modelling", "sequence_classification", "question_answering")
+_ROPE = Family(rope.layout, rope.positions, rope.saved, _DECODES, fit=rope.fit)
 FAMILIES: dict[str, Family] = {
     "vit": _VISION,
     "deit": _VISION,
     "bert": _TEXT,
     "roberta": _TEXT,
     "distilbert": _TEXT,
+    "gpt2": Family(gpt2.layout, gpt2.positions, gpt2.saved, _DECODES, fit=gpt2.fit),
+    "llama": _ROPE,
+    "qwen2": _ROPE,
+    "qwen3": _ROPE,
+    "mistral": _ROPE,
+    "t5": Family(t5.layout, t5.positions, t5.saved, ("sequence_to_sequence",), fit=t5.fit),
 }
 
 HEADS: dict[str, Any] = {
     "image_classification": AutoModelForImageClassification,
     "sequence_classification": AutoModelForSequenceClassification,
     "question_answering": AutoModelForQuestionAnswering,
+    "causal_language_modelling": AutoModelForCausalLM,
+    "sequence_to_sequence": AutoModelForSeq2SeqLM,
 }
 """A task's kind -> the transformers Auto class that builds the model with its head."""
 
@@ -72,8 +90,8 @@ class Architecture:
     layout: Layout
     shapes: Mapping[str, tuple[int, ...]]
     positions: Mapping[str, int]
-    saved: Mapping[str, int]
-    fit: Callable[[nn.Module, int], None]
+    saved: Saved
+    fit: Fit
 
 
 REFUSED_FIELDS = {
@@ -85,9 +103,14 @@ REFUSED_FIELDS = {
 }
 COUNTS = {
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels",
-    "num_labels", "vocab_size", "max_position_embeddings", "dim", "n_layers", "n_heads", "hidden_dim",
+    "num_labels", "vocab_size", "max_position_embeddings", "dim", "n_layers", "n_heads", "hidden_dim", "n_embd", "n_layer", "n_head",
+    "n_positions", "num_key_value_heads", "head_dim", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
 }  # fmt: skip
 """Fields that count something, by any family's name for it."""
+
+
+UNDECLARED_FIELDS = {"num_labels", "id2label", "label2id", "decoder_start_token_id"}
+"""Fields that every configuration takes although it does not list them."""
 
 
 def check_model_type(model_type: object) -> None:
@@ -110,14 +133,14 @@ def parse_config(settings: Mapping[str, Any]) -> PretrainedConfig:
             raise UserError(f"model.config: {name!r} cannot be set: {REFUSED_FIELDS[name]}")
         if name in COUNTS and (not isinstance(value, int) or value < 1):
             raise UserError(f"model.config.{name}: must be a whole number of at least 1, got {value!r}")
-        if name not in ("num_labels", "id2label", "label2id") and not hasattr(known, name):
+        if name not in UNDECLARED_FIELDS and not hasattr(known, name):
             raise UserError(f"model.config: {name!r} is not a field of {model_type}{near_miss(name, known.to_dict())}")
     try:
         config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
     except Exception as error:  # whatever transformers raises for values that it cannot build from
         raise UserError(f"model.config: transformers cannot build this model: {in_short(error)}") from None
     size, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
-    if size % heads:
+    if size % heads and getattr(config, "head_dim", None) is None:
         raise UserError(f"model.config: hidden_size {size} must be a multiple of num_attention_heads {heads}")
     return config
 
@@ -130,7 +153,9 @@ def check_head(config: PretrainedConfig, head: str) -> None:
 
 
 def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = None, targets: int | None = None) -> Architecture:
-    """Describes the model that transformers would build from `config` with that task head; `tokens` is the length of a text.
+    """Describes the model that transformers would build from `config` with that task head.
+
+    `tokens` is the length of a text, `targets` that of the text which is written from it, where the head has both.
 
     Raises UserError where the family has no such head.
     """
@@ -143,7 +168,7 @@ def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = No
     layout, shapes = family.layout(config, head), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     _check_layout(layout, shapes, config.model_type)
     layout = replace(layout, parameters={name: layout.parameters[name] for name in shapes})
-    return Architecture(config, head, layout, shapes, family.positions(config, tokens), family.saved, family.fit)
+    return Architecture(config, head, layout, shapes, family.positions(config, tokens, targets), family.saved(config), family.fit)
 
 
 def _stock(config: PretrainedConfig, head: str, attention: str) -> nn.Module:
@@ -151,6 +176,7 @@ def _stock(config: PretrainedConfig, head: str, attention: str) -> nn.Module:
     own = AutoConfig.for_model(**config.to_dict())
     own.architectures = own.architectures or []  # None fails where a type has several models for a head
     model: nn.Module = HEADS[head].from_config(own, attn_implementation=attention)
+    model.tie_weights()  # type: ignore[operator]  # which `no_init_weights` leaves out
     return model
 
 
@@ -181,70 +207,34 @@ def skeleton(architecture: Architecture, plan: Plan, attention: str = "sdpa") ->
     """The module of a plan's subnetwork with parameters on the meta device; `install` gives it weights. `attention`: "sdpa" or "eager".
 
     It is the stock transformers model with dropped layers removed (the others keep their numbers, so a parameter has one name
-    in every subnetwork) and its attention modules told their number of heads.
+    in every subnetwork) and its attention modules fitted to the plan.
     """
     # Not on the meta device as a whole: what a model computes when it is built (positions, frequencies) must be there.
     # Some of it is drawn at random, and a worker that builds a module must not draw otherwise than one that remembers it.
     with no_init_weights(), torch.random.fork_rng(devices=[]):
-        model = _stock(architecture.config, architecture.head, IMPLEMENTATIONS[attention])
-    for owner in model.modules():
-        for name, parameter in owner._parameters.items():
-            owner._parameters[name] = None if parameter is None else nn.Parameter(parameter.detach().to("meta"))
+        model = without_weights(_stock(architecture.config, architecture.head, IMPLEMENTATIONS[attention]))
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            # Training needs no cache, and what has been through one is laid out so that fused attention refuses it on a CPU.
+            # `generate` asks for a cache itself.
+            module.config.use_cache = False
     layout = architecture.layout
     for site in layout.attentions:
         if is_kept(site.layer, plan):
-            heads = len(plan[site.heads]) if site.heads in plan else layout.axes[site.heads].size
-            architecture.fit(model.get_submodule(site.module), heads)
-    for name, spec in layout.parameters.items():
-        if not is_kept(spec.layer, plan):
-            _remove(model, name, spec)
+            architecture.fit(model.get_submodule(site.module), site, plan, layout)
+    remove_layers(model, layout, plan)
     return model
 
 
-def _remove(model: nn.Module, name: str, spec: Parameter) -> None:
-    """Takes the layer that a dropped parameter belongs to out of its ModuleList, without renumbering the others."""
-    path = name.split(".")
-    for depth in range(1, len(path)):
-        owner = model.get_submodule(".".join(path[: depth - 1]))
-        if isinstance(owner, nn.ModuleList):
-            owner._modules.pop(path[depth - 1], None)
-            return
-        if path[depth - 1] not in owner._modules:
-            return
+def skeleton_key(architecture: Architecture, plan: Plan) -> object:
+    """What a plan's skeleton depends on: plans with equal keys differ only in weights, so one may serve the other.
 
-
-def install(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Gives a skeleton its parameters, whatever their shapes; returns it. The tensors are used as they are, not copied.
-
-    Raises UserError when names are missing or left over.
+    That is the width of every axis, the layers that are kept, and the kept indices of the axes that attention modules must know.
     """
-    names = {name for name, _ in model.named_parameters()}
-    if names != set(tensors):
-        raise UserError(
-            f"parameters do not match the module: missing {sorted(names - set(tensors))[:3]}, unexpected {sorted(set(tensors) - names)[:3]}"
-        )
-    for name, tensor in tensors.items():
-        path, _, attribute = name.rpartition(".")
-        owner = model.get_submodule(path)
-        owner._parameters[attribute] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
-        if attribute == "weight":
-            _set_sizes(owner, tensor)
-    device = next(iter(tensors.values())).device
-    for owner in model.modules() if device.type != "meta" else ():
-        for name, buffer in owner._buffers.items():
-            owner._buffers[name] = None if buffer is None else buffer.to(device)
-    return model
-
-
-def _set_sizes(owner: nn.Module, weight: Tensor) -> None:
-    if isinstance(owner, nn.Linear):
-        owner.out_features, owner.in_features = weight.shape
-    elif isinstance(owner, nn.LayerNorm):
-        owner.normalized_shape = tuple(weight.shape)
-    elif isinstance(owner, nn.Conv2d):
-        owner.out_channels = weight.shape[0]
-    elif isinstance(owner, nn.Embedding):
-        owner.num_embeddings, owner.embedding_dim = weight.shape
+    layout = architecture.layout
+    known = sorted(layout.layer_axes | {name for site in layout.attentions for name in site.positional})
+    widths = tuple(kept_size(name, layout.axes, plan) for name in layout.axes)
+    return widths, tuple((name, plan[name].shape, plan[name].tobytes()) for name in known if name in plan)
 
 
 def build(architecture: Architecture, tensors: Mapping[str, Tensor], plan: Plan, attention: str = "sdpa") -> nn.Module:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
+from raffm_ray.architectures.saved import Saved, ffn_widths
 from raffm_ray.axes import Attention, Axis, Layout, Parameter
 
 RESIDUAL = ("residual",)
@@ -105,7 +106,7 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
             Axis(f"{index}/vo", hidden // heads, parent=f"{index}/heads"),
             Axis(f"{index}/ffn", ffn_size),
         ]
-        attentions.append(Attention(f"{layer}.{names.attention}", *qk, vo[1], ffn[0], at))
+        attentions.append(Attention(f"{layer}.{names.attention}", qk[:1], qk[1:], vo[1:], ffn, at))
         for name, out, into in (
             (names.query, qk, RESIDUAL),
             (names.key, qk, RESIDUAL),
@@ -125,6 +126,11 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
     return Layout({axis.name: axis for axis in axes}, parameters, tuple(attentions), tuple(norms))
 
 
-def positions(config: PretrainedConfig, tokens: int | None) -> dict[str, int]:
+def positions(config: PretrainedConfig, tokens: int | None, targets: int | None) -> dict[str, int]:
     """How many positions an example has: `tokens` of text, the longest that the model takes where it is not given."""
     return {"tokens": tokens or config.max_position_embeddings, "examples": 1}
+
+
+def saved(config: PretrainedConfig) -> Saved:
+    """What autograd keeps of it."""
+    return Saved(ffn=ffn_widths(config.activation if config.model_type == "distilbert" else config.hidden_act))

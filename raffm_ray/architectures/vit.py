@@ -6,6 +6,7 @@ heads; FFN neurons; the residual stream everywhere, class token, position and pa
 
 from transformers import PretrainedConfig
 
+from raffm_ray.architectures.saved import Saved, ffn_widths
 from raffm_ray.axes import Attention, Axis, Layout, Parameter
 
 RESIDUAL = ("residual",)
@@ -30,8 +31,8 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
             Axis(f"{index}/vo", head_size, parent=f"{index}/heads"),
             Axis(f"{index}/ffn", config.intermediate_size),
         ]
-        attentions.append(Attention(f"{layer}.attention", f"{index}/heads", f"{index}/qk", f"{index}/vo", f"{index}/ffn", at))
         qk, vo, ffn = (f"{index}/heads", f"{index}/qk"), (f"{index}/heads", f"{index}/vo"), (f"{index}/ffn",)
+        attentions.append(Attention(f"{layer}.attention", qk[:1], qk[1:], vo[1:], ffn, at))
         linears = {
             "attention.q_proj": (qk, RESIDUAL),
             "attention.k_proj": (qk, RESIDUAL),
@@ -54,7 +55,12 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
     return Layout({axis.name: axis for axis in axes}, parameters, tuple(attentions), tuple(norms))
 
 
-def positions(config: PretrainedConfig, tokens: int | None) -> dict[str, int]:
+def positions(config: PretrainedConfig, tokens: int | None, targets: int | None) -> dict[str, int]:
     """How many positions an example has of each kind that `Parameter.matmul` names; they follow from the image's size."""
     patches = (config.image_size // config.patch_size) ** 2
     return {"patches": patches, "tokens": patches + (2 if config.model_type == "deit" else 1), "examples": 1}
+
+
+def saved(config: PretrainedConfig) -> Saved:
+    """What autograd keeps of it."""
+    return Saved(ffn=ffn_widths(config.hidden_act))

@@ -18,10 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from raffm_ray.architectures import Architecture, build, install, skeleton
+from raffm_ray.architectures import Architecture, build, skeleton
+from raffm_ray.architectures.modules import install
 from raffm_ray.axes import Layout, Plan
 from raffm_ray.config import Experiment, override, parse
 from raffm_ray.costs import Budget, costs_of
+from raffm_ray.dims import innermost
 from raffm_ray.display import Display
 from raffm_ray.evaluation import measure
 from raffm_ray.extraction import Cutting, common_rate, kind_of, longest_prefix, ranked_list
@@ -103,8 +105,7 @@ def reference_cut(architecture: Architecture, parameters: Mapping[str, Tensor], 
     sizes = {name: len(kept) for name, kept in widths.items()}
     orders: dict[str, Tensor] = {}
     for site in layout.attentions:
-        name = site.qk[-1]
-        assert isinstance(name, str)
+        name = innermost(site.qk)
         summed = sum(
             unit_sums(values.abs().double(), layout.parameters[key].dims, name, layout)
             for key, values in parameters.items()
@@ -126,7 +127,7 @@ def reference_cut(architecture: Architecture, parameters: Mapping[str, Tensor], 
         cut[key] = values.contiguous().clone()
     module = install(skeleton(architecture, plan), cut)
     for site in layout.attentions:
-        module.get_submodule(site.module).scaling = sizes[str(site.qk[-1])] ** -0.5
+        module.get_submodule(site.module).scaling = sizes[innermost(site.qk)] ** -0.5
     return module.eval()
 
 

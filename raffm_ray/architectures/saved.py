@@ -1,0 +1,31 @@
+"""What autograd keeps until the backward pass: counts that costs.py multiplies by sizes.
+
+They follow from how transformers writes norms, activations and attention; tests/test_costs.py holds them to what is measured.
+"""
+
+from dataclasses import dataclass
+
+ACTIVATIONS = {"relu": 0, "gelu_new": 4}
+"""Tensors that an activation function keeps besides its result; most keep their input. GPT-2's GELU is written out in Python."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How often autograd keeps what.
+
+    `residual`: residual streams per token and norm, what reads the norm included. `norm`: single numbers per token and norm. `ffn`:
+    FFN widths per token. `qk`: queries and (unrepeated) keys, besides those that attention keeps. `scores`: attention matrices per
+    head. `logits`: copies of what the model says, where it says something at every position.
+    """
+
+    residual: int = 2
+    norm: int = 2
+    ffn: int = 2
+    qk: int = 0
+    scores: int = 0
+    logits: int = 1
+
+
+def ffn_widths(activation: str, gated: bool = False) -> int:
+    """FFN widths that are kept per token: by the activation, its result, and for a gate the gated values and the product."""
+    return ACTIVATIONS.get(activation, 1) + 1 + (2 if gated else 0)
