@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -131,10 +130,7 @@ def parse_config(settings: Mapping[str, Any]) -> PretrainedConfig:
             raise UserError(f"model.config.{name}: must be a whole number of at least 1, got {value!r}")
         if name not in UNDECLARED_FIELDS and not hasattr(known, name):
             raise UserError(f"model.config: {name!r} is not a field of {model_type}{near_miss(name, known.to_dict())}")
-    try:
-        config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
-    except StrictDataclassError as error:
-        raise UserError(f"model.config: {str(error).splitlines()[-1].strip().removeprefix('ValueError: ')}") from None
+    config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
     size, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
     if size % heads and getattr(config, "head_dim", None) is None:
         raise UserError(f"model.config: hidden_size {size} must be a multiple of num_attention_heads {heads}")
