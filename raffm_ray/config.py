@@ -121,7 +121,7 @@ class ExtractionSettings(Settings):
 
     kind: Literal["ranked_list", "common_rate"] = "ranked_list"
     steps: dict[str, int] = Field(
-        {"groups": 1, "heads": 1, "qk": 4, "vo": 4, "ffn": 16, "residual": 16},
+        {"heads": 1, "qk": 4, "vo": 4, "ffn": 16, "residual": 16},
         description="units cut together, by kind of axis; a kind left out is never cut",
     )
     floors: dict[str, float] = Field({"residual": 0.5}, description="fraction of an axis that always stays, by kind")

@@ -62,12 +62,13 @@ def test_law_4_control_the_divisor_by_all_clients_differs(architecture, model) -
 def test_untrained_clients_leave_the_model_alone_but_the_divisor_by_all_shrinks_it(architecture, model) -> None:
     layout, shapes = architecture.layout, architecture.shapes
     flat = flatten(dict(model.named_parameters()), shapes)
-    plans = [Plan(), Plan({"0/ffn": [0, 1, 2]})]
+    ffn = next(site.ffn for site in layout.attentions if site.ffn)
+    plans = [Plan(), Plan({ffn[0]: [0, 1, 2]})]
     covered = flat_coverage({0: 1.0, 1: 3.0}, plans, layout, shapes)
     nothing = torch.zeros_like(flat)
     assert torch.equal(RULES["coverage"](flat, nothing, covered, 4.0), flat)
     shrunk = views(RULES["all_clients"](flat, nothing, covered, 4.0), shapes)
-    name = next(key for key, spec in layout.parameters.items() if spec.dims == (("0/ffn",), ("residual",)))
+    name = next(key for key, spec in layout.parameters.items() if spec.dims == (ffn, ("residual",)))
     torch.testing.assert_close(shrunk[name][5:], views(flat, shapes)[name][5:] / 4)
 
 

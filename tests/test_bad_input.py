@@ -24,7 +24,7 @@ def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: Any, **__: Any) -> None:
         raise AssertionError("training started")
 
-    monkeypatch.setattr("raffm_ray.simulation.pretrained", started)
+    monkeypatch.setattr("raffm_ray.start.pretrained", started)
     monkeypatch.setattr("raffm_ray.simulation.open_pool", started)
 
 
