@@ -48,6 +48,7 @@ class PretrainSettings(Settings):
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
+    warmup: float = Field(0.0, ge=0, lt=1, description="fraction of the steps in which the learning rate rises")
 
 
 class ModelSettings(Settings):
@@ -100,7 +101,7 @@ class FleetSettings(Settings):
 class SalienceSettings(Settings):
     """How parameters are ranked, and when."""
 
-    metric: str = Field("fisher", description="a metric of raffm_ray.salience.METRICS")
+    metric: str = Field("outputs", description="a metric of raffm_ray.salience.METRICS")
     source: Literal["clients", "public"] = Field(
         "clients", description="who calibrates: clients that hold the full model, or the server on its public part"
     )
@@ -121,8 +122,8 @@ class ExtractionSettings(Settings):
 
     kind: Literal["ranked_list", "common_rate"] = "ranked_list"
     steps: dict[str, int] = Field(
-        {"heads": 1, "qk": 4, "vo": 4, "ffn": 16, "residual": 16},
-        description="units cut together, by kind of axis; a kind left out is never cut",
+        {"groups": 1, "heads": 1, "qk": 4, "vo": 4, "ffn": 16, "residual": 16},
+        description="units cut together, by kind of axis; a kind left out is never cut, one that the model lacks is not missed",
     )
     floors: dict[str, float] = Field({"residual": 0.5}, description="fraction of an axis that always stays, by kind")
 

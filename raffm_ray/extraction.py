@@ -1,6 +1,6 @@
 """Budget -> plan.
 
-`ranked_list` puts the units of every layer into one list by salience per parameter; a subnetwork is its longest prefix that
+`ranked_list` puts the units of every layer into one list by salience per parameter saved; a subnetwork is its longest prefix that
 fits, so smaller plans are nested in larger ones. `common_rate` cuts all axes by one rate, as width-scaling methods do. Both are
 answered by a bisection over the closed formulas of costs.py, so a budget may be in any of their units.
 """
@@ -8,6 +8,7 @@ answered by a bisection over the closed formulas of costs.py, so a budget may be
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from heapq import heapify, heappop, heappush
 from itertools import chain, product
 from math import ceil, prod
 
@@ -20,6 +21,9 @@ from raffm_ray.costs import Budget, Costs, costs_of
 from raffm_ray.dims import dim_products
 from raffm_ray.errors import UserError
 from raffm_ray.salience import Orders, Scores, rankable
+
+KINDS = ("groups", "heads", "qk", "vo", "ffn", "residual")
+"""The kinds of axes that some family has: key/value heads with their query heads, (query) heads, and so on."""
 
 
 def kind_of(name: str) -> str:
@@ -77,36 +81,66 @@ def plan_of_rates(rates: Mapping[str, float], orders: Orders, layout: Layout, cu
 
 
 @lru_cache(maxsize=32)
-def unit_costs(architecture: Architecture) -> dict[str, float]:
-    """Parameters that one index of every axis removes from the full model (in every index of its parent together)."""
-    costs = dict.fromkeys(architecture.layout.axes, 0.0)
-    axes = architecture.layout.axes
+def _shares(architecture: Architecture) -> dict[str, list[tuple[int, tuple[str, ...]]]]:
+    """For every axis, the products that it is a factor of: what is fixed in them, and their other axes."""
+    found: dict[str, dict[tuple[str, ...], int]] = {name: {} for name in architecture.layout.axes}
     for key, spec in architecture.layout.parameters.items():
         fixed = prod(size for size, dim in zip(architecture.shapes[key], spec.dims, strict=True) if not dim)
         for factors in product(*(dim_products(dim) for dim in spec.dims)):
             names = list(chain(*factors))
             for name in set(names):
-                costs[name] += fixed * prod(axes[one].size for one in names) / axes[name].size
-    return costs
+                others = tuple(sorted(one for one in names if one != name))
+                found[name][others] = found[name].get(others, 0) + fixed
+    return {name: [(fixed, others) for others, fixed in products.items()] for name, products in found.items()}
+
+
+def unit_cost(architecture: Architecture, name: str, counts: Counts) -> int:
+    """Parameters that one index of an axis removes (in every index of its parent together) when all axes have these counts."""
+    return sum(fixed * prod(counts[one] for one in others) for fixed, others in _shares(architecture)[name])
 
 
 def ranked_list(architecture: Architecture, scores: Scores, cutting: Cutting) -> list[tuple[str, int]]:
-    """(axis, count reached) of every unit above the floors, by salience per parameter, most salient first.
+    """(axis, count reached) of every unit above the floors, most salient first.
 
-    Inside an axis units follow its own order. Kinds in `cutting.last` come before all others, so that a prefix gives them up last.
+    It is made backwards: from the full model, the step is dropped that loses least salience per parameter that it saves *by then*: a
+    head whose query and value sizes are cut saves less than a whole one. What is dropped last stands first. Inside an axis units
+    follow its own order. Kinds in `cutting.last` are dropped only when nothing else is left, so a prefix gives them up last.
     """
     layout = architecture.layout
-    entries = []
-    for position, name in enumerate(cutting.axes(layout)):
-        size, step, floor = layout.axes[name].size, cutting.step(name, layout), cutting.floor(name, layout)
-        ordered = -np.sort(-scores[name], axis=-1)
-        summed: NDArray[np.float64] = ordered.sum(0) if ordered.ndim == 2 else ordered
-        cost = unit_costs(architecture)[name]
-        for start in range(floor, size, step):
-            stop = min(start + step, size)
-            salience = float(summed[start:stop].sum()) / (cost * (stop - start))
-            entries.append((kind_of(name) not in cutting.last, -salience, position, stop, name))
-    return [(name, stop) for *_, stop, name in sorted(entries)]
+    names = cutting.axes(layout)
+    counts = {name: axis.size for name, axis in layout.axes.items()}
+    ordered = {name: -np.sort(-scores[name], axis=-1) for name in names}
+    below: dict[str, NDArray[np.float64]] = {
+        name: np.concatenate([[0.0], np.cumsum(values.sum(0) if values.ndim == 2 else values)])
+        for name, values in ordered.items()
+    }
+
+    def next_count(name: str) -> int:
+        floor, step = cutting.floor(name, layout), cutting.step(name, layout)
+        # Steps are counted from the floor, so the last one of an axis may be shorter.
+        return floor + (counts[name] - floor - 1) // step * step
+
+    def entry(position: int) -> tuple[bool, float, int]:
+        name = names[position]
+        start, stop = next_count(name), counts[name]
+        lost = float(below[name][stop] - below[name][start])
+        return kind_of(name) in cutting.last, lost / (unit_cost(architecture, name, counts) * (stop - start)), -position
+
+    waiting = [entry(position) for position, name in enumerate(names) if counts[name] > cutting.floor(name, layout)]
+    heapify(waiting)
+    dropped = []
+    while waiting:
+        first = heappop(waiting)
+        name = names[-first[2]]
+        # What others lost since makes a unit cheaper, never dearer, so a stale entry can only stand too early.
+        if (now := entry(-first[2])) != first:
+            heappush(waiting, now)
+            continue
+        dropped.append((name, counts[name]))
+        counts[name] = next_count(name)
+        if counts[name] > cutting.floor(name, layout):
+            heappush(waiting, entry(-first[2]))
+    return dropped[::-1]
 
 
 def _longest(lengths: int, plan_at: Callable[[int], Plan], costs: Callable[[Plan], Costs], budget: Budget) -> Plan:

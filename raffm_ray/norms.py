@@ -20,9 +20,10 @@ MEAN, SQUARE, POSITIONS = "norm_mean", "norm_square", "norm_positions"
 def norm_statistics(model: nn.Module, layout: Layout, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Sums over examples and positions of z and z^2 for every norm, shape [residual], and the count of positions; float64.
 
-    Norms that do not subtract a mean report no sums of z.
+    Norms that do not subtract a mean report no sums of z. Padded positions do not count.
     """
     totals: dict[str, Tensor] = {}
+    masks: list[Tensor] = []
 
     def hook(name: str) -> RemovableHandle:
         norm = model.get_submodule(name)
@@ -30,7 +31,8 @@ def norm_statistics(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
         eps = float(getattr(norm, "eps", getattr(norm, "variance_epsilon", 0.0)))
 
         def measure(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach().double().flatten(0, -2)
+            x = inputs[0].detach().double()
+            x = x[masks[-1].bool()] if masks and masks[-1].shape == x.shape[:-1] else x.flatten(0, -2)
             x = x - x.mean(-1, keepdim=True) if centred else x
             z = x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
             sums = {SQUARE: z.square().sum(0), POSITIONS: torch.tensor(float(len(z)), dtype=torch.float64)}
@@ -45,6 +47,7 @@ def norm_statistics(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
     try:
         with torch.no_grad():
             for batch in batches:
+                masks[:] = [batch[key] for key in ("attention_mask",) if key in batch]
                 model(**{key: values for key, values in batch.items() if key != "labels"})
     finally:
         model.train(was_training)

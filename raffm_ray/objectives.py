@@ -23,11 +23,23 @@ class Objective:
 
     `loss(output, labels, reduction)`: a scalar; "sum" adds up log-likelihoods over everything, "mean" divides by the number of targets.
     `answers(output, labels)`: [batch, k], what the head says of each example; `targets(labels)`: how many targets there are.
+    `outputs(output, labels)`: [batch, numbers], all that the head puts out where there is a target, each distribution's mean taken off:
+    a shift of all its logits changes no probability.
     """
 
     loss: Callable[[Any, Tensor, str], Tensor]
     answers: Callable[[Any, Tensor], Tensor]
     targets: Callable[[Tensor], int]
+    outputs: Callable[[Any, Tensor], Tensor]
+
+
+def _centred(logits: Tensor) -> Tensor:
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def _class_outputs(output: Any, labels: Tensor) -> Tensor:
+    logits: Tensor = output.logits
+    return logits if labels.is_floating_point() else _centred(logits)
 
 
 def _class_loss(output: Any, labels: Tensor, reduction: str) -> Tensor:
@@ -57,6 +69,14 @@ def _span_answers(output: Any, labels: Tensor) -> Tensor:
     return torch.stack([best.indices // width, best.indices % width, best.values], dim=1)
 
 
+def _span_outputs(output: Any, labels: Tensor) -> Tensor:
+    return torch.cat([_centred(output.start_logits), _centred(output.end_logits)], dim=1)
+
+
+def _token_outputs(logits: Tensor, labels: Tensor) -> Tensor:
+    return (_centred(logits) * (labels != IGNORED)[..., None]).flatten(1)
+
+
 def _token_losses(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction=reduction)
 
@@ -73,17 +93,21 @@ def _next(output: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    **dict.fromkeys(("sequence_classification", "image_classification"), Objective(_class_loss, _class_answers, len)),
-    "question_answering": Objective(_span_loss, _span_answers, len),
+    **dict.fromkeys(
+        ("sequence_classification", "image_classification"), Objective(_class_loss, _class_answers, len, _class_outputs)
+    ),
+    "question_answering": Objective(_span_loss, _span_answers, len, _span_outputs),
     "causal_language_modelling": Objective(
         lambda output, labels, reduction: _token_losses(*_next(output, labels), reduction),
         lambda output, labels: _token_answers(*_next(output, labels)),
         lambda labels: int((labels[:, 1:] != IGNORED).sum()),
+        lambda output, labels: _token_outputs(*_next(output, labels)),
     ),
     "sequence_to_sequence": Objective(
         lambda output, labels, reduction: _token_losses(output.logits, labels, reduction),
         lambda output, labels: _token_answers(output.logits, labels),
         lambda labels: int((labels != IGNORED).sum()),
+        lambda output, labels: _token_outputs(output.logits, labels),
     ),
 }
 """By the head's name in raffm_ray.architectures.HEADS."""

@@ -15,7 +15,7 @@ from raffm_ray.data import Task, check_labels, head_of, load_task, needs_words
 from raffm_ray.devices import DEVICES, assign_devices, fleet_shares
 from raffm_ray.errors import UserError, in_short, look_up, near_miss
 from raffm_ray.examples import Examples
-from raffm_ray.extraction import kind_of
+from raffm_ray.extraction import KINDS, kind_of
 from raffm_ray.foundation import Foundation, load_foundation
 from raffm_ray.partition import partition
 from raffm_ray.rotation import rotatable
@@ -105,12 +105,16 @@ def _check_cutting(experiment: Experiment, architecture: Architecture) -> None:
     kinds = sorted({kind_of(name) for name in rankable(architecture.layout)})
     for key in ("steps", "floors"):
         for kind, value in getattr(experiment.extraction, key).items():
-            if kind not in kinds:
+            if kind not in KINDS:
                 raise UserError(f"extraction.{key}: {kind!r} is not a kind of axis of this model{near_miss(kind, kinds)}")
             if value < (1 if key == "steps" else 0) or (key == "floors" and value > 1):
                 raise UserError(
                     f"extraction.{key}.{kind}: must be {'at least 1' if key == 'steps' else 'between 0 and 1'}, got {value}"
                 )
+    if not set(kinds) & set(experiment.extraction.steps):
+        raise UserError(
+            f"extraction.steps: nothing of this model can be cut by {', '.join(experiment.extraction.steps)}; it has {', '.join(kinds)}"
+        )
 
 
 def _check_rotation(experiment: Experiment, architecture: Architecture) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from hashlib import sha256
+from math import cos, pi
 
 import safetensors
 import torch
@@ -36,7 +37,7 @@ def starting_model(architecture: Architecture, source: str | None, seed: int) ->
 def pretrain(
     architecture: Architecture, source: str | None, public: Examples, settings: PretrainSettings, seed: int, progress: Progress
 ) -> Tensor:
-    """Trains the starting model on the public part (AdamW, cosine schedule to 0); returns its flat parameters. Same seed, same bits."""
+    """Trains the starting model on the public part (AdamW, linear warm-up, cosine schedule to 0); returns its flat parameters. Same seed, same bits."""
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(torch_seed(seed, "pretraining"))
         model = starting_model(architecture, source, seed).train()
@@ -44,7 +45,10 @@ def pretrain(
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+        warm = int(settings.warmup * steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / (warm + 1)) * 0.5 * (1 + cos(pi * step / max(steps, 1)))
+        )
         rng = generator(seed, "pretraining")
         lengths, everything = public.lengths(), torch.arange(len(public)).numpy()
         order = (

@@ -8,6 +8,7 @@ none does (query and key sizes), at the output of those that write it.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,6 +109,7 @@ class _Recorder:
     def __init__(self, model: nn.Module, layout: Layout, statistic: str) -> None:
         self.layout, self.gradient = layout, statistic in GRADIENT_STATISTICS
         self.batch: dict[str, Tensor] = {}
+        self.mask: Tensor | None = None
         self.seen: dict[str, list[Tensor]] = {}
         self.handles = []
         for name in rankable(layout):
@@ -140,6 +142,8 @@ class _Recorder:
         return module.register_forward_hook(lambda _, __, output: catch(output))
 
     def _add(self, key: str, values: Tensor, dim: Dim, name: str) -> None:
+        if self.mask is not None and values.shape[:-1] == self.mask.shape:
+            values = values * self.mask[..., None]
         per_example = values.double().flatten(1, -2).sum(1) if values.ndim > 2 else values.double()
         sums = unit_sums(per_example, ((), dim), name, self.layout, batched=True)
         self.batch[key] = self.batch[key] + sums if key in self.batch else sums
@@ -149,7 +153,31 @@ class _Recorder:
             handle.remove()
 
 
-GRADIENT_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {"fisher": torch.square, "taylor": torch.abs}
+GRADIENT_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "fisher": torch.square,
+    "taylor": torch.abs,
+    "outputs": torch.square,
+}
+EXACT_OUTPUTS, PROJECTIONS = 16, 4
+"""Up to so many outputs of an example are differentiated one by one; more are projected on so many random directions."""
+
+
+def backward_passes(statistic: str, outputs: int | None) -> int:
+    """How often an example goes backward for a statistic; `outputs`: of its head, None where they follow from its length."""
+    if statistic != "outputs":
+        return int(statistic in GRADIENT_STATISTICS)
+    return outputs if outputs is not None and outputs <= EXACT_OUTPUTS else PROJECTIONS
+
+
+def _scalars(statistic: str, objective: Objective, output: Any, labels: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """What is differentiated, one number a batch: examples do not mix, so a batch's sum has every example's own gradient."""
+    if statistic != "outputs":
+        return [objective.loss(output, labels, "sum")]
+    outputs = objective.outputs(output, labels)
+    if outputs.shape[1] <= EXACT_OUTPUTS:
+        return list(outputs.sum(0))
+    signs = 2.0 * torch.randint(0, 2, (PROJECTIONS, *outputs.shape), generator=generator) - 1.0
+    return [(outputs * one.to(outputs.device)).sum() for one in signs]
 
 
 def collect(
@@ -159,25 +187,31 @@ def collect(
 
     - "square": sum of h^2 over examples and positions;
     - "taylor": sum over examples of |sum over positions h dL/dh| (Molchanov et al. 2017, eq. 8);
-    - "fisher": the same, squared: the empirical Fisher information of a gate on the unit (Theis et al. 2018, eq. 9).
+    - "fisher": the same, squared: the empirical Fisher information of a gate on the unit (Theis et al. 2018, eq. 9);
+    - "outputs": sum over examples and outputs z of (sum over positions h dz/dh)^2: the Gauss-Newton information of the gate about what
+      the model says, without labels (Schraudolph 2002, section 3, with the identity as the loss' Hessian). With many outputs it is
+      estimated by random signs r: E[(r . Jacobian)^2] is that sum (Hutchinson 1990).
+
+    Padded positions do not count.
 
     The gradient statistics need a float model whose examples do not mix (no batch norm). The model's own gradients are left empty.
     """
-    recorder = _Recorder(model, layout, statistic)
+    recorder, generator = _Recorder(model, layout, statistic), torch.Generator().manual_seed(0)
     totals: dict[str, Tensor] = {}
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
-            recorder.batch, recorder.seen = {}, {}
+            recorder.seen, recorder.batch, recorder.mask = {}, {}, batch.get("attention_mask")
             with torch.set_grad_enabled(recorder.gradient):
                 output = model(**{key: value for key, value in batch.items() if key != "labels"})
-                if recorder.gradient:
-                    objective.loss(output, batch["labels"], "sum").backward()
-            for key, sums in recorder.batch.items():
-                per_example = GRADIENT_STATISTICS[statistic](sums) if recorder.gradient else sums
-                added = per_example.sum(0).cpu()
-                totals[key] = totals[key] + added if key in totals else added
+            scalars = _scalars(statistic, objective, output, batch["labels"], generator) if recorder.gradient else []
+            if not recorder.gradient:
+                _accumulate(totals, recorder.batch, lambda sums: sums)
+            for position, scalar in enumerate(scalars):
+                recorder.batch = {}
+                scalar.backward(retain_graph=position + 1 < len(scalars))
+                _accumulate(totals, recorder.batch, GRADIENT_STATISTICS[statistic])
             examples = torch.tensor(float(len(batch["labels"])), dtype=torch.float64)
             totals["examples"] = totals["examples"] + examples if "examples" in totals else examples
     finally:
@@ -185,6 +219,13 @@ def collect(
         model.zero_grad(set_to_none=True)
         model.train(was_training)
     return totals
+
+
+def _accumulate(totals: dict[str, Tensor], batch: Mapping[str, Tensor], function: Callable[[Tensor], Tensor]) -> None:
+    """Adds a batch's per-example sums to the totals."""
+    for key, sums in batch.items():
+        added = function(sums).sum(0).cpu()
+        totals[key] = totals[key] + added if key in totals else added
 
 
 def add_statistics(first: Statistics | None, second: Statistics) -> dict[str, Tensor]:
@@ -256,6 +297,7 @@ METRICS: dict[str, Metric] = {
     "activation": Metric(activation, statistic="square"),
     "taylor": Metric(_mean, statistic="taylor"),
     "fisher": Metric(_mean, statistic="fisher"),
+    "outputs": Metric(_mean, statistic="outputs"),
 }
 
 

@@ -18,7 +18,7 @@ from raffm_ray.extraction import Cutting
 from raffm_ray.messages import Job, Package, Report, Update, views
 from raffm_ray.nesting import within
 from raffm_ray.norms import norm_part
-from raffm_ray.salience import METRICS, Scores, Statistics, add_statistics, rankable
+from raffm_ray.salience import METRICS, Scores, Statistics, add_statistics, backward_passes, rankable
 from raffm_ray.seeding import generator
 from raffm_ray.strategies import STRATEGIES, Strategy, View
 
@@ -276,9 +276,11 @@ def finish_round(setup: Setup, state: ServerState, work: Round, summed: Tensor, 
 def training_flops(setup: Setup, work: Round, report: Report) -> float:
     """FLOPs that a client's work took on its device: every example through every plan it trained, and its calibration."""
     flops = sum(setup.costs(work.package.plans[plan]).training_flops * examples for plan, examples in report.forward_backward)
-    # Statistics take one forward and backward pass, those of norms another forward pass.
-    full = setup.costs(Plan())
-    flops += report.calibrated * (full.training_flops + work.package.measure_norms * full.forward_flops)
+    # Statistics take a forward pass and some backward, those of norms another forward pass.
+    full, architecture = setup.costs(Plan()), setup.architecture
+    outputs = architecture.config.num_labels if architecture.head.endswith("classification") else None
+    backward = backward_passes(work.package.statistic or "", outputs) * (full.training_flops - full.forward_flops)
+    flops += report.calibrated * ((1 + work.package.measure_norms) * full.forward_flops + backward)
     return float(flops)
 
 

@@ -10,9 +10,10 @@ from raffm_ray.architectures import architecture_of, parse_config
 from raffm_ray.axes import Plan, check_plan
 from raffm_ray.costs import Budget, budget_from, costs_of
 from raffm_ray.errors import UserError
-from raffm_ray.extraction import Cutting, common_rate, longest_prefix, plan_of_rates, ranked_list, unit_costs
+from raffm_ray.extraction import Cutting, common_rate, longest_prefix, plan_of, plan_of_rates, ranked_list, unit_cost
 from raffm_ray.nesting import within
 from raffm_ray.salience import METRICS, identity_orders, rank, rankable
+from raffm_ray.server import plain_scores
 from raffm_ray.strategies import STRATEGIES, View
 
 ARCHITECTURE = architecture_of(parse_config(TINY["vit"]), "image_classification")
@@ -80,7 +81,9 @@ def test_salient_units_are_kept_and_the_residual_is_cut_last() -> None:
 
 
 def test_heads_of_a_layer_share_their_sizes_but_not_their_orders() -> None:
-    plan = prefix(3, budget_from({"params": 0.6}, FULL))
+    scores = {name: score * (100 if name.endswith("/heads") else 1) for name, score in noise(3).items()}
+    units = ranked_list(ARCHITECTURE, scores, CUTTING)
+    plan = longest_prefix(ARCHITECTURE, units, rank(scores), CUTTING, budget_from({"params": 0.6}, FULL), 16)
     nested = [plan[name] for name in plan if name.endswith("/qk") or name.endswith("/vo")]
     assert nested
     assert all(kept.shape[0] == 3 for kept in nested)
@@ -131,7 +134,32 @@ def test_a_budget_below_the_smallest_subnetwork_says_by_how_much() -> None:
 
 def test_a_unit_costs_the_parameters_that_go_with_it(architecture) -> None:
     axes, whole = architecture.layout.axes, costs_of(architecture, Plan()).params
+    counts = {name: axis.size for name, axis in axes.items()}
     for name in rankable(architecture.layout):
         if axes[name].size > 1:
             without_one = costs_of(architecture, Plan({name: np.arange(axes[name].size - 1)})).params
-            assert unit_costs(architecture)[name] == whole - without_one
+            assert unit_cost(architecture, name, counts) == whole - without_one
+
+
+def test_the_list_drops_what_loses_least_for_the_parameters_that_it_saves_by_then(architecture, rng) -> None:
+    layout = architecture.layout
+    cutting = Cutting({"groups": 1, "heads": 1, "qk": 2, "vo": 2, "ffn": 8}, {"ffn": 0.3})
+    scores = {name: rng.random(np.shape(values)) for name, values in plain_scores(architecture).items()}
+    counts = {name: layout.axes[name].size for name in cutting.axes(layout)}
+    orders = rank(scores)
+
+    def params(changed: dict[str, int]) -> int:
+        return costs_of(architecture, plan_of({**counts, **changed}, orders, layout)).params
+
+    for name, count in reversed(ranked_list(architecture, scores, cutting)):
+        assert counts[name] == count
+        ratios = {}
+        for one in counts:
+            floor, step = cutting.floor(one, layout), cutting.step(one, layout)
+            if counts[one] > floor:
+                fewer = floor + (counts[one] - floor - 1) // step * step
+                kept = -np.sort(-scores[one], axis=-1)[..., fewer : counts[one]]
+                ratios[one] = (float(kept.sum()) / (params({}) - params({one: fewer})), fewer)
+        assert ratios[name][0] == pytest.approx(min(ratio for ratio, _ in ratios.values()))
+        counts[name] = ratios[name][1]
+    assert counts == {name: cutting.floor(name, layout) for name in counts}
