@@ -1,0 +1,49 @@
+"""What the documentation shows runs as it is shown."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, TOKENS
+from plans import legal_order, random_cut
+from test_families import cut, logits, masked
+
+from raffm_ray.architectures import FAMILIES, architecture_of, new_model, parse_config
+from raffm_ray.architectures.encoder import NAMES
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.fixture
+def electra() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "families.md").read_text(), re.DOTALL)
+    assert len(block.splitlines()) <= 20
+    exec(block, {})
+    yield
+    del NAMES["electra"], FAMILIES["electra"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_family_is_added_by_the_row_that_is_shown(electra, seed) -> None:
+    settings = {**TINY["bert"], "model_type": "electra", "embedding_size": TINY["bert"]["hidden_size"]}
+    architecture = architecture_of(parse_config(settings), "sequence_classification", TOKENS)
+    model = new_model(architecture, 1).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    words = torch.randint(2, 50, (4, TOKENS), generator=generator)
+    inputs = {"input_ids": words, "attention_mask": (torch.arange(TOKENS) < torch.tensor([[TOKENS], [5], [9], [2]])).long()}
+    rng = np.random.default_rng(seed)
+    moved = cut(architecture, model, legal_order(architecture.layout, rng))
+    assert (logits(moved, inputs) - logits(model, inputs)).abs().max() < 1e-5
+    plan = random_cut(architecture.layout, rng, ("heads", "qk", "vo", "ffn"), layers=True)
+    assert (logits(cut(architecture, model, plan), inputs) - masked(architecture, model, plan, inputs)).abs().max() < 1e-5
+
+
+def test_every_local_link_leads_somewhere() -> None:
+    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "experiments" / "README.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
