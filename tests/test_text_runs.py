@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from conftest import TINY, small_tokenizer
 from test_tasks import WORDS, glue_folder, sentences, squad_folder, write
@@ -136,6 +137,14 @@ def test_law_6_a_text_run_has_the_same_bits_on_ray(tokenizer, tmp_path, four_cor
     second = simulate(experiment(task, "bert", tokenizer, pool={"backend": "ray", "workers": 2}), tmp_path / "ray")
     assert first["params_sha256"] == second["params_sha256"]
     assert first["global"] == second["global"]
+
+
+def test_workers_map_examples_without_copying(tokenizer, tmp_path, four_cores) -> None:
+    task = {"name": "sst2", "data": str(glue_folder(tmp_path / "data", "sst2"))}
+    runner = ray.get(ray.put(prepare(experiment(task, "bert", tokenizer)).runner()))
+    words = runner.examples.inputs["input_ids"]
+    assert not words.values.flags.writeable, "an array of its own would be writable"
+    assert runner.examples.batch(np.arange(3))["input_ids"].shape[0] == 3
 
 
 def test_rotation_at_the_start_keeps_the_function_and_changes_the_weights(tokenizer, tmp_path) -> None:

