@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from raffm_ray.axes import Layout, Plan, dim_axes
+from raffm_ray.observing import observe, real_positions
 
 MEAN, SQUARE, POSITIONS = "norm_mean", "norm_square", "norm_positions"
 
@@ -23,7 +24,7 @@ def norm_statistics(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
     Norms that do not subtract a mean report no sums of z. Padded positions do not count.
     """
     totals: dict[str, Tensor] = {}
-    masks: list[Tensor] = []
+    batch: dict[str, Tensor] = {}
 
     def hook(name: str) -> RemovableHandle:
         norm = model.get_submodule(name)
@@ -31,8 +32,7 @@ def norm_statistics(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
         eps = float(getattr(norm, "eps", getattr(norm, "variance_epsilon", 0.0)))
 
         def measure(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach().double()
-            x = x[masks[-1].bool()] if masks and masks[-1].shape == x.shape[:-1] else x.flatten(0, -2)
+            x = real_positions(inputs[0].detach().double(), batch)
             x = x - x.mean(-1, keepdim=True) if centred else x
             z = x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
             sums = {SQUARE: z.square().sum(0), POSITIONS: torch.tensor(float(len(z)), dtype=torch.float64)}
@@ -42,17 +42,7 @@ def norm_statistics(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
         return norm.register_forward_pre_hook(measure)
 
     handles = [hook(name) for name in layout.norms]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                masks[:] = [batch[key] for key in ("attention_mask",) if key in batch]
-                model(**{key: values for key, values in batch.items() if key != "labels"})
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
+    observe(model, handles, batches, batch)
     return totals
 
 

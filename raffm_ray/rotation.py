@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from raffm_ray.axes import Layout, dim_size
 from raffm_ray.dims import dim_products, innermost
 from raffm_ray.errors import UserError, look_up
+from raffm_ray.observing import observe, real_positions
 from raffm_ray.salience import Parameters, Statistics
 
 RIDGE = 1e-6  # added to covariances, as a fraction of the mean square: a head of deficient rank stays invertible
@@ -173,12 +174,10 @@ def collect_moments(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
     its shape is that of the positions. The sums of two sets of batches add (`salience.add_statistics`).
     """
     totals: dict[str, Tensor] = {}
-    masks: list[Tensor] = []
+    batch: dict[str, Tensor] = {}
 
     def measure(name: str, role: str, place: Place, states: Tensor) -> None:
-        states = states.detach()
-        fitting = [mask for mask in masks if mask.shape == states.shape[:-1]]
-        rows = states[fitting[0].bool()] if fitting else states.flatten(0, -2)
+        rows = real_positions(states.detach(), batch)
         values = _columns(axis_view(rows, layout, name, place, position=1), layout, name)
         values = torch.cat([values, torch.ones_like(values[..., :1, :])], dim=-2)
         sums, key = (values @ values.mT).cpu(), f"moments@{name}@{role}"
@@ -192,17 +191,7 @@ def collect_moments(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
             handles.append(module.register_forward_pre_hook(lambda _, inputs, caught=caught: caught(inputs[0])))
         else:
             handles.append(module.register_forward_hook(lambda _, __, output, caught=caught: caught(output)))
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                masks[:] = [batch[key] for key in ("attention_mask", "decoder_attention_mask") if key in batch]
-                model(**{key: values for key, values in batch.items() if key != "labels"})
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
+    observe(model, handles, batches, batch)
     return totals
 
 

@@ -10,9 +10,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
     "errors axes config seeding cache examples metrics",
-    "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.encoder architectures.gpt2 "
+    "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures devices partition objectives sources",
-    "encoding salience rotation norms costs",
+    "encoding observing salience rotation norms costs",
     "extraction messages kinds foundation",
     "data strategies training client aggregate",
     "server",

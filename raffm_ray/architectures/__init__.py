@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from raffm_ray.architectures import encoder, gpt2, rope, t5, vit
+from raffm_ray.architectures import decoder, encoder, gpt2, rope, t5, vit
 from raffm_ray.architectures.attention import IMPLEMENTATIONS, fit_attention
 from raffm_ray.architectures.modules import install, remove_layers, without_weights
 from raffm_ray.architectures.saved import Saved
@@ -55,15 +55,14 @@ _TEXT = Family(
     encoder.layout, encoder.positions, encoder.saved, ("sequence_classification", "question_answering"),
     fit=partial(fit_attention, size="attention_head_size"),
 )  # fmt: skip
-_DECODES = ("causal_language_modelling", "sequence_classification", "question_answering")
-_ROPE = Family(rope.layout, rope.positions, rope.saved, _DECODES, fit=rope.fit)
+_ROPE = Family(rope.layout, decoder.positions, rope.saved, decoder.HEADS, fit=rope.fit)
 FAMILIES: dict[str, Family] = {
     "vit": _VISION,
     "deit": _VISION,
     "bert": _TEXT,
     "roberta": _TEXT,
     "distilbert": _TEXT,
-    "gpt2": Family(gpt2.layout, gpt2.positions, gpt2.saved, _DECODES, fit=gpt2.fit),
+    "gpt2": Family(gpt2.layout, decoder.positions, gpt2.saved, decoder.HEADS, fit=gpt2.fit),
     "llama": _ROPE,
     "qwen2": _ROPE,
     "qwen3": _ROPE,

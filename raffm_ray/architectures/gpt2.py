@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from raffm_ray.architectures.attention import fit_attention
+from raffm_ray.architectures.decoder import head_parameters
 from raffm_ray.architectures.saved import Saved, ffn_widths
 from raffm_ray.axes import Attention, Axis, Dim, Layout, Parameter, Plan
 from raffm_ray.dims import kept_length
@@ -55,20 +56,8 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
             parameters |= {f"{layer}.{name}.{part}": Parameter((RESIDUAL,), at) for part in ("weight", "bias")}
     norms.append("transformer.ln_f")
     parameters |= {f"transformer.ln_f.{part}": Parameter((RESIDUAL,)) for part in ("weight", "bias")}
-    if head == "causal_language_modelling":
-        owner = "transformer.wte" if config.tie_word_embeddings else "lm_head"
-        parameters[f"{owner}.weight"] = Parameter(((), RESIDUAL), matmul="tokens", module="lm_head")
-    elif head == "question_answering":
-        parameters["qa_outputs.weight"] = Parameter(((), RESIDUAL), matmul="tokens")
-        parameters["qa_outputs.bias"] = Parameter(((),))
-    else:
-        parameters["score.weight"] = Parameter(((), RESIDUAL), matmul="tokens")
+    parameters |= head_parameters(config, head, "transformer.wte")
     return Layout({axis.name: axis for axis in axes}, parameters, tuple(attentions), tuple(norms))
-
-
-def positions(config: PretrainedConfig, tokens: int | None, targets: int | None) -> dict[str, int]:
-    """How many positions an example has: `tokens` of text, the longest that the model takes where it is not given."""
-    return {"tokens": tokens or config.max_position_embeddings, "examples": 1}
 
 
 def saved(config: PretrainedConfig) -> Saved:
