@@ -49,7 +49,7 @@ def expand(path: str) -> str:
     return os.path.expanduser(os.path.expandvars(path))
 
 
-def _content_key(where: Path) -> str:
+def content_key(where: Path) -> str:
     """A name for local files by path, size and time of change."""
     files = [where] if where.is_file() else sorted(file for file in where.rglob("*") if file.is_file())
     listed = [f"{file.resolve()}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
@@ -98,7 +98,7 @@ def open_splits(data: str, subset: str | None) -> tuple[Mapping[str, Any], str]:
     except Exception as error:  # whatever the library raises for files that it cannot read and names that it cannot reach
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise UserError(f"task.data: {path} cannot be read as a data set: {in_short(cause)}") from None
-    key = _content_key(where) if where.exists() else f"{path}:{subset}"
+    key = content_key(where) if where.exists() else f"{path}:{subset}"
     return loaded, f"{key}:{'/'.join(f'{split}={len(rows)}' for split, rows in loaded.items())}"
 
 

@@ -45,6 +45,13 @@ from matplotlib import pyplot as plt
 FRACTIONS = (0.75, 0.6, 0.5, 0.35, 0.25)
 """Parts of the parameters in layers (of the encoder) that are kept."""
 CALIBRATION_EXAMPLES = 256
+REFERENCE = {
+    "reference code": ("qk", "vo", "ffn"),
+    "reference, FFN only": ("ffn",),
+    "reference, QK only": ("qk",),
+    "reference, VO only": ("vo",),
+}
+"""Rows of the reference code's cut: of which kinds of axes. The columns are then the rate of those axes."""
 DEFAULTS: dict[str, Any] = {
     "name": "extraction",
     "task": {"name": "sst2", "data": "$RAFFM_DATA/sst2", "max_length": 64, "public": 67000},
@@ -91,21 +98,20 @@ def plans_of(architecture: Architecture, scores: Scores, orders: Orders, cutting
     return [longest_prefix(architecture, units, orders, cutting, budget_of(architecture, one)) for one in FRACTIONS]
 
 
-def reference_cut(architecture: Architecture, parameters: Mapping[str, Tensor], fraction: float) -> torch.nn.Module:
+def reference_cut(
+    architecture: Architecture, parameters: Mapping[str, Tensor], fraction: float, kinds: Sequence[str] = ("qk", "vo", "ffn")
+) -> torch.nn.Module:
     """What the published implementation of RaFFM cuts (arXiv 2310.00247, its code): the first rows of whole matrices.
 
     Query and key dimensions are sorted by the L1 norm inside every head, values and neurons are not sorted at all; then all of them
     lose their last rows across heads, what is left is divided among all heads anew, and scores are scaled by the new head size.
     """
     layout, axes = architecture.layout, architecture.layout.axes
-    widths = {
-        name: np.arange(max(1, int(axis.size * fraction))) for name, axis in axes.items() if kind_of(name) in ("qk", "vo", "ffn")
-    }
+    widths = {name: np.arange(max(1, int(axis.size * fraction))) for name, axis in axes.items() if kind_of(name) in kinds}
     plan = Plan(widths)
     sizes = {name: len(kept) for name, kept in widths.items()}
     orders: dict[str, Tensor] = {}
-    for site in layout.attentions:
-        name = innermost(site.qk)
+    for name in (innermost(site.qk) for site in layout.attentions if "qk" in kinds):
         summed = sum(
             unit_sums(values.abs().double(), layout.parameters[key].dims, name, layout)
             for key, values in parameters.items()
@@ -126,7 +132,7 @@ def reference_cut(architecture: Architecture, parameters: Mapping[str, Tensor], 
             values = values.narrow(position, 0, prod(axes[str(one)].size for one in dim[:-1]) * sizes[name])
         cut[key] = values.contiguous().clone()
     module = install(skeleton(architecture, plan), cut)
-    for site in layout.attentions:
+    for site in layout.attentions if "qk" in kinds else ():
         module.get_submodule(site.module).scaling = sizes[innermost(site.qk)] ** -0.5
     return module.eval()
 
@@ -181,9 +187,9 @@ def _rows(
         plain = plans_of(architecture, plain_scores(architecture), identity_orders(layout), cutting, "one rate")
         add("one rate", "prefix", basis, flat, plain)
     named = views(start, architecture.shapes)
-    # Its rate is that of every axis, which is also the fraction of the parameters in layers.
-    values = tuple(_score_module(prepared, reference_cut(architecture, named, one)) for one in FRACTIONS)
-    rows.append(Row("reference code", "l1", "as trained", values))
+    for cut, kinds in REFERENCE.items():
+        values = tuple(_score_module(prepared, reference_cut(architecture, named, one, kinds)) for one in FRACTIONS)
+        rows.append(Row(cut, "l1", "as trained", values))
     return full, rows, kept
 
 
