@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from hashlib import sha256
 from math import cos, pi
+from pathlib import Path
 
 import safetensors
 import torch
@@ -22,6 +23,7 @@ from raffm_ray.foundation import pretrained_weights
 from raffm_ray.messages import flatten, views
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.seeding import generator, torch_seed
+from raffm_ray.sources import content_key
 from raffm_ray.training import backward, one_thread
 
 Progress = Callable[[int, int], None]
@@ -74,10 +76,11 @@ def pretrained(
     Raises UserError when the cache cannot be written to, or training diverges.
     """
     versions = [torch.__version__, transformers.__version__]
+    origin = content_key(Path(source)) if source and Path(source).is_dir() else source
     described = [
         architecture.config.to_diff_dict(),
         architecture.head,
-        source,
+        origin,
         settings.model_dump(),
         seed,
         public.digest(),
