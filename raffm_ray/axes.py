@@ -134,12 +134,14 @@ class Attention:
 
 @dataclass(frozen=True)
 class Layout:
-    """A model described for cutting: its axes, its parameters by name (in the model's order), its attention modules."""
+    """A model described for cutting: its axes, its parameters by name (in the model's order), its attention modules, its norms
+    over the residual stream (`norm_positions`: the kind of positions that they see, where it is not "tokens")."""
 
     axes: Mapping[str, Axis]
     parameters: Mapping[str, Parameter]
     attentions: tuple[Attention, ...] = ()
     norms: tuple[str, ...] = field(default=())
+    norm_positions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def layer_axes(self) -> set[str]:

@@ -157,6 +157,8 @@ def load_task(
     metric = settings.metric or recipe.metric or kind.metrics[0]
     if metric not in kind.metrics:
         raise UserError(f"task.metric: {metric!r} is not for {recipe.kind}{near_miss(metric, kind.metrics, listed=True)}")
+    if held_out == settings.train:
+        raise UserError(f"task.held_out: {held_out!r} is also task.train: what evaluates must not be trained on")
     splits, key = open_splits(data, settings.subset or (recipe.subset if settings.data is None else None))
     rows = split_of(splits, key, settings.train, "task.train")
     held = split_of(splits, key, held_out, "task.held_out") if isinstance(held_out, str) else held_out
@@ -170,6 +172,8 @@ def load_task(
     loading = Loading(settings.name, columns, words, pictures, tuple(classes) if classes else None, first_target, stride)
     public, clients, held_part = (_examples(part, kind, loading) for part in parts)
     held_part = _by_length(*held_part)
+    if metric == "f1" and labels_beyond_two(public[0], clients[0], held_part[0]):
+        raise UserError("task.metric: f1 is of two classes, and the data has more: use accuracy or matthews")
     labels = _label_count(kind, recipe.kind, classes, [public[0], clients[0], held_part[0]])
     return Task(
         settings.name, kind.head, labels, metric, public[0], clients[0], held_part[0],
@@ -183,6 +187,8 @@ def _refuse_for_digits(settings: TaskSettings) -> None:
     }
     if isinstance(settings.held_out, str):
         given["held_out"] = settings.held_out
+    if settings.train != "train":
+        given["train"] = settings.train
     for name, value in given.items():
         raise UserError(
             f"task.{name}: {value!r} cannot be set for the embedded task {EMBEDDED!r}; other tasks: {', '.join(TASKS)}"
@@ -200,9 +206,11 @@ def _columns(settings: TaskSettings, recipe: Recipe, kind: Kind) -> dict[str, st
 def _examples(rows: Rows, kind: Kind, loading: Loading) -> tuple[Examples, Columns]:
     """The rows as examples, and the columns that are not for the model."""
     form = loading.pictures if loading.words is None else loading.words.key
-    key = [rows.key, kind.head, loading.columns, loading.classes, loading.first_target, loading.stride, form]
+    key = [rows.key, kind.read.__name__, loading.columns, loading.classes, loading.first_target, loading.stride, form]
     columns = cached(key, lambda: kind.read(rows, loading))
     beside: Columns = {name: columns.pop(name) for name in ("row", "first", "last") if name in columns}
+    if isinstance(kept := beside.get("row"), np.ndarray) and "first" not in beside:
+        rows = rows.select(kept)
     groups = None
     if "group" in loading.columns:
         values = [str(value) for (part,) in chunks(rows, loading.columns["group"]) for value in part]
@@ -216,7 +224,16 @@ def _examples(rows: Rows, kind: Kind, loading: Loading) -> tuple[Examples, Colum
 def _by_length(examples: Examples, beside: Columns) -> tuple[Examples, Columns]:
     """Held-out texts from short to long, so that evaluating pads little; where answers lead back to rows, as they are."""
     lengths = examples.lengths()
-    return (examples, beside) if lengths is None or beside else (examples.part(np.argsort(lengths, kind="stable")), beside)
+    return (
+        (examples, beside)
+        if lengths is None or "first" in beside
+        else (examples.part(np.argsort(lengths, kind="stable")), beside)
+    )
+
+
+def labels_beyond_two(*parts: Examples) -> bool:
+    """Whether some class is not 0 or 1."""
+    return any(isinstance(part.labels, np.ndarray) and bool((part.labels > 1).any()) for part in parts)
 
 
 def _label_count(kind: Kind, name: str, classes: list[str] | None, parts: list[Examples]) -> int | None:
@@ -224,8 +241,10 @@ def _label_count(kind: Kind, name: str, classes: list[str] | None, parts: list[E
         return None
     if name == "text_regression":
         return 1
-    return (
-        len(classes)
-        if classes
-        else max(int(np.max(part.labels, initial=0)) for part in parts if isinstance(part.labels, np.ndarray)) + 1
-    )
+    if classes:
+        return len(classes)
+    found = np.unique(np.concatenate([part.labels for part in parts if isinstance(part.labels, np.ndarray)]))
+    count = int(found.max(initial=0)) + 1
+    if count > 1000 + 10 * len(found):
+        raise UserError(f"task.columns.label: classes run up to {count - 1:,}, but only {len(found):,} occur: number them from 0")
+    return count

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.cache import writable_cache
-from raffm_ray.errors import UserError
+from raffm_ray.errors import UserError, in_short, shortened
 from raffm_ray.examples import Column, Pixels, Ragged, ragged
 from raffm_ray.sources import Rows
 
-VERSION = 1
+VERSION = 2
 """Changes when the same rows would be encoded otherwise."""
 CHUNK = 1000
+SHORTEST_SPAN = 24
+"""Tokens of a question, its context and what frames them, at least."""
 Columns = dict[str, Column]
 
 
@@ -27,11 +29,11 @@ def cached(key: object, encode: Callable[[], Columns]) -> Columns:
     """`encode()`, from the cache where it was done before; the arrays are memory-mapped. A damaged entry is made anew."""
     name = sha256(json.dumps([VERSION, key], sort_keys=True, default=str).encode()).hexdigest()[:24]
     folder = writable_cache() / f"examples-{name}"
-    if folder.is_dir():
+    if folder.exists():
         try:
             return _load(folder)
-        except (OSError, ValueError, KeyError):
-            shutil.rmtree(folder)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
     temporary = Path(mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
         _save(temporary, encode())
@@ -81,7 +83,10 @@ def _load(folder: Path) -> Columns:
 def chunks(rows: Rows, *names: str) -> Iterator[list[list[Any]]]:
     """The values of these columns, some thousand rows at a time."""
     for start in range(0, len(rows), CHUNK):
-        part = rows.table[start : start + CHUNK]
+        try:
+            part = rows.table[start : start + CHUNK]
+        except OSError as error:  # an image that cannot be decoded
+            raise UserError(f"task.data: one of rows {start} to {start + CHUNK - 1} cannot be read: {in_short(error)}") from None
         yield [part[name] for name in names]
 
 
@@ -90,7 +95,7 @@ def texts_of(values: Iterable[Any], role: str) -> list[str]:
     listed = list(values)
     for value in listed:
         if not isinstance(value, str):
-            raise UserError(f"task.columns.{role}: expected texts, got {value!r}")
+            raise UserError(f"task.columns.{role}: expected texts, got {shortened(value)}")
     return listed
 
 
@@ -109,7 +114,8 @@ class Words:
         if self.tokenizer.is_fast:
             described = json.loads(self.tokenizer.backend_tokenizer.to_str())
             described |= {"truncation": None, "padding": None}  # what the last call left there
-        return [sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(), self.padding, self.length]
+        sides = [self.tokenizer.truncation_side, self.tokenizer.padding_side]
+        return [sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(), self.padding, self.length, *sides]
 
     def texts(self, rows: Rows, columns: Mapping[str, str], *roles: str) -> Columns:
         """`input_ids` of one text or a pair of texts a row, and `token_type_ids` where the model tells the two apart."""
@@ -128,15 +134,18 @@ class Words:
 def spans(rows: Rows, columns: Mapping[str, str], words: Words, stride: int) -> Columns:
     """Questions with the parts of their contexts that fit, one after the other, `stride` tokens shared (SQuAD).
 
-    `labels` [features, 2]: first and last token of the answer, 0 where this part does not hold it; `row` [features]; `first` and
+    A question longer than half of what fits is cut. `labels` [features, 4]: first and last token of the answer, 0 where this part does
+    not hold it, and of the context; `row` [features]; `first` and
     `last`: where each token of the context begins and ends in it, -1 for other tokens.
     """
     found: dict[str, list[Any]] = {name: [] for name in ("input_ids", "token_type_ids", "first", "last", "row", "labels")}
     at = 0
+    if words.length < SHORTEST_SPAN:
+        raise UserError(f"task.max_length: a question and its context need at least {SHORTEST_SPAN} tokens, got {words.length}")
     for questions, contexts, answers in chunks(rows, *(columns[role] for role in ("question", "context", "answers"))):
         encoded = words.tokenizer(
-            [question.strip() for question in texts_of(questions, "question")], texts_of(contexts, "context"),
-            truncation="only_second", max_length=words.length, stride=min(stride, words.length // 4), return_overflowing_tokens=True,
+            _cut_questions(texts_of(questions, "question"), words), texts_of(contexts, "context"),
+            truncation="only_second", max_length=words.length, stride=min(stride, words.length // 4 - 2), return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )  # fmt: skip
         for feature, source in enumerate(encoded["overflow_to_sample_mapping"]):
@@ -148,20 +157,37 @@ def spans(rows: Rows, columns: Mapping[str, str], words: Words, stride: int) -> 
             found["first"].append(first)
             found["last"].append(last)
             found["row"].append(at + source)
-            found["labels"].append(_span(answers[source], first, last))
+            context = [token for token, kept in enumerate(inside) if kept] or [0]
+            found["labels"].append((*_span(answers[source], first, last), context[0], context[-1]))
         at += len(questions)
     result: Columns = {"input_ids": ragged(found["input_ids"], words.padding)}
     result |= {name: ragged(found[name], -1) for name in ("first", "last")}
     if any(map(any, found["token_type_ids"])):
         result["token_type_ids"] = ragged(found["token_type_ids"], 0)
     result["row"] = np.array(found["row"], dtype=np.int64)
-    result["labels"] = np.array(found["labels"], dtype=np.int64).reshape(-1, 2)
+    result["labels"] = np.array(found["labels"], dtype=np.int64).reshape(-1, 4)
     return result
 
 
-def _span(answers: Mapping[str, list[Any]], first: list[int], last: list[int]) -> tuple[int, int]:
-    """The tokens of the first answer; (0, 0) where it is not whole among them, or there is none."""
-    if not answers["text"]:
+def _cut_questions(questions: list[str], words: Words) -> list[str]:
+    """Questions of at most half of the tokens that fit, so that something is left for their contexts."""
+    most = words.length // 2 - 4
+    encoded = words.tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    return [
+        (question if len(offsets) <= most else question[: offsets[most - 1][1]]).strip()
+        for question, offsets in zip(questions, encoded, strict=True)
+    ]
+
+
+def _span(answers: Any, first: list[int], last: list[int]) -> tuple[int, int]:
+    """The tokens of the first answer; (0, 0) where it is not whole among them, or there is none.
+
+    Raises UserError for answers that are not in SQuAD's form.
+    """
+    texts, starts_at = (answers.get(key) if isinstance(answers, dict) else None for key in ("text", "answer_start"))
+    if not isinstance(texts, list) or not isinstance(starts_at, list) or len(texts) != len(starts_at):
+        raise UserError(f"task.columns.answers: expected lists `text` and `answer_start` of one length, got {shortened(answers)}")
+    if not texts:
         return 0, 0
     begin = int(answers["answer_start"][0])
     end = begin + len(answers["text"][0])
@@ -183,10 +209,14 @@ class Pictures:
         """`pixel_values`, bilinear where the size differs. Raises UserError for a column that holds no images."""
         from PIL import Image
 
+        if self.channels not in (1, 3):
+            raise UserError(f"model.config.num_channels: images have 1 (grey) or 3 (colours), got {self.channels}")
         values = np.empty((len(rows), self.channels, self.size, self.size), dtype=np.uint8)
         at = 0
         for (images,) in chunks(rows, name):
             for image in images:
+                if isinstance(image, Image.Image) and image.mode.startswith(("I", "F")):
+                    raise UserError(f"task.columns.image: images of mode {image.mode} have more than 8 bits: convert them first")
                 if not isinstance(image, Image.Image):
                     raise UserError(f"task.columns.image: expected images in {name!r}, got {type(image).__name__}")
                 shaped = image.convert("L" if self.channels == 1 else "RGB")

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
+MOST = 40
+"""Known words that an error lists."""
 
 
 class UserError(ValueError):
@@ -29,7 +31,11 @@ def near_miss(word: str, known: Iterable[str], listed: bool = False) -> str:
     close = difflib.get_close_matches(str(word), options, n=1, cutoff=0.5)
     if close and listed:
         return f" (did you mean {close[0]!r}? known: {', '.join(sorted(options))})"
-    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(options))})"
+    return (
+        f" (did you mean {close[0]!r}?)"
+        if close
+        else f" (known: {', '.join(sorted(options)[:MOST])}{', ...' if len(options) > MOST else ''})"
+    )
 
 
 def look_up(table: dict[str, T], name: str, what: str) -> T:
@@ -42,3 +48,9 @@ def look_up(table: dict[str, T], name: str, what: str) -> T:
 def in_short(error: Exception) -> str:
     """The message of a library's error as one line of at most 250 characters."""
     return " ".join(str(error).split())[:250] or type(error).__name__
+
+
+def shortened(value: object) -> str:
+    """A value as an error shows it: at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Indices = NDArray[np.int64]
+MASKS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
+"""Columns of words -> the input that tells real positions from padding."""
 IGNORED = -100
 """The label of a position that is not a target (transformers' convention)."""
 
@@ -104,8 +106,8 @@ def _part(column: Column, indices: Indices) -> Column:
 class Examples:
     """Model inputs by argument name, and labels: [examples] classes or numbers, [examples, k], or sequences.
 
-    `groups`: to which natural owner an example belongs, [examples] integers, where the data says so. A ragged column `input_ids`
-    brings its `attention_mask` along.
+    `groups`: to which natural owner an example belongs, [examples] integers, where the data says so. Ragged columns of words
+    bring their masks along.
     """
 
     inputs: Mapping[str, Column]
@@ -126,10 +128,10 @@ class Examples:
         """Tensors of these examples for the model's forward, `labels` included. Always copies: the arrays may be shared."""
         chosen = np.arange(len(self))[indices] if isinstance(indices, slice) else indices
         arrays = {name: _rows(values, chosen) for name, values in self.inputs.items()}
-        words = self.inputs.get("input_ids")
-        if isinstance(words, Ragged):
-            arrays["attention_mask"] = np.arange(arrays["input_ids"].shape[1]) < words.lengths[chosen][:, None]
-            arrays["attention_mask"] = arrays["attention_mask"].astype(np.int64)
+        for name, mask in MASKS.items():
+            if isinstance(words := self.inputs.get(name), Ragged):
+                real = np.arange(arrays[name].shape[1]) < words.lengths[chosen][:, None]
+                arrays[mask] = real.astype(np.int64)
         arrays["labels"] = _rows(self.labels, chosen)
         return {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.encoding import Columns, Pictures, Words, chunks, spans
-from raffm_ray.errors import UserError
+from raffm_ray.errors import UserError, shortened
 from raffm_ray.examples import IGNORED, Examples, Ragged, ragged
 from raffm_ray.metrics import METRICS, Answers
 from raffm_ray.sources import Rows
@@ -38,10 +38,13 @@ def _labels(rows: Rows, loading: Loading) -> NDArray[np.int64]:
     values = [value for (part,) in chunks(rows, loading.columns["label"]) for value in part]
     if loading.classes and any(isinstance(value, str) for value in values):
         code = {name: number for number, name in enumerate(loading.classes)}
+        for row, value in enumerate(values):
+            if value not in code:
+                raise UserError(f"task.columns.label: expected the name of a class, got {shortened(value)} in row {row}")
         return np.array([code[value] for value in values], dtype=np.int64)
-    for value in values:
+    for row, value in enumerate(values):
         if not isinstance(value, (int, np.integer)):
-            raise UserError(f"task.columns.label: expected classes (whole numbers or names), got {value!r}")
+            raise UserError(f"task.columns.label: expected classes (whole numbers or names), got {shortened(value)} in row {row}")
     return np.array(values, dtype=np.int64)
 
 
@@ -79,15 +82,20 @@ def _next_words(rows: Rows, loading: Loading) -> Columns:
     words = loading.text().texts(rows, loading.columns, "text")["input_ids"]
     assert isinstance(words, Ragged)
     long_enough = words.part(np.flatnonzero(words.lengths > 1))
-    return {"input_ids": long_enough, "labels": Ragged(long_enough.values, long_enough.edges, IGNORED)}
+    # One word has no next one; the rows that are left are told, for what else is known of a row.
+    rows_left = np.flatnonzero(words.lengths > 1)
+    return {"row": rows_left, "input_ids": long_enough, "labels": Ragged(long_enough.values, long_enough.edges, IGNORED)}
 
 
 def _target_words(rows: Rows, loading: Loading) -> Columns:
     source = loading.text().texts(rows, loading.columns, "source")
     target = loading.text().texts(rows, loading.columns, "target")["input_ids"]
     assert isinstance(target, Ragged)
-    if loading.first_target is None:
-        raise UserError("model.config: decoder_start_token_id is needed for a sequence-to-sequence task")
+    if not isinstance(loading.first_target, int):
+        raise UserError(
+            "model.config: decoder_start_token_id, a token's number, is needed for a sequence-to-sequence task, got "
+            f"{loading.first_target!r}"
+        )
     pieces = [target.values[start:stop] for start, stop in zip(target.edges, target.edges[1:], strict=False)]
     shifted = ragged(([loading.first_target, *piece[:-1]] for piece in pieces), target.fill)
     return {**source, "decoder_input_ids": shifted, "labels": Ragged(target.values, target.edges, IGNORED)}
@@ -127,7 +135,7 @@ def scorer(metric: str, rows: Rows, loading: Loading, held_out: tuple[Examples, 
     `held_out`: the examples, and the columns beside them that lead from tokens back to the words of `rows`.
     """
     examples, beside = held_out
-    if "row" not in beside:
+    if "first" not in beside:
         return lambda answers: METRICS[metric].score(answers, examples.labels)
 
     def score(answers: Answers) -> float:
@@ -138,13 +146,11 @@ def scorer(metric: str, rows: Rows, loading: Loading, held_out: tuple[Examples, 
         assert isinstance(last, Ragged)
         for feature, (start, stop, sure) in enumerate(answers):
             row = int(beside["row"][feature])  # type: ignore[index]
-            if sure <= best[row]:
-                continue
-            best[row] = sure
             inside = int(start) < first.lengths[feature] and int(stop) < last.lengths[feature]
             begin = int(first.values[first.edges[feature] + int(start)]) if inside else -1
             end = int(last.values[last.edges[feature] + int(stop)]) if inside else -1
-            texts[row] = contexts[row][begin:end] if 0 <= begin < end else ""
+            if sure > best[row] and 0 <= begin < end:
+                best[row], texts[row] = sure, contexts[row][begin:end]
         truth = [answer["text"] for answer in rows.table[loading.columns["answers"]]]
         return METRICS[metric].score(texts, truth)  # type: ignore[arg-type]
 

@@ -32,7 +32,7 @@ def norm_statistics(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
         eps = float(getattr(norm, "eps", getattr(norm, "variance_epsilon", 0.0)))
 
         def measure(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = real_positions(inputs[0].detach().double(), batch)
+            x = real_positions(inputs[0].detach().double(), batch, layout.norm_positions.get(name))
             x = x - x.mean(-1, keepdim=True) if centred else x
             z = x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
             sums = {SQUARE: z.square().sum(0), POSITIONS: torch.tensor(float(len(z)), dtype=torch.float64)}

@@ -1,7 +1,7 @@
 """What each task head is trained for and how it answers: a loss, and the answer that a metric reads.
 
-Labels by head: classification [batch] classes, or [batch] floats for regression; question answering [batch, 2], first and last token
-of the answer; language modelling and sequence to sequence [batch, positions] tokens, -100 where there is no target.
+Labels by head: classification [batch] classes, or [batch] floats for regression; question answering [batch, 4], first and last token
+of the answer and of the context that it stands in; language modelling and sequence to sequence [batch, positions] tokens, -100 where there is no target.
 """
 
 from collections.abc import Callable
@@ -54,15 +54,25 @@ def _class_answers(output: Any, labels: Tensor) -> Tensor:
     return logits[:, :1] if labels.is_floating_point() else logits.argmax(-1, keepdim=True)
 
 
+def _in_context(logits: Tensor, labels: Tensor, and_first: bool, fill: float = -torch.inf) -> Tensor:
+    """Logits with `fill` outside the context, so that question and padding do not count; `and_first` leaves "no answer"."""
+    at = torch.arange(logits.shape[1], device=logits.device)
+    allowed = (at >= labels[:, 2:3]) & (at <= labels[:, 3:4])
+    return logits.masked_fill(~(allowed | (at == 0)) if and_first else ~allowed, fill)
+
+
 def _span_loss(output: Any, labels: Tensor, reduction: str) -> Tensor:
-    both = [nn.functional.cross_entropy(output.start_logits, labels[:, 0], reduction=reduction)]
-    both.append(nn.functional.cross_entropy(output.end_logits, labels[:, 1], reduction=reduction))
+    both = [
+        nn.functional.cross_entropy(_in_context(logits, labels, True), labels[:, side], reduction=reduction)
+        for side, logits in enumerate((output.start_logits, output.end_logits))
+    ]
     return torch.stack(both).mean()
 
 
 def _span_answers(output: Any, labels: Tensor) -> Tensor:
-    """[batch, 3]: first and last token of the best span, at most `LONGEST_ANSWER` long, and its score."""
-    scores = output.start_logits[:, :, None] + output.end_logits[:, None, :]
+    """[batch, 3]: first and last token of the best span in the context, at most `LONGEST_ANSWER` long, and its score."""
+    start, end = (_in_context(logits, labels, False) for logits in (output.start_logits, output.end_logits))
+    scores = start[:, :, None] + end[:, None, :]
     allowed = torch.ones_like(scores[0], dtype=torch.bool).triu().tril(LONGEST_ANSWER - 1)
     best = scores.masked_fill(~allowed, -torch.inf).flatten(1).max(1)
     width = scores.shape[-1]
@@ -70,7 +80,13 @@ def _span_answers(output: Any, labels: Tensor) -> Tensor:
 
 
 def _span_outputs(output: Any, labels: Tensor) -> Tensor:
-    return torch.cat([_centred(output.start_logits), _centred(output.end_logits)], dim=1)
+    at = torch.arange(output.start_logits.shape[1], device=labels.device)
+    real = ((at >= labels[:, 2:3]) & (at <= labels[:, 3:4])) | (at == 0)
+    parts = []
+    for logits in (output.start_logits, output.end_logits):
+        mean = (logits * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
+        parts.append((logits - mean) * real)
+    return torch.cat(parts, dim=1)
 
 
 def _token_outputs(logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,12 +7,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
-def real_positions(states: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """[real positions, size] of activations [batch, positions, size]: without those that a mask of that shape calls padding."""
-    for name in ("attention_mask", "decoder_attention_mask"):
-        if name in batch and batch[name].shape == states.shape[:-1]:
-            return states[batch[name].bool()]
-    return states.flatten(0, -2)
+def mask_for(states: Tensor, batch: Mapping[str, Tensor], positions: str | None) -> Tensor | None:
+    """Which of the positions of activations [batch, positions, size] are real; None where all are, or nothing is known.
+
+    `positions`: their kind, as in `Parameter.matmul`: those of a text that is written have another mask than those of one that is read.
+    """
+    mask = batch.get("decoder_attention_mask" if positions == "targets" else "attention_mask")
+    return mask if mask is not None and mask.shape == states.shape[:-1] else None
+
+
+def real_positions(states: Tensor, batch: Mapping[str, Tensor], positions: str | None) -> Tensor:
+    """[real positions, size] of activations [batch, positions, size]."""
+    mask = mask_for(states, batch, positions)
+    return states.flatten(0, -2) if mask is None else states[mask.bool()]
 
 
 def observe(

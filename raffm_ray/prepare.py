@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raffm_ray.architectures import Architecture, architecture_of, check_head, new_model
+from raffm_ray.architectures import Architecture, architecture_of, new_model
 from raffm_ray.axes import Plan
 from raffm_ray.client import Runner
 from raffm_ray.config import Experiment
@@ -46,6 +46,8 @@ def _architecture(experiment: Experiment, foundation: Foundation, task: Task) ->
             config.id2label = dict(enumerate(task.class_names))
             config.label2id = {name: number for number, name in enumerate(task.class_names)}
     check_labels(task, config.num_labels)
+    if task.labels == 1 and config.num_labels != 1:
+        raise UserError(f"model.config.num_labels: task {task.name!r} is about one number, got {config.num_labels}")
     try:
         architecture = architecture_of(config, task.head, **task.positions(experiment.local.batch_size))
     except UserError:
@@ -53,14 +55,15 @@ def _architecture(experiment: Experiment, foundation: Foundation, task: Task) ->
     except Exception as error:  # whatever transformers raises for values that it cannot build from
         raise UserError(f"model.config: transformers cannot build this model: {in_short(error)}") from None
     model = new_model(architecture, 0).eval()
-    inputs = {name: values for name, values in task.clients.batch(_longest(task.clients)).items() if name != "labels"}
-    try:
-        with torch.inference_mode():
-            model(**inputs)
-    except Exception as error:  # whatever the model raises for shapes that it does not take
-        longest = task.clients.lengths()
-        told = "" if longest is None else f" (texts are up to {longest.max()} tokens long: task.max_length shortens them)"
-        raise UserError(f"model.config does not fit the examples of task {task.name!r}: {in_short(error)}{told}") from None
+    for part in (task.clients, task.public, task.held_out):
+        inputs = {name: values for name, values in part.batch(_longest(part)).items() if name != "labels"}
+        try:
+            with torch.inference_mode():
+                model(**inputs)
+        except Exception as error:  # whatever the model raises for shapes that it does not take
+            longest = part.lengths()
+            told = "" if longest is None else f" (texts are up to {longest.max()} tokens long: task.max_length shortens them)"
+            raise UserError(f"model.config does not fit the examples of task {task.name!r}: {in_short(error)}{told}") from None
     return architecture
 
 
@@ -129,8 +132,7 @@ def prepare(experiment: Experiment) -> Prepared:
     strategy = setup_strategy(experiment)
     look_up(METRICS, experiment.salience.metric, "salience.metric")
     settings, clients = experiment.task, experiment.clients
-    foundation = load_foundation(experiment.model, needs_words(settings.name), settings.max_length)
-    check_head(foundation.config, head_of(settings.name))
+    foundation = load_foundation(experiment.model, head_of(settings.name), needs_words(settings.name), settings.max_length)
     first_target = getattr(foundation.config, "decoder_start_token_id", None)
     task = load_task(settings, generator(settings.split_seed, "split"), foundation.words, foundation.pictures, first_target)
     architecture = _architecture(experiment, foundation, task)

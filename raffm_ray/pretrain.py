@@ -6,6 +6,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from math import cos, pi
 from pathlib import Path
+from shutil import rmtree
 
 import safetensors
 import torch
@@ -88,6 +89,8 @@ def pretrained(
     ]
     key = json.dumps(described, sort_keys=True, default=str)
     path = writable_cache() / f"pretrained-{sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    if path.is_dir():
+        rmtree(path)
     if path.is_file():
         try:
             return flatten(load_file(path), architecture.shapes)

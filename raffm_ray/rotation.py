@@ -177,7 +177,7 @@ def collect_moments(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
     batch: dict[str, Tensor] = {}
 
     def measure(name: str, role: str, place: Place, states: Tensor) -> None:
-        rows = real_positions(states.detach(), batch)
+        rows = real_positions(states.detach(), batch, layout.parameters[place.parameter].matmul)
         values = _columns(axis_view(rows, layout, name, place, position=1), layout, name)
         values = torch.cat([values, torch.ones_like(values[..., :1, :])], dim=-2)
         sums, key = (values @ values.mT).cpu(), f"moments@{name}@{role}"

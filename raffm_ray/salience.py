@@ -19,6 +19,7 @@ from raffm_ray.axes import Dim, Indices, Layout, dim_axes, dim_size
 from raffm_ray.dims import dim_products
 from raffm_ray.errors import UserError
 from raffm_ray.objectives import Objective
+from raffm_ray.observing import mask_for
 
 Scores = Mapping[str, NDArray[np.float64]]
 Orders = Mapping[str, Indices]
@@ -109,7 +110,7 @@ class _Recorder:
     def __init__(self, model: nn.Module, layout: Layout, statistic: str) -> None:
         self.layout, self.gradient = layout, statistic in GRADIENT_STATISTICS
         self.batch: dict[str, Tensor] = {}
-        self.mask: Tensor | None = None
+        self.inputs: Mapping[str, Tensor] = {}
         self.seen: dict[str, list[Tensor]] = {}
         self.handles = []
         for name in rankable(layout):
@@ -129,6 +130,8 @@ class _Recorder:
                 add(states.detach().square(), stop)
 
         def add(values: Tensor, stop: int) -> None:
+            mask = mask_for(values, self.inputs, self.layout.parameters[site.parameter].matmul)
+            values = values if mask is None else values * mask[..., None]
             self._add(key, values[..., site.start : stop], site.dim, name)
 
         def catch_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -142,8 +145,6 @@ class _Recorder:
         return module.register_forward_hook(lambda _, __, output: catch(output))
 
     def _add(self, key: str, values: Tensor, dim: Dim, name: str) -> None:
-        if self.mask is not None and values.shape[:-1] == self.mask.shape:
-            values = values * self.mask[..., None]
         per_example = values.double().flatten(1, -2).sum(1) if values.ndim > 2 else values.double()
         sums = unit_sums(per_example, ((), dim), name, self.layout, batched=True)
         self.batch[key] = self.batch[key] + sums if key in self.batch else sums
@@ -202,7 +203,7 @@ def collect(
     model.eval()
     try:
         for batch in batches:
-            recorder.seen, recorder.batch, recorder.mask = {}, {}, batch.get("attention_mask")
+            recorder.seen, recorder.batch, recorder.inputs = {}, {}, batch
             with torch.set_grad_enabled(recorder.gradient):
                 output = model(**{key: value for key, value in batch.items() if key != "labels"})
             scalars = _scalars(statistic, objective, output, batch["labels"], generator) if recorder.gradient else []

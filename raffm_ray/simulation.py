@@ -156,10 +156,10 @@ def _simulate(experiment: Experiment, folder: Path, console: Console, pool: Pool
     beside = {name: with_strategy(prepared, name) for name in experiment.baselines}
     for name in sorted(set(experiment.fleet.budgets) - set(prepared.setup.budgets)):
         console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)
+    start = _start(prepared, console)
     used = pool or open_pool(prepared.runner(), experiment.pool)
     try:
         recorder = Recorder(folder, experiment)
-        start = _start(prepared, console)
         summary = train(prepared, start, used, recorder, console)
         if beside:
             summary["baselines"] = {

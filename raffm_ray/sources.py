@@ -73,7 +73,9 @@ def _builder(where: Path) -> tuple[str, dict[str, Any]]:
         split = "train" if where.is_file() else re.sub(r"-\d+-of-\d+$", "", file.stem)
         by_split.setdefault(split, []).append(str(file))
     ending = endings.pop()
-    return BUILDERS[ending], {"data_files": by_split, **({"sep": "\t"} if ending == ".tsv" else {})}
+    # Words like "null" or "N/A" are texts and names of classes, not missing values.
+    reading = {"keep_default_na": False, **({"sep": "\t"} if ending == ".tsv" else {})} if BUILDERS[ending] == "csv" else {}
+    return BUILDERS[ending], {"data_files": by_split, **reading}
 
 
 def open_splits(data: str, subset: str | None) -> tuple[Mapping[str, Any], str]:
@@ -88,7 +90,8 @@ def open_splits(data: str, subset: str | None) -> tuple[Mapping[str, Any], str]:
     where = Path(path)
     if not where.exists() and (path.startswith((".", "/", "~")) or path.count("/") != 1 or where.suffix in BUILDERS):
         beside = [str(other) for other in where.parent.iterdir()] if where.parent.is_dir() else []
-        raise UserError(f"task.data: {path}: no such file or folder{near_miss(path, beside)}")
+        told = near_miss(path, beside)
+        raise UserError(f"task.data: {path}: no such file or folder{told if 'did you mean' in told else ''}")
     if where.is_file() and where.suffix not in BUILDERS:
         raise UserError(f"task.data: {path}: files must end in one of {', '.join(BUILDERS)}")
     name, arguments = _builder(where) if where.exists() else (path, {})
@@ -134,6 +137,9 @@ def class_names(tables: Sequence[Rows], name: str) -> list[str] | None:
     feature = tables[0].table.features[name]
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
-    if feature.dtype in ("string", "large_string"):
-        return sorted({str(value) for rows in tables for value in rows.table.unique(name)})
+    if getattr(feature, "dtype", None) in ("string", "large_string"):
+        found = {value for rows in tables for value in rows.table.unique(name)}
+        if None in found:
+            raise UserError(f"task.columns.label: some rows have no value in {name!r}")
+        return sorted(found)
     return None

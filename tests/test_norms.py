@@ -129,8 +129,8 @@ def test_every_norm_of_every_family_is_measured(architecture, model, inputs) -> 
         norm = model.get_submodule(name)
         centred = isinstance(norm, torch.nn.LayerNorm)
         z = ((said[name] - (norm.bias.double() if centred else 0)) / norm.weight.double()).detach()
-        fitting = [inputs[key] for key in inputs if key.endswith("attention_mask") and inputs[key].shape == z.shape[:-1]]
-        z = z[fitting[0].bool()] if fitting else z.flatten(0, -2)
+        mask = inputs.get("decoder_attention_mask" if name.startswith("decoder") else "attention_mask")
+        z = z.flatten(0, -2) if mask is None else z[mask.bool()]
         torch.testing.assert_close(statistics[f"norm_square@{name}"], z.square().sum(0), rtol=1e-3, atol=1e-3)
         assert float(statistics[f"norm_positions@{name}"]) == len(z)
         assert (f"norm_mean@{name}" in statistics) == centred

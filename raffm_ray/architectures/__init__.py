@@ -144,11 +144,11 @@ def parse_config(settings: Mapping[str, Any]) -> PretrainedConfig:
     return config
 
 
-def check_head(config: PretrainedConfig, head: str) -> None:
+def check_head(model_type: str, head: str) -> None:
     """Raises UserError where the family has no such head."""
-    family = FAMILIES[config.model_type]
-    if head not in family.heads:
-        raise UserError(f"model type {config.model_type!r} has no {head!r} head here (it has: {', '.join(family.heads)})")
+    heads = FAMILIES[model_type].heads
+    if head not in heads:
+        raise UserError(f"model type {model_type!r} has no {head!r} head here (it has: {', '.join(heads)})")
 
 
 def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = None, targets: int | None = None) -> Architecture:
@@ -158,7 +158,7 @@ def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = No
 
     Raises UserError where the family has no such head.
     """
-    check_head(config, head)
+    check_head(config.model_type, head)
     family = FAMILIES[config.model_type]
     with torch.device("meta"), no_init_weights():
         model = _stock(config, head, "sdpa")

@@ -36,7 +36,8 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
         parameters[f"{stack}.final_layer_norm.weight"] = Parameter((RESIDUAL,))
     owner = "shared" if config.tie_word_embeddings else "lm_head"
     parameters[f"{owner}.weight"] = Parameter(((), RESIDUAL), matmul="targets", module="lm_head")
-    return Layout({axis.name: axis for axis in axes}, parameters, tuple(attentions), tuple(norms))
+    written = {name: "targets" for name in norms if name.startswith("decoder.")}
+    return Layout({axis.name: axis for axis in axes}, parameters, tuple(attentions), tuple(norms), written)
 
 
 def _add_block(
