@@ -115,6 +115,13 @@ def bench(words: Sequence[str]) -> int:
         told = f"{rest[0]!r} is not one of them" if rest else "name one"
         raise UserError(f"bench: {told}{near_miss(rest[0] if rest else '', BENCHMARKS, listed=True)}")
     name = rest.pop(0)
+    if {"-h", "--help"} & set(rest):
+        import tyro
+
+        from raffm_ray.benchmarks.extraction import DEFAULTS
+        from raffm_ray.config import Experiment, parse
+
+        tyro.cli(Experiment, default=parse(DEFAULTS), args=["--help"], prog=f"raffm-ray bench {name}")
     chosen = _take_flag(rest, "--out")
     folder = Path(chosen) if chosen else _fresh_folder(f"bench-{name}")
 

@@ -8,9 +8,10 @@ from conftest import TINY
 from rich.console import Console
 
 from raffm_ray import cli
-from raffm_ray.architectures import architecture_of, new_model, parse_config
-from raffm_ray.benchmarks.extraction import FRACTIONS, REFERENCE, budget_of, extraction, reference_cut
+from raffm_ray.architectures import FAMILIES, architecture_of, new_model, parse_config
+from raffm_ray.benchmarks.extraction import FRACTIONS, REFERENCE, budget_of, extraction, has_reference, reference_cut
 from raffm_ray.costs import costs_of
+from raffm_ray.errors import UserError
 from raffm_ray.extraction import Cutting, longest_prefix, ranked_list
 from raffm_ray.salience import METRICS, rank
 
@@ -73,6 +74,26 @@ def test_fractions_are_of_the_parameters_in_layers(rng) -> None:
 
 def sizes(architecture) -> dict[str, int]:
     return {name: torch.Size(shape).numel() for name, shape in architecture.shapes.items()}
+
+
+def test_a_model_that_is_too_small_for_the_smallest_fraction_is_refused_before_training(out, monkeypatch) -> None:
+    monkeypatch.setattr("raffm_ray.start.pretrained", lambda *_: pytest.fail("training started"))
+    with pytest.raises(UserError, match="the budget is below the smallest subnetwork: layer_params"):
+        extraction([*FLAGS, "--extraction.floors", "{ffn: 0.9, qk: 0.9, vo: 0.9, heads: 0.9}"], out, Console(quiet=True))
+    assert not out.exists()
+
+
+def test_help_lists_the_benchmark_s_own_defaults(capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "extraction", "--help"])
+    assert "all-MiniLM-L6-v2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "llama", "t5"])
+def test_the_reference_s_cut_is_of_separate_projections_and_heads(name) -> None:
+    head = FAMILIES[TINY[name]["model_type"]].heads[0]
+    layout = architecture_of(parse_config(TINY[name]), head, 12).layout
+    assert has_reference(layout) == (name in ("bert", "vit", "t5"))
 
 
 @pytest.mark.parametrize(("words", "told"), [

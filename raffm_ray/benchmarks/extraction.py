@@ -23,7 +23,7 @@ from raffm_ray.architectures.modules import install
 from raffm_ray.axes import Layout, Plan
 from raffm_ray.config import Experiment, override, parse
 from raffm_ray.costs import Budget, costs_of
-from raffm_ray.dims import innermost
+from raffm_ray.dims import dim_products, innermost
 from raffm_ray.display import Display
 from raffm_ray.evaluation import measure
 from raffm_ray.extraction import Cutting, common_rate, kind_of, longest_prefix, ranked_list
@@ -59,7 +59,8 @@ DEFAULTS: dict[str, Any] = {
         "pretrained": "all-MiniLM-L6-v2",
         "pretrain": {"epochs": 1, "batch_size": 32, "learning_rate": 1e-4, "weight_decay": 0.01, "warmup": 0.06},
     },
-    "salience": {"rotation": "calibrated", "rotation_examples": 64},
+    "clients": {"count": 1, "per_round": 1, "partition": "iid"},
+    "salience": {"source": "public", "rotation": "calibrated", "rotation_examples": 64},
     "extraction": {"steps": {"heads": 1, "qk": 4, "vo": 4, "ffn": 16}, "floors": {}},
     "evaluation": {"batch_size": 109},
 }
@@ -137,6 +138,19 @@ def reference_cut(
     return module.eval()
 
 
+def has_reference(layout: Layout) -> bool:
+    """Whether the reference's cut is defined: separate projections, and heads that share nothing."""
+    separate = all(len(dim_products(dim)) == 1 for spec in layout.parameters.values() for dim in spec.dims)
+    return separate and all(layout.axes[innermost(site.qk)].parent and not site.groups for site in layout.attentions)
+
+
+def check_fractions(architecture: Architecture, cutting: Cutting) -> None:
+    """Raises UserError when the smallest fraction is below the smallest subnetwork, before anything is trained."""
+    scores = plain_scores(architecture)
+    for cut in ("ranked list", "one rate"):
+        plans_of(architecture, scores, identity_orders(architecture.layout), cutting, cut)
+
+
 def _score_module(prepared: Prepared, module: torch.nn.Module) -> float:
     """The task's metric of a module of one's own on the held-out part, in this process."""
     held, objective = prepared.task.held_out, OBJECTIVES[prepared.task.head]
@@ -187,7 +201,7 @@ def _rows(
         plain = plans_of(architecture, plain_scores(architecture), identity_orders(layout), cutting, "one rate")
         add("one rate", "prefix", basis, flat, plain)
     named = views(start, architecture.shapes)
-    for cut, kinds in REFERENCE.items():
+    for cut, kinds in REFERENCE.items() if has_reference(layout) else ():
         values = tuple(_score_module(prepared, reference_cut(architecture, named, one, kinds)) for one in FRACTIONS)
         rows.append(Row(cut, "l1", "as trained", values))
     return full, rows, kept
@@ -240,6 +254,7 @@ def extraction(flags: Sequence[str], folder: Path, console: Console) -> Table:
     check_output(folder)
     experiment: Experiment = parse(override(DEFAULTS, list(flags)))
     prepared = prepare(experiment)
+    check_fractions(prepared.setup.architecture, prepared.setup.cutting)
     with one_thread():
         with Display(console, experiment.name, 1) as display:
             display.stage(f"fine-tuning on {len(prepared.task.public):,} public examples (cached)", 100)
