@@ -125,7 +125,9 @@ class _Recorder:
         def catch(states: Tensor) -> None:
             stop = site.start + dim_size(site.dim, self.layout.axes)
             if self.gradient:
-                states.register_hook(lambda grad: add(states.detach() * grad, stop))
+                # A hook that held its own tensor would keep it, and the whole graph, for ever.
+                values = states.detach()
+                states.register_hook(lambda grad: add(values * grad, stop))
             else:
                 add(states.detach().square(), stop)
 
@@ -213,6 +215,7 @@ def collect(
                 recorder.batch = {}
                 scalar.backward(retain_graph=position + 1 < len(scalars))
                 _accumulate(totals, recorder.batch, GRADIENT_STATISTICS[statistic])
+            recorder.seen = {}
             examples = torch.tensor(float(len(batch["labels"])), dtype=torch.float64)
             totals["examples"] = totals["examples"] + examples if "examples" in totals else examples
     finally:

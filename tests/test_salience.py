@@ -1,5 +1,8 @@
 """Salience: sums that clients can report, scores that find what matters, and the table."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -158,3 +161,16 @@ def test_identity_orders_are_plain_prefixes(architecture, model) -> None:
     cut = take_all(dict(model.named_parameters()), architecture.layout, Plan({"0/ffn": orders["0/ffn"][:5]}))
     whole = neurons(architecture, dict(model.named_parameters()))
     assert all(torch.equal(part, full[:5]) for part, full in zip(neurons(architecture, cut), whole, strict=True))
+
+
+def test_no_activation_outlives_its_batch(architecture, model, batch) -> None:
+    alive = []
+    hook = model.get_submodule(sites(architecture.layout, "0/ffn")[0].module).register_forward_hook(
+        lambda _, inputs, output: alive.extend([weakref.ref(inputs[0]), weakref.ref(output)])
+    )
+    for statistic in STATISTICS:
+        collect(model, architecture.layout, parts(batch, 2, 4), statistic, CLASSES)
+    hook.remove()
+    gc.collect()
+    assert len(alive) == 2 * 3 * len(STATISTICS)
+    assert not any(one() is not None for one in alive)
