@@ -134,14 +134,13 @@ class Attention:
 
 @dataclass(frozen=True)
 class Layout:
-    """A model described for cutting: its axes, its parameters by name (in the model's order), its attention modules, its norms
-    over the residual stream (`norm_positions`: the kind of positions that they see, where it is not "tokens")."""
+    """A model described for cutting: axes, parameters (in the model's order), attention modules, norms over the residual stream."""
 
     axes: Mapping[str, Axis]
     parameters: Mapping[str, Parameter]
     attentions: tuple[Attention, ...] = ()
     norms: tuple[str, ...] = field(default=())
-    norm_positions: Mapping[str, str] = field(default_factory=dict)
+    norm_positions: Mapping[str, str] = field(default_factory=dict)  # what kind a norm sees, if not "tokens"
 
     @property
     def layer_axes(self) -> set[str]:

@@ -127,7 +127,7 @@ def neurons(architecture, tensors) -> list[torch.Tensor]:
 def test_l1_is_the_paper_s_sum_of_absolute_weights(architecture, model) -> None:
     scores = METRICS["l1"].score(architecture.layout, dict(model.named_parameters()), {}, np.random.default_rng(0))
     neuron = 7
-    expected = sum(float(part[neuron].abs().sum()) for part in neurons(architecture, dict(model.named_parameters())))
+    expected = sum(float(part[neuron].detach().abs().sum()) for part in neurons(architecture, dict(model.named_parameters())))
     assert scores["0/ffn"][neuron] == pytest.approx(expected, rel=1e-5)
 
 
