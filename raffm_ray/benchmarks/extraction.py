@@ -221,7 +221,7 @@ def _table(full: float, rows: Sequence[Row], metric: str) -> Table:
 
 
 def _picture(full: float, rows: Sequence[Row], metric: str, path: Path) -> None:
-    figure, panels = plt.subplots(1, 2, figsize=(13, 5), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(13, 6), sharey=True, layout="constrained")
     names = [*METRICS, "prefix"]
     colors = {name: f"C{index}" for index, name in enumerate(names)}
     sizes = [100 * one for one in FRACTIONS]
@@ -239,7 +239,7 @@ def _picture(full: float, rows: Sequence[Row], metric: str, path: Path) -> None:
         panel.axhline(scaled(metric, full), color="#8a8a8a", linewidth=1, zorder=0)
         panel.set(title=cut, xlabel="parameters in layers kept (%)")
         panel.grid(alpha=0.25)
-        panel.legend(fontsize=7, loc="lower right", ncols=2)
+        panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(f"held-out {metric}{' (%)' if unit(metric) else ''}, no training after the cut")
     figure.savefig(path, dpi=110)
