@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from raffm_ray.axes import Layout, Plan, coverage, is_kept
+from raffm_ray.axes import Plan, coverage
+from raffm_ray.layout import Layout, is_kept
 from raffm_ray.messages import Shapes, views
 
 Rule = Callable[[Tensor, Tensor, Tensor, float], Tensor]

@@ -61,7 +61,8 @@ def run(words: Sequence[str]) -> int:
     if not rest or rest[0].startswith("-"):
         raise UserError("run: expected the path of a YAML file, for example: raffm-ray run experiments/digits.yaml")
     path = Path(rest.pop(0))
-    from raffm_ray.config import Experiment, load
+    from raffm_ray.config import load
+    from raffm_ray.settings import Experiment
 
     if {"-h", "--help"} & set(rest):
         import tyro
@@ -119,7 +120,8 @@ def bench(words: Sequence[str]) -> int:
         import tyro
 
         from raffm_ray.benchmarks.extraction import DEFAULTS
-        from raffm_ray.config import Experiment, parse
+        from raffm_ray.config import parse
+        from raffm_ray.settings import Experiment
 
         tyro.cli(Experiment, default=parse(DEFAULTS), args=["--help"], prog=f"raffm-ray bench {name}")
     chosen = _take_flag(rest, "--out")

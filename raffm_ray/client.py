@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from raffm_ray.architectures import Architecture, skeleton, skeleton_key
 from raffm_ray.architectures.modules import install
-from raffm_ray.axes import Plan, Selections, scatter_add_selected, selections, take_selected
+from raffm_ray.axes import Plan, Selections, scatter_add_selected, take_selected
+from raffm_ray.calibration import add_statistics, collect
 from raffm_ray.examples import Examples, steps_of
+from raffm_ray.layout import selections
 from raffm_ray.messages import Job, Package, Report, Update, views
 from raffm_ray.nesting import cut_layout, within
 from raffm_ray.norms import correct_norms, norm_factors, norm_statistics, relative_factors
 from raffm_ray.objectives import OBJECTIVES, Objective
-from raffm_ray.salience import add_statistics, collect
 from raffm_ray.seeding import generator, torch_seed
 from raffm_ray.training import Prefix, train
 

@@ -12,9 +12,10 @@ from math import prod
 from typing import NamedTuple
 
 from raffm_ray.architectures import Architecture
-from raffm_ray.axes import Layer, Plan, is_kept, kept_size
+from raffm_ray.axes import Plan, kept_size
 from raffm_ray.dims import dim_products, kept_length
 from raffm_ray.errors import UserError, look_up
+from raffm_ray.layout import Layer, is_kept
 
 FLOAT_BYTES = 4
 OPTIMIZER_FLOATS = {"adamw": 2, "sgd": 0, "momentum": 1}

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from raffm_ray.config import TaskSettings
 from raffm_ray.encoding import Columns, Pictures, Words, cached, chunks
 from raffm_ray.errors import UserError, look_up, near_miss
 from raffm_ray.examples import Examples, Ragged, batch_length
 from raffm_ray.kinds import KINDS, Kind, Loading, scorer
 from raffm_ray.metrics import METRICS, Answers
+from raffm_ray.settings import TaskSettings
 from raffm_ray.sources import Rows, class_names, divide, open_splits, split_of
 
 

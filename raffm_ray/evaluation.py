@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raffm_ray.axes import Plan
+from raffm_ray.calibration import Statistics
 from raffm_ray.data import Task
 from raffm_ray.ledger import Evaluation
 from raffm_ray.messages import Package
 from raffm_ray.pool import Call, Pool
-from raffm_ray.salience import Statistics
 from raffm_ray.server import ServerState, Setup, class_plans
 
 

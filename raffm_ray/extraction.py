@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.architectures import Architecture
-from raffm_ray.axes import Layout, Plan
+from raffm_ray.axes import Plan
+from raffm_ray.calibration import rankable
 from raffm_ray.costs import Budget, Costs, costs_of
 from raffm_ray.dims import dim_products
 from raffm_ray.errors import UserError
-from raffm_ray.salience import Orders, Scores, rankable
+from raffm_ray.layout import Layout
+from raffm_ray.salience import Orders, Scores
 
 KINDS = ("groups", "heads", "qk", "vo", "ffn", "residual")
 """The kinds of axes that some family has: key/value heads with their query heads, (query) heads, and so on."""

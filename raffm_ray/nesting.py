@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from raffm_ray.axes import AxisError, Indices, Layout, Plan, axis_named, dim_axes, is_kept, kept_size
+from raffm_ray.axes import AxisError, Indices, Plan, axis_named, dim_axes, kept_size
+from raffm_ray.layout import Layout, is_kept
 
 
 def within(inner: Plan, outer: Plan, layout: Layout) -> Plan:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from raffm_ray.axes import Layout, Plan, dim_axes
+from raffm_ray.axes import Plan, dim_axes
+from raffm_ray.layout import Layout
 from raffm_ray.observing import observe, real_positions
 
 MEAN, SQUARE, POSITIONS = "norm_mean", "norm_square", "norm_positions"

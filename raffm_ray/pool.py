@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from raffm_ray.client import Runner
-from raffm_ray.config import PoolSettings
 from raffm_ray.errors import ClientError, UserError, WorkerLostError
 from raffm_ray.messages import Package
+from raffm_ray.settings import PoolSettings
 from raffm_ray.training import one_thread
 
 Flat = NDArray[np.float32]

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from raffm_ray.architectures import Architecture, architecture_of, new_model
 from raffm_ray.axes import Plan
+from raffm_ray.calibration import rankable
 from raffm_ray.client import Runner
-from raffm_ray.config import Experiment
 from raffm_ray.costs import Budget, budget_from, costs_of
 from raffm_ray.data import Task, check_labels, head_of, load_task, needs_words
 from raffm_ray.devices import DEVICES, assign_devices, fleet_shares
@@ -19,9 +19,10 @@ from raffm_ray.extraction import KINDS, kind_of
 from raffm_ray.foundation import Foundation, load_foundation
 from raffm_ray.partition import partition
 from raffm_ray.rotation import rotatable
-from raffm_ray.salience import METRICS, rankable
+from raffm_ray.salience import METRICS
 from raffm_ray.seeding import generator
 from raffm_ray.server import ServerState, Setup, begin_calibration, class_plans, plain_scores, setup_strategy
+from raffm_ray.settings import Experiment
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from raffm_ray.architectures import Architecture, build, new_model
 from raffm_ray.axes import Plan
 from raffm_ray.cache import writable_cache
-from raffm_ray.config import PretrainSettings
 from raffm_ray.errors import UserError
 from raffm_ray.examples import Examples, batches, batches_by_length, steps_of
 from raffm_ray.foundation import pretrained_weights
 from raffm_ray.messages import flatten, views
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.seeding import generator, torch_seed
+from raffm_ray.settings import PretrainSettings
 from raffm_ray.sources import content_key
 from raffm_ray.training import backward, one_thread
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from raffm_ray.architectures import Architecture
-from raffm_ray.config import Experiment, dump
+from raffm_ray.config import dump
 from raffm_ray.errors import UserError
 from raffm_ray.messages import views
 from raffm_ray.server import ServerState
+from raffm_ray.settings import Experiment
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from raffm_ray.axes import Layout, dim_size
+from raffm_ray.axes import dim_size
+from raffm_ray.calibration import Statistics
 from raffm_ray.dims import dim_products, innermost
 from raffm_ray.errors import UserError, look_up
+from raffm_ray.layout import Layout
 from raffm_ray.observing import observe, real_positions
-from raffm_ray.salience import Parameters, Statistics
 
 RIDGE = 1e-6  # added to covariances, as a fraction of the mean square: a head of deficient rank stays invertible
 SMALLEST = 1e-3  # value dimensions are scaled as if no singular value were below this fraction of its head's largest
@@ -196,7 +197,7 @@ def collect_moments(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
 
 
 def rotate(
-    layout: Layout, parameters: Parameters, moments: Statistics | None = None, kinds: Sequence[str] | None = None
+    layout: Layout, parameters: Mapping[str, Tensor], moments: Statistics | None = None, kinds: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
     """The full model's parameters in the singular basis of every head, leading dimensions first: the same function, to rounding.
 

@@ -11,15 +11,16 @@ from torch import Tensor
 from raffm_ray.aggregate import RULES, flat_coverage
 from raffm_ray.architectures import Architecture
 from raffm_ray.axes import AxisError, Plan, check_plan
-from raffm_ray.config import Experiment
+from raffm_ray.calibration import Statistics, add_statistics, backward_passes, rankable
 from raffm_ray.costs import Budget, Costs, costs_of
 from raffm_ray.errors import UserError, look_up
 from raffm_ray.extraction import Cutting
 from raffm_ray.messages import Job, Package, Report, Update, views
 from raffm_ray.nesting import within
 from raffm_ray.norms import norm_part
-from raffm_ray.salience import METRICS, Scores, Statistics, add_statistics, backward_passes, rankable
+from raffm_ray.salience import METRICS, Scores
 from raffm_ray.seeding import generator
+from raffm_ray.settings import Experiment
 from raffm_ray.strategies import STRATEGIES, Strategy, View
 
 
@@ -279,7 +280,7 @@ def training_flops(setup: Setup, work: Round, report: Report) -> float:
     # Statistics take a forward pass and some backward, those of norms another forward pass.
     full, architecture = setup.costs(Plan()), setup.architecture
     outputs = architecture.config.num_labels if architecture.head.endswith("classification") else None
-    backward = backward_passes(work.package.statistic or "", outputs) * (full.training_flops - full.forward_flops)
+    backward = backward_passes(work.package.statistic, outputs) * (full.training_flops - full.forward_flops)
     flops += report.calibrated * ((1 + work.package.measure_norms) * full.forward_flops + backward)
     return float(flops)
 

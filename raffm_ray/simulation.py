@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raffm_ray.architectures import build
 from raffm_ray.axes import Plan
-from raffm_ray.config import Experiment
+from raffm_ray.calibration import Statistics, collect
 from raffm_ray.display import Display
 from raffm_ray.errors import UserError
 from raffm_ray.evaluation import evaluate
@@ -22,7 +22,7 @@ from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.pool import Call, Pool, open_pool
 from raffm_ray.prepare import Prepared, prepare, with_strategy
 from raffm_ray.record import Recorder, check_output, write_json
-from raffm_ray.salience import METRICS, Statistics, collect
+from raffm_ray.salience import METRICS
 from raffm_ray.server import (
     Round,
     ServerState,
@@ -34,6 +34,7 @@ from raffm_ray.server import (
     rank_again,
     ranking_is_due,
 )
+from raffm_ray.settings import Experiment
 from raffm_ray.start import starting_parameters
 from raffm_ray.strategies import STRATEGIES
 from raffm_ray.training import one_thread

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raffm_ray.axes import Selection, scatter_add_selected, take_selected
-from raffm_ray.config import LocalSettings
 from raffm_ray.examples import Examples, batches, steps_of
 from raffm_ray.objectives import Objective
+from raffm_ray.settings import LocalSettings
 
 Optimizer = Callable[[list[nn.Parameter], float, float], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Optimizer] = {

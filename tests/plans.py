@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from raffm_ray.axes import Indices, Layout, Plan, coverage, dim_axes, is_kept
+from raffm_ray.axes import Indices, Plan, coverage, dim_axes
 from raffm_ray.extraction import kind_of
+from raffm_ray.layout import Layout, is_kept
 
 
 def legal_order(

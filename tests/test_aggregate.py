@@ -6,7 +6,8 @@ import torch
 from plans import masks, random_cut
 
 from raffm_ray.aggregate import RULES, flat_coverage
-from raffm_ray.axes import Plan, scatter_add, take_all
+from raffm_ray.axes import Plan, scatter_add
+from raffm_ray.layout import take_all
 from raffm_ray.messages import flatten, views
 
 ALL = ("heads", "qk", "vo", "ffn", "residual")

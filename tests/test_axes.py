@@ -6,18 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raffm_ray.axes import (
-    Axis,
-    AxisError,
-    Layout,
-    Parameter,
-    Plan,
-    check_plan,
-    coverage,
-    dim_size,
-    scatter_add,
-    take,
-)
+from raffm_ray.axes import Axis, AxisError, Plan, check_plan, coverage, dim_size, scatter_add, take
+from raffm_ray.layout import Layout, Parameter
 from raffm_ray.nesting import cut_layout, within
 
 DIMS = [

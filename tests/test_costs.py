@@ -11,10 +11,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from raffm_ray.architectures import FAMILIES, Architecture, architecture_of, build, new_model, parse_config
-from raffm_ray.axes import Plan, take_all
+from raffm_ray.axes import Plan
 from raffm_ray.costs import FLOAT_BYTES, activation_floats, budget_from, costs_of
 from raffm_ray.errors import UserError
 from raffm_ray.extraction import kind_of
+from raffm_ray.layout import take_all
 
 ALL = ("groups", "heads", "qk", "vo", "ffn", "residual")
 

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from raffm_ray.architectures import architecture_of, parse_config
 from raffm_ray.axes import Plan, check_plan
+from raffm_ray.calibration import rankable
 from raffm_ray.costs import Budget, budget_from, costs_of
 from raffm_ray.errors import UserError
 from raffm_ray.extraction import Cutting, common_rate, longest_prefix, plan_of, plan_of_rates, ranked_list, unit_cost
 from raffm_ray.nesting import within
-from raffm_ray.salience import METRICS, identity_orders, rank, rankable
+from raffm_ray.salience import METRICS, identity_orders, rank
 from raffm_ray.server import plain_scores
 from raffm_ray.strategies import STRATEGIES, View
 

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from raffm_ray.architectures import FAMILIES, HEADS, Architecture, architecture_of, build, parse_config, skeleton_key
-from raffm_ray.axes import Axis, AxisError, Dim, Indices, Layout, Plan, check_plan, dim_axes, dim_size, is_kept, take, take_all
+from raffm_ray.axes import Axis, AxisError, Dim, Indices, Plan, check_plan, dim_axes, dim_size, take
 from raffm_ray.costs import Budget, costs_of
 from raffm_ray.errors import UserError
 from raffm_ray.extraction import Cutting, longest_prefix, ranked_list
+from raffm_ray.layout import Layout, is_kept, take_all
 from raffm_ray.nesting import cut_layout, within
 from raffm_ray.salience import METRICS, rank
 

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raffm_ray.config import TaskSettings
 from raffm_ray.data import load_task
 from raffm_ray.devices import DEVICES, MIXES, assign_devices, fleet_shares
 from raffm_ray.errors import UserError
 from raffm_ray.examples import batches, steps_of
 from raffm_ray.partition import PARTITIONS, partition
 from raffm_ray.seeding import generator, torch_seed
+from raffm_ray.settings import TaskSettings
 
 LABELS = np.random.default_rng(0).integers(0, 10, 3000)
 

@@ -15,12 +15,14 @@ from transformers import (
 )
 
 from raffm_ray.architectures import architecture_of, build
-from raffm_ray.axes import Attention, Axis, Layout, Parameter, Plan, dim_axes, take_all
+from raffm_ray.axes import Axis, Plan, dim_axes
+from raffm_ray.calibration import add_statistics, collect
 from raffm_ray.dims import innermost
 from raffm_ray.errors import UserError
+from raffm_ray.layout import Attention, Layout, Parameter, take_all
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.rotation import axis_view, collect_moments, ends, rotatable, rotate
-from raffm_ray.salience import METRICS, add_statistics, collect, identity_orders, rank
+from raffm_ray.salience import METRICS, identity_orders, rank
 
 CALIBRATED = pytest.mark.parametrize("calibrated", [True, False], ids=["calibrated", "weights"])
 RESIDUAL = ("residual",)
@@ -144,35 +146,30 @@ def test_the_rotated_moments_are_diagonal_and_falling(architecture, model, input
         torch.testing.assert_close(found["query"], found["key"], rtol=1e-2, atol=1e-2 * float(found["key"].max()))
 
 
-def test_half_of_the_rotated_dimensions_keep_more_of_the_scores(architecture, model, inputs) -> None:
-    layout = architecture.layout
-    skip_unless(layout, "qk")
-    tensors = rotate(layout, named(model), collect_moments(model, layout, [inputs]), ["qk"])
-    again = build(architecture, {name: values.clone() for name, values in tensors.items()}, Plan()).eval()
-    for site in layout.attentions:
-        half, lost = layout.axes[innermost(site.qk)].size // 2, []
-        for one in (model, again):
-            moments = collect_moments(one, layout, [inputs])
-            query, key = covariances(moments, innermost(site.qk), "query")[0], covariances(moments, innermost(site.qk), "key")[1]
-            # E over pairs of positions of (sum over the dropped i of q_i (k_i - E k_i))^2
-            lost.append((query[..., half:, half:] * key[..., half:, half:]).sum((-2, -1)))
-        assert (lost[1] < lost[0]).all()
+def lost_of_query_and_key(one, layout, site, inputs) -> torch.Tensor:
+    """E over pairs of positions of (sum over the dropped i of q_i (k_i - E k_i))^2."""
+    moments, half = collect_moments(one, layout, [inputs]), layout.axes[innermost(site.qk)].size // 2
+    query, key = covariances(moments, innermost(site.qk), "query")[0], covariances(moments, innermost(site.qk), "key")[1]
+    return (query[..., half:, half:] * key[..., half:, half:]).sum((-2, -1))
 
 
-def test_half_of_the_rotated_dimensions_keep_more_of_the_output(architecture, model, inputs) -> None:
+def lost_of_value_and_output(one, layout, site, inputs) -> torch.Tensor:
+    """E over positions of |sum over the dropped i of O_i (v_i - E v_i)|^2."""
+    half = layout.axes[innermost(site.vo)].size // 2
+    context = covariances(collect_moments(one, layout, [inputs]), innermost(site.vo), "context")[1]
+    (place,) = ends(layout, innermost(site.vo)).readers
+    reading = axis_view(named(one)[place.parameter].double(), layout, innermost(site.vo), place).flatten(context.ndim - 1)
+    return ((reading @ reading.mT)[..., half:, half:] * context[..., half:, half:]).sum((-2, -1))
+
+
+@pytest.mark.parametrize(("kind", "lost_of"), [("qk", lost_of_query_and_key), ("vo", lost_of_value_and_output)])
+def test_half_of_the_rotated_dimensions_lose_less(architecture, model, inputs, kind, lost_of) -> None:
     layout = architecture.layout
-    skip_unless(layout, "vo")
-    tensors = rotate(layout, named(model), collect_moments(model, layout, [inputs]), ["vo"])
+    skip_unless(layout, kind)
+    tensors = rotate(layout, named(model), collect_moments(model, layout, [inputs]), [kind])
     again = build(architecture, {name: values.clone() for name, values in tensors.items()}, Plan()).eval()
     for site in layout.attentions:
-        half, lost = layout.axes[innermost(site.vo)].size // 2, []
-        for one in (model, again):
-            context = covariances(collect_moments(one, layout, [inputs]), innermost(site.vo), "context")[1]
-            (place,) = ends(layout, innermost(site.vo)).readers
-            view = axis_view(named(one)[place.parameter].double(), layout, innermost(site.vo), place)
-            reading = view.flatten(context.ndim - 1)
-            lost.append(((reading @ reading.mT)[..., half:, half:] * context[..., half:, half:]).sum((-2, -1)))
-        assert (lost[1] < lost[0]).all()
+        assert (lost_of(again, layout, site, inputs) < lost_of(model, layout, site, inputs)).all()
 
 
 def test_moments_of_clients_add_up_and_leave_padding_out(architecture, model, inputs) -> None:

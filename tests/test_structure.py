@@ -9,10 +9,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
-    "errors axes config seeding cache examples metrics",
+    "errors axes layout settings config seeding cache examples metrics",
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures devices partition objectives sources",
-    "encoding observing salience rotation norms costs",
+    "encoding observing calibration salience rotation norms costs",
     "extraction messages kinds foundation",
     "data strategies training client aggregate",
     "server",
@@ -77,7 +77,7 @@ def test_floors_control_an_upward_import_is_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module_name)
 def test_a_file_is_one_idea(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 320
+    assert len(path.read_text().splitlines()) <= 300
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from raffm_ray import encoding, foundation
-from raffm_ray.config import ModelSettings, TaskSettings, parse
+from raffm_ray.config import parse
 from raffm_ray.data import TASKS, load_task, needs_words
 from raffm_ray.encoding import Pictures, Words
 from raffm_ray.errors import UserError
@@ -23,6 +23,7 @@ from raffm_ray.metrics import METRICS, text_f1
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.partition import partition
 from raffm_ray.prepare import prepare
+from raffm_ray.settings import ModelSettings, TaskSettings
 
 WORDS = [
     "a",

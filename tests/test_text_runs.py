@@ -14,13 +14,14 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 
 from raffm_ray.architectures import HEADS, build, parse_config
 from raffm_ray.axes import Plan
-from raffm_ray.config import Experiment, ModelSettings, parse
+from raffm_ray.config import parse
 from raffm_ray.errors import UserError
 from raffm_ray.foundation import load_foundation, pretrained_weights
 from raffm_ray.messages import views
 from raffm_ray.metrics import METRICS
 from raffm_ray.prepare import prepare
 from raffm_ray.record import parameters_sha256
+from raffm_ray.settings import Experiment, ModelSettings
 from raffm_ray.simulation import simulate
 from raffm_ray.start import starting_parameters
 

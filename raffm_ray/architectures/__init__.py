@@ -26,8 +26,9 @@ from raffm_ray.architectures import decoder, encoder, gpt2, rope, t5, vit
 from raffm_ray.architectures.attention import IMPLEMENTATIONS, fit_attention
 from raffm_ray.architectures.modules import install, remove_layers, without_weights
 from raffm_ray.architectures.saved import Saved
-from raffm_ray.axes import Attention, Layout, Plan, dim_size, is_kept, kept_size
+from raffm_ray.axes import Plan, dim_size, kept_size
 from raffm_ray.errors import UserError, in_short, near_miss
+from raffm_ray.layout import Attention, Layout, is_kept
 
 Fit = Callable[[nn.Module, Attention, Plan, Layout], None]
 """Adapts a built attention module, described by a site of the layout, to a plan; it may not keep weights."""
@@ -175,7 +176,7 @@ def _stock(config: PretrainedConfig, head: str, attention: str) -> nn.Module:
     own = AutoConfig.for_model(**config.to_dict())
     own.architectures = own.architectures or []  # None fails where a type has several models for a head
     model: nn.Module = HEADS[head].from_config(own, attn_implementation=attention)
-    model.tie_weights()  # type: ignore[operator]  # which `no_init_weights` leaves out
+    model.tie_weights()  # type: ignore[operator]  # a PreTrainedModel's, untyped; `no_init_weights` leaves it out
     return model
 
 

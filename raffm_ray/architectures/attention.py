@@ -13,8 +13,9 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from raffm_ray.axes import Attention, Layout, Plan
+from raffm_ray.axes import Plan
 from raffm_ray.dims import kept_length
+from raffm_ray.layout import Attention, Layout
 
 IMPLEMENTATIONS = {"sdpa": "raffm_sdpa", "eager": "raffm_eager"}
 

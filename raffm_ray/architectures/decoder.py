@@ -2,7 +2,7 @@
 
 from transformers import PretrainedConfig
 
-from raffm_ray.axes import Parameter
+from raffm_ray.layout import Parameter
 
 HEADS = ("causal_language_modelling", "sequence_classification", "question_answering")
 

@@ -12,9 +12,10 @@ from transformers import PretrainedConfig
 from raffm_ray.architectures.attention import fit_attention
 from raffm_ray.architectures.decoder import head_parameters
 from raffm_ray.architectures.saved import Saved, ffn_widths
-from raffm_ray.axes import Attention, Axis, Dim, Layout, Parameter, Plan
+from raffm_ray.axes import Axis, Dim, Plan
 from raffm_ray.dims import kept_length
 from raffm_ray.errors import UserError
+from raffm_ray.layout import Attention, Layout, Parameter
 
 RESIDUAL: Dim = ("residual",)
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from raffm_ray.axes import Layout, Parameter, Plan, is_kept
+from raffm_ray.axes import Plan
 from raffm_ray.errors import UserError
+from raffm_ray.layout import Layout, Parameter, is_kept
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
@@ -45,7 +46,7 @@ def remove_layers(model: nn.Module, layout: Layout, plan: Plan) -> None:
         for position, layer in enumerate(stack.children()):
             for module in layer.modules():
                 if isinstance(getattr(module, "layer_idx", None), int):
-                    module.layer_idx = position  # type: ignore[assignment]
+                    module.layer_idx = position  # type: ignore[assignment]  # transformers' own attribute, an int
 
 
 def _remove(model: nn.Module, name: str, spec: Parameter) -> nn.ModuleList | None:

@@ -14,9 +14,10 @@ from transformers import PretrainedConfig
 
 from raffm_ray.architectures.decoder import head_parameters
 from raffm_ray.architectures.saved import Saved, ffn_widths
-from raffm_ray.axes import Attention, Axis, Dim, Layout, Parameter, Plan, axis_named
+from raffm_ray.axes import Axis, Dim, Plan, axis_named
 from raffm_ray.dims import kept_length
 from raffm_ray.errors import UserError
+from raffm_ray.layout import Attention, Layout, Parameter
 
 RESIDUAL: Dim = ("residual",)
 QA_BASE = {"mistral": "model"}

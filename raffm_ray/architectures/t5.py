@@ -14,7 +14,8 @@ from transformers import PretrainedConfig
 
 from raffm_ray.architectures.attention import fit_attention
 from raffm_ray.architectures.saved import Saved, ffn_widths
-from raffm_ray.axes import Attention, Axis, Dim, Layer, Layout, Parameter, Plan
+from raffm_ray.axes import Axis, Dim, Plan
+from raffm_ray.layout import Attention, Layer, Layout, Parameter
 
 RESIDUAL: Dim = ("residual",)
 LONGEST = 512

@@ -7,7 +7,8 @@ heads; FFN neurons; the residual stream everywhere, class token, position and pa
 from transformers import PretrainedConfig
 
 from raffm_ray.architectures.saved import Saved, ffn_widths
-from raffm_ray.axes import Attention, Axis, Layout, Parameter
+from raffm_ray.axes import Axis
+from raffm_ray.layout import Attention, Layout, Parameter
 
 RESIDUAL = ("residual",)
 

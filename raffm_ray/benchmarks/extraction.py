@@ -20,22 +20,25 @@ from torch import Tensor
 
 from raffm_ray.architectures import Architecture, build, skeleton
 from raffm_ray.architectures.modules import install
-from raffm_ray.axes import Layout, Plan
-from raffm_ray.config import Experiment, override, parse
+from raffm_ray.axes import Plan
+from raffm_ray.calibration import collect, unit_sums
+from raffm_ray.config import override, parse
 from raffm_ray.costs import Budget, costs_of
 from raffm_ray.dims import dim_products, innermost
 from raffm_ray.display import Display
 from raffm_ray.evaluation import measure
 from raffm_ray.extraction import Cutting, common_rate, kind_of, longest_prefix, ranked_list
+from raffm_ray.layout import Layout
 from raffm_ray.messages import views
 from raffm_ray.metrics import scaled, shown, unit
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.pool import Pool, open_pool
 from raffm_ray.prepare import Prepared, prepare
 from raffm_ray.record import check_output, write_json
-from raffm_ray.salience import METRICS, Orders, Scores, collect, identity_orders, rank, unit_sums
+from raffm_ray.salience import METRICS, Orders, Scores, identity_orders, rank
 from raffm_ray.seeding import generator
 from raffm_ray.server import plain_scores
+from raffm_ray.settings import Experiment
 from raffm_ray.start import rotated, trained
 from raffm_ray.training import one_thread
 
@@ -57,7 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "task": {"name": "sst2", "data": "$RAFFM_DATA/sst2", "max_length": 64, "public": 67000},
     "model": {
         "pretrained": "all-MiniLM-L6-v2",
-        "pretrain": {"epochs": 1, "batch_size": 32, "learning_rate": 1e-4, "weight_decay": 0.01, "warmup": 0.06},
+        "pretrain": {"epochs": 2, "batch_size": 32, "learning_rate": 1e-4, "weight_decay": 0.01, "warmup": 0.06},
     },
     "clients": {"count": 1, "per_round": 1, "partition": "iid"},
     "salience": {"source": "public", "rotation": "calibrated", "rotation_examples": 64},

@@ -1,0 +1,197 @@
+"""The experiment: every setting, typed, frozen, validated."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TaskSettings(Settings):
+    """Which data, and how it is split once, whatever the run's seed."""
+
+    name: str = Field("digits", description="digits, or a task or kind of raffm_ray.data.TASKS")
+    data: str | None = Field(None, description="local file or folder, or a name on the hub; $NAME is taken from the environment")
+    subset: str | None = Field(None, description="the hub's name for a part of the data set")
+    columns: dict[str, str] = Field({}, description="role -> column: text, text_pair, label, image, group and so on")
+    train: str = Field("train", description="the split that public and clients' examples come from")
+    held_out: str | float | None = Field(
+        None, description="what evaluates: a split, or a fraction of `train`; default: the task's own split, or 0.25"
+    )
+    metric: str | None = Field(None, description="a metric of raffm_ray.metrics.METRICS; default: the task's own")
+    max_length: int = Field(128, ge=8, description="tokens kept of a text; a batch is padded to its own longest")
+    examples: int | None = Field(None, ge=1, description="public and clients' examples together, at most; default: all")
+    public: int = Field(200, ge=1, description="examples that the server holds, for pretraining")
+    split_seed: int = Field(0, ge=0, description="seed of the split")
+
+    @model_validator(mode="after")
+    def _fraction(self) -> "TaskSettings":
+        if isinstance(self.held_out, float) and not 0 < self.held_out < 1:
+            raise ValueError(f"held_out {self.held_out} must be a fraction between 0 and 1, or the name of a split")
+        return self
+
+
+class PretrainSettings(Settings):
+    """Training of the full model on the public part, before the federation; cached."""
+
+    epochs: int = Field(100, ge=0)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup: float = Field(0.0, ge=0, lt=1, description="fraction of the steps in which the learning rate rises")
+
+
+class ModelSettings(Settings):
+    """The full model: a pretrained one, with a new head for the task, or one drawn from a configuration."""
+
+    pretrained: str | None = Field(
+        None, description="a local folder, a name on the hub, or all-MiniLM-L6-v2 of the package that carries it"
+    )
+    config: dict[str, Any] = Field(
+        {}, description="a transformers configuration: `model_type` and its fields; beside `pretrained`: fields that are changed"
+    )
+    tokenizer: str | None = Field(None, description="a local folder or a name on the hub; default: the pretrained model's own")
+    pretrain: PretrainSettings = PretrainSettings()
+
+    @model_validator(mode="after")
+    def _source(self) -> "ModelSettings":
+        if not self.pretrained and "model_type" not in self.config:
+            raise ValueError("needs `pretrained`, or `config` with a `model_type`")
+        return self
+
+
+class ClientSettings(Settings):
+    """Who there is and what they own."""
+
+    count: int = Field(100, ge=1, description="registered clients")
+    per_round: int = Field(10, ge=1, description="clients drawn for a round")
+    partition: Literal["iid", "dirichlet_by_class", "dirichlet_by_client", "natural"] = Field(
+        "dirichlet_by_class", description="natural: a client owns examples of one value of the column task.columns.group"
+    )
+    alpha: float = Field(0.5, ge=1e-4, description="concentration of the Dirichlet partitions; smaller is more unequal")
+
+    @model_validator(mode="after")
+    def _enough(self) -> "ClientSettings":
+        if self.per_round > self.count:
+            raise ValueError(f"per_round {self.per_round} must not exceed count {self.count}")
+        return self
+
+
+class FleetSettings(Settings):
+    """The devices. A class's budget is `memory_fraction` of its memory, unless `budgets` names one."""
+
+    mix: str = Field("medium", description="a fleet of raffm_ray.devices.MIXES")
+    shares: dict[str, float] = Field({}, description="share of a device class; the mix is scaled to the rest")
+    budgets: dict[str, dict[str, float]] = Field(
+        {}, description="device class -> {params|layer_params|bytes|training_flops|memory_bytes: limit}; <= 1 is a fraction"
+    )
+    memory_fraction: float = Field(0.25, gt=0, le=1, description="part of a device's memory that training may use")
+
+
+class SalienceSettings(Settings):
+    """How parameters are ranked, and when."""
+
+    metric: str = Field("outputs", description="a metric of raffm_ray.salience.METRICS")
+    source: Literal["clients", "public"] = Field(
+        "clients", description="who calibrates: clients that hold the full model, or the server on its public part"
+    )
+    every: int = Field(10, ge=1, description="rounds between rankings")
+    until: float = Field(
+        0.5, ge=0, le=1, description="fraction of the rounds after which the ranking stays, so that what it chose can settle"
+    )
+    clients: int = Field(8, ge=1, description="clients that calibrate the first ranking, before round 1")
+    examples: int = Field(64, ge=1, description="examples that a client calibrates on at most")
+    rotation: Literal["none", "weights", "calibrated"] = Field(
+        "none", description="bring heads into their SVD basis before round 1; calibrated: on public examples"
+    )
+    rotation_examples: int = Field(64, ge=1, description="public examples that calibrate the rotation")
+
+
+class ExtractionSettings(Settings):
+    """How a budget becomes a plan."""
+
+    kind: Literal["ranked_list", "common_rate"] = "ranked_list"
+    steps: dict[str, int] = Field(
+        {"groups": 1, "heads": 1, "qk": 4, "vo": 4, "ffn": 16, "residual": 16},
+        description="units cut together, by kind of axis; a kind left out is never cut, one that the model lacks is not missed",
+    )
+    floors: dict[str, float] = Field({"residual": 0.5}, description="fraction of an axis that always stays, by kind")
+
+
+class StrategySettings(Settings):
+    """Who trains which plan."""
+
+    name: str = Field("raffm", description="a strategy of raffm_ray.strategies.STRATEGIES")
+    prefix: Literal["default", "none", "smallest", "random", "one"] = Field(
+        "default", description="smaller prefixes trained locally; default: the strategy's own"
+    )
+    aggregation: Literal["default", "coverage", "damped", "all_clients"] = Field(
+        "default", description="divisor of the average; default: the strategy's own"
+    )
+
+
+class LocalSettings(Settings):
+    """A client's training."""
+
+    optimizer: Literal["adamw", "sgd", "momentum"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)
+    schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate, over rounds")
+    weight_decay: float = Field(0.0, ge=0)
+    batch_size: int = Field(16, ge=1)
+    epochs: int = Field(1, ge=1)
+    steps: int | None = Field(None, ge=1, description="steps instead of epochs")
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
+
+
+class EvaluationSettings(Settings):
+    """When the full model and every class's subnetwork are measured on the held-out part."""
+
+    every: int = Field(5, ge=1, description="rounds between evaluations; the last round is always evaluated")
+    batch_size: int = Field(256, ge=1)
+
+
+class PoolSettings(Settings):
+    """Where clients run. None of these changes a result except `block_clients`."""
+
+    backend: Literal["ray", "in_process"] = "ray"
+    workers: int | None = Field(None, ge=1, description="actors; default: one a core, or a GPU share")
+    gpus_per_worker: float = Field(0.0, ge=0, description="1/k of a GPU, or whole GPUs")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where workers compute; auto: on the GPU if they have a share of one"
+    )
+    block_clients: int | None = Field(None, ge=1, description="clients a block; default: a 64th of the round")
+    attempts: int = Field(3, ge=1, description="how often a block is tried when its worker dies")
+
+    @model_validator(mode="after")
+    def _share(self) -> "PoolSettings":
+        share = self.gpus_per_worker
+        if 0 < share < 1 and abs(1 / share - round(1 / share)) > 1e-6:
+            raise ValueError(
+                f"gpus_per_worker {share} must be 1/k, such as 0.5, 0.3333333 or 0.25: other shares never fill a GPU"
+            )
+        if share > 1 and share != int(share):
+            raise ValueError(f"gpus_per_worker {share} must be whole above 1")
+        return self
+
+
+class Experiment(Settings):
+    """Everything that a run's result depends on."""
+
+    name: str = Field("experiment", pattern=r"^[\w.-]+$")
+    seed: int = Field(0, ge=0)
+    rounds: int = Field(40, ge=1)
+    task: TaskSettings = TaskSettings()
+    model: ModelSettings
+    clients: ClientSettings = ClientSettings()
+    fleet: FleetSettings = FleetSettings()
+    strategy: StrategySettings = StrategySettings()
+    salience: SalienceSettings = SalienceSettings()
+    extraction: ExtractionSettings = ExtractionSettings()
+    local: LocalSettings = LocalSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    pool: PoolSettings = PoolSettings()
+    baselines: tuple[str, ...] = Field((), description="strategies run beside, on the same rounds, for comparison")
