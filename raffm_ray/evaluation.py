@@ -12,7 +12,7 @@ from raffm_ray.data import Task
 from raffm_ray.ledger import Evaluation
 from raffm_ray.messages import Package
 from raffm_ray.pool import Call, Pool
-from raffm_ray.server import ServerState, Setup, class_plans
+from raffm_ray.state import ServerState, Setup, class_plans
 
 
 def measure(

@@ -8,7 +8,8 @@ from raffm_ray.axes import Plan
 from raffm_ray.devices import DEVICES
 from raffm_ray.messages import Job, Report, Update
 from raffm_ray.record import ClientRow, RoundRow, parameters_sha256, peak_rss_bytes
-from raffm_ray.server import Round, ServerState, Setup, training_flops
+from raffm_ray.server import training_flops
+from raffm_ray.state import Round, ServerState, Setup
 
 STATISTIC_BYTES = 8
 """Statistics travel as float64: their sums must not depend on how clients are grouped."""

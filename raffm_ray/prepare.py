@@ -18,11 +18,12 @@ from raffm_ray.examples import Examples
 from raffm_ray.extraction import KINDS, kind_of
 from raffm_ray.foundation import Foundation, load_foundation
 from raffm_ray.partition import partition
+from raffm_ray.ranking import begin_calibration, plain_scores
 from raffm_ray.rotation import rotatable
 from raffm_ray.salience import METRICS
 from raffm_ray.seeding import generator
-from raffm_ray.server import ServerState, Setup, begin_calibration, class_plans, plain_scores, setup_strategy
 from raffm_ray.settings import Experiment
+from raffm_ray.state import ServerState, Setup, class_plans, setup_strategy
 
 
 @dataclass(frozen=True)

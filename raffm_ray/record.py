@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,8 +21,8 @@ from raffm_ray.architectures import Architecture
 from raffm_ray.config import dump
 from raffm_ray.errors import UserError
 from raffm_ray.messages import views
-from raffm_ray.server import ServerState
 from raffm_ray.settings import Experiment
+from raffm_ray.state import ServerState
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,17 @@ class RoundRow:
     wall_seconds: float
 
 
-ROUND_SCHEMA = pa.schema(
-    [
-        ("round", pa.int64()), ("clients", pa.int64()), ("learning_rate", pa.float64()), ("train_loss", pa.float64()),
-        ("metric", pa.float64()), ("loss", pa.float64()), ("class_metrics", pa.map_(pa.string(), pa.float64())),
-        ("class_params", pa.map_(pa.string(), pa.int64())), ("bytes_down", pa.int64()), ("bytes_up", pa.int64()),
-        ("round_seconds", pa.float64()), ("energy_joules", pa.float64()), ("ranked", pa.bool_()), ("wall_seconds", pa.float64()),
-    ]
-)  # fmt: skip
-CLIENT_SCHEMA = pa.schema(
-    [
-        ("round", pa.int64()), ("client", pa.int64()), ("device", pa.string()), ("examples", pa.int64()), ("steps", pa.int64()),
-        ("loss", pa.float64()), ("accepted", pa.bool_()), ("params", pa.int64()), ("bytes_down", pa.int64()), ("bytes_up", pa.int64()),
-        ("peak_memory_bytes", pa.int64()), ("training_flops", pa.float64()), ("round_seconds", pa.float64()),
-        ("energy_joules", pa.float64()), ("seconds", pa.float64()),
-    ]
-)  # fmt: skip
+ARROW: dict[Any, pa.DataType] = {
+    int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string(),
+    float | None: pa.float64(), int | None: pa.int64(),
+    dict[str, float]: pa.map_(pa.string(), pa.float64()), dict[str, int]: pa.map_(pa.string(), pa.int64()),
+}  # fmt: skip
+"""How a field of a row is stored, by its annotation."""
+
+
+def schema_of(row: type) -> pa.Schema:
+    """The Parquet schema of a kind of row."""
+    return pa.schema([(name, ARROW[hint]) for name, hint in get_type_hints(row).items()])
 
 
 def check_output(folder: Path) -> None:
@@ -131,9 +126,9 @@ class Recorder:
         self.rounds.append(row)
         self.clients.extend(clients)
         name = f"round-{row.round:06d}.parquet"
-        pq.write_table(pa.Table.from_pylist([asdict(row)], schema=ROUND_SCHEMA), self.folder / "rounds" / name)
+        pq.write_table(pa.Table.from_pylist([asdict(row)], schema=schema_of(RoundRow)), self.folder / "rounds" / name)
         pq.write_table(
-            pa.Table.from_pylist([asdict(one) for one in clients], schema=CLIENT_SCHEMA), self.folder / "clients" / name
+            pa.Table.from_pylist([asdict(one) for one in clients], schema=schema_of(ClientRow)), self.folder / "clients" / name
         )
         scalars = {"metric": row.metric, "loss": row.loss, "train_loss": row.train_loss, "bytes": row.bytes_down + row.bytes_up}
         scalars |= {f"class_metric/{device}": value for device, value in row.class_metrics.items()}

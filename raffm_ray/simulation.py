@@ -21,21 +21,13 @@ from raffm_ray.norms import norm_statistics
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.pool import Call, Pool, open_pool
 from raffm_ray.prepare import Prepared, prepare, with_strategy
+from raffm_ray.ranking import begin_calibration, rank_again, ranking_is_due
 from raffm_ray.record import Recorder, check_output, write_json
 from raffm_ray.salience import METRICS
-from raffm_ray.server import (
-    Round,
-    ServerState,
-    Setup,
-    begin_calibration,
-    begin_round,
-    finish_round,
-    new_state,
-    rank_again,
-    ranking_is_due,
-)
+from raffm_ray.server import begin_round, finish_round
 from raffm_ray.settings import Experiment
 from raffm_ray.start import starting_parameters
+from raffm_ray.state import Round, ServerState, Setup, new_state
 from raffm_ray.strategies import STRATEGIES
 from raffm_ray.training import one_thread
 

@@ -13,8 +13,8 @@ from raffm_ray.costs import Budget, budget_from, costs_of
 from raffm_ray.errors import UserError
 from raffm_ray.extraction import Cutting, common_rate, longest_prefix, plan_of, plan_of_rates, ranked_list, unit_cost
 from raffm_ray.nesting import within
+from raffm_ray.ranking import plain_scores
 from raffm_ray.salience import METRICS, identity_orders, rank
-from raffm_ray.server import plain_scores
 from raffm_ray.strategies import STRATEGIES, View
 
 ARCHITECTURE = architecture_of(parse_config(TINY["vit"]), "image_classification")

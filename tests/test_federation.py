@@ -28,11 +28,13 @@ from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.pool import InProcessPool, RayPool, open_pool
 from raffm_ray.prepare import prepare
 from raffm_ray.pretrain import pretrained
+from raffm_ray.ranking import rank_again
 from raffm_ray.record import Recorder
 from raffm_ray.report import write_report
 from raffm_ray.seeding import generator, torch_seed
-from raffm_ray.server import begin_round, finish_round, new_state, rank_again
+from raffm_ray.server import begin_round, finish_round
 from raffm_ray.simulation import simulate
+from raffm_ray.state import new_state
 from raffm_ray.strategies import STRATEGIES
 from raffm_ray.training import one_thread, train
 

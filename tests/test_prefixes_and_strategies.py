@@ -17,9 +17,11 @@ from raffm_ray.extraction import plan_of
 from raffm_ray.messages import Job, Package, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.prepare import prepare
+from raffm_ray.ranking import rank_again, ranking_is_due
 from raffm_ray.salience import METRICS
 from raffm_ray.seeding import generator
-from raffm_ray.server import begin_round, class_plans, finish_round, new_state, rank_again, ranking_is_due
+from raffm_ray.server import begin_round, finish_round
+from raffm_ray.state import class_plans, new_state
 from raffm_ray.strategies import STRATEGIES, Strategy, View, ranked
 from raffm_ray.training import choose
 

@@ -34,10 +34,10 @@ from raffm_ray.metrics import scaled, shown, unit
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.pool import Pool, open_pool
 from raffm_ray.prepare import Prepared, prepare
+from raffm_ray.ranking import plain_scores
 from raffm_ray.record import check_output, write_json
 from raffm_ray.salience import METRICS, Orders, Scores, identity_orders, rank
 from raffm_ray.seeding import generator
-from raffm_ray.server import plain_scores
 from raffm_ray.settings import Experiment
 from raffm_ray.start import rotated, trained
 from raffm_ray.training import one_thread
