@@ -1,6 +1,7 @@
 """When devices are awake: one function and one row of `AVAILABILITY` a model. Pure functions of time; nothing is stepped through."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ def periodic(settings: ClockSettings, seed: int, clients: int) -> Availability:
     return at
 
 
-CELL_EVENTS = 4.0
+CELL_EVENTS = 8.0
 """How many events of a Poisson process are expected in the cell of time that is drawn at once."""
 PAST_CELLS = 64
-"""Cells before time 0. A process without an event in all of them has probability exp(-256)."""
+"""Cells before time 0. A process without an event in all of them has probability exp(-512)."""
 
 
 def _around(seed: int, purpose: str, clients: int, mean_seconds: float, now: float) -> tuple[Times, Times]:
@@ -59,27 +60,28 @@ def _around(seed: int, purpose: str, clients: int, mean_seconds: float, now: flo
         times = (cell - PAST_CELLS + rng.random((clients, counts.max(initial=0)))) * length
         return np.where(np.arange(times.shape[1]) < counts[:, None], times, np.nan)
 
-    last, following = np.full(clients, -np.inf), np.full(clients, np.inf)
+    times = events(here)
+    last = np.where(times <= now, times, -np.inf).max(axis=1, initial=-np.inf)
+    following = np.where(times > now, times, np.inf).min(axis=1, initial=np.inf)
     back = forth = here
-    while back >= 0 and np.isinf(last).any():
-        times = events(back)
-        last = np.fmax(last, np.where(times <= now, times, -np.inf).max(axis=1, initial=-np.inf))
+    while back > 0 and np.isinf(last).any():
         back -= 1
+        last = np.where(np.isinf(last), np.fmax.reduce(events(back), axis=1, initial=-np.inf), last)
     while np.isinf(following).any():
-        times = events(forth)
-        following = np.fmin(following, np.where(times > now, times, np.inf).min(axis=1, initial=np.inf))
         forth += 1
+        following = np.where(np.isinf(following), np.fmin.reduce(events(forth), axis=1, initial=np.inf), following)
     return last, following
 
 
 def markov(settings: ClockSettings, seed: int, clients: int) -> Availability:
     """A two-state Markov chain in continuous time: awake for `mean_on_seconds` and asleep for `mean_off_seconds` on average, both
-    exponential, stationary from time 0 on (on/off model of Gilbert 1960 in continuous time).
+    exponential, stationary from time 0 on.
 
     Wake-up calls and calls to sleep come as independent Poisson processes of rates 1/off and 1/on; a call that finds the client in
     its state already changes nothing. So the state is the kind of the last call, exactly, and no chain has to be followed to it.
     """
 
+    @lru_cache(maxsize=1)
     def at(now: float) -> tuple[NDArray[np.bool_], Times]:
         woken, wakes = _around(seed, "wake-ups", clients, settings.mean_off_seconds, now)
         slept, sleeps = _around(seed, "sleeps", clients, settings.mean_on_seconds, now)

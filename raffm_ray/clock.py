@@ -18,8 +18,8 @@ def close_round(needs: Times, stops: Times, wanted: int, deadline_seconds: float
     """(when the round ends, [clients] whose updates have arrived by then), in seconds from its start.
 
     `needs`: [clients], how long each takes; `stops`: [clients], when it would drop out (infinity for never). The round ends as soon
-    as `wanted` updates are there (over-selection: Bonawitz et al. 2019, section 2.2), when nobody is left who could send one (a
-    lost connection is noticed at once), or at the deadline. Who arrives at the same time is taken in client order.
+    as `wanted` updates are there (over-selection: Bonawitz et al. 2019, who draw 130% of them), when nobody is left who could send
+    one (a lost connection is noticed at once), or at the deadline. Who arrives at the same time is taken in client order.
     """
     arrives = needs <= stops
     order = np.argsort(np.where(arrives, needs, np.inf), kind="stable")[: min(wanted, int(arrives.sum()))]
@@ -37,9 +37,9 @@ def drop(settings: ClockSettings, rounds_late: int) -> float:
 
 
 def accept(settings: ClockSettings, rounds_late: int) -> float:
-    """(1 + s)^-a for an update s rounds late (polynomial staleness: Xie et al. 2019, FedAsync, section 5.2), 0 beyond `late_rounds`.
+    """(1 + s)^-a for an update s rounds late (FedAsync's polynomial staleness: Xie et al. 2019), 0 beyond `late_rounds`.
 
-    There, the staleness weighs the whole update against the model; here, it weighs a client against the others of the round.
+    FedAsync weighs a whole update against the model by it; here, it weighs a client against the others of the round.
     """
     return float((1 + rounds_late) ** -settings.staleness) if rounds_late <= settings.late_rounds else 0.0
 

@@ -29,8 +29,8 @@ from raffm_ray.state import ServerState
 class ClientRow:
     """One client in one round. `seconds` is real time here; `round_seconds` and `energy_joules` are the simulated device's.
 
-    `outcome`: one of `clock.OUTCOMES`. Who dropped out or was stopped has moved, computed and taken what it had by then, and has no
-    loss: its training is not run.
+    `outcome`: one of `clock.OUTCOMES`. Bytes, FLOPs, seconds and joules of who dropped out or was stopped are those up to that moment;
+    `steps` are what it was to do, and it has no loss: its training is not run.
     """
 
     round: int
