@@ -102,19 +102,24 @@ def drops_out(settings: ClockSettings, seed: int, round_number: int, client: int
 
 
 def schedule(setup: Setup, package: Package, jobs: Sequence[Job], start_seconds: float) -> Round:
-    """The round of these jobs: who is back before it ends, and who has to train at all. Round 0 waits for everybody who calibrates."""
+    """The round of these jobs: who is back before it ends, and who has to train at all. Round 0 waits for everybody who calibrates.
+
+    A round in which nobody takes part lasts until somebody falls asleep or wakes, so that time does not stand still.
+    """
     settings, experiment = setup.experiment.clock, setup.experiment
     reports = [planned_work(setup, package, job) for job in jobs]
     efforts = [effort_of(setup, package, job, report) for job, report in zip(jobs, reports, strict=True)]
     needs = np.array([effort.total_seconds for effort in efforts])
-    stops, wanted, deadline = np.full(len(jobs), inf), len(jobs), inf
+    stops, wanted, deadline, idle = np.full(len(jobs), inf), len(jobs), inf, 0.0
     if package.round > 0:
         _, changes = setup.availability(start_seconds)
         clients = [job.client for job in jobs]
         dropping = [drops_out(settings, package.seed, package.round, *one) for one in zip(clients, needs.tolist(), strict=True)]
         stops = np.minimum(dropping, changes[clients] - start_seconds)
         wanted, deadline = experiment.clients.per_round, settings.deadline_seconds or inf
+        idle = min(float(changes.min()) - start_seconds, deadline)
     end, arrived = close_round(needs, stops, wanted, deadline)
+    end = idle if not jobs and idle < inf else end
     kept = LATE[settings.late](settings, 1) > 0
     visits = []
     for job, report, effort, stop, back in zip(jobs, reports, efforts, stops.tolist(), arrived.tolist(), strict=True):

@@ -15,18 +15,20 @@ from conftest import tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
 from plans import masks
+from rich.console import Console
 
 from raffm_ray.architectures import new_model
 from raffm_ray.availability import AVAILABILITY
 from raffm_ray.axes import Plan
 from raffm_ray.calibration import STATISTICS, collect, statistics_size
 from raffm_ray.clock import LATE, OUTCOMES, Clock, Effort, Late, Visit, close_round, settle
-from raffm_ray.display import time_unit
+from raffm_ray.display import Display, time_unit
 from raffm_ray.errors import UserError
 from raffm_ray.ledger import client_rows
 from raffm_ray.messages import Job, Update, flatten
 from raffm_ray.norms import norm_statistics, norm_statistics_size
 from raffm_ray.objectives import OBJECTIVES
+from raffm_ray.pool import InProcessPool
 from raffm_ray.prepare import prepare, with_strategy
 from raffm_ray.ranking import begin_calibration
 from raffm_ray.report import read_rounds, write_report
@@ -34,7 +36,7 @@ from raffm_ray.salience import METRICS
 from raffm_ray.schedule import available, effort_of, planned_work
 from raffm_ray.server import begin_round, finish_round
 from raffm_ray.settings import ClockSettings
-from raffm_ray.simulation import simulate
+from raffm_ray.simulation import run_round, simulate
 from raffm_ray.state import Round, new_state
 from raffm_ray.strategies import STRATEGIES
 
@@ -390,6 +392,14 @@ def test_a_round_without_updates_leaves_the_parameters_and_moves_time(prepared, 
     assert after.clock.wasted_joules == sum(sum(visit.effort.joules) for visit in work.visits)
 
 
+def test_time_moves_on_where_nobody_takes_part(prepared, state) -> None:
+    nobody = replace(prepared.setup.strategy, train=lambda view, budget, client: None)
+    asleep = replace(prepared.setup, strategy=nobody, availability=lambda now: (np.ones(12, dtype=bool), np.full(12, 30.0)))
+    work = begin_round(asleep, replace(state, clock=Clock(10.0)))
+    assert (work.visits, work.blocks, work.start_seconds, work.seconds) == ((), (), 10.0, 20.0)
+    assert begin_round(replace(prepared.setup, strategy=nobody), state).seconds == 0
+
+
 # --- updates that come late
 
 
@@ -447,14 +457,13 @@ def test_control_staleness_changes_the_average(prepared, state) -> None:
 def test_a_late_update_stays_out_of_its_own_round_and_comes_in_when_it_arrives(prepared, state) -> None:
     setup = with_clock(prepared.setup, over_selection=1.7, late="accept", late_rounds=50)
     work = begin_round(setup, state)
-    parts, updates = [], []
+    runner, parts = prepared.runner(), []
     for block in work.blocks:
-        update, part = prepared.runner().block(work.package, state.parameters.numpy(), block)
-        parts.append(torch.from_numpy(part))
-        updates.append(update)
+        parts.append(torch.from_numpy(runner.block(work.package, state.parameters.numpy(), block)[1]))
     assert work.late == 4
-    on_time = sum(parts[:-4], torch.zeros_like(state.parameters))
-    after = finish_round(setup, state, work, on_time, updates, parts[-4:])
+    on_time, updates, late = run_round(setup, work, state, InProcessPool(runner), Display(Console(quiet=True), "", 1))
+    assert torch.equal(on_time, sum(parts[:-4], torch.zeros_like(state.parameters)))
+    after = finish_round(setup, state, work, on_time, updates, late)
     plain = finish_round(setup, state, replace(work, late=0, visits=()), on_time, updates[:-4])
     assert torch.equal(after.parameters, plain.parameters)
     assert [one.visit.job.client for one in after.clock.late] == [job.client for (job,) in work.blocks[-4:]]
