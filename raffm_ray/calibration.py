@@ -236,3 +236,13 @@ def add_statistics(first: Statistics | None, second: Statistics) -> dict[str, Te
     if not first:
         return dict(second)
     return {key: first[key] + value for key, value in second.items()}
+
+
+def statistics_size(layout: Layout, statistic: str) -> int:
+    """How many numbers `collect` returns: a client's whole report of a statistic."""
+    count = 1
+    for name in rankable(layout):
+        axis, measured = layout.axes[name], sites(layout, name)
+        apart = STATISTICS[statistic].of is None and measured[0].side == "output"  # one sum for every site
+        count += axis.size * (layout.axes[axis.parent].size if axis.parent else 1) * (len(measured) if apart else 1)
+    return count

@@ -74,6 +74,12 @@ def human_seconds(seconds: float | None) -> str:
     return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
+def time_unit(seconds: float) -> tuple[float, str]:
+    """(how many seconds it has, its name) of the unit in which a time is read best: 7200 -> (3600, `hours`)."""
+    units = ((172800.0, 86400.0, "days"), (7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (1.0, 1.0, "seconds"))
+    return next(((size, name) for least, size, name in units if seconds >= least), (1e-3, "milliseconds"))
+
+
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """The table at a run's end: the full model and every class, this strategy and its baselines. It fits 80 columns."""
     baselines, metric = summary.get("baselines", {}), summary["metric"]

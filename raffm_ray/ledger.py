@@ -5,14 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from raffm_ray.axes import Plan
-from raffm_ray.devices import DEVICES
-from raffm_ray.messages import Job, Report, Update
+from raffm_ray.clock import Visit
+from raffm_ray.messages import Report, Update
 from raffm_ray.record import ClientRow, RoundRow, parameters_sha256, peak_rss_bytes
-from raffm_ray.server import training_flops
 from raffm_ray.state import Round, ServerState, Setup
-
-STATISTIC_BYTES = 8
-"""Statistics travel as float64: their sums must not depend on how clients are grouped."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +21,15 @@ class Evaluation:
     class_plans: dict[str, Plan]
 
 
-def client_row(setup: Setup, work: Round, job: Job, report: Report) -> ClientRow:
-    """What a client's round cost its simulated device."""
-    device = DEVICES[setup.classes[job.client]]
+def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> ClientRow:
+    """What a client's round cost its simulated device. `report`: what came back, or of those who did not train the planned one."""
+    job, effort = visit.job, visit.effort
     costs = setup.costs(Plan() if job.plan is None else work.package.plans[job.plan])
-    up = (0 if job.plan is None else costs.bytes) + STATISTIC_BYTES * report.statistics_values
-    flops = training_flops(setup, work, report)
-    computing = device.compute_seconds(flops)
     return ClientRow(
-        round=work.package.round, client=job.client, device=device.name, examples=report.examples, steps=report.steps,
-        loss=report.loss, accepted=report.accepted, params=costs.params, bytes_down=costs.bytes, bytes_up=up,
-        peak_memory_bytes=costs.memory_bytes, training_flops=flops, round_seconds=computing + device.transfer_seconds(costs.bytes + up),
-        energy_joules=device.energy_joules(computing), seconds=report.seconds,
+        round=work.package.round, client=job.client, device=setup.classes[job.client], outcome=visit.outcome,
+        examples=report.examples, steps=report.steps, loss=report.loss, accepted=report.accepted, params=costs.params,
+        bytes_down=effort.bytes_down, bytes_up=effort.bytes_up, peak_memory_bytes=costs.memory_bytes, training_flops=effort.flops,
+        round_seconds=effort.total_seconds, energy_joules=sum(effort.joules), seconds=report.seconds,
     )  # fmt: skip
 
 
@@ -49,17 +42,19 @@ def round_row(
     ranked: bool,
     wall: float,
 ) -> RoundRow:
-    """One round in the records; its simulated time is its slowest client's."""
+    """One round in the records."""
+    outcomes = [row.outcome for row in rows]
     losses = [(row.loss, row.examples) for row in rows if row.loss == row.loss]
     weight = sum(examples for _, examples in losses)
     return RoundRow(
-        round=number, clients=len(rows), learning_rate=work.package.learning_rate if work else 0.0,
+        round=number, selected=len(rows), arrived=outcomes.count("used"), late=outcomes.count("late") + outcomes.count("stale"),
+        dropped=outcomes.count("dropped"), learning_rate=work.package.learning_rate if work else 0.0,
         train_loss=sum(loss * examples for loss, examples in losses) / weight if weight else None,
         metric=measured.metric if measured else None, loss=measured.loss if measured else None,
         class_metrics=measured.class_metrics if measured else {},
         class_params={name: setup.costs(plan).params for name, plan in measured.class_plans.items()} if measured else {},
         bytes_down=sum(row.bytes_down for row in rows), bytes_up=sum(row.bytes_up for row in rows),
-        round_seconds=max((row.round_seconds for row in rows), default=0.0), energy_joules=sum(row.energy_joules for row in rows),
+        round_seconds=work.seconds if work else 0.0, simulated_seconds=work.start_seconds + work.seconds if work else 0.0, energy_joules=sum(row.energy_joules for row in rows),
         ranked=ranked, wall_seconds=wall,
     )  # fmt: skip
 
@@ -68,8 +63,8 @@ def client_rows(setup: Setup, work: Round | None, updates: Sequence[Update]) -> 
     """The rows of all clients of a round, in client order; none where there was no work."""
     if work is None:
         return []
-    reports = [report for update in updates for report in update.reports]
-    return [client_row(setup, work, job, report) for job, report in zip(work.jobs, reports, strict=True)]
+    reports = {report.client: report for update in updates for report in update.reports}
+    return [client_row(setup, work, visit, reports.get(visit.job.client, visit.report)) for visit in work.visits]
 
 
 def summarize(
@@ -82,9 +77,11 @@ def summarize(
     name: str,
     metric: str,
 ) -> dict[str, Any]:
-    """The content of `summary.json`. A class's bytes, seconds and joules are means over its clients' training rounds."""
+    """The content of `summary.json`. A class's bytes, seconds and joules are means over its clients' training rounds, those cut short
+    included; what is wasted is of updates that were never used, also those still on their way."""
     full = setup.costs(Plan())
     trained = [row for row in clients if row.round > 0]
+    unused = [late.visit.effort for late in state.clock.late]
     tiers = {}
     for device, plan in final.class_plans.items():
         rows = [row for row in trained if row.device == device]
@@ -120,8 +117,10 @@ def summarize(
         "bytes_down": sum(row.bytes_down for row in rounds),
         "bytes_up": sum(row.bytes_up for row in rounds),
         "bytes_full_size": 2 * full.bytes * len(trained),
-        "simulated_seconds": sum(row.round_seconds for row in rounds),
+        "simulated_seconds": state.clock.seconds,
         "energy_joules": sum(row.energy_joules for row in rounds),
+        "wasted_bytes": state.clock.wasted_bytes + sum(effort.bytes_down + effort.bytes_up for effort in unused),
+        "wasted_joules": state.clock.wasted_joules + sum(sum(effort.joules) for effort in unused),
         "clients_without_data": sum(count == 0 for count in setup.examples),
         "rejected_updates": sum(not row.accepted for row in clients),
         "round_wall_seconds": [row.wall_seconds for row in rounds if row.round > 0],

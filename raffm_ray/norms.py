@@ -47,6 +47,12 @@ def norm_statistics(model: nn.Module, layout: Layout, batches: Iterable[Mapping[
     return totals
 
 
+def norm_statistics_size(layout: Layout) -> int:
+    """How many numbers `norm_statistics` returns; norms that subtract a mean are those that have a bias."""
+    widths = {name: layout.axes[dim_axes(layout.parameters[f"{name}.weight"].dims[0])[0]].size for name in layout.norms}
+    return sum(1 + width * (1 + (f"{name}.bias" in layout.parameters)) for name, width in widths.items())
+
+
 def norm_part(statistics: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """The entries of a set of statistics that are about norms."""
     return {key: value for key, value in (statistics or {}).items() if key.startswith((MEAN, SQUARE, POSITIONS))}

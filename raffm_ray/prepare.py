@@ -7,9 +7,11 @@ import torch
 from numpy.typing import NDArray
 
 from raffm_ray.architectures import Architecture, architecture_of, new_model
+from raffm_ray.availability import AVAILABILITY
 from raffm_ray.axes import Plan
 from raffm_ray.calibration import rankable
 from raffm_ray.client import Runner
+from raffm_ray.clock import LATE
 from raffm_ray.costs import Budget, budget_from, costs_of
 from raffm_ray.data import Task, check_labels, head_of, load_task, needs_words
 from raffm_ray.devices import DEVICES, assign_devices, fleet_shares
@@ -21,6 +23,7 @@ from raffm_ray.partition import partition
 from raffm_ray.ranking import begin_calibration, plain_scores
 from raffm_ray.rotation import rotatable
 from raffm_ray.salience import METRICS
+from raffm_ray.schedule import check_clock
 from raffm_ray.seeding import generator
 from raffm_ray.settings import Experiment
 from raffm_ray.state import ServerState, Setup, class_plans, setup_strategy
@@ -133,6 +136,8 @@ def prepare(experiment: Experiment) -> Prepared:
     """Loads the data, describes the model, builds the fleet, divides the data. Raises UserError for whatever cannot work."""
     strategy = setup_strategy(experiment)
     look_up(METRICS, experiment.salience.metric, "salience.metric")
+    look_up(LATE, experiment.clock.late, "clock.late")
+    available = look_up(AVAILABILITY, experiment.clock.availability, "clock.availability")
     settings, clients = experiment.task, experiment.clients
     foundation = load_foundation(experiment.model, head_of(settings.name), needs_words(settings.name), settings.max_length)
     first_target = getattr(foundation.config, "decoder_start_token_id", None)
@@ -146,19 +151,22 @@ def prepare(experiment: Experiment) -> Prepared:
         clients.partition, _owners(experiment, task), clients.count, clients.alpha, generator(experiment.seed, "partition")
     )
     budgets = _budgets(experiment, architecture, list(shares_of_fleet))
-    setup = Setup(experiment, architecture, strategy, budgets, classes, [len(share) for share in shares])
+    availability = available(experiment.clock, experiment.seed, clients.count)
+    setup = Setup(experiment, architecture, strategy, budgets, classes, [len(share) for share in shares], availability)
     check_start(setup)
     return Prepared(setup, task, foundation, tuple(shares))
 
 
 def check_start(setup: Setup) -> None:
-    """Raises UserError unless every class's budget holds a subnetwork and somebody can calibrate the first ranking.
+    """Raises UserError unless every class's budget holds a subnetwork, somebody can calibrate the first ranking and somebody can be
+    done before a round's deadline.
 
     A plain ranking stands in for the real one: the smallest subnetwork costs the same whatever comes first.
     """
     state = ServerState(0, torch.zeros(0), plain_scores(setup.architecture))
     class_plans(setup, state)
     begin_calibration(setup, state)
+    check_clock(setup, state)
 
 
 def with_strategy(prepared: Prepared, name: str) -> Prepared:

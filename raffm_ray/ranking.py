@@ -11,8 +11,9 @@ from raffm_ray.errors import UserError
 from raffm_ray.messages import Job, Package, views
 from raffm_ray.norms import norm_part
 from raffm_ray.salience import METRICS, Scores
+from raffm_ray.schedule import schedule
 from raffm_ray.seeding import generator
-from raffm_ray.state import Round, ServerState, Setup, blocks_of, class_plans, holds_full_model
+from raffm_ray.state import Round, ServerState, Setup, class_plans, holds_full_model
 
 
 def _statistic(setup: Setup) -> str | None:
@@ -48,7 +49,7 @@ def begin_calibration(setup: Setup, state: ServerState) -> Round | None:
     chosen = sorted(rng.permutation(able)[: experiment.salience.clients].tolist())
     examples, cut = experiment.salience.examples, "residual" in experiment.extraction.steps
     package = Package(experiment.seed, 0, (Plan(),), experiment.local, 0.0, statistic, examples, cut)
-    return Round(package, blocks_of([Job(client, None, calibrate=True) for client in chosen], experiment.pool.block_clients))
+    return schedule(setup, package, [Job(client, None, calibrate=True) for client in chosen], state.clock.seconds)
 
 
 def plain_scores(architecture: Architecture) -> Scores:

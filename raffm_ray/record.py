@@ -27,11 +27,16 @@ from raffm_ray.state import ServerState
 
 @dataclass(frozen=True)
 class ClientRow:
-    """One client in one round. `seconds` is real time here; `round_seconds` and `energy_joules` are the simulated device's."""
+    """One client in one round. `seconds` is real time here; `round_seconds` and `energy_joules` are the simulated device's.
+
+    `outcome`: one of `clock.OUTCOMES`. Bytes, FLOPs, seconds and joules of who dropped out or was stopped are those up to that moment;
+    `steps` are what it was to do, and it has no loss: its training is not run.
+    """
 
     round: int
     client: int
     device: str
+    outcome: str
     examples: int
     steps: int
     loss: float
@@ -48,10 +53,17 @@ class ClientRow:
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One round. Round 0 is before training: the first calibration and the start's evaluation. Metrics are None between evaluations."""
+    """One round. Round 0 is before training: the first calibration and the start's evaluation. Metrics are None between evaluations.
+
+    `selected` clients were sent work, of whom `arrived` were back before the round's end, `late` after it, and `dropped` never.
+    `round_seconds`: how long it took; `simulated_seconds`: virtual time at its end. Bytes and joules include what was in vain.
+    """
 
     round: int
-    clients: int
+    selected: int
+    arrived: int
+    late: int
+    dropped: int
     learning_rate: float
     train_loss: float | None
     metric: float | None
@@ -61,6 +73,7 @@ class RoundRow:
     bytes_down: int
     bytes_up: int
     round_seconds: float
+    simulated_seconds: float
     energy_joules: float
     ranked: bool
     wall_seconds: float
@@ -131,6 +144,7 @@ class Recorder:
             pa.Table.from_pylist([asdict(one) for one in clients], schema=schema_of(ClientRow)), self.folder / "clients" / name
         )
         scalars = {"metric": row.metric, "loss": row.loss, "train_loss": row.train_loss, "bytes": row.bytes_down + row.bytes_up}
+        scalars |= {"simulated_seconds": row.simulated_seconds}
         scalars |= {f"class_metric/{device}": value for device, value in row.class_metrics.items()}
         for tag, value in scalars.items():
             if value is not None:

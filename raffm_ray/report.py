@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raffm_ray.display import human_bytes, human_joules, human_seconds
+from raffm_ray.display import human_bytes, human_joules, human_seconds, time_unit
 from raffm_ray.errors import UserError
 from raffm_ray.metrics import METRICS, scaled, shown, unit, worst
 
@@ -64,21 +64,27 @@ def _label(metric: str) -> str:
     return f"held-out {metric}{' (%)' if unit(metric) else ''}"
 
 
-def _over_rounds(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metric: str) -> None:
+def _curves(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metric: str, over: str, scale: float = 1.0) -> None:
+    """The full model's metric and the worst class's, against a column of the rounds' records divided by `scale`."""
     for (name, (folder, _)), color in zip(runs.items(), COLORS, strict=False):
         rows = [row for row in read_rounds(folder) if row["metric"] is not None]
-        rounds = [row["round"] for row in rows]
+        places = [row[over] / scale for row in rows]
         worst_class = [scaled(metric, worst(metric, list(dict(row["class_metrics"]).values()))) for row in rows]
-        axes.plot(
-            rounds,
-            [scaled(metric, row["metric"]) for row in rows],
-            color=color,
-            marker="o",
-            markersize=3,
-            label=f"{name}, full model",
-        )
-        axes.plot(rounds, worst_class, color=color, linestyle="--", marker="o", markersize=3, label=f"{name}, worst class")
-    axes.set(title=f"{metric} over rounds", xlabel="round", ylabel=_label(metric))
+        full = [scaled(metric, row["metric"]) for row in rows]
+        axes.plot(places, full, color=color, marker="o", markersize=3, label=f"{name}, full model")
+        axes.plot(places, worst_class, color=color, linestyle="--", marker="o", markersize=3, label=f"{name}, worst class")
+    axes.set_ylabel(_label(metric))
+
+
+def _over_rounds(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metric: str) -> None:
+    _curves(axes, runs, metric, "round")
+    axes.set(title=f"{metric} over rounds", xlabel="round")
+
+
+def _over_time(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metric: str) -> None:
+    scale, name = time_unit(max(summary["simulated_seconds"] for _, summary in runs.values()))
+    _curves(axes, runs, metric, "simulated_seconds", scale)
+    axes.set(title=f"{metric} over simulated time", xlabel=f"{name} of the simulated devices (estimated)")
 
 
 def _over_size(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]], metric: str) -> None:
@@ -130,19 +136,21 @@ def _bytes(axes: Axes, runs: Mapping[str, tuple[Path, dict[str, Any]]]) -> None:
 
 
 def picture(folder: Path) -> Figure:
-    """Metric over rounds; each class's metric against its size; bytes by class."""
+    """Metric over rounds and over simulated time; each class's metric against its size; bytes by class."""
     runs = _runs(folder)
     summary = next(iter(runs.values()))[1]
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
-    _over_rounds(axes[0], runs, summary["metric"])
-    _over_size(axes[1], runs, summary["metric"])
-    _bytes(axes[2], runs)
-    axes[0].grid(alpha=0.25)
-    axes[1].grid(alpha=0.25, axis="y")
-    for one in axes[:2]:
-        one.legend(fontsize=8, loc="lower right" if METRICS[summary["metric"]].higher else "upper right")
-    for one in axes:
+    figure, panels = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
+    over_rounds, over_time, over_size, moved = panels.flat
+    _over_rounds(over_rounds, runs, summary["metric"])
+    _over_time(over_time, runs, summary["metric"])
+    _over_size(over_size, runs, summary["metric"])
+    _bytes(moved, runs)
+    for one in (over_rounds, over_time, over_size):
+        one.grid(alpha=0.25, axis="y" if one is over_size else "both")
         one.spines[["top", "right"]].set_visible(False)
+    for one in (over_rounds, over_size):
+        one.legend(fontsize=8, loc="lower right" if METRICS[summary["metric"]].higher else "upper right")
+    moved.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{summary['name']}: {summary['clients']} clients, {summary['rounds']} rounds, seed {summary['seed']}")
     return figure
 
@@ -158,11 +166,12 @@ th:first-child, td:first-child { text-align: left; } img { max-width: 100%; back
 </style></head><body>
 <h1>{{ summary.name }}</h1>
 <p>{{ summary.clients }} clients, {{ summary.rounds }} rounds, strategy {{ summary.strategy }}, seed {{ summary.seed }}.
-Moved {{ moved }}, {{ "%.0f"|format(100 * share) }}% of what full-size FedAvg would have moved in the same rounds.</p>
-<img alt="metric over rounds, by size, and bytes by class" src="data:image/png;base64,{{ image }}">
+Moved {{ moved }}, {{ "%.0f"|format(100 * share) }}% of what full-size FedAvg would have moved in the same rounds.
+Simulated time*: {{ simulated }}. {{ wasted }} and {{ wasted_energy }}* went into updates that were never used.</p>
+<img alt="metric over rounds, over simulated time, by size, and bytes by class" src="data:image/png;base64,{{ image }}">
 <table><tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
-<p class="note">Columns marked * are of simulated devices, estimated from data sheets. Parameters of the final model: sha256 {{ summary.params_sha256 }}.</p>
+<p class="note">Figures marked * are of simulated devices, estimated from data sheets. Parameters of the final model: sha256 {{ summary.params_sha256 }}.</p>
 </body></html>
 """,
     autoescape=True,
@@ -199,6 +208,8 @@ def write_report(folder: Path) -> tuple[Path, Path]:
     text = PAGE.render(
         summary=summary, image=base64.b64encode(image.read_bytes()).decode(), headings=headings, rows=_rows(summary, baselines),
         moved=human_bytes(moved), share=moved / summary["bytes_full_size"],
+        simulated=human_seconds(summary["simulated_seconds"]), wasted=human_bytes(summary["wasted_bytes"]),
+        wasted_energy=human_joules(summary["wasted_joules"]),
     )  # fmt: skip
     page.write_text(text, encoding="utf-8")
     return image, page

@@ -1,4 +1,4 @@
-"""The server: state in, state out. Begin a round, finish a round; no processes, no files, no clock."""
+"""The server: state in, state out. Begin a round, finish a round; no processes, no files, no real time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,18 +8,18 @@ from torch import Tensor
 
 from raffm_ray.aggregate import RULES, flat_coverage
 from raffm_ray.axes import AxisError, Plan, check_plan
-from raffm_ray.calibration import add_statistics, backward_passes
+from raffm_ray.calibration import add_statistics
 from raffm_ray.errors import UserError
-from raffm_ray.messages import Job, Package, Report, Update
+from raffm_ray.messages import Job, Package, Update
 from raffm_ray.nesting import within
 from raffm_ray.ranking import cuts_residual, wanted_statistic
+from raffm_ray.schedule import advance, available, schedule, selected
 from raffm_ray.seeding import generator
 from raffm_ray.settings import Experiment
 from raffm_ray.state import (
     Round,
     ServerState,
     Setup,
-    blocks_of,
     class_plans,
     view_of,
 )
@@ -36,9 +36,9 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
     experiment, strategy = setup.experiment, setup.strategy
     number = state.round + 1
     view = view_of(setup, state, number)
-    able = [client for client, count in enumerate(setup.examples) if count]
+    start_seconds, able = available(setup, state.clock)
     rng = generator(experiment.seed, "clients", number)
-    chosen = sorted(rng.choice(able, size=min(experiment.clients.per_round, len(able)), replace=False).tolist())
+    chosen = sorted(rng.choice(able, size=min(selected(setup), len(able)), replace=False).tolist())
     shared: dict[str, Plan | None] = {}
     trained: dict[int, Plan] = {}
     for client in chosen:
@@ -68,7 +68,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
         experiment.seed, number, tuple(by_size), experiment.local, _learning_rate(experiment, number), statistic,
         experiment.salience.examples, statistic is not None and cuts_residual(setup, state), state.norms,
     )  # fmt: skip
-    return Round(package, blocks_of(jobs, experiment.pool.block_clients))
+    return schedule(setup, package, jobs, start_seconds)
 
 
 def _check_nesting(setup: Setup, plans: Sequence[Plan], prefixes_of: Mapping[int, tuple[int, ...]]) -> None:
@@ -83,32 +83,31 @@ def _check_nesting(setup: Setup, plans: Sequence[Plan], prefixes_of: Mapping[int
                 ) from None
 
 
-def finish_round(setup: Setup, state: ServerState, work: Round, summed: Tensor, updates: Sequence[Update]) -> ServerState:
+def finish_round(
+    setup: Setup, state: ServerState, work: Round, summed: Tensor, updates: Sequence[Update], late: Sequence[Tensor] = ()
+) -> ServerState:
     """Averages the blocks' sums into new parameters and keeps the statistics for the next ranking.
 
-    `summed`: the flat sum of all blocks, added in block order. A round in which nobody trained leaves the parameters as they are.
+    `summed`: the flat sum of all blocks, added in block order, but for the round's late ones, whose own sums are `late`: they are added
+    in the round in which they arrive, their statistics never (they are of an older model). A round in which nobody trained leaves the
+    parameters as they are.
     """
     weights: dict[int, float] = {}
     pending = state.pending
-    for update in updates:
+    on_time = len(updates) - len(late)
+    for update in updates[:on_time]:
         for plan, weight in update.weights.items():
             weights[plan] = weights.get(plan, 0.0) + weight
         if update.statistics:
             pending = add_statistics(pending, update.statistics)
+    clock, arrived = advance(setup, state.clock, work, updates[on_time:], late)
+    plans = [*work.package.plans, *(one.plan for one, _ in arrived)]
+    for number, (one, factor) in enumerate(arrived, len(work.package.plans)):
+        weights[number] = factor * one.weight
+        summed = summed.add(one.summed, alpha=factor)
     total = sum(weights.values())
     parameters = state.parameters
     if total > 0:
-        covered = flat_coverage(weights, work.package.plans, setup.architecture.layout, setup.architecture.shapes)
+        covered = flat_coverage(weights, plans, setup.architecture.layout, setup.architecture.shapes)
         parameters = RULES[setup.strategy.aggregation](parameters, summed, covered, total)
-    return replace(state, round=work.package.round, parameters=parameters, pending=pending)
-
-
-def training_flops(setup: Setup, work: Round, report: Report) -> float:
-    """FLOPs that a client's work took on its device: every example through every plan it trained, and its calibration."""
-    flops = sum(setup.costs(work.package.plans[plan]).training_flops * examples for plan, examples in report.forward_backward)
-    # Statistics take a forward pass and some backward, those of norms another forward pass.
-    full, architecture = setup.costs(Plan()), setup.architecture
-    outputs = architecture.config.num_labels if architecture.head.endswith("classification") else None
-    backward = backward_passes(work.package.statistic, outputs) * (full.training_flops - full.forward_flops)
-    flops += report.calibrated * ((1 + work.package.measure_norms) * full.forward_flops + backward)
-    return float(flops)
+    return replace(state, round=work.package.round, parameters=parameters, pending=pending, clock=clock)

@@ -154,6 +154,37 @@ class EvaluationSettings(Settings):
     batch_size: int = Field(256, ge=1)
 
 
+class ClockSettings(Settings):
+    """Virtual time: who is available, how long a round waits, and what becomes of updates that come late."""
+
+    deadline_seconds: float | None = Field(
+        None, gt=0, description="simulated seconds after which a round ends; default: when nobody is left to wait for"
+    )
+    over_selection: float = Field(
+        1.0, ge=1, description="clients drawn, as a multiple of clients.per_round; a round ends when per_round of them are back"
+    )
+    late: str = Field("drop", description="what becomes of an update after its round's end: a policy of raffm_ray.clock.LATE")
+    late_rounds: int = Field(2, ge=1, description="accept: rounds that an update may be late")
+    staleness: float = Field(0.5, ge=0, description="accept: a, where an update s rounds late has (1 + s)^-a of its weight")
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability that a client drops out of a round, at any time in it")
+    availability: str = Field(
+        "always", description="who is awake when: a model of raffm_ray.availability.AVAILABILITY; who falls asleep drops out"
+    )
+    period_seconds: float = Field(86400.0, ge=1e-6, description="periodic: a day and a night")
+    awake: float = Field(0.5, gt=0, le=1, description="periodic: fraction of the period in which a client is awake")
+    mean_on_seconds: float = Field(3600.0, ge=1e-6, description="markov: how long a client is awake on average")
+    mean_off_seconds: float = Field(3600.0, ge=1e-6, description="markov: how long it is asleep on average")
+    trace: str | None = Field(
+        None, description="trace: a Parquet file of client, start_seconds, end_seconds, sorted; it repeats after its latest end"
+    )
+
+    @model_validator(mode="after")
+    def _file(self) -> "ClockSettings":
+        if (self.availability == "trace") != (self.trace is not None):
+            raise ValueError(f"trace is a file where availability is trace, and only there: availability {self.availability!r}")
+        return self
+
+
 class PoolSettings(Settings):
     """Where clients run. None of these changes a result except `block_clients`."""
 
@@ -193,5 +224,6 @@ class Experiment(Settings):
     extraction: ExtractionSettings = ExtractionSettings()
     local: LocalSettings = LocalSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    clock: ClockSettings = ClockSettings()
     pool: PoolSettings = PoolSettings()
     baselines: tuple[str, ...] = Field((), description="strategies run beside, on the same rounds, for comparison")

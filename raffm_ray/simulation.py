@@ -32,8 +32,11 @@ from raffm_ray.strategies import STRATEGIES
 from raffm_ray.training import one_thread
 
 
-def run_round(setup: Setup, work: Round, state: ServerState, pool: Pool, display: Display) -> tuple[Tensor, list[Update]]:
-    """Runs a round's blocks on the pool; returns the flat sum, added in block order, and the blocks' updates."""
+def run_round(
+    setup: Setup, work: Round, state: ServerState, pool: Pool, display: Display
+) -> tuple[Tensor, list[Update], list[Tensor]]:
+    """Runs a round's blocks on the pool; returns the flat sum, added in block order, the blocks' updates, and the sums of its late
+    blocks, which are not in it."""
     flops = [
         sum(
             setup.examples[job.client] * setup.costs(Plan() if job.plan is None else work.package.plans[job.plan]).training_flops
@@ -42,7 +45,9 @@ def run_round(setup: Setup, work: Round, state: ServerState, pool: Pool, display
         for block in work.blocks
     ]
     calls: list[Call] = [("block", (block,)) for block in work.blocks]
-    summed, updates, done = torch.zeros_like(state.parameters), [], 0
+    summed, done = torch.zeros_like(state.parameters), 0
+    updates: list[Update] = []
+    late: list[Tensor] = []
 
     def progress(index: int, _: Any) -> None:
         nonlocal done
@@ -51,9 +56,12 @@ def run_round(setup: Setup, work: Round, state: ServerState, pool: Pool, display
         display.advance(number - 1 + done / len(work.jobs), f"round {number}/{display.rounds}  {done}/{len(work.jobs)} clients")
 
     for update, part in pool.run(work.package, state.parameters.numpy(), calls, [float(cost) for cost in flops], progress):
-        np.add(summed.numpy(), part, out=summed.numpy())
+        if len(updates) < len(calls) - work.late:
+            np.add(summed.numpy(), part, out=summed.numpy())
+        else:
+            late.append(torch.from_numpy(part.copy()))
         updates.append(update)
-    return summed, updates
+    return summed, updates, late
 
 
 def _first_ranking(
@@ -65,8 +73,9 @@ def _first_ranking(
     updates: list[Update] = []
     statistic = METRICS[setup.experiment.salience.metric].statistic
     if work is not None:
-        _, updates = run_round(setup, work, state, pool, display)
-        statistics = finish_round(setup, state, work, state.parameters, updates).pending
+        summed, updates, _ = run_round(setup, work, state, pool, display)
+        state = finish_round(setup, state, work, summed, updates)
+        statistics = state.pending
         if not statistics:
             raise UserError(
                 "calibration: no client reported finite statistics of the starting model; its weights or data hold NaN"
@@ -111,8 +120,8 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
                 public = METRICS[experiment.salience.metric].statistic if experiment.salience.source == "public" else None
                 state = rank_again(setup, state, public_statistics(prepared, state, public) if public else state.pending)
             work = begin_round(setup, state)
-            summed, updates = run_round(setup, work, state, pool, display)
-            state = finish_round(setup, state, work, summed, updates)
+            summed, updates, late = run_round(setup, work, state, pool, display)
+            state = finish_round(setup, state, work, summed, updates, late)
             now = None
             if state.round % experiment.evaluation.every == 0 or state.round == experiment.rounds:
                 now = measured = evaluate(setup, state, pool, prepared.task)

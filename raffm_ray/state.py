@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from raffm_ray.architectures import Architecture
+from raffm_ray.availability import Availability
 from raffm_ray.axes import Plan
 from raffm_ray.calibration import Statistics
+from raffm_ray.clock import Clock, Visit
 from raffm_ray.costs import Budget, Costs, costs_of
 from raffm_ray.errors import UserError, look_up
 from raffm_ray.extraction import Cutting
@@ -20,7 +22,8 @@ from raffm_ray.strategies import STRATEGIES, Strategy, View
 
 @dataclass(frozen=True)
 class Setup:
-    """What does not change during a run. `budgets`: by device class, weakest first; `classes`: the class of every client."""
+    """What does not change during a run. `budgets`: by device class, weakest first; `classes`: the class of every client;
+    `availability`: who is awake when."""
 
     experiment: Experiment
     architecture: Architecture
@@ -28,6 +31,7 @@ class Setup:
     budgets: Mapping[str, Budget]
     classes: Sequence[str]
     examples: Sequence[int]
+    availability: Availability
 
     @property
     def cutting(self) -> Cutting:
@@ -49,18 +53,27 @@ class ServerState:
     pending: Statistics | None = None
     norms: Statistics = field(default_factory=dict)
     ranked_at: int = 0
+    clock: Clock = field(default_factory=Clock)
 
 
 @dataclass(frozen=True)
 class Round:
-    """A round's work: what all share, and the jobs by block."""
+    """A round's work: what all share, and the jobs by block.
+
+    Clients whose updates nobody will use have no job, only a visit. The last `late` blocks hold one client each, whose update comes
+    after the round's end. `visits`: everybody who was selected, in client order; `start_seconds`: virtual time; `seconds`: until the end.
+    """
 
     package: Package
     blocks: tuple[tuple[Job, ...], ...]
+    visits: tuple[Visit, ...] = ()
+    late: int = 0
+    start_seconds: float = 0.0
+    seconds: float = 0.0
 
     @property
     def jobs(self) -> list[Job]:
-        """All jobs in client order."""
+        """All jobs, block after block."""
         return [job for block in self.blocks for job in block]
 
 

@@ -156,6 +156,15 @@ def test_law_6_with_dropout(four_cores, tmp_path) -> None:
     assert runs[0] == runs[1]
 
 
+def test_law_6_with_updates_that_come_late(four_cores, tmp_path) -> None:
+    clock = {"over_selection": 1.7, "late": "accept", "dropout": 0.1}
+    runs = [
+        simulate(tiny_experiment(clock=clock, pool=pool), tmp_path / str(number))["params_sha256"]
+        for number, pool in enumerate([{"backend": "in_process"}, {"backend": "ray", "workers": 3}])
+    ]
+    assert runs[0] == runs[1]
+
+
 def fedavg_round(prepared: Any, start: Tensor) -> Tensor:
     """One round of FedAvg, written as a plain loop: full-size models, the weighted mean of what comes back."""
     setup, experiment = prepared.setup, prepared.setup.experiment

@@ -134,7 +134,7 @@ def test_which_prefixes_a_step_trains(prefix, first, seen) -> None:
 
 
 def test_prefix_compute_is_charged_to_the_device() -> None:
-    from raffm_ray.server import training_flops
+    from raffm_ray.schedule import training_flops
 
     totals = {}
     for prefix in ("none", "smallest", "one"):
@@ -142,7 +142,7 @@ def test_prefix_compute_is_charged_to_the_device() -> None:
         state = state_of(prepared)
         work = begin_round(prepared.setup, state)
         update, _ = prepared.runner().block(work.package, state.parameters.numpy(), work.jobs)
-        totals[prefix] = sum(training_flops(prepared.setup, work, report) for report in update.reports)
+        totals[prefix] = sum(training_flops(prepared.setup, work.package, report) for report in update.reports)
         assert [report.steps for report in update.reports] == [-(-report.examples // 16) for report in update.reports]
     assert totals["one"] <= totals["none"] < totals["smallest"]
 

@@ -11,12 +11,12 @@ PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
     "errors axes layout settings config seeding cache examples metrics",
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
-    "architectures.rope architectures.t5 architectures devices partition objectives sources",
+    "architectures.rope architectures.t5 architectures devices partition objectives sources availability",
     "encoding observing calibration salience rotation norms costs",
     "extraction messages kinds foundation",
-    "data strategies training client aggregate",
+    "data strategies training client aggregate clock",
     "state",
-    "ranking server",
+    "ranking server schedule",
     "pool pretrain prepare record display",
     "ledger evaluation start simulation",
     "report benchmarks benchmarks.extraction cli",
