@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from raffm_ray.axes import Plan
-from raffm_ray.devices import DEVICES
+from raffm_ray.device_costs import device_cost
 from raffm_ray.messages import Job, Report, Update
 from raffm_ray.record import ClientRow, RoundRow, parameters_sha256, peak_rss_bytes
-from raffm_ray.server import training_flops
 from raffm_ray.state import Round, ServerState, Setup
+from raffm_ray.work import reported_work
 
 STATISTIC_BYTES = 8
 """Statistics travel as float64: their sums must not depend on how clients are grouped."""
@@ -27,16 +27,16 @@ class Evaluation:
 
 def client_row(setup: Setup, work: Round, job: Job, report: Report) -> ClientRow:
     """What a client's round cost its simulated device."""
-    device = DEVICES[setup.classes[job.client]]
+    device = setup.classes[job.client]
     costs = setup.costs(Plan() if job.plan is None else work.package.plans[job.plan])
     up = (0 if job.plan is None else costs.bytes) + STATISTIC_BYTES * report.statistics_values
-    flops = training_flops(setup, work, report)
-    computing = device.compute_seconds(flops)
+    done = reported_work(setup, work, report)
+    cost = device_cost(setup.devices[device], done, costs.bytes, up)
     return ClientRow(
-        round=work.package.round, client=job.client, device=device.name, examples=report.examples, steps=report.steps,
+        round=work.package.round, client=job.client, device=device, examples=report.examples, steps=report.steps,
         loss=report.loss, accepted=report.accepted, params=costs.params, bytes_down=costs.bytes, bytes_up=up,
-        peak_memory_bytes=costs.memory_bytes, training_flops=flops, round_seconds=computing + device.transfer_seconds(costs.bytes + up),
-        energy_joules=device.energy_joules(computing), seconds=report.seconds,
+        peak_memory_bytes=costs.memory_bytes, training_flops=done.flops, round_seconds=cost.seconds,
+        energy_joules=cost.energy_joules, seconds=report.seconds,
     )  # fmt: skip
 
 
