@@ -67,10 +67,10 @@ def width_table(setup: Setup, rows: Sequence[ClassRow]) -> Group:
             own = widths(setup.architecture, row.plan)
             table.add_row(row.name, *(own.get(kind, "-") for kind in full))
     note = "4x3 2: four in three layers one after the other, two in the next"
-    metric, own = provisional_metric(experiment), experiment.salience.metric
+    metric, chosen = provisional_metric(experiment), experiment.salience.metric
     if setup.strategy.salience:
         note += f"\nranked by {metric!r} of the weights before any training"
-        note += f"; the run ranks by {own!r}: other units, other widths within the same budget" if own != metric else ""
+        note += f"; the run's {chosen!r} picks other units and widths in the same budget" if chosen != metric else ""
     return _with_note(table, note)
 
 
@@ -113,7 +113,7 @@ def compare(prepared: Prepared, device: Device, seconds: float, progress: Progre
     """The estimated and the measured time of a training step on this machine, `seconds` a size; `device` is its profile."""
     setup, state = prepared.setup, provisional_ranking(prepared)
     view, full, local = view_of(setup, state, 1), setup.costs(Plan()), setup.experiment.local
-    table = _table(f"{setup.experiment.name}: seconds of a training step on this machine, batch {local.batch_size}")
+    table = _table(f"{setup.experiment.name}: a training step on this machine")
     for heading in ("params", "kept", "estimated", "measured", "measured / estimated"):
         table.add_column(heading, justify="right", no_wrap=True)
     for size in SIZES:
@@ -128,7 +128,7 @@ def compare(prepared: Prepared, device: Device, seconds: float, progress: Progre
         )  # fmt: skip
     return _with_note(
         table,
-        f"one thread; {device.flops_per_second / 1e9:.3g} GFLOP/s, memory {device.memory_bytes_per_second / 1e9:.3g} GB/s, "
+        f"batches of {local.batch_size}; one thread; {device.flops_per_second / 1e9:.3g} GFLOP/s, memory {device.memory_bytes_per_second / 1e9:.3g} GB/s, "
         f"{human_seconds(device.dispatch_seconds)} a parameter tensor and step\n"
         "measured: the median of repetitions, in CPU time; other work on this machine may still slow one more than the other",
     )
