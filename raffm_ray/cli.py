@@ -8,12 +8,15 @@ from pathlib import Path
 
 from raffm_ray import __version__
 from raffm_ray.errors import ClientError, UserError, WorkerLostError, near_miss
+from raffm_ray.flags import take_flag
 
 USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation model on devices that are not alike
 
   raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]   a simulation; DIR defaults to runs/<name>-<time>
   raffm-ray report DIR                                           a picture and one HTML page of a finished run
   raffm-ray bench NAME [--key.path value ...] [--out DIR]        a benchmark: extraction
+  raffm-ray fleet show CONFIG.yaml [--key.path value ...]        every device class: its budget, its plan, what a round costs it
+  raffm-ray fleet calibrate [CONFIG.yaml] [--out FILE.yaml]      measures this machine: a profile for fleet.profiles
 
   raffm-ray run CONFIG.yaml --help                               every setting, its type and its value there
 """
@@ -29,24 +32,6 @@ def _quiet_libraries() -> None:
     }.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
-def _take_flag(words: list[str], name: str) -> str | None:
-    """Removes `name VALUE` or `name=VALUE` from the words; returns the value."""
-    for position, word in enumerate(words):
-        if word == name:
-            if position + 1 == len(words):
-                raise UserError(f"{name}: expected a value after it")
-            value = words[position + 1]
-            del words[position : position + 2]
-        elif word.startswith(f"{name}="):
-            value = words.pop(position).split("=", 1)[1]
-        else:
-            continue
-        if not value or value.startswith("--"):
-            raise UserError(f"{name}: expected a value after it, got {value!r}")
-        return value
-    return None
 
 
 def _fresh_folder(name: str) -> Path:
@@ -68,7 +53,7 @@ def run(words: Sequence[str]) -> int:
         import tyro
 
         tyro.cli(Experiment, default=load(path), args=["--help"], prog=f"raffm-ray run {path}")
-    chosen = _take_flag(rest, "--out")
+    chosen = take_flag(rest, "--out")
     experiment = load(path, rest)
     folder = Path(chosen) if chosen else _fresh_folder(experiment.name)
 
@@ -124,7 +109,7 @@ def bench(words: Sequence[str]) -> int:
         from raffm_ray.settings import Experiment
 
         tyro.cli(Experiment, default=parse(DEFAULTS), args=["--help"], prog=f"raffm-ray bench {name}")
-    chosen = _take_flag(rest, "--out")
+    chosen = take_flag(rest, "--out")
     folder = Path(chosen) if chosen else _fresh_folder(f"bench-{name}")
 
     from rich.console import Console
@@ -137,7 +122,14 @@ def bench(words: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "report": report, "bench": bench}
+def fleet(words: Sequence[str]) -> int:
+    """`raffm-ray fleet show CONFIG.yaml [...]`, `raffm-ray fleet calibrate [...]`."""
+    from raffm_ray.fleet import fleet as command
+
+    return command(words)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "report": report, "bench": bench, "fleet": fleet}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

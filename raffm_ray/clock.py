@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raffm_ray.axes import Plan
+from raffm_ray.device_costs import DeviceCost
 from raffm_ray.messages import Job, Report
 from raffm_ray.settings import ClockSettings
 
@@ -48,51 +49,18 @@ LATE: dict[str, Callable[[ClockSettings, int], float]] = {"drop": drop, "accept"
 """(settings, rounds late) -> by how much an update's weight is multiplied; 0: nobody waits for it."""
 
 
-@dataclass(frozen=True)
-class Effort:
-    """What a client's work takes of its device: receiving, computing and sending, one after the other.
-
-    `seconds`, `joules`: of the three phases.
-    """
-
-    bytes_down: int
-    flops: float
-    bytes_up: int
-    seconds: tuple[float, float, float]
-    joules: tuple[float, float, float]
-
-    @property
-    def total_seconds(self) -> float:
-        """From the first byte received to the last one sent."""
-        return sum(self.seconds)
-
-    def until(self, stop_seconds: float) -> "Effort":
-        """What has been taken when the client stops; a phase's bytes, FLOPs and joules are spread evenly over it."""
-        if stop_seconds >= self.total_seconds:
-            return self
-        left, spent = stop_seconds, []
-        for phase in self.seconds:
-            spent.append(min(phase, left))
-            left -= spent[-1]
-        down, computing, up = (part / phase if phase else 0.0 for part, phase in zip(spent, self.seconds, strict=True))
-        return Effort(
-            int(down * self.bytes_down), computing * self.flops, int(up * self.bytes_up), (spent[0], spent[1], spent[2]),
-            (down * self.joules[0], computing * self.joules[1], up * self.joules[2]),
-        )  # fmt: skip
-
-
 OUTCOMES = ("used", "stale", "late", "dropped")
 """Of a client's round: its update was used; is used late; came too late, so it was told to stop; the client dropped out."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """One client in one round, known before anybody trains. `report`: what it will say, but for its loss; `effort`: what its device
+    """One client in one round, known before anybody trains. `report`: what it will say, but for its loss; `cost`: what its device
     has spent when it is done or stopped."""
 
     job: Job
     report: Report
-    effort: Effort
+    cost: DeviceCost
     outcome: str
 
     @property

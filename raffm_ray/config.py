@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,22 +14,25 @@ from raffm_ray.settings import Experiment
 
 def _field_names(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """The keys that are allowed at a path of nested settings."""
+    annotation: Any = model
     for part in path:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            annotation = (get_args(annotation) or (None,))[-1]  # the values of a table of settings
+        elif str(part) in annotation.model_fields:
+            annotation = annotation.model_fields[str(part)].annotation
+        else:
             return []
-        model = annotation
-    return list(model.model_fields)
+    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
-def _one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError, model: type[BaseModel] = Experiment) -> str:
     """The problem of a validation that says most, as `key: rule, got value`, with a near miss for unknown keys."""
     # A misspelt key also leaves its true name missing: the spelling is the mistake.
     problem = min(error.errors(), key=lambda one: {"extra_forbidden": 0, "missing": 2}.get(one["type"], 1))
     *path, last = problem["loc"] or ("",)
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key{near_miss(str(last), _field_names(Experiment, path))}"
+        return f"{where}: unknown key{near_miss(str(last), _field_names(model, path))}"
     if problem["type"] == "missing":
         return f"{where}: is required"
     message = problem["msg"].removeprefix("Value error, ")
@@ -43,14 +46,16 @@ def parse(values: Mapping[str, Any]) -> Experiment:
     try:
         return Experiment.model_validate(dict(values))
     except ValidationError as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(one_line(error)) from None
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also reads 1e-6 as a number, as YAML 1.2 and everybody does."""
+    """YAML's safe loader, which also reads 1e-6 and 1.5e9 as numbers, as YAML 1.2 and everybody does."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def _strict_load(text: str, source: str) -> Any:
@@ -84,8 +89,8 @@ def override(values: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def load(path: Path, flags: Sequence[str] = ()) -> Experiment:
-    """Reads a YAML file and applies flags. Raises UserError for anything wrong with either."""
+def read_mapping(path: Path) -> dict[str, Any]:
+    """What a YAML file says. Raises UserError for one that is not there, cannot be read, or holds no mapping."""
     if not path.is_file():
         beside = sorted(str(other) for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file{near_miss(str(path), beside) if beside else ''}")
@@ -96,7 +101,12 @@ def load(path: Path, flags: Sequence[str] = ()) -> Experiment:
     values = _strict_load(text, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
-    return parse(override(values, flags))
+    return values
+
+
+def load(path: Path, flags: Sequence[str] = ()) -> Experiment:
+    """Reads a YAML file and applies flags. Raises UserError for anything wrong with either."""
+    return parse(override(read_mapping(path), flags))
 
 
 def dump(experiment: Experiment) -> str:

@@ -25,7 +25,9 @@ OPTIMIZER_FLOATS = {"adamw": 2, "sgd": 0, "momentum": 1}
 @dataclass(frozen=True)
 class Costs:
     """One example's and one model's costs. `layer_params`: of `params`, those inside layers, without embeddings and head;
-    `training_flops`: forward and backward of one example."""
+    `training_flops`: forward and backward of one example. `example_traffic_bytes`, `step_traffic_bytes`: read from and written to
+    main memory for an example of a training step, and for a step whatever its batch (see `traffic_bytes`). `tensors`: parameter
+    tensors, which the number of operators that a step starts is proportional to."""
 
     params: int
     layer_params: int
@@ -33,6 +35,9 @@ class Costs:
     forward_flops: int
     training_flops: int
     memory_bytes: int
+    example_traffic_bytes: int
+    step_traffic_bytes: int
+    tensors: int
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,23 @@ def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimi
         if is_kept(site.layer, plan):
             heads, qk, vo = (kept_length(dim, layout.axes, plan) for dim in (site.heads, site.qk, site.vo))
             forward += 2 * positions[site.queries] * positions[site.keys] * heads * (qk + vo)
-    floats = params * (2 + look_up(OPTIMIZER_FLOATS, optimizer, "optimizer")) + batch_size * activation_floats(architecture, plan)
-    return Costs(params, layer_params, params * FLOAT_BYTES, forward, 3 * forward - first, floats * FLOAT_BYTES)
+    state, activations = look_up(OPTIMIZER_FLOATS, optimizer, "optimizer"), activation_floats(architecture, plan)
+    tensors = sum(is_kept(spec.layer, plan) for spec in layout.parameters.values())
+    return Costs(
+        params, layer_params, params * FLOAT_BYTES, forward, 3 * forward - first,
+        (params * (2 + state) + batch_size * activations) * FLOAT_BYTES, *traffic_bytes(params, state, activations), tensors,
+    )  # fmt: skip
+
+
+def traffic_bytes(params: int, state: int, activations: int) -> tuple[int, int]:
+    """Estimate of the bytes that a training step reads from and writes to main memory: for an example, and for a step.
+
+    An example: 8 x the activations that are kept of it; what all operators of a training step read and write is 7 to 12 times as
+    much, by family. A step: (9 + 2 x state) x parameters. Weights are read forward and backward and their gradients
+    written (3); gradients are read for their norm, read and written to clip it (3); the optimizer reads gradients, reads and writes
+    weights (3), and reads and writes its `state` floats a parameter. What a cache saves is left out.
+    """
+    return 8 * activations * FLOAT_BYTES, (9 + 2 * state) * params * FLOAT_BYTES
 
 
 def activation_floats(architecture: Architecture, plan: Plan) -> int:

@@ -1,73 +1,95 @@
-"""Device classes, fleets, and what a plan costs on a device. Everything here is simulated: no such device is attached.
-
-The figures are peaks of data sheets; `sustained` says what fraction of them the estimates assume.
-"""
+"""Device classes and fleets, from files of profiles. Everything here is simulated: no such device is attached."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field, ValidationError
 
+from raffm_ray.config import one_line, read_mapping
 from raffm_ray.errors import UserError, look_up
+from raffm_ray.settings import Settings
 
-GIB = 1024**3
+Positive = Annotated[float, Field(gt=0, strict=True)]
+AtLeastZero = Annotated[float, Field(ge=0, strict=True)]
+
+
+class Device(Settings):
+    """A device class: the rates of one whole device, and where its figures are from. profiles.yaml says what each field means."""
+
+    memory_bytes: Positive
+    flops_per_second: Positive = Field(description="float32")
+    memory_bytes_per_second: Positive
+    down_bytes_per_second: Positive
+    up_bytes_per_second: Positive
+    latency_seconds: AtLeastZero = Field(0.0, description="before the first byte of a transfer")
+    dispatch_seconds: AtLeastZero = Field(0.0, description="of a training step, per parameter tensor, whatever its size")
+    power_watts: Positive = Field(description="while it computes")
+    radio_watts: AtLeastZero = Field(description="of its network interface while it sends or receives")
+    sustained: Annotated[float, Field(gt=0, le=1, strict=True)] = Field(0.3, description="fraction of every rate that is reached")
+    source: str = Field(min_length=1)
 
 
 @dataclass(frozen=True)
-class Device:
-    """A device class. `flops_per_second`: float32 peak; `link_bytes_per_second`: of its network link, each way."""
+class Profiles:
+    """Device classes, weakest first, and named fleets: device class -> share of the clients."""
 
-    name: str
-    memory_bytes: int
-    flops_per_second: float
-    link_bytes_per_second: float
-    power_watts: float
-    source: str
-    sustained: float = 0.3
-
-    def compute_seconds(self, flops: float) -> float:
-        """Estimate: FLOPs over the sustained rate (the compute roof of Williams et al. 2009; the bandwidth roof is left out)."""
-        return flops / (self.flops_per_second * self.sustained)
-
-    def transfer_seconds(self, transferred_bytes: float) -> float:
-        """Estimate: bytes over the sustained link rate; latency is left out."""
-        return transferred_bytes / (self.link_bytes_per_second * self.sustained)
-
-    def energy_joules(self, compute_seconds: float) -> float:
-        """Estimate: rated power times computing time, as in Qiu et al. 2023 (CO2 of FL, eq. 1); the radio is left out."""
-        return self.power_watts * compute_seconds
+    devices: Mapping[str, Device]
+    mixes: Mapping[str, Mapping[str, float]]
 
 
-DEVICES: dict[str, Device] = {
-    device.name: device
-    for device in (
-        Device("raspberry_pi_4", 4 * GIB, 48e9, 54e6, 15, "Raspberry Pi 4 product brief: 4x A72 1.5 GHz (8 FLOP/cycle), 4 GB, 433 Mb/s 802.11ac, 5 V 3 A"),
-        Device("raspberry_pi_5", 8 * GIB, 154e9, 54e6, 25, "Raspberry Pi 5 product brief: 4x A76 2.4 GHz (16 FLOP/cycle), 8 GB, 433 Mb/s 802.11ac, 5 V 5 A"),
-        Device("laptop", 16 * GIB, 358e9, 150e6, 28, "Intel Core i7-1165G7: 4 cores 2.8 GHz (32 FLOP/cycle), 28 W; 16 GB; Wi-Fi 6 AX201, 1.2 Gb/s at 80 MHz"),
-        Device("jetson_agx_orin", 32 * GIB, 5.3e12, 1.25e9, 60, "NVIDIA Jetson AGX Orin data sheet: 2048 CUDA cores 1.3 GHz, 32 GB, 10 GbE, 15-60 W"),
-        Device("v100", 32 * GIB, 15.7e12, 1.25e9, 300, "NVIDIA V100 SXM2 data sheet: 15.7 TFLOPS float32, 32 GB, 300 W; host with 10 GbE"),
-    )
-}  # fmt: skip
-"""The device classes, weakest first; `source` says where the figures are from."""
-
-MIXES: dict[str, dict[str, float]] = {
-    "xsmall": {"raspberry_pi_4": 0.8, "raspberry_pi_5": 0.2},
-    "small": {"raspberry_pi_4": 0.4, "raspberry_pi_5": 0.4, "laptop": 0.2},
-    "medium": {"raspberry_pi_5": 0.3, "laptop": 0.4, "jetson_agx_orin": 0.3},
-    "large": {"laptop": 0.2, "jetson_agx_orin": 0.4, "v100": 0.4},
-    "xlarge": {"jetson_agx_orin": 0.1, "v100": 0.9},
-}
-"""Named fleets: device class -> share of the clients."""
+class _File(Settings):
+    devices: dict[str, Device] = Field(default_factory=dict)
+    mixes: dict[str, dict[str, Positive]] = Field(default_factory=dict)
 
 
-def fleet_shares(mix: str, shares: Mapping[str, float]) -> dict[str, float]:
+def load_profiles(path: Path, base: Profiles | None = None) -> Profiles:
+    """The profiles of a YAML file, added to those of `base`; a name that is there already is replaced.
+
+    Raises UserError that names the file, the device or mix, and the field.
+    """
+    try:
+        file = _File.model_validate(read_mapping(path))
+    except ValidationError as error:
+        raise UserError(f"{path}: {one_line(error, _File)}") from None
+    devices = {**base.devices, **file.devices} if base else file.devices
+    for mix, shares in file.mixes.items():
+        try:
+            for name in shares:
+                look_up(devices, name, "device class")
+        except UserError as error:
+            raise UserError(f"{path}: mixes.{mix}: {error}") from None
+        if abs(sum(shares.values()) - 1) > 1e-6:
+            raise UserError(f"{path}: mixes.{mix}: shares must add up to 1, got {sum(shares.values()):g}")
+    ordered = sorted(devices.items(), key=lambda named: named[1].flops_per_second)
+    return Profiles(dict(ordered), {**base.mixes, **file.mixes} if base else file.mixes)
+
+
+PACKAGED = load_profiles(Path(__file__).with_name("profiles.yaml"))
+"""The profiles that come with the package; `source` says where the figures are from."""
+DEVICES, MIXES = PACKAGED.devices, PACKAGED.mixes
+
+
+def known_profiles(path: str | None) -> Profiles:
+    """The packaged profiles and those of the file that `fleet.profiles` names. Raises UserError as `load_profiles`."""
+    if path is None:
+        return PACKAGED
+    try:
+        return load_profiles(Path(path).expanduser(), PACKAGED)
+    except UserError as error:
+        raise UserError(f"fleet.profiles: {error}") from None
+
+
+def fleet_shares(mix: str, shares: Mapping[str, float], profiles: Profiles = PACKAGED) -> dict[str, float]:
     """The share of every device class: what `shares` says, and the named mix scaled to what remains; weakest class first.
 
     Raises UserError for unknown names, negative shares, or shares above 1.
     """
-    base = look_up(MIXES, mix, "fleet mix")
+    base = look_up(profiles.mixes, mix, "fleet mix")
     for name, share in shares.items():
-        look_up(DEVICES, name, "device class")
+        look_up(profiles.devices, name, "device class")
         if share < 0:
             raise UserError(f"fleet share of {name} must not be negative, got {share}")
     rest = {name: share for name, share in base.items() if name not in shares}
@@ -75,7 +97,7 @@ def fleet_shares(mix: str, shares: Mapping[str, float]) -> dict[str, float]:
     if left < -1e-9 or (left > 1e-9 and not rest):
         raise UserError(f"fleet shares must add up to 1, got {sum(shares.values()):g}")
     scale = left / sum(rest.values()) if rest else 0.0
-    result = {name: shares.get(name, rest.get(name, 0.0) * scale) for name in DEVICES}
+    result = {name: shares.get(name, rest.get(name, 0.0) * scale) for name in profiles.devices}
     return {name: share for name, share in result.items() if share > 1e-9}
 
 

@@ -1,7 +1,7 @@
 """The one exception that means: the user can fix this, and here is how."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,6 +15,14 @@ class UserError(ValueError):
     def __init__(self, message: str) -> None:
         # The message quotes what the user gave, which may hold anything; it stays one printable line.
         super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message))
+
+
+class TooSmallError(UserError):
+    """A budget below the smallest subnetwork. `exceeded`: what that needs and the budget allows, in words."""
+
+    def __init__(self, exceeded: list[str]) -> None:
+        super().__init__(f"the budget is below the smallest subnetwork: {'; '.join(exceeded)}")
+        self.exceeded = exceeded
 
 
 class WorkerLostError(RuntimeError):
@@ -38,7 +46,7 @@ def near_miss(word: str, known: Iterable[str], listed: bool = False) -> str:
     )
 
 
-def look_up(table: dict[str, T], name: str, what: str) -> T:
+def look_up(table: Mapping[str, T], name: str, what: str) -> T:
     """`table[name]`, or a UserError that names `what` was asked for and the nearest entry."""
     if name not in table:
         raise UserError(f"{what} {name!r} is not known{near_miss(name, table)}")

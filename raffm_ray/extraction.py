@@ -20,7 +20,7 @@ from raffm_ray.axes import Plan
 from raffm_ray.calibration import rankable
 from raffm_ray.costs import Budget, Costs, costs_of
 from raffm_ray.dims import dim_products
-from raffm_ray.errors import UserError
+from raffm_ray.errors import TooSmallError
 from raffm_ray.layout import Layout
 from raffm_ray.salience import Orders, Scores
 
@@ -149,7 +149,7 @@ def _longest(lengths: int, plan_at: Callable[[int], Plan], costs: Callable[[Plan
     """Bisection for the longest prefix that the budget allows; costs must not fall with length."""
     smallest = plan_at(0)
     if not budget.allows(costs(smallest)):
-        raise UserError(f"the budget is below the smallest subnetwork: {'; '.join(budget.exceeded(costs(smallest)))}")
+        raise TooSmallError(budget.exceeded(costs(smallest)))
     low, high = 0, lengths
     while low < high:
         middle = (low + high + 1) // 2
@@ -163,7 +163,7 @@ def longest_prefix(
 ) -> Plan:  # fmt: skip
     """The longest prefix of the ranked list that the budget allows.
 
-    Raises UserError when the budget is below the smallest subnetwork (every axis at its floor).
+    Raises TooSmallError when the budget is below the smallest subnetwork (every axis at its floor).
     """
     layout = architecture.layout
     floors = {name: cutting.floor(name, layout) for name in cutting.axes(layout)}
@@ -180,7 +180,7 @@ RATE_GRID = 256
 def common_rate(
     architecture: Architecture, orders: Orders, cutting: Cutting, budget: Budget, batch_size: int = 1, optimizer: str = "adamw",
 ) -> Plan:  # fmt: skip
-    """The largest rate, of a grid of 256, at which cutting every axis alike fits the budget. Raises UserError if none does."""
+    """The largest rate, of a grid of 256, at which cutting every axis alike fits the budget. Raises TooSmallError if none does."""
 
     def plan_at(length: int) -> Plan:
         kinds = dict.fromkeys(cutting.steps, length / RATE_GRID)

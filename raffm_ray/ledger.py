@@ -23,13 +23,13 @@ class Evaluation:
 
 def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> ClientRow:
     """What a client's round cost its simulated device. `report`: what came back, or of those who did not train the planned one."""
-    job, effort = visit.job, visit.effort
+    job, cost = visit.job, visit.cost
     costs = setup.costs(Plan() if job.plan is None else work.package.plans[job.plan])
     return ClientRow(
         round=work.package.round, client=job.client, device=setup.classes[job.client], outcome=visit.outcome,
         examples=report.examples, steps=report.steps, loss=report.loss, accepted=report.accepted, params=costs.params,
-        bytes_down=effort.bytes_down, bytes_up=effort.bytes_up, peak_memory_bytes=costs.memory_bytes, training_flops=effort.flops,
-        round_seconds=effort.total_seconds, energy_joules=sum(effort.joules), seconds=report.seconds,
+        bytes_down=cost.bytes_down, bytes_up=cost.bytes_up, peak_memory_bytes=costs.memory_bytes, training_flops=cost.flops,
+        round_seconds=cost.seconds, energy_joules=cost.energy_joules, seconds=report.seconds,
     )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def summarize(
     included; what is wasted is of updates that were never used, also those still on their way."""
     full = setup.costs(Plan())
     trained = [row for row in clients if row.round > 0]
-    unused = [late.visit.effort for late in state.clock.late]
+    unused = [late.visit.cost for late in state.clock.late]
     tiers = {}
     for device, plan in final.class_plans.items():
         rows = [row for row in trained if row.device == device]
@@ -119,8 +119,8 @@ def summarize(
         "bytes_full_size": 2 * full.bytes * len(trained),
         "simulated_seconds": state.clock.seconds,
         "energy_joules": sum(row.energy_joules for row in rounds),
-        "wasted_bytes": state.clock.wasted_bytes + sum(effort.bytes_down + effort.bytes_up for effort in unused),
-        "wasted_joules": state.clock.wasted_joules + sum(sum(effort.joules) for effort in unused),
+        "wasted_bytes": state.clock.wasted_bytes + sum(cost.bytes_down + cost.bytes_up for cost in unused),
+        "wasted_joules": state.clock.wasted_joules + sum(cost.energy_joules for cost in unused),
         "clients_without_data": sum(count == 0 for count in setup.examples),
         "rejected_updates": sum(not row.accepted for row in clients),
         "round_wall_seconds": [row.wall_seconds for row in rounds if row.round > 0],

@@ -1,5 +1,6 @@
 """From an experiment to everything a run needs, every mistake found before any training starts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from raffm_ray.client import Runner
 from raffm_ray.clock import LATE
 from raffm_ray.costs import Budget, budget_from, costs_of
 from raffm_ray.data import Task, check_labels, head_of, load_task, needs_words
-from raffm_ray.devices import DEVICES, assign_devices, fleet_shares
+from raffm_ray.devices import Device, assign_devices, fleet_shares, known_profiles
 from raffm_ray.errors import UserError, in_short, look_up, near_miss
 from raffm_ray.examples import Examples
 from raffm_ray.extraction import KINDS, kind_of
@@ -92,10 +93,12 @@ def _owners(experiment: Experiment, task: Task) -> NDArray[np.int64]:
     return examples.labels if isinstance(examples.labels, np.ndarray) else np.zeros(len(examples), dtype=np.int64)
 
 
-def _budgets(experiment: Experiment, architecture: Architecture, names: list[str]) -> dict[str, Budget]:
+def _budgets(
+    experiment: Experiment, architecture: Architecture, names: list[str], devices: Mapping[str, Device]
+) -> dict[str, Budget]:
     fleet, local = experiment.fleet, experiment.local
     for name in fleet.budgets:
-        look_up(DEVICES, name, "fleet.budgets: device class")
+        look_up(devices, name, "fleet.budgets: device class")
     full = costs_of(architecture, Plan(), local.batch_size, local.optimizer)
     budgets = {}
     for name in names:
@@ -105,7 +108,7 @@ def _budgets(experiment: Experiment, architecture: Architecture, names: list[str
             except UserError as error:
                 raise UserError(f"fleet.budgets.{name}: {error}") from None
         else:
-            budgets[name] = Budget(memory_bytes=DEVICES[name].memory_bytes * fleet.memory_fraction)
+            budgets[name] = Budget(memory_bytes=devices[name].memory_bytes * fleet.memory_fraction)
     return budgets
 
 
@@ -145,14 +148,16 @@ def prepare(experiment: Experiment) -> Prepared:
     architecture = _architecture(experiment, foundation, task)
     _check_cutting(experiment, architecture)
     _check_rotation(experiment, architecture)
-    shares_of_fleet = fleet_shares(experiment.fleet.mix, experiment.fleet.shares)
+    profiles = known_profiles(experiment.fleet.profiles)
+    shares_of_fleet = fleet_shares(experiment.fleet.mix, experiment.fleet.shares, profiles)
     classes = assign_devices(shares_of_fleet, clients.count, generator(experiment.seed, "devices"))
     shares = partition(
         clients.partition, _owners(experiment, task), clients.count, clients.alpha, generator(experiment.seed, "partition")
     )
-    budgets = _budgets(experiment, architecture, list(shares_of_fleet))
+    budgets = _budgets(experiment, architecture, list(shares_of_fleet), profiles.devices)
     availability = available(experiment.clock, experiment.seed, clients.count)
-    setup = Setup(experiment, architecture, strategy, budgets, classes, [len(share) for share in shares], availability)
+    counts = [len(share) for share in shares]
+    setup = Setup(experiment, architecture, strategy, budgets, classes, counts, profiles.devices, availability)
     check_start(setup)
     return Prepared(setup, task, foundation, tuple(shares))
 

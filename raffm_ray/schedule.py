@@ -7,9 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from raffm_ray.axes import Plan
-from raffm_ray.calibration import backward_passes, statistics_size
-from raffm_ray.clock import LATE, Clock, Effort, Late, Visit, close_round, settle
-from raffm_ray.devices import DEVICES
+from raffm_ray.calibration import statistics_size
+from raffm_ray.clock import LATE, Clock, Late, Visit, close_round, settle
+from raffm_ray.device_costs import DeviceCost, device_cost
 from raffm_ray.errors import UserError
 from raffm_ray.examples import steps_of
 from raffm_ray.messages import Job, Package, Report, Update
@@ -18,6 +18,7 @@ from raffm_ray.seeding import generator
 from raffm_ray.settings import ClockSettings
 from raffm_ray.state import Round, ServerState, Setup, blocks_of, view_of
 from raffm_ray.training import choose
+from raffm_ray.work import reported_work
 
 STATISTIC_BYTES = 8
 """Statistics travel as float64: their sums must not depend on how clients are grouped."""
@@ -47,26 +48,11 @@ def planned_work(setup: Setup, package: Package, job: Job) -> Report:
     )  # fmt: skip
 
 
-def training_flops(setup: Setup, package: Package, report: Report) -> float:
-    """FLOPs that a client's work takes on its device: every example through every plan it trains, and its calibration."""
-    flops = sum(setup.costs(package.plans[plan]).training_flops * examples for plan, examples in report.forward_backward)
-    # Statistics take a forward pass and some backward, those of norms another forward pass.
-    full, architecture = setup.costs(Plan()), setup.architecture
-    outputs = architecture.config.num_labels if architecture.head.endswith("classification") else None
-    backward = backward_passes(package.statistic, outputs) * (full.training_flops - full.forward_flops)
-    flops += report.calibrated * ((1 + package.measure_norms) * full.forward_flops + backward)
-    return float(flops)
-
-
-def effort_of(setup: Setup, package: Package, job: Job, report: Report) -> Effort:
+def cost_of(setup: Setup, package: Package, job: Job, report: Report) -> DeviceCost:
     """What a whole job takes of its client's simulated device."""
-    device = DEVICES[setup.classes[job.client]]
     given = setup.costs(Plan() if job.plan is None else package.plans[job.plan]).bytes
     up = (0 if job.plan is None else given) + STATISTIC_BYTES * report.statistics_values
-    flops = training_flops(setup, package, report)
-    computing = device.compute_seconds(flops)
-    seconds = (device.transfer_seconds(given), computing, device.transfer_seconds(up))
-    return Effort(given, flops, up, seconds, (0.0, device.energy_joules(computing), 0.0))
+    return device_cost(setup.devices[setup.classes[job.client]], reported_work(setup, package, report), given, up)
 
 
 def available(setup: Setup, clock: Clock) -> tuple[float, list[int]]:
@@ -108,8 +94,8 @@ def schedule(setup: Setup, package: Package, jobs: Sequence[Job], start_seconds:
     """
     settings, experiment = setup.experiment.clock, setup.experiment
     reports = [planned_work(setup, package, job) for job in jobs]
-    efforts = [effort_of(setup, package, job, report) for job, report in zip(jobs, reports, strict=True)]
-    needs = np.array([effort.total_seconds for effort in efforts])
+    costs = [cost_of(setup, package, job, report) for job, report in zip(jobs, reports, strict=True)]
+    needs = np.array([cost.seconds for cost in costs])
     stops, wanted, deadline, idle = np.full(len(jobs), inf), len(jobs), inf, 0.0
     if package.round > 0:
         _, changes = setup.availability(start_seconds)
@@ -122,10 +108,10 @@ def schedule(setup: Setup, package: Package, jobs: Sequence[Job], start_seconds:
     end = idle if not jobs and idle < inf else end
     kept = LATE[settings.late](settings, 1) > 0
     visits = []
-    for job, report, effort, stop, back in zip(jobs, reports, efforts, stops.tolist(), arrived.tolist(), strict=True):
-        lost = stop < effort.total_seconds and (kept or stop <= end)
+    for job, report, cost, stop, back in zip(jobs, reports, costs, stops.tolist(), arrived.tolist(), strict=True):
+        lost = stop < cost.seconds and (kept or stop <= end)
         outcome = "used" if back else "dropped" if lost else "stale" if kept else "late"
-        spent = effort if outcome in ("used", "stale") else effort.until(min(stop, end))
+        spent = cost if outcome in ("used", "stale") else cost.until(min(stop, end))
         visits.append(Visit(job, report, spent, outcome))
     used = [visit.job for visit in visits if visit.outcome == "used"]
     stale = tuple((visit.job,) for visit in visits if visit.outcome == "stale")
@@ -144,13 +130,13 @@ def advance(
     arrived, waiting, expired = settle(setup.experiment.clock, clock.late, number, end)
     visits = [visit for visit in work.visits if visit.outcome == "stale"]
     sent = tuple(
-        Late(number, work.start_seconds + visit.effort.total_seconds, visit, work.package.plans[plan], weight, summed)
+        Late(number, work.start_seconds + visit.cost.seconds, visit, work.package.plans[plan], weight, summed)
         for visit, update, summed in zip(visits, updates, sums, strict=True)
         for plan, weight in update.weights.items()
     )
-    wasted = [visit.effort for visit in work.visits if visit.wasted] + [one.visit.effort for one in expired]
-    moved = clock.wasted_bytes + sum(effort.bytes_down + effort.bytes_up for effort in wasted)
-    joules = clock.wasted_joules + sum(sum(effort.joules) for effort in wasted)
+    wasted = [visit.cost for visit in work.visits if visit.wasted] + [one.visit.cost for one in expired]
+    moved = clock.wasted_bytes + sum(cost.bytes_down + cost.bytes_up for cost in wasted)
+    joules = clock.wasted_joules + sum(cost.energy_joules for cost in wasted)
     return Clock(end, waiting + sent, moved, joules), arrived
 
 
@@ -164,7 +150,7 @@ def check_clock(setup: Setup, state: ServerState) -> None:
         plan = None if least is None else setup.strategy.train(view, setup.budgets[name], least)
         if least is not None and plan is not None:
             package, job = Package(setup.experiment.seed, 1, (plan,), setup.experiment.local, 0.0), Job(least, 0)
-            needs[name] = effort_of(setup, package, job, planned_work(setup, package, job)).total_seconds
+            needs[name] = cost_of(setup, package, job, planned_work(setup, package, job)).seconds
     fastest = min(needs, key=lambda name: needs[name], default=None)
     if deadline and fastest is not None and needs[fastest] > deadline:
         raise UserError(

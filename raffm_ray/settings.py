@@ -84,7 +84,8 @@ class ClientSettings(Settings):
 class FleetSettings(Settings):
     """The devices. A class's budget is `memory_fraction` of its memory, unless `budgets` names one."""
 
-    mix: str = Field("medium", description="a fleet of raffm_ray.devices.MIXES")
+    mix: str = Field("medium", description="a fleet of raffm_ray/profiles.yaml, or of `profiles`")
+    profiles: str | None = Field(None, description="a YAML file like raffm_ray/profiles.yaml that adds devices and mixes")
     shares: dict[str, float] = Field({}, description="share of a device class; the mix is scaled to the rest")
     budgets: dict[str, dict[str, float]] = Field(
         {}, description="device class -> {params|layer_params|bytes|training_flops|memory_bytes: limit}; <= 1 is a fraction"

@@ -12,7 +12,8 @@ from raffm_ray.axes import Plan
 from raffm_ray.calibration import Statistics
 from raffm_ray.clock import Clock, Visit
 from raffm_ray.costs import Budget, Costs, costs_of
-from raffm_ray.errors import UserError, look_up
+from raffm_ray.devices import Device
+from raffm_ray.errors import TooSmallError, UserError, look_up
 from raffm_ray.extraction import Cutting
 from raffm_ray.messages import Job, Package
 from raffm_ray.salience import Scores
@@ -23,7 +24,7 @@ from raffm_ray.strategies import STRATEGIES, Strategy, View
 @dataclass(frozen=True)
 class Setup:
     """What does not change during a run. `budgets`: by device class, weakest first; `classes`: the class of every client;
-    `availability`: who is awake when."""
+    `devices`: all classes that are known; `availability`: who is awake when."""
 
     experiment: Experiment
     architecture: Architecture
@@ -31,6 +32,7 @@ class Setup:
     budgets: Mapping[str, Budget]
     classes: Sequence[str]
     examples: Sequence[int]
+    devices: Mapping[str, Device]
     availability: Availability
 
     @property
@@ -100,17 +102,23 @@ def view_of(setup: Setup, state: ServerState, round_number: int) -> View:
 def class_plans(setup: Setup, state: ServerState) -> dict[str, Plan]:
     """The subnetwork that every device class gets from the current parameters and ranking, for use rather than training.
 
-    Raises UserError that names the class whose budget is too small.
+    Raises UserError that names the first class whose budget is too small, or all of them where every one is.
     """
     view = view_of(setup, state, state.round)
-    plans = {}
+    plans, refused = {}, dict[str, TooSmallError]()
     for name, budget in setup.budgets.items():
         try:
             plan = setup.strategy.deploy(view, budget, -1)
-        except UserError as error:
-            raise UserError(f"device class {name}: {error}") from None
+        except TooSmallError as small:
+            refused[name] = small
+            continue
         assert plan is not None
         plans[name] = plan
+    if refused and not plans:
+        lacking = "; ".join(f"{name}: {', '.join(error.exceeded)}" for name, error in refused.items())
+        raise UserError(f"every device class of this fleet is below the smallest subnetwork: {lacking} (need > what it allows)")
+    for name, error in refused.items():
+        raise UserError(f"device class {name}: {error}")
     return plans
 
 

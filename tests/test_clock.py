@@ -21,7 +21,8 @@ from raffm_ray.architectures import new_model
 from raffm_ray.availability import AVAILABILITY
 from raffm_ray.axes import Plan
 from raffm_ray.calibration import STATISTICS, collect, statistics_size
-from raffm_ray.clock import LATE, OUTCOMES, Clock, Effort, Late, Visit, close_round, settle
+from raffm_ray.clock import LATE, OUTCOMES, Clock, Late, Visit, close_round, settle
+from raffm_ray.device_costs import DeviceCost
 from raffm_ray.display import Display, time_unit
 from raffm_ray.errors import UserError
 from raffm_ray.ledger import client_rows
@@ -33,7 +34,7 @@ from raffm_ray.prepare import prepare, with_strategy
 from raffm_ray.ranking import begin_calibration
 from raffm_ray.report import read_rounds, write_report
 from raffm_ray.salience import METRICS
-from raffm_ray.schedule import available, effort_of, planned_work
+from raffm_ray.schedule import available, cost_of, planned_work
 from raffm_ray.server import begin_round, finish_round
 from raffm_ray.settings import ClockSettings
 from raffm_ray.simulation import run_round, simulate
@@ -113,24 +114,24 @@ def test_rounds_as_one_would_write_them_down() -> None:
 
 # --- what a client has spent by a moment
 
-EFFORT = Effort(100, 80.0, 50, (2.0, 8.0, 1.0), (0.2, 16.0, 0.1))
+COST = DeviceCost(100, 80.0, 50, (2.0, 8.0, 1.0), (0.2, 16.0, 0.1))
 
 
-def test_efforts_are_cut_phase_by_phase() -> None:
-    assert EFFORT.total_seconds == 11
-    assert EFFORT.until(math.inf) == EFFORT.until(11.0) == EFFORT
-    assert EFFORT.until(1.0) == Effort(50, 0.0, 0, (1.0, 0.0, 0.0), (0.1, 0.0, 0.0))
-    assert EFFORT.until(6.0) == Effort(100, 40.0, 0, (2.0, 4.0, 0.0), (0.2, 8.0, 0.0))
-    assert EFFORT.until(10.5) == Effort(100, 80.0, 25, (2.0, 8.0, 0.5), (0.2, 16.0, 0.05))
+def test_costs_are_cut_phase_by_phase() -> None:
+    assert COST.seconds == 11
+    assert COST.until(math.inf) == COST.until(11.0) == COST
+    assert COST.until(1.0) == DeviceCost(50, 0.0, 0, (1.0, 0.0, 0.0), (0.1, 0.0, 0.0))
+    assert COST.until(6.0) == DeviceCost(100, 40.0, 0, (2.0, 4.0, 0.0), (0.2, 8.0, 0.0))
+    assert COST.until(10.5) == DeviceCost(100, 80.0, 25, (2.0, 8.0, 0.5), (0.2, 16.0, 0.05))
 
 
 @given(st.floats(0, 12), st.floats(0, 12))
 def test_who_stops_later_has_spent_no_less(first, second) -> None:
-    early, late = (EFFORT.until(time) for time in sorted((first, second)))
-    assert early.total_seconds == pytest.approx(min(first, second, 11.0))
+    early, late = (COST.until(time) for time in sorted((first, second)))
+    assert early.seconds == pytest.approx(min(first, second, 11.0))
     assert early.bytes_down <= late.bytes_down <= 100
     assert early.bytes_up <= late.bytes_up
-    assert sum(early.joules) <= sum(late.joules)
+    assert early.energy_joules <= late.energy_joules
 
 
 # --- who is awake
@@ -252,7 +253,7 @@ def test_a_round_waits_until_somebody_is_awake_and_free(prepared) -> None:
     setup = replace(prepared.setup, availability=at, examples=[10] * 12)
     assert available(setup, Clock(7.0)) == (50.0, [4])
     assert available(setup, Clock(100.0)) == (100.0, list(range(12)))
-    busy = Late(1, 70.0, Visit(Job(4, 0), None, EFFORT, "stale"), Plan(), 1.0, torch.zeros(1))
+    busy = Late(1, 70.0, Visit(Job(4, 0), None, COST, "stale"), Plan(), 1.0, torch.zeros(1))
     assert available(setup, Clock(7.0, (busy,))) == (70.0, [4])
     assert available(setup, Clock(100.0, (replace(busy, arrival_seconds=101.0),)))[1] == [0, 1, 2, 3, *range(5, 12)]
     assert available(replace(setup, examples=[10] * 4 + [0] * 8), Clock(7.0)) == (90.0, [0, 1, 2, 3])
@@ -284,9 +285,9 @@ def test_work_is_known_before_it_is_done(prepared, state, name, prefix, local) -
     for job, report, row in zip(work.jobs, update.reports, rows, strict=True):
         told = replace(planned_work(setup, work.package, job), loss=report.loss, seconds=report.seconds)
         assert told == report
-        effort = effort_of(setup, work.package, job, report)
-        assert row.round_seconds == effort.total_seconds
-        assert (row.bytes_up, row.training_flops, row.energy_joules) == (effort.bytes_up, effort.flops, sum(effort.joules))
+        cost = cost_of(setup, work.package, job, report)
+        assert row.round_seconds == cost.seconds
+        assert (row.bytes_up, row.training_flops, row.energy_joules) == (cost.bytes_up, cost.flops, cost.energy_joules)
     assert work.seconds == max(row.round_seconds for row in rows)
 
 
@@ -329,16 +330,14 @@ def test_over_selection_keeps_the_fastest_and_the_rest_does_not_train(prepared, 
     assert set(outcomes(plain).values()) == {"used"}
     assert len(plain.visits) == 5
     work = begin_round(with_clock(prepared.setup, over_selection=1.7), state)
-    by_speed = sorted(
-        work.visits, key=lambda visit: effort_of(prepared.setup, work.package, visit.job, visit.report).total_seconds
-    )
+    by_speed = sorted(work.visits, key=lambda visit: cost_of(prepared.setup, work.package, visit.job, visit.report).seconds)
     assert len(work.visits) == 9
     assert [visit.outcome for visit in by_speed] == ["used"] * 5 + ["late"] * 4
     assert {job.client for job in work.jobs} == {visit.job.client for visit in by_speed[:5]}
-    assert work.seconds == by_speed[4].effort.total_seconds
+    assert work.seconds == by_speed[4].cost.seconds
     for visit in by_speed[5:]:  # charged up to the round's end, no further
-        assert visit.effort.total_seconds == pytest.approx(work.seconds)
-        assert 0 < visit.effort.bytes_down <= effort_of(prepared.setup, work.package, visit.job, visit.report).bytes_down
+        assert visit.cost.seconds == pytest.approx(work.seconds)
+        assert 0 < visit.cost.bytes_down <= cost_of(prepared.setup, work.package, visit.job, visit.report).bytes_down
     assert len(begin_round(with_clock(prepared.setup, over_selection=1000), state).visits) == sum(
         map(bool, prepared.setup.examples)
     )
@@ -346,7 +345,7 @@ def test_over_selection_keeps_the_fastest_and_the_rest_does_not_train(prepared, 
 
 def test_a_deadline_ends_the_round(prepared, state) -> None:
     whole = begin_round(prepared.setup, state)
-    needs = {visit.job.client: visit.effort.total_seconds for visit in whole.visits}
+    needs = {visit.job.client: visit.cost.seconds for visit in whole.visits}
     deadline = sorted(needs.values())[2]
     work = begin_round(with_clock(prepared.setup, deadline_seconds=deadline), state)
     assert outcomes(work) == {client: "used" if need <= deadline else "late" for client, need in needs.items()}
@@ -355,7 +354,7 @@ def test_a_deadline_ends_the_round(prepared, state) -> None:
     assert outcomes(kept) == {client: "used" if need <= deadline else "stale" for client, need in needs.items()}
     assert [len(block) for block in kept.blocks[-2:]] == [1, 1]
     assert (kept.late, len(kept.jobs)) == (2, 5)
-    assert all(visit.effort.total_seconds == needs[visit.job.client] for visit in kept.visits)
+    assert all(visit.cost.seconds == needs[visit.job.client] for visit in kept.visits)
 
 
 def test_who_drops_out_or_falls_asleep_does_not_train(prepared, state) -> None:
@@ -364,10 +363,10 @@ def test_who_drops_out_or_falls_asleep_does_not_train(prepared, state) -> None:
     for number in range(40):
         work = begin_round(setup, replace(state, round=number))
         for visit in work.visits:
-            whole = effort_of(setup, work.package, visit.job, visit.report)
-            seen[visit.outcome].append(visit.effort.total_seconds / whole.total_seconds)
+            whole = cost_of(setup, work.package, visit.job, visit.report)
+            seen[visit.outcome].append(visit.cost.seconds / whole.seconds)
         assert {job.client for job in work.jobs} == {client for client, outcome in outcomes(work).items() if outcome == "used"}
-        assert work.seconds == max(visit.effort.total_seconds for visit in work.visits)
+        assert work.seconds == pytest.approx(max(visit.cost.seconds for visit in work.visits))
     assert set(seen["used"]) == {1.0}
     assert len(seen["dropped"]) == pytest.approx(100, abs=25)
     assert np.mean(seen["dropped"]) == pytest.approx(0.5, abs=0.1)
@@ -375,11 +374,11 @@ def test_who_drops_out_or_falls_asleep_does_not_train(prepared, state) -> None:
     assert not seen["stale"]
     needs = begin_round(prepared.setup, state).visits
     falling = np.full(12, math.inf)
-    falling[needs[1].job.client] = 10 + needs[1].effort.total_seconds / 2
+    falling[needs[1].job.client] = 10 + needs[1].cost.seconds / 2
     asleep = replace(prepared.setup, availability=lambda now: (np.ones(12, dtype=bool), falling))
     work = begin_round(asleep, replace(state, clock=Clock(10.0)))
     assert [visit.outcome for visit in work.visits] == ["used", "dropped", "used", "used", "used"]
-    assert work.visits[1].effort.total_seconds == pytest.approx(needs[1].effort.total_seconds / 2)
+    assert work.visits[1].cost.seconds == pytest.approx(needs[1].cost.seconds / 2)
 
 
 def test_a_round_without_updates_leaves_the_parameters_and_moves_time(prepared, state) -> None:
@@ -389,7 +388,7 @@ def test_a_round_without_updates_leaves_the_parameters_and_moves_time(prepared, 
     after = finish_round(setup, state, work, torch.zeros_like(state.parameters), [])
     assert torch.equal(after.parameters, state.parameters)
     assert (after.round, after.clock.seconds) == (1, 1e-9)
-    assert after.clock.wasted_joules == sum(sum(visit.effort.joules) for visit in work.visits)
+    assert after.clock.wasted_joules == sum(visit.cost.energy_joules for visit in work.visits)
 
 
 def test_time_moves_on_where_nobody_takes_part(prepared, state) -> None:
@@ -407,7 +406,7 @@ def test_late_updates_arrive_are_waited_for_or_given_up() -> None:
     asked = ClockSettings(late="accept", late_rounds=2, staleness=1.0)
     assert [LATE["accept"](asked, rounds) for rounds in (1, 2, 3)] == [1 / 2, 1 / 3, 0]
     assert [LATE["drop"](asked, rounds) for rounds in (1, 2, 3)] == [0, 0, 0]
-    visit = Visit(Job(4, 0), None, EFFORT, "stale")
+    visit = Visit(Job(4, 0), None, COST, "stale")
     late = tuple(
         Late(number, time, visit, Plan(), 1.0, torch.zeros(1)) for number, time in [(1, 30.0), (2, 9.0), (2, 30.0), (1, 10.0)]
     )
@@ -429,7 +428,7 @@ def late_case(prepared: Any, state: Any, rule: str, staleness: float) -> tuple[t
     changes = [mask * torch.randn(mask.shape, generator=rng) for mask in dense]
     package = replace(begin_round(setup, state).package, round=3, plans=(plans[0],))
     work = Round(package, ((Job(0, 0),),), start_seconds=4.0, seconds=2.0)
-    late = Late(1, 5.0, Visit(Job(1, 0), None, EFFORT, "stale"), plans[1], weights[1], weights[1] * changes[1])
+    late = Late(1, 5.0, Visit(Job(1, 0), None, COST, "stale"), plans[1], weights[1], weights[1] * changes[1])
     before = replace(state, round=2, clock=Clock(4.0, (late,)))
     after = finish_round(setup, before, work, weights[0] * changes[0], [Update({0: weights[0]}, ())])
     assert after.clock == Clock(6.0)
@@ -530,7 +529,7 @@ def test_blocks_do_not_change_who_is_used(prepared, state) -> None:
         pool = setup.experiment.pool.model_copy(update={"block_clients": size})
         rounds.append(begin_round(replace(setup, experiment=setup.experiment.model_copy(update={"pool": pool})), state))
         assert max(len(block) for block in rounds[-1].blocks) == min(size, len(rounds[-1].jobs) - rounds[-1].late)
-    told = [[(visit.job, visit.outcome, visit.effort) for visit in one.visits] for one in rounds]
+    told = [[(visit.job, visit.outcome, visit.cost) for visit in one.visits] for one in rounds]
     assert all((one, work.seconds) == (told[0], rounds[0].seconds) for one, work in zip(told, rounds, strict=True))
 
 

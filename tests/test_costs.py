@@ -8,6 +8,8 @@ import torch
 from conftest import outputs
 from plans import random_cut
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from raffm_ray.architectures import FAMILIES, Architecture, architecture_of, build, new_model, parse_config
@@ -16,6 +18,7 @@ from raffm_ray.costs import FLOAT_BYTES, activation_floats, budget_from, costs_o
 from raffm_ray.errors import UserError
 from raffm_ray.extraction import kind_of
 from raffm_ray.layout import take_all
+from raffm_ray.training import OPTIMIZERS
 
 ALL = ("groups", "heads", "qk", "vo", "ffn", "residual")
 
@@ -130,6 +133,50 @@ def test_training_memory_is_within_15_percent_of_what_autograd_keeps(name, kept)
     counted = sum(saved.values())
     assert activation_floats(architecture, plan) * batch * FLOAT_BYTES == pytest.approx(counted, rel=0.15)
     assert costs_of(architecture, plan, batch, "adamw").memory_bytes == pytest.approx(counted + state + held, rel=0.15)
+
+
+class TrafficCounter(TorchDispatchMode):
+    """Sums the bytes of all tensors that operators read and write; views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view and function.overloadpacket.__name__ not in {"empty", "empty_like", "_unsafe_view", "detach"}:
+            written = [one for one, schema in zip(args, function._schema.arguments, strict=False) if _is_written(schema)]
+            returned = [] if written else result
+            for tensor in tree_flatten((args, kwargs, written, returned))[0]:
+                self.bytes += tensor.numel() * tensor.element_size() if isinstance(tensor, torch.Tensor) else 0
+        return result
+
+
+def _is_written(argument: Any) -> bool:
+    return argument.alias_info is not None and argument.alias_info.is_write
+
+
+def counted_traffic(architecture: Architecture, model: torch.nn.Module, batch: int, optimizer: torch.optim.Optimizer) -> int:
+    data = training_batch(architecture, batch)
+    optimizer.zero_grad(set_to_none=True)
+    with TrafficCounter() as counter:
+        model(**data).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return counter.bytes
+
+
+@pytest.mark.parametrize("name", REALISTIC)
+def test_memory_traffic_is_within_a_factor_of_two_of_what_operators_read_and_write(name) -> None:
+    config = parse_config(REALISTIC[name])
+    architecture = architecture_of(config, LEARNS.get(config.model_type, "causal_language_modelling"), 64, 32)
+    model = new_model(architecture, 0).train()
+    optimizer = OPTIMIZERS["adamw"](list(model.parameters()), 1e-3, 0.0)
+    counted_traffic(architecture, model, 1, optimizer)  # the first step makes the optimizer's state
+    small, large = (counted_traffic(architecture, model, batch, optimizer) for batch in (1, 5))
+    costs, example = costs_of(architecture, Plan()), (large - small) / 4
+    assert 0.5 < costs.example_traffic_bytes / example < 2
+    assert 0.8 < costs.step_traffic_bytes / (small - example) < 1.25
 
 
 def test_every_family_s_memory_is_measured() -> None:

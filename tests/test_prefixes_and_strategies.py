@@ -134,7 +134,7 @@ def test_which_prefixes_a_step_trains(prefix, first, seen) -> None:
 
 
 def test_prefix_compute_is_charged_to_the_device() -> None:
-    from raffm_ray.schedule import training_flops
+    from raffm_ray.work import training_flops
 
     totals = {}
     for prefix in ("none", "smallest", "one"):

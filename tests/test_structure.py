@@ -9,17 +9,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
-    "errors axes layout settings config seeding cache examples metrics",
+    "errors flags axes layout settings config seeding cache examples metrics",
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures devices partition objectives sources availability",
-    "encoding observing calibration salience rotation norms costs",
+    "encoding observing calibration salience rotation norms costs device_costs",
     "extraction messages kinds foundation",
     "data strategies training client aggregate clock",
     "state",
-    "ranking server schedule",
+    "ranking server work schedule",
     "pool pretrain prepare record display",
     "ledger evaluation start simulation",
-    "report benchmarks benchmarks.extraction cli",
+    "report benchmarks benchmarks.extraction measuring fleet_plans fleet cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 

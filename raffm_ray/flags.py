@@ -1,0 +1,21 @@
+"""Flags of a command that are not settings."""
+
+from raffm_ray.errors import UserError
+
+
+def take_flag(words: list[str], name: str) -> str | None:
+    """Removes `name VALUE` or `name=VALUE` from the words; returns the value. Raises UserError where it has none."""
+    for position, word in enumerate(words):
+        if word == name:
+            if position + 1 == len(words):
+                raise UserError(f"{name}: expected a value after it")
+            value = words[position + 1]
+            del words[position : position + 2]
+        elif word.startswith(f"{name}="):
+            value = words.pop(position).split("=", 1)[1]
+        else:
+            continue
+        if not value or value.startswith("--"):
+            raise UserError(f"{name}: expected a value after it, got {value!r}")
+        return value
+    return None
