@@ -48,7 +48,8 @@ class ClientRow:
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One round. Round 0 is before training: the first calibration and the start's evaluation. Metrics are None between evaluations."""
+    """One round. Round 0 is before training: the first calibration and the start's evaluation. Metrics are None between evaluations;
+    `validation` is what `evaluation.watch` names, on the validation part, None where there is none."""
 
     round: int
     clients: int
@@ -56,6 +57,7 @@ class RoundRow:
     train_loss: float | None
     metric: float | None
     loss: float | None
+    validation: float | None
     class_metrics: dict[str, float]
     class_params: dict[str, int]
     bytes_down: int
@@ -130,7 +132,8 @@ class Recorder:
         pq.write_table(
             pa.Table.from_pylist([asdict(one) for one in clients], schema=schema_of(ClientRow)), self.folder / "clients" / name
         )
-        scalars = {"metric": row.metric, "loss": row.loss, "train_loss": row.train_loss, "bytes": row.bytes_down + row.bytes_up}
+        scalars = {"metric": row.metric, "loss": row.loss, "validation": row.validation, "train_loss": row.train_loss}
+        scalars["bytes"] = row.bytes_down + row.bytes_up
         scalars |= {f"class_metric/{device}": value for device, value in row.class_metrics.items()}
         for tag, value in scalars.items():
             if value is not None:

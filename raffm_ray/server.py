@@ -14,6 +14,7 @@ from raffm_ray.messages import Job, Package, Report, Update
 from raffm_ray.nesting import within
 from raffm_ray.ranking import cuts_residual, wanted_statistic
 from raffm_ray.seeding import generator
+from raffm_ray.server_optimizers import SERVER_OPTIMIZERS
 from raffm_ray.settings import Experiment
 from raffm_ray.state import (
     Round,
@@ -60,13 +61,18 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
     prefixes_of = {own: tuple(one for one in candidates if one < own) for own in {number_of[plan] for plan in trained.values()}}
     _check_nesting(setup, by_size, prefixes_of)
     statistic = wanted_statistic(setup, state)
+    equal = strategy.client_weight == "equal"
     jobs = [
-        Job(client, number_of[plan], prefixes_of[number_of[plan]], strategy.prefix, statistic is not None and len(plan) == 0)
+        Job(
+            client, number_of[plan], prefixes_of[number_of[plan]], strategy.prefix, statistic is not None and len(plan) == 0,
+            1.0 if equal else float(setup.examples[client]),
+        )
         for client, plan in trained.items()
-    ]
+    ]  # fmt: skip
     package = Package(
         experiment.seed, number, tuple(by_size), experiment.local, _learning_rate(experiment, number), statistic,
         experiment.salience.examples, statistic is not None and cuts_residual(setup, state), state.norms,
+        strategy.distill, experiment.strategy.temperature,
     )  # fmt: skip
     return Round(package, blocks_of(jobs, experiment.pool.block_clients))
 
@@ -84,7 +90,7 @@ def _check_nesting(setup: Setup, plans: Sequence[Plan], prefixes_of: Mapping[int
 
 
 def finish_round(setup: Setup, state: ServerState, work: Round, summed: Tensor, updates: Sequence[Update]) -> ServerState:
-    """Averages the blocks' sums into new parameters and keeps the statistics for the next ranking.
+    """Averages the blocks' sums, takes the server optimizer's step and keeps the statistics for the next ranking.
 
     `summed`: the flat sum of all blocks, added in block order. A round in which nobody trained leaves the parameters as they are.
     """
@@ -96,11 +102,12 @@ def finish_round(setup: Setup, state: ServerState, work: Round, summed: Tensor, 
         if update.statistics:
             pending = add_statistics(pending, update.statistics)
     total = sum(weights.values())
-    parameters = state.parameters
+    parameters, moments, server = state.parameters, state.moments, setup.experiment.server
     if total > 0:
         covered = flat_coverage(weights, work.package.plans, setup.architecture.layout, setup.architecture.shapes)
-        parameters = RULES[setup.strategy.aggregation](parameters, summed, covered, total)
-    return replace(state, round=work.package.round, parameters=parameters, pending=pending)
+        averaged = RULES[setup.strategy.aggregation](parameters, summed, covered, total)
+        parameters, moments = SERVER_OPTIMIZERS[server.optimizer](parameters, averaged, covered, moments, server)
+    return replace(state, round=work.package.round, parameters=parameters, pending=pending, moments=moments)
 
 
 def training_flops(setup: Setup, work: Round, report: Report) -> float:
