@@ -64,6 +64,7 @@ class Runner:
     shares: Sequence[NDArray[np.int64]]
     held_out: Examples
     device: str = "cpu"
+    validation: Examples | None = None
     skeletons: dict[object, Skeleton] = field(default_factory=dict)
     cuts: dict[object, Selections] = field(default_factory=dict)
     in_use: list[Skeleton] = field(default_factory=list)
@@ -103,7 +104,7 @@ class Runner:
             install(used.module, used.empty)
 
     def block(self, package: Package, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
-        """Trains a block of clients in order; returns its reports and the flat sum of `examples x (trained - given)`."""
+        """Trains a block of clients in order; returns its reports and the flat sum of `weight x (trained - given)`."""
         parameters = self._parameters(flat)
         sums: dict[int, dict[str, Tensor]] = {}
         weights: dict[int, float] = {}
@@ -119,8 +120,8 @@ class Runner:
             if change and job.plan is not None:
                 own = sums.setdefault(job.plan, {name: torch.zeros_like(values) for name, values in change.items()})
                 for name, values in change.items():
-                    own[name].add_(values, alpha=report.examples)
-                weights[job.plan] = weights.get(job.plan, 0.0) + report.examples
+                    own[name].add_(values, alpha=job.weight)
+                weights[job.plan] = weights.get(job.plan, 0.0) + job.weight
         total = torch.zeros(flat.shape[0])
         named = views(total, self.architecture.shapes)
         for plan, changes in sorted(sums.items()):
@@ -172,7 +173,7 @@ class Runner:
         loss, seen = train(
             module, self.objective, self.examples, self.shares[job.client], package.local, package.learning_rate,
             generator(package.seed, "batches", *where), job.prefix, len(job.prefixes), prefix_at,
-            generator(package.seed, "prefixes", *where),
+            generator(package.seed, "prefixes", *where), given, package.distill, package.temperature,
         )  # fmt: skip
         change = {name: (parameter.detach() - given[name]).cpu() for name, parameter in own.items()}
         return loss, {number if at is None else job.prefixes[at]: count for at, count in seen.items()}, change
@@ -200,12 +201,14 @@ class Runner:
         return {**collect(model, layout, asked, statistic, self.objective), **norms}
 
     def evaluate(
-        self, package: Package, flat: NDArray[np.float32], plan: int, start: int, stop: int
+        self, package: Package, flat: NDArray[np.float32], plan: int, start: int, stop: int, validating: bool = False
     ) -> tuple[tuple[NDArray[np.float64], float, int], None]:
-        """(answers [examples, k], summed loss, targets) of a plan's subnetwork on a slice of the held-out part."""
+        """(answers [examples, k], summed loss, targets) of a plan's subnetwork on a slice of the held-out or validation part."""
+        examples = self.validation if validating else self.held_out
+        assert examples is not None
         try:
             module = self._module(self._parameters(flat), package.plans[plan], package).eval()
-            batch = self.held_out.batch(slice(start, stop), self.device)
+            batch = examples.batch(slice(start, stop), self.device)
             labels = batch.pop("labels")
             with torch.inference_mode():
                 output = module(**batch)

@@ -15,7 +15,7 @@ from raffm_ray.examples import Examples, Ragged, batch_length
 from raffm_ray.kinds import KINDS, Kind, Loading, scorer
 from raffm_ray.metrics import METRICS, Answers
 from raffm_ray.settings import TaskSettings
-from raffm_ray.sources import Rows, class_names, divide, open_splits, split_of
+from raffm_ray.sources import Rows, class_names, divide, open_splits, split_of, told_parts
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Task:
     """A task. `public` is for pretraining and calibration at the server, `clients` is divided over clients, `held_out` evaluates.
 
     `labels`: how many classes, 1 for a number, None where the head has none. `score`: answers on the held-out part -> the metric.
+    `validation`: examples that nobody trains on either, by which a run may stop or choose its best round, and their score.
     """
 
     name: str
@@ -34,6 +35,14 @@ class Task:
     held_out: Examples
     score: Callable[[Answers], float]
     class_names: tuple[str, ...] = ()
+    validation: Examples | None = None
+    validation_score: Callable[[Answers], float] | None = None
+
+    @property
+    def parts(self) -> dict[str, Examples]:
+        """All parts that there are, by name."""
+        parts = {"public": self.public, "clients": self.clients, "held-out": self.held_out}
+        return parts if self.validation is None else {**parts, "validation": self.validation}
 
     def positions(self, batch_size: int) -> dict[str, int | None]:
         """How many tokens a batch of clients' texts is padded to on average, and its targets; None where there are none."""
@@ -47,7 +56,7 @@ class Task:
 
 def check_labels(task: Task, labels: int) -> None:
     """Raises UserError when a part is empty, or a class lies outside 0..labels-1."""
-    for part, examples in (("public", task.public), ("clients", task.clients), ("held-out", task.held_out)):
+    for part, examples in task.parts.items():
         if len(examples) == 0:
             raise UserError(f"task {task.name!r}: the {part} part is empty")
         if task.labels is None or not isinstance(examples.labels, np.ndarray) or examples.labels.dtype.kind == "f":
@@ -115,7 +124,7 @@ def _recipe(name: str) -> Recipe:
     return look_up({EMBEDDED: Recipe("image_classification"), **TASKS}, name, "task")
 
 
-def digits(public: int, held_out: float, rng: np.random.Generator) -> Task:
+def digits(public: int, held_out: float, rng: np.random.Generator, validation: int = 0) -> Task:
     """scikit-learn's optical digits: 1,797 real 8 x 8 grey images of 10 classes (Alpaydin and Kaynak 1998), scaled to -1..1."""
     from sklearn.datasets import load_digits
 
@@ -123,15 +132,16 @@ def digits(public: int, held_out: float, rng: np.random.Generator) -> Task:
     images, classes = (loaded.images[:, None] / 8.0 - 1.0).astype(np.float32), loaded.target.astype(np.int64)
     order = rng.permutation(len(images))
     testing = round(held_out * len(images))
-    if public + testing >= len(images):
-        raise UserError(f"task: {public} public and {testing} held-out examples leave none of {len(images)} to the clients")
-    held, shown, owned = (
+    if testing + public + validation >= len(images):
+        raise UserError(f"task: {told_parts(public, validation, testing)} leave none of {len(images)} to the clients")
+    held, shown, validating, owned = (
         Examples({"pixel_values": images[part]}, classes[part])
-        for part in map(np.sort, np.split(order, [testing, testing + public]))
+        for part in map(np.sort, np.split(order, np.cumsum([testing, public, validation])))
     )
     return Task(
         EMBEDDED, "image_classification", 10, "accuracy", shown, owned, held,
-        lambda answers: METRICS["accuracy"].score(answers, held.labels),
+        lambda answers: METRICS["accuracy"].score(answers, held.labels), (), validating if validation else None,
+        (lambda answers: METRICS["accuracy"].score(answers, validating.labels)) if validation else None,
     )  # fmt: skip
 
 
@@ -146,7 +156,8 @@ def load_task(
     recipe = _recipe(settings.name)
     if settings.name == EMBEDDED:
         _refuse_for_digits(settings)
-        return digits(settings.public, settings.held_out if isinstance(settings.held_out, float) else 0.25, rng)
+        fraction = settings.held_out if isinstance(settings.held_out, float) else 0.25
+        return digits(settings.public, fraction, rng, settings.validation)
     kind = KINDS[recipe.kind]
     data, held_out = settings.data or recipe.data, settings.held_out
     if held_out is None:
@@ -162,22 +173,25 @@ def load_task(
     splits, key = open_splits(data, settings.subset or (recipe.subset if settings.data is None else None))
     rows = split_of(splits, key, settings.train, "task.train")
     held = split_of(splits, key, held_out, "task.held_out") if isinstance(held_out, str) else held_out
-    everything = [rows, held] if isinstance(held, Rows) else [rows]
+    tables = [rows, held] if isinstance(held, Rows) else [rows]
     for role, name in columns.items():
-        for one in everything:
+        for one in tables:
             one.column(role, name)
-    classes = class_names(everything, columns["label"]) if "label" in columns and kind.head != "question_answering" else None
-    parts = divide(rows, held, settings.public, settings.examples, rng)
+    classes = class_names(tables, columns["label"]) if "label" in columns and kind.head != "question_answering" else None
+    shown, owned, testing, validating = divide(rows, held, settings.public, settings.examples, rng, settings.validation)
     stride = min(128, settings.max_length // 4)
     loading = Loading(settings.name, columns, words, pictures, tuple(classes) if classes else None, first_target, stride)
-    public, clients, held_part = (_examples(part, kind, loading) for part in parts)
+    public, clients, held_part = (_examples(part, kind, loading) for part in (shown, owned, testing))
     held_part = _by_length(*held_part)
-    if metric == "f1" and labels_beyond_two(public[0], clients[0], held_part[0]):
+    validation = _by_length(*_examples(validating, kind, loading)) if validating else None
+    everything = [part[0] for part in (public, clients, held_part, validation) if part]
+    if metric == "f1" and labels_beyond_two(*everything):
         raise UserError("task.metric: f1 is of two classes, and the data has more: use accuracy or matthews")
-    labels = _label_count(kind, recipe.kind, classes, [public[0], clients[0], held_part[0]])
+    labels = _label_count(kind, recipe.kind, classes, everything)
     return Task(
         settings.name, kind.head, labels, metric, public[0], clients[0], held_part[0],
-        scorer(metric, parts[2], loading, held_part), tuple(classes or ()),
+        scorer(metric, testing, loading, held_part), tuple(classes or ()), validation[0] if validation else None,
+        scorer(metric, validating, loading, validation) if validation and validating else None,
     )  # fmt: skip
 
 

@@ -13,17 +13,22 @@ from raffm_ray.ledger import Evaluation
 from raffm_ray.messages import Package
 from raffm_ray.pool import Call, Pool
 from raffm_ray.state import ServerState, Setup, class_plans
+from raffm_ray.stopping import watched
 
 
 def measure(
-    setup: Setup, parameters: Tensor, norms: Statistics, plans: Sequence[Plan], pool: Pool, task: Task, round_number: int = 0
-) -> list[tuple[float, float]]:
-    """(metric, mean loss of a target) of every plan's subnetwork of these flat parameters, on the held-out part."""
+    setup: Setup, parameters: Tensor, norms: Statistics, plans: Sequence[Plan], pool: Pool, task: Task, round_number: int = 0,
+    validating: bool = False,
+) -> list[tuple[float, float]]:  # fmt: skip
+    """(metric, mean loss of a target) of every plan's subnetwork of these flat parameters, on the held-out or validation part."""
     experiment = setup.experiment
-    size, held_out = experiment.evaluation.batch_size, len(task.held_out)
-    slices = [(start, min(start + size, held_out)) for start in range(0, held_out, size)]
+    examples, score = (task.validation, task.validation_score) if validating else (task.held_out, task.score)
+    assert examples is not None
+    assert score is not None
+    size, count_examples = experiment.evaluation.batch_size, len(examples)
+    slices = [(start, min(start + size, count_examples)) for start in range(0, count_examples, size)]
     asked = [(number, *part) for number in range(len(plans)) for part in slices]
-    calls: list[Call] = [("evaluate", arguments) for arguments in asked]
+    calls: list[Call] = [("evaluate", (*arguments, validating)) for arguments in asked]
     costs = [float(setup.costs(plans[number]).forward_flops * (stop - start)) for number, start, stop in asked]
     package = Package(experiment.seed, round_number, tuple(plans), experiment.local, 0.0, norms=norms)
     answers: list[list[NDArray[np.float64]]] = [[] for _ in plans]
@@ -34,8 +39,7 @@ def measure(
         loss[number] += summed
         targets[number] += count
     return [
-        (task.score(np.concatenate(given)), total / max(count, 1))
-        for given, total, count in zip(answers, loss, targets, strict=True)
+        (score(np.concatenate(given)), total / max(count, 1)) for given, total, count in zip(answers, loss, targets, strict=True)
     ]
 
 
@@ -43,5 +47,14 @@ def evaluate(setup: Setup, state: ServerState, pool: Pool, task: Task) -> Evalua
     """The full model and every class's subnetwork."""
     by_class = class_plans(setup, state)
     plans = list(dict.fromkeys([Plan(), *by_class.values()]))
-    measured = measure(setup, state.parameters, state.norms, plans, pool, task, state.round)
-    return Evaluation(*measured[0], {name: measured[plans.index(plan)][0] for name, plan in by_class.items()}, by_class)
+
+    def metrics(validating: bool) -> tuple[tuple[float, float], dict[str, float]]:
+        measured = measure(setup, state.parameters, state.norms, plans, pool, task, state.round, validating)
+        return measured[0], {name: measured[plans.index(plan)][0] for name, plan in by_class.items()}
+
+    full, classes = metrics(False)
+    validation = None
+    if task.validation is not None:
+        (value, _), values = metrics(True)
+        validation = watched(setup.experiment.evaluation.watch, task.metric, value, list(values.values()))
+    return Evaluation(*full, classes, by_class, validation)

@@ -13,12 +13,16 @@ from raffm_ray.state import Round, ServerState, Setup
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metric and loss of the full model, and the metric of every class's subnetwork, on the held-out part."""
+    """The metric and loss of the full model, and the metric of every class's subnetwork, on the held-out part.
+
+    `validation`: what `evaluation.watch` names, on the validation part; None where there is none.
+    """
 
     metric: float
     loss: float
     class_metrics: dict[str, float]
     class_plans: dict[str, Plan]
+    validation: float | None = None
 
 
 def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> ClientRow:
@@ -51,6 +55,7 @@ def round_row(
         dropped=outcomes.count("dropped"), learning_rate=work.package.learning_rate if work else 0.0,
         train_loss=sum(loss * examples for loss, examples in losses) / weight if weight else None,
         metric=measured.metric if measured else None, loss=measured.loss if measured else None,
+        validation=measured.validation if measured else None,
         class_metrics=measured.class_metrics if measured else {},
         class_params={name: setup.costs(plan).params for name, plan in measured.class_plans.items()} if measured else {},
         bytes_down=sum(row.bytes_down for row in rows), bytes_up=sum(row.bytes_up for row in rows),
@@ -78,7 +83,10 @@ def summarize(
     metric: str,
 ) -> dict[str, Any]:
     """The content of `summary.json`. A class's bytes, seconds and joules are means over its clients' training rounds, those cut short
-    included; what is wasted is of updates that were never used, also those still on their way."""
+    included; what is wasted is of updates that were never used, also those still on their way.
+
+    `rounds`: how many were run; `best_round`: the best validated one, None without validation.
+    """
     full = setup.costs(Plan())
     trained = [row for row in clients if row.round > 0]
     unused = [late.visit.cost for late in state.clock.late]
@@ -107,7 +115,8 @@ def summarize(
         "name": name,
         "strategy": setup.experiment.strategy.name,
         "seed": setup.experiment.seed,
-        "rounds": setup.experiment.rounds,
+        "rounds": rounds[-1].round,
+        "best_round": state.best.round if state.best else None,
         "clients": setup.experiment.clients.count,
         "metric": metric,
         "params": full.params,

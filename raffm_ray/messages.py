@@ -19,7 +19,8 @@ class Package:
     """What all jobs of a round share; sent once, beside the flat parameters.
 
     `plans` are referred to by position. `statistic`: what calibrating clients report; `measure_norms`: and their norms' besides.
-    `norms`: statistics by which norms of plans with a cut residual are corrected; empty for none.
+    `norms`: statistics by which norms of plans with a cut residual are corrected; empty for none. `distill`: how much of a prefix's
+    loss is the soft outputs of the client's own plan, at `temperature`.
     """
 
     seed: int
@@ -31,6 +32,8 @@ class Package:
     calibration_examples: int = 0
     measure_norms: bool = False
     norms: Statistics = field(default_factory=dict)
+    distill: float = 0.0
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Job:
     """One client's work in a round.
 
     `plan`: what it trains, None to calibrate only. `prefixes`: smaller plans nested in it, smallest first, that it trains
-    locally as `prefix` says. `calibrate`: whether it reports statistics of the full model.
+    locally as `prefix` says. `calibrate`: whether it reports statistics of the full model. `weight`: what its change counts in the
+    average.
     """
 
     client: int
@@ -46,6 +50,7 @@ class Job:
     prefixes: tuple[int, ...] = ()
     prefix: str = "none"
     calibrate: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,22 @@ class Objective:
     `loss(output, labels, reduction)`: a scalar; "sum" adds up log-likelihoods over everything, "mean" divides by the number of targets.
     `answers(output, labels)`: [batch, k], what the head says of each example; `targets(labels)`: how many targets there are.
     `outputs(output, labels)`: [batch, numbers], all that the head puts out where there is a target, each distribution's mean taken off:
-    a shift of all its logits changes no probability.
+    a shift of all its logits changes no probability. `distillation(student, teacher, labels, temperature)`: a scalar, the mean over
+    targets of temperature^2 KL(teacher's softened distribution || student's) (Hinton et al. 2015, section 2), or of the squared
+    difference of numbers; both are outputs of the head, and no gradient goes to the teacher's.
     """
 
     loss: Callable[[Any, Tensor, str], Tensor]
     answers: Callable[[Any, Tensor], Tensor]
     targets: Callable[[Tensor], int]
     outputs: Callable[[Any, Tensor], Tensor]
+    distillation: Callable[[Any, Any, Tensor, float], Tensor]
+
+
+def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Logits [targets, outcomes]."""
+    mine, theirs = (nn.functional.log_softmax(logits / temperature, dim=-1) for logits in (student, teacher.detach()))
+    return temperature**2 * nn.functional.kl_div(mine, theirs, reduction="batchmean", log_target=True)
 
 
 def _centred(logits: Tensor) -> Tensor:
@@ -52,6 +61,12 @@ def _class_answers(output: Any, labels: Tensor) -> Tensor:
     """[batch, 1]: the likeliest class, or the number itself."""
     logits: Tensor = output.logits
     return logits[:, :1] if labels.is_floating_point() else logits.argmax(-1, keepdim=True)
+
+
+def _class_distillation(student: Any, teacher: Any, labels: Tensor, temperature: float) -> Tensor:
+    if labels.is_floating_point():
+        return nn.functional.mse_loss(student.logits, teacher.logits.detach())
+    return _divergence(student.logits, teacher.logits, temperature)
 
 
 def _in_context(logits: Tensor, labels: Tensor, and_first: bool, fill: float = -torch.inf) -> Tensor:
@@ -89,6 +104,19 @@ def _span_outputs(output: Any, labels: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
+def _span_distillation(student: Any, teacher: Any, labels: Tensor, temperature: float) -> Tensor:
+    # Not -inf: outside the context both have no probability, and infinity less infinity is no number.
+    mine, theirs = (
+        [_in_context(side, labels, True, -1e9) for side in (one.start_logits, one.end_logits)] for one in (student, teacher)
+    )
+    return torch.stack([_divergence(*sides, temperature) for sides in zip(mine, theirs, strict=True)]).mean()
+
+
+def _token_distillation(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    wanted = labels != IGNORED
+    return _divergence(student[wanted], teacher[wanted], temperature)
+
+
 def _token_outputs(logits: Tensor, labels: Tensor) -> Tensor:
     return (_centred(logits) * (labels != IGNORED)[..., None]).flatten(1)
 
@@ -110,20 +138,25 @@ def _next(output: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 OBJECTIVES: dict[str, Objective] = {
     **dict.fromkeys(
-        ("sequence_classification", "image_classification"), Objective(_class_loss, _class_answers, len, _class_outputs)
+        ("sequence_classification", "image_classification"),
+        Objective(_class_loss, _class_answers, len, _class_outputs, _class_distillation),
     ),
-    "question_answering": Objective(_span_loss, _span_answers, len, _span_outputs),
+    "question_answering": Objective(_span_loss, _span_answers, len, _span_outputs, _span_distillation),
     "causal_language_modelling": Objective(
         lambda output, labels, reduction: _token_losses(*_next(output, labels), reduction),
         lambda output, labels: _token_answers(*_next(output, labels)),
         lambda labels: int((labels[:, 1:] != IGNORED).sum()),
         lambda output, labels: _token_outputs(*_next(output, labels)),
+        lambda student, teacher, labels, temperature: _token_distillation(
+            student.logits[:, :-1], *_next(teacher, labels), temperature
+        ),
     ),
     "sequence_to_sequence": Objective(
         lambda output, labels, reduction: _token_losses(output.logits, labels, reduction),
         lambda output, labels: _token_answers(output.logits, labels),
         lambda labels: int((labels != IGNORED).sum()),
         lambda output, labels: _token_outputs(output.logits, labels),
+        lambda student, teacher, labels, temperature: _token_distillation(student.logits, teacher.logits, labels, temperature),
     ),
 }
 """By the head's name in raffm_ray.architectures.HEADS."""

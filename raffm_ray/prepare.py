@@ -26,6 +26,7 @@ from raffm_ray.rotation import rotatable
 from raffm_ray.salience import METRICS
 from raffm_ray.schedule import check_clock
 from raffm_ray.seeding import generator
+from raffm_ray.server_optimizers import SERVER_OPTIMIZERS
 from raffm_ray.settings import Experiment
 from raffm_ray.state import ServerState, Setup, class_plans, setup_strategy
 
@@ -41,7 +42,9 @@ class Prepared:
 
     def runner(self) -> Runner:
         """What a worker needs."""
-        return Runner(self.setup.architecture, self.task.clients, self.shares, self.task.held_out)
+        return Runner(
+            self.setup.architecture, self.task.clients, self.shares, self.task.held_out, validation=self.task.validation
+        )
 
 
 def _architecture(experiment: Experiment, foundation: Foundation, task: Task) -> Architecture:
@@ -61,7 +64,7 @@ def _architecture(experiment: Experiment, foundation: Foundation, task: Task) ->
     except Exception as error:  # whatever transformers raises for values that it cannot build from
         raise UserError(f"model.config: transformers cannot build this model: {in_short(error)}") from None
     model = new_model(architecture, 0).eval()
-    for part in (task.clients, task.public, task.held_out):
+    for part in task.parts.values():
         inputs = {name: values for name, values in part.batch(_longest(part)).items() if name != "labels"}
         try:
             with torch.inference_mode():
@@ -135,12 +138,21 @@ def _check_rotation(experiment: Experiment, architecture: Architecture) -> None:
         raise UserError(f"salience.rotation: nothing of this model can be rotated: {told}")
 
 
+def _check_validation(experiment: Experiment) -> None:
+    for key in ("patience", "keep_best"):
+        value = getattr(experiment.evaluation, key)
+        if value and not experiment.task.validation:
+            raise UserError(f"evaluation.{key}: {value} needs examples to validate on: set task.validation to how many")
+
+
 def prepare(experiment: Experiment) -> Prepared:
     """Loads the data, describes the model, builds the fleet, divides the data. Raises UserError for whatever cannot work."""
     strategy = setup_strategy(experiment)
     look_up(METRICS, experiment.salience.metric, "salience.metric")
     look_up(LATE, experiment.clock.late, "clock.late")
     available = look_up(AVAILABILITY, experiment.clock.availability, "clock.availability")
+    look_up(SERVER_OPTIMIZERS, experiment.server.optimizer, "server.optimizer")
+    _check_validation(experiment)
     settings, clients = experiment.task, experiment.clients
     foundation = load_foundation(experiment.model, head_of(settings.name), needs_words(settings.name), settings.max_length)
     first_target = getattr(foundation.config, "decoder_start_token_id", None)

@@ -57,6 +57,7 @@ class RoundRow:
 
     `selected` clients were sent work, of whom `arrived` were back before the round's end, `late` after it, and `dropped` never.
     `round_seconds`: how long it took; `simulated_seconds`: virtual time at its end. Bytes and joules include what was in vain.
+    `validation`: what `evaluation.watch` names, on the validation part, None where there is none.
     """
 
     round: int
@@ -68,6 +69,7 @@ class RoundRow:
     train_loss: float | None
     metric: float | None
     loss: float | None
+    validation: float | None
     class_metrics: dict[str, float]
     class_params: dict[str, int]
     bytes_down: int
@@ -143,8 +145,9 @@ class Recorder:
         pq.write_table(
             pa.Table.from_pylist([asdict(one) for one in clients], schema=schema_of(ClientRow)), self.folder / "clients" / name
         )
-        scalars = {"metric": row.metric, "loss": row.loss, "train_loss": row.train_loss, "bytes": row.bytes_down + row.bytes_up}
-        scalars |= {"simulated_seconds": row.simulated_seconds}
+        scalars = {"metric": row.metric, "loss": row.loss, "validation": row.validation, "train_loss": row.train_loss}
+        scalars["bytes"] = row.bytes_down + row.bytes_up
+        scalars["simulated_seconds"] = row.simulated_seconds
         scalars |= {f"class_metric/{device}": value for device, value in row.class_metrics.items()}
         for tag, value in scalars.items():
             if value is not None:

@@ -15,6 +15,7 @@ from raffm_ray.nesting import within
 from raffm_ray.ranking import cuts_residual, wanted_statistic
 from raffm_ray.schedule import advance, available, schedule, selected
 from raffm_ray.seeding import generator
+from raffm_ray.server_optimizers import SERVER_OPTIMIZERS
 from raffm_ray.settings import Experiment
 from raffm_ray.state import (
     Round,
@@ -60,13 +61,18 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
     prefixes_of = {own: tuple(one for one in candidates if one < own) for own in {number_of[plan] for plan in trained.values()}}
     _check_nesting(setup, by_size, prefixes_of)
     statistic = wanted_statistic(setup, state)
+    equal = strategy.client_weight == "equal"
     jobs = [
-        Job(client, number_of[plan], prefixes_of[number_of[plan]], strategy.prefix, statistic is not None and len(plan) == 0)
+        Job(
+            client, number_of[plan], prefixes_of[number_of[plan]], strategy.prefix, statistic is not None and len(plan) == 0,
+            1.0 if equal else float(setup.examples[client]),
+        )
         for client, plan in trained.items()
-    ]
+    ]  # fmt: skip
     package = Package(
         experiment.seed, number, tuple(by_size), experiment.local, _learning_rate(experiment, number), statistic,
         experiment.salience.examples, statistic is not None and cuts_residual(setup, state), state.norms,
+        strategy.distill, experiment.strategy.temperature,
     )  # fmt: skip
     return schedule(setup, package, jobs, start_seconds)
 
@@ -86,7 +92,7 @@ def _check_nesting(setup: Setup, plans: Sequence[Plan], prefixes_of: Mapping[int
 def finish_round(
     setup: Setup, state: ServerState, work: Round, summed: Tensor, updates: Sequence[Update], late: Sequence[Tensor] = ()
 ) -> ServerState:
-    """Averages the blocks' sums into new parameters and keeps the statistics for the next ranking.
+    """Averages the blocks' sums, takes the server optimizer's step and keeps the statistics for the next ranking.
 
     `summed`: the flat sum of all blocks, added in block order, but for the round's late ones, whose own sums are `late`: they are added
     in the round in which they arrive, their statistics never (they are of an older model). A round in which nobody trained leaves the
@@ -106,8 +112,9 @@ def finish_round(
         weights[number] = factor * one.weight
         summed = summed.add(one.summed, alpha=factor)
     total = sum(weights.values())
-    parameters = state.parameters
+    parameters, moments, server = state.parameters, state.moments, setup.experiment.server
     if total > 0:
         covered = flat_coverage(weights, plans, setup.architecture.layout, setup.architecture.shapes)
-        parameters = RULES[setup.strategy.aggregation](parameters, summed, covered, total)
-    return replace(state, round=work.package.round, parameters=parameters, pending=pending, clock=clock)
+        averaged = RULES[setup.strategy.aggregation](parameters, summed, covered, total)
+        parameters, moments = SERVER_OPTIMIZERS[server.optimizer](parameters, averaged, covered, moments, server)
+    return replace(state, round=work.package.round, parameters=parameters, pending=pending, moments=moments, clock=clock)

@@ -24,8 +24,13 @@ class TaskSettings(Settings):
     )
     metric: str | None = Field(None, description="a metric of raffm_ray.metrics.METRICS; default: the task's own")
     max_length: int = Field(128, ge=8, description="tokens kept of a text; a batch is padded to its own longest")
-    examples: int | None = Field(None, ge=1, description="public and clients' examples together, at most; default: all")
+    examples: int | None = Field(
+        None, ge=1, description="public, validation and clients' examples together, at most; default: all"
+    )
     public: int = Field(200, ge=1, description="examples that the server holds, for pretraining")
+    validation: int = Field(
+        0, ge=0, description="examples that nobody trains on, beside the held-out part: for evaluation.patience and keep_best"
+    )
     split_seed: int = Field(0, ge=0, description="seed of the split")
 
     @model_validator(mode="after")
@@ -133,6 +138,13 @@ class StrategySettings(Settings):
     aggregation: Literal["default", "coverage", "damped", "all_clients"] = Field(
         "default", description="divisor of the average; default: the strategy's own"
     )
+    client_weight: Literal["default", "examples", "equal"] = Field(
+        "default", description="what a client counts in the average; default: the strategy's own"
+    )
+    distill: float | None = Field(
+        None, ge=0, le=1, description="how much of a prefix's loss is the client's own plan's soft outputs, instead of labels"
+    )
+    temperature: float = Field(1.0, gt=0, description="of the soft outputs")
 
 
 class LocalSettings(Settings):
@@ -146,13 +158,31 @@ class LocalSettings(Settings):
     epochs: int = Field(1, ge=1)
     steps: int | None = Field(None, ge=1, description="steps instead of epochs")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
+    proximal: float = Field(0.0, ge=0, description="FedProx's mu: pulls a client's parameters back to what it was given")
+
+
+class ServerSettings(Settings):
+    """How the server moves the model towards a round's average."""
+
+    optimizer: str = Field("sgd", description="an optimizer of raffm_ray.server_optimizers.SERVER_OPTIMIZERS")
+    learning_rate: float | None = Field(None, gt=0, description="default: 1 for sgd and momentum, 0.01 for adam and yogi")
+    beta1: float = Field(0.9, ge=0, lt=1, description="what momentum, adam and yogi keep of the changes so far")
+    beta2: float = Field(0.99, ge=0, lt=1, description="what adam and yogi keep of the squared changes so far")
+    tau: float = Field(1e-3, gt=0, description="adaptivity of adam and yogi: smaller adapts more")
 
 
 class EvaluationSettings(Settings):
-    """When the full model and every class's subnetwork are measured on the held-out part."""
+    """When the full model and every class's subnetwork are measured on the held-out part, and what the validation part decides."""
 
     every: int = Field(5, ge=1, description="rounds between evaluations; the last round is always evaluated")
     batch_size: int = Field(256, ge=1)
+    patience: int | None = Field(
+        None, ge=1, description="evaluations without improvement after which a run stops; default: never"
+    )
+    keep_best: bool = Field(False, description="whether the model of the best validated round is kept, instead of the last")
+    watch: Literal["global", "worst", "mean"] = Field(
+        "mean", description="what improves: the full model, the worst class's subnetwork, or the mean of full model and classes"
+    )
 
 
 class ClockSettings(Settings):
@@ -224,6 +254,7 @@ class Experiment(Settings):
     salience: SalienceSettings = SalienceSettings()
     extraction: ExtractionSettings = ExtractionSettings()
     local: LocalSettings = LocalSettings()
+    server: ServerSettings = ServerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     clock: ClockSettings = ClockSettings()
     pool: PoolSettings = PoolSettings()

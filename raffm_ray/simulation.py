@@ -28,6 +28,7 @@ from raffm_ray.server import begin_round, finish_round
 from raffm_ray.settings import Experiment
 from raffm_ray.start import starting_parameters
 from raffm_ray.state import Round, ServerState, Setup, new_state
+from raffm_ray.stopping import chosen, compared, is_over
 from raffm_ray.strategies import STRATEGIES
 from raffm_ray.training import one_thread
 
@@ -110,10 +111,11 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
         began = time.perf_counter()
         state, work, updates = _first_ranking(prepared, new_state(start), pool, display)
         first = measured = evaluate(setup, state, pool, prepared.task)
+        state = compared(setup, state, prepared.task.metric, first.validation)
         rows = client_rows(setup, work, updates)
         recorder.add(round_row(setup, work, rows, 0, first, True, time.perf_counter() - began), rows)
         display.evaluated(0, prepared.task.metric, first.metric, first.class_metrics)
-        while state.round < experiment.rounds:
+        while not is_over(setup, state):
             began = time.perf_counter()
             ranked = ranking_is_due(setup, state)
             if ranked:
@@ -125,6 +127,7 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
             now = None
             if state.round % experiment.evaluation.every == 0 or state.round == experiment.rounds:
                 now = measured = evaluate(setup, state, pool, prepared.task)
+                state = compared(setup, state, prepared.task.metric, now.validation)
                 display.evaluated(state.round, prepared.task.metric, now.metric, now.class_metrics)
             rows = client_rows(setup, work, updates)
             refused = [row.client for row in rows if not row.accepted]
@@ -133,6 +136,11 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
                     f"note: round {state.round}: what clients {refused} sent was not finite and was refused", highlight=False
                 )
             recorder.add(round_row(setup, work, rows, state.round, now, ranked, time.perf_counter() - began), rows)
+    if state.round < experiment.rounds:
+        console.print(f"{experiment.strategy.name}: stopped after round {state.round} (evaluation.patience)", highlight=False)
+    if (best := chosen(setup, state)) is not state:
+        console.print(f"{experiment.strategy.name}: round {best.round} is kept (evaluation.keep_best)", highlight=False)
+        state, measured = best, evaluate(setup, best, pool, prepared.task)
     summary = summarize(setup, recorder.rounds, recorder.clients, first, measured, state, experiment.name, prepared.task.metric)
     words = prepared.foundation.words
     recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None)

@@ -113,21 +113,27 @@ def split_of(splits: Mapping[str, Any], key: str, split: str, setting: str) -> R
 
 
 def divide(
-    rows: Rows, held_out: Rows | float, public: int, limit: int | None, rng: np.random.Generator
-) -> tuple[Rows, Rows, Rows]:
-    """Random public, clients' and held-out rows; at most `limit` rows in the first two together.
+    rows: Rows, held_out: Rows | float, public: int, limit: int | None, rng: np.random.Generator, validation: int = 0
+) -> tuple[Rows, Rows, Rows, Rows | None]:
+    """Random public, clients', held-out and validation rows, None of which there are none; at most `limit` rows in all but the
+    held-out ones together.
 
     Raises UserError when nothing is left for the clients.
     """
     order = rng.permutation(len(rows))
     testing = round(held_out * len(rows)) if isinstance(held_out, float) else 0
     training = order[testing : None if limit is None else testing + limit]
-    if public >= len(training):
-        raise UserError(
-            f"task: {public} public and {testing} held-out examples leave none of {len(training) + testing} to the clients"
-        )
+    given = public + validation
+    if given >= len(training):
+        raise UserError(f"task: {told_parts(public, validation, testing)} leave none of {len(training) + testing} to the clients")
     held = rows.select(np.sort(order[:testing])) if isinstance(held_out, float) else held_out
-    return rows.select(np.sort(training[:public])), rows.select(np.sort(training[public:])), held
+    validating = rows.select(np.sort(training[public:given])) if validation else None
+    return rows.select(np.sort(training[:public])), rows.select(np.sort(training[given:])), held, validating
+
+
+def told_parts(public: int, validation: int, held_out: int) -> str:
+    """How many examples the parts take that are not the clients', as an error says it."""
+    return f"{public} public{f', {validation} validation' if validation else ''} and {held_out} held-out examples"
 
 
 def class_names(tables: Sequence[Rows], name: str) -> list[str] | None:

@@ -17,6 +17,7 @@ from raffm_ray.errors import TooSmallError, UserError, look_up
 from raffm_ray.extraction import Cutting
 from raffm_ray.messages import Job, Package
 from raffm_ray.salience import Scores
+from raffm_ray.server_optimizers import Moments
 from raffm_ray.settings import Experiment
 from raffm_ray.strategies import STRATEGIES, Strategy, View
 
@@ -46,8 +47,22 @@ class Setup:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best validated round so far: its number and validation metric, and how many evaluations came since without a better one.
+
+    `state`: the model of that round and what its subnetworks are cut by; None where it is not to be kept.
+    """
+
+    round: int
+    validation: float
+    since: int = 0
+    state: "ServerState | None" = None
+
+
+@dataclass(frozen=True)
 class ServerState:
-    """All that the next round depends on. `pending`: statistics reported since the last ranking; `norms`: from before it."""
+    """All that the next round depends on. `pending`: statistics reported since the last ranking; `norms`: from before it; `moments`:
+    the server optimizer's; `best`: None before a first validation."""
 
     round: int
     parameters: Tensor
@@ -55,6 +70,8 @@ class ServerState:
     pending: Statistics | None = None
     norms: Statistics = field(default_factory=dict)
     ranked_at: int = 0
+    moments: Moments = field(default_factory=dict)
+    best: Best | None = None
     clock: Clock = field(default_factory=Clock)
 
 
@@ -80,13 +97,23 @@ class Round:
 
 
 def setup_strategy(experiment: Experiment) -> Strategy:
-    """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name."""
+    """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name, or a prefix that has nobody to
+    learn from."""
     settings = experiment.strategy
     strategy = look_up(STRATEGIES, settings.name, "strategy.name")
     if settings.prefix != "default":
         strategy = replace(strategy, prefix=settings.prefix)
     if settings.aggregation != "default":
         strategy = replace(strategy, aggregation=settings.aggregation)
+    if settings.client_weight != "default":
+        strategy = replace(strategy, client_weight=settings.client_weight)
+    if settings.distill is not None:
+        strategy = replace(strategy, distill=settings.distill)
+    if strategy.distill and strategy.prefix not in ("smallest", "random"):
+        raise UserError(
+            f"strategy.distill: {strategy.distill:g} needs steps that train the own plan and a prefix of it: strategy.prefix must be "
+            f"smallest or random, got {strategy.prefix!r}"
+        )
     return strategy
 
 

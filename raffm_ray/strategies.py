@@ -68,8 +68,8 @@ class Strategy:
     """A row of the table.
 
     `train`: plans for training; `deploy`: for evaluation and afterwards. `salience`: whether either needs scores. `per_client`:
-    whether `train` looks at the client; if not, clients of a class share a plan. `prefix` and `aggregation`: the defaults of the
-    settings of those names. `budgeted`: whether training plans keep within budgets.
+    whether `train` looks at the client; if not, clients of a class share a plan. `prefix`, `aggregation`, `client_weight` and
+    `distill`: the defaults of the settings of those names. `budgeted`: whether training plans keep within budgets.
     """
 
     train: Extract
@@ -79,6 +79,8 @@ class Strategy:
     prefix: str = "none"
     aggregation: str = "coverage"
     budgeted: bool = True
+    client_weight: str = "examples"
+    distill: float = 0.0
 
 
 STRATEGIES: dict[str, Strategy] = {

@@ -1,8 +1,9 @@
 """Local training of one module, with smaller prefixes of its own plan. No plans, no messages, no Ray."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,12 +72,32 @@ class Prefix:
                 scatter_add_selected(mine.grad, theirs.grad, selected)
 
 
-def backward(module: nn.Module, batch: Mapping[str, Tensor], objective: Objective) -> float:
-    """Adds the gradient of the mean loss of a batch to a module's parameters; returns the loss."""
+def backward(
+    module: nn.Module, batch: Mapping[str, Tensor], objective: Objective, teacher: Any = None, distill: float = 0.0,
+    temperature: float = 1.0,
+) -> tuple[float, Any]:  # fmt: skip
+    """Adds the gradient of the mean loss of a batch to a module's parameters; returns the loss and the module's output.
+
+    With a `teacher`, the output of another module for the same batch, the loss is (1 - distill) x the labels' + distill x the
+    teacher's: in-place distillation (Yu and Huang 2019), at a temperature (Hinton et al. 2015, section 2).
+    """
     inputs = {name: values for name, values in batch.items() if name != "labels"}
-    loss = objective.loss(module(**inputs), batch["labels"], "mean")
+    output = module(**inputs)
+    loss = objective.loss(output, batch["labels"], "mean")
+    if teacher is not None:
+        loss = (1 - distill) * loss + distill * objective.distillation(output, teacher, batch["labels"], temperature)
     loss.backward()
-    return float(loss.detach())
+    return float(loss.detach()), output
+
+
+def pull_back(parameters: Sequence[nn.Parameter], given: Iterable[Tensor], proximal: float) -> None:
+    """Adds the gradient of proximal/2 ||w - given||^2 to the parameters', FedProx's term (Li et al. 2020, equation 2).
+
+    It takes three operations a parameter and step, against thousands of a step's examples: no device is charged for it.
+    """
+    for parameter, before in zip(parameters, given, strict=True):
+        away = parameter.detach() - before
+        parameter.grad = away.mul_(proximal) if parameter.grad is None else parameter.grad.add_(away, alpha=proximal)
 
 
 def choose(prefix: str, prefixes: int, step: int, rng: np.random.Generator) -> tuple[bool, int | None]:
@@ -97,12 +118,15 @@ def choose(prefix: str, prefixes: int, step: int, rng: np.random.Generator) -> t
 def train(
     module: nn.Module, objective: Objective, examples: Examples, share: NDArray[np.int64], local: LocalSettings, learning_rate: float,
     rng: np.random.Generator, prefix: str = "none", prefixes: int = 0, prefix_at: Callable[[int], Prefix] | None = None,
-    prefix_rng: np.random.Generator | None = None,
+    prefix_rng: np.random.Generator | None = None, given: Mapping[str, Tensor] | None = None, distill: float = 0.0,
+    temperature: float = 1.0,
 ) -> tuple[float, dict[int | None, int]]:  # fmt: skip
     """Plain local training of a module, in place.
 
-    `prefix`, `prefixes` and `prefix_rng` are `choose`'s arguments; `prefix_at` makes a prefix the first time it is drawn. Returns
-    the mean loss of the own plan, and how many examples went through the own plan (None) and each prefix.
+    `prefix`, `prefixes` and `prefix_rng` are `choose`'s arguments; `prefix_at` makes a prefix the first time it is drawn; it learns
+    from the own plan's output of the same step as `backward` says. `given`: the parameters that the module began with, which
+    `local.proximal` pulls back to, before the gradient is clipped. Returns the mean loss of the own plan, and how many examples went
+    through the own plan (None) and each prefix.
     """
     parameters = list(module.parameters())
     optimizer = OPTIMIZERS[local.optimizer](parameters, learning_rate, local.weight_decay)
@@ -114,15 +138,21 @@ def train(
         batch = examples.batch(indices, device)
         optimizer.zero_grad(set_to_none=True)
         whole, drawn = choose(prefix, prefixes if prefix_at else 0, step, prefix_rng or rng)
+        teacher = None
         if whole:
-            losses.append(backward(module, batch, objective))
+            loss, output = backward(module, batch, objective)
+            teacher = output if distill else None
+            del output
+            losses.append(loss)
             seen[None] = seen.get(None, 0) + len(indices)
         if drawn is not None and prefix_at is not None:
             smaller = prefix_at(drawn)
             smaller.read()
-            backward(smaller.module, batch, objective)
+            backward(smaller.module, batch, objective, teacher, distill, temperature)
             smaller.return_gradients()
             seen[drawn] = seen.get(drawn, 0) + len(indices)
+        if local.proximal and given is not None:
+            pull_back(parameters, given.values(), local.proximal)
         if local.clip is not None:
             nn.utils.clip_grad_norm_(parameters, local.clip)
         optimizer.step()

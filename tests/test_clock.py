@@ -40,6 +40,7 @@ from raffm_ray.settings import ClockSettings
 from raffm_ray.simulation import run_round, simulate
 from raffm_ray.state import Round, new_state
 from raffm_ray.strategies import STRATEGIES
+from raffm_ray.training import one_thread
 
 
 @pytest.fixture(scope="module")
@@ -457,8 +458,9 @@ def test_a_late_update_stays_out_of_its_own_round_and_comes_in_when_it_arrives(p
     setup = with_clock(prepared.setup, over_selection=1.7, late="accept", late_rounds=50)
     work = begin_round(setup, state)
     runner, parts = prepared.runner(), []
-    for block in work.blocks:
-        parts.append(torch.from_numpy(runner.block(work.package, state.parameters.numpy(), block)[1]))
+    with one_thread():
+        for block in work.blocks:
+            parts.append(torch.from_numpy(runner.block(work.package, state.parameters.numpy(), block)[1]))
     assert work.late == 4
     on_time, updates, late = run_round(setup, work, state, InProcessPool(runner), Display(Console(quiet=True), "", 1))
     assert torch.equal(on_time, sum(parts[:-4], torch.zeros_like(state.parameters)))
