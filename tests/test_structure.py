@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
-    "errors axes layout settings config seeding cache examples metrics",
+    "errors axes layout settings config seeding cache examples metrics correlation tally",
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures devices partition objectives sources",
     "encoding observing calibration salience rotation norms costs",
@@ -17,9 +17,9 @@ FLOORS = [
     "data strategies training client aggregate",
     "state",
     "ranking server",
-    "pool pretrain prepare record display",
+    "pool pretrain prepare record display shares",
     "ledger evaluation start simulation",
-    "report benchmarks benchmarks.extraction cli",
+    "share_picture report benchmarks benchmarks.extraction cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
