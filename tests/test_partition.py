@@ -75,9 +75,15 @@ def test_k_shot_gives_each_client_so_many_of_every_class(clients, shots, spare) 
 @pytest.mark.parametrize("name", sorted(PARTITIONS))
 def test_there_may_be_100_000_clients(name) -> None:
     labels = np.arange(400_000) % 4
-    shares = deal(name, 100_000, labels, alpha=0.3)
+    shares = deal(name, 100_000, labels, alpha=1e-4)
     assert len(shares) == 100_000
     assert np.concatenate(shares).sum() == labels.size * (labels.size - 1) // 2
+
+
+@pytest.mark.timeout(60)
+def test_one_client_takes_class_after_class() -> None:
+    """What it has most of has run out, and its mix says to take little else."""
+    assert same(deal("dirichlet_by_client", 1, np.arange(200_000) % 2, alpha=1e-4), [np.arange(200_000)])
 
 
 def test_iid_and_dirichlet_by_class_are_what_they_say() -> None:
@@ -130,6 +136,8 @@ def test_shards_hold_few_classes(number, clients) -> None:
     # A shard is shorter than any class, or it spans them all: each of the nine borders between classes lies in one shard.
     assert tally.classes().sum() <= clients * number + 9
     assert tally.sizes.max() - tally.sizes.min() <= number
+    if number == 2 and clients > 20:
+        assert tally.classes().mean() > 1.6  # a client's shards lie apart
     if clients > 10 and number < 3:
         assert tally_of(deal("iid", clients), LABELS).classes().sum() > 2 * (clients * number + 9)
 
