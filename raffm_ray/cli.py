@@ -13,6 +13,7 @@ from raffm_ray.flags import take_flag
 USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation model on devices that are not alike
 
   raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]   a simulation; DIR defaults to runs/<name>-<time>
+  raffm-ray shares CONFIG.yaml [--key.path value ...] [--out FILE.png]   a picture and a table of who owns which data; no training
   raffm-ray report DIR                                           a picture and one HTML page of a finished run
   raffm-ray bench NAME [--key.path value ...] [--out DIR]        a benchmark: extraction
   raffm-ray fleet show CONFIG.yaml [--key.path value ...]        every device class: its budget, its plan, what a round costs it
@@ -40,6 +41,17 @@ def _fresh_folder(name: str) -> Path:
     return next(path for path in (first, *(Path(f"{first}-{number}") for number in range(2, 1000))) if not path.exists())
 
 
+def _help_if_asked(command: str, path: Path, words: Sequence[str]) -> None:
+    """Prints every setting and ends the program where the words ask for it."""
+    if {"-h", "--help"} & set(words):
+        import tyro
+
+        from raffm_ray.config import load
+        from raffm_ray.settings import Experiment
+
+        tyro.cli(Experiment, default=load(path), args=["--help"], prog=f"raffm-ray {command} {path}")
+
+
 def run(words: Sequence[str]) -> int:
     """`raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]`."""
     rest = list(words)
@@ -47,12 +59,8 @@ def run(words: Sequence[str]) -> int:
         raise UserError("run: expected the path of a YAML file, for example: raffm-ray run experiments/digits.yaml")
     path = Path(rest.pop(0))
     from raffm_ray.config import load
-    from raffm_ray.settings import Experiment
 
-    if {"-h", "--help"} & set(rest):
-        import tyro
-
-        tyro.cli(Experiment, default=load(path), args=["--help"], prog=f"raffm-ray run {path}")
+    _help_if_asked("run", path, rest)
     chosen = take_flag(rest, "--out")
     experiment = load(path, rest)
     folder = Path(chosen) if chosen else _fresh_folder(experiment.name)
@@ -89,6 +97,47 @@ def report(words: Sequence[str]) -> int:
 
     for path in write_report(Path(words[0])):
         print(path)
+    return 0
+
+
+def shares(words: Sequence[str]) -> int:
+    """`raffm-ray shares CONFIG.yaml [--key.path value ...] [--out FILE.png]`."""
+    rest = list(words)
+    if not rest or rest[0].startswith("-"):
+        raise UserError("shares: expected the path of a YAML file, for example: raffm-ray shares experiments/digits.yaml")
+    path = Path(rest.pop(0))
+    from raffm_ray.config import load
+
+    _help_if_asked("shares", path, rest)
+    chosen = take_flag(rest, "--out")
+    experiment = load(path, rest)
+    image = Path(chosen) if chosen else Path(f"{_fresh_folder(f'{experiment.name}-shares')}.png")
+    if image.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--out {image}: expected a name that ends in .png, .svg or .pdf")
+    if image.exists():
+        raise UserError(f"--out {image}: exists; nothing is overwritten")
+
+    from rich.console import Console
+
+    from raffm_ray.prepare import prepare
+    from raffm_ray.share_picture import picture_of_shares
+    from raffm_ray.shares import by_device, share_table
+
+    prepared = prepare(experiment)
+    tally, devices = prepared.tally, by_device(prepared.setup.classes, prepared.setup.budgets)
+    title = f"{experiment.name}: {experiment.clients.partition}, {experiment.clients.count:,} clients, seed {experiment.seed}"
+    figure = picture_of_shares(tally, devices, title)
+    try:
+        image.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(image, dpi=110)
+    except OSError as error:
+        raise UserError(f"--out {image}: cannot be written: {error.strerror}") from None
+    out = Console()
+    out = out if out.is_terminal else Console(width=100)
+    out.print(share_table(tally, devices, title))
+    if left := len(prepared.task.clients) - int(tally.sizes.sum()):
+        out.print(f"{left:,} of {len(prepared.task.clients):,} examples are nobody's", highlight=False)
+    out.print(f"picture: {image}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -129,7 +178,9 @@ def fleet(words: Sequence[str]) -> int:
     return command(words)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "report": report, "bench": bench, "fleet": fleet}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": run, "shares": shares, "report": report, "bench": bench, "fleet": fleet,
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from raffm_ray.config import one_line, read_mapping
+from raffm_ray.correlation import correlated_ranks
 from raffm_ray.errors import UserError, look_up
 from raffm_ray.settings import Settings
 
@@ -101,11 +103,22 @@ def fleet_shares(mix: str, shares: Mapping[str, float], profiles: Profiles = PAC
     return {name: share for name, share in result.items() if share > 1e-9}
 
 
-def assign_devices(shares: Mapping[str, float], clients: int, rng: np.random.Generator) -> list[str]:
-    """A device class for every client: exact shares (largest remainders), in random order."""
+def assign_devices(
+    shares: Mapping[str, float],
+    clients: int,
+    rng: np.random.Generator,
+    values: NDArray[np.int64] | None = None,
+    correlation: float = 0.0,
+) -> list[str]:
+    """A device class for every client: exact shares (largest remainders), in random order.
+
+    `shares`: weakest class first. `values`: [clients]; with a rank correlation above 0, clients with high ones get strong devices, and
+    below 0 weak ones (`correlated_ranks`).
+    """
     exact = np.array(list(shares.values())) * clients
     counts = np.floor(exact + 1e-9).astype(int)
     for index in np.argsort(-(exact - counts), kind="stable")[: clients - counts.sum()]:
         counts[index] += 1
     names = np.repeat(np.array(list(shares)), counts)
-    return [str(name) for name in rng.permutation(names)]
+    ranks = correlated_ranks(np.zeros(clients) if values is None else values, correlation, rng)
+    return [str(name) for name in names[ranks]]

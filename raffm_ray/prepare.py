@@ -20,7 +20,7 @@ from raffm_ray.errors import UserError, in_short, look_up, near_miss
 from raffm_ray.examples import Examples
 from raffm_ray.extraction import KINDS, kind_of
 from raffm_ray.foundation import Foundation, load_foundation
-from raffm_ray.partition import partition
+from raffm_ray.partition import PARTITIONS, partition
 from raffm_ray.ranking import begin_calibration, plain_scores
 from raffm_ray.rotation import rotatable
 from raffm_ray.salience import METRICS
@@ -29,6 +29,7 @@ from raffm_ray.seeding import generator
 from raffm_ray.server_optimizers import SERVER_OPTIMIZERS
 from raffm_ray.settings import Experiment
 from raffm_ray.state import ServerState, Setup, class_plans, setup_strategy
+from raffm_ray.tally import Tally, tally_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Prepared:
     task: Task
     foundation: Foundation
     shares: tuple[NDArray[np.int64], ...]
+    tally: Tally
 
     def runner(self) -> Runner:
         """What a worker needs."""
@@ -82,18 +84,37 @@ def _longest(examples: Examples) -> NDArray[np.int64]:
     return np.array([0 if lengths is None else int(np.argmax(lengths))])
 
 
-def _owners(experiment: Experiment, task: Task) -> NDArray[np.int64]:
+def _classes(task: Task) -> NDArray[np.int64] | None:
+    """[examples]: the clients' classes, None where the task has none."""
+    labels = task.clients.labels
+    return labels if isinstance(labels, np.ndarray) and labels.dtype.kind == "i" and labels.ndim == 1 else None
+
+
+def _goes_by(experiment: Experiment, task: Task) -> NDArray[np.int64]:
     """What the partition goes by. Raises UserError where the data does not have it."""
-    kind, examples = experiment.clients.partition, task.clients
-    if kind == "natural":
-        if examples.groups is None:
+    name, classes = experiment.clients.partition, _classes(task)
+    by = PARTITIONS[name].by
+    if by == "groups":
+        if task.clients.groups is None:
             raise UserError("clients.partition: natural needs task.columns.group, the column whose values are the owners")
-        return examples.groups
-    if kind != "iid" and (
-        not isinstance(examples.labels, np.ndarray) or examples.labels.dtype.kind != "i" or examples.labels.ndim != 1
-    ):
-        raise UserError(f"clients.partition: {kind} goes by classes, and task {task.name!r} has none: use iid or natural")
-    return examples.labels if isinstance(examples.labels, np.ndarray) else np.zeros(len(examples), dtype=np.int64)
+        return task.clients.groups
+    if by == "classes" and classes is None:
+        others = [other for other, row in PARTITIONS.items() if row.by != "classes"]
+        told = f"use {', '.join(others[:-1])} or {others[-1]}"
+        raise UserError(f"clients.partition: {name} goes by classes, and task {task.name!r} has none: {told}")
+    return np.zeros(len(task.clients), dtype=np.int64) if classes is None else classes
+
+
+def _devices(experiment: Experiment, task: Task, tally: Tally, shares_of_fleet: dict[str, float]) -> list[str]:
+    """The device class of every client. Raises UserError where it is to hang together with classes that the task lacks."""
+    fleet, values = experiment.fleet, tally.sizes
+    if fleet.correlation and fleet.correlated_with == "classes":
+        if not tally.class_names:
+            raise UserError(f"fleet.correlated_with: task {task.name!r} has no classes: use examples")
+        dominant = tally.dominant()
+        values = -np.where(dominant < 0, len(tally.class_names), dominant)  # who has no examples comes last, as by their number
+    rng = generator(experiment.seed, "devices")
+    return assign_devices(shares_of_fleet, experiment.clients.count, rng, values, fleet.correlation)
 
 
 def _budgets(
@@ -153,7 +174,8 @@ def prepare(experiment: Experiment) -> Prepared:
     available = look_up(AVAILABILITY, experiment.clock.availability, "clock.availability")
     look_up(SERVER_OPTIMIZERS, experiment.server.optimizer, "server.optimizer")
     _check_validation(experiment)
-    settings, clients = experiment.task, experiment.clients
+    look_up(PARTITIONS, experiment.clients.partition, "clients.partition")
+    settings = experiment.task
     foundation = load_foundation(experiment.model, head_of(settings.name), needs_words(settings.name), settings.max_length)
     first_target = getattr(foundation.config, "decoder_start_token_id", None)
     task = load_task(settings, generator(settings.split_seed, "split"), foundation.words, foundation.pictures, first_target)
@@ -162,16 +184,14 @@ def prepare(experiment: Experiment) -> Prepared:
     _check_rotation(experiment, architecture)
     profiles = known_profiles(experiment.fleet.profiles)
     shares_of_fleet = fleet_shares(experiment.fleet.mix, experiment.fleet.shares, profiles)
-    classes = assign_devices(shares_of_fleet, clients.count, generator(experiment.seed, "devices"))
-    shares = partition(
-        clients.partition, _owners(experiment, task), clients.count, clients.alpha, generator(experiment.seed, "partition")
-    )
+    shares = partition(_goes_by(experiment, task), experiment.clients, generator(experiment.seed, "partition"))
+    tally = tally_of(shares, _classes(task), task.class_names)
+    classes = _devices(experiment, task, tally, shares_of_fleet)
     budgets = _budgets(experiment, architecture, list(shares_of_fleet), profiles.devices)
-    availability = available(experiment.clock, experiment.seed, clients.count)
-    counts = [len(share) for share in shares]
-    setup = Setup(experiment, architecture, strategy, budgets, classes, counts, profiles.devices, availability)
+    availability = available(experiment.clock, experiment.seed, experiment.clients.count)
+    setup = Setup(experiment, architecture, strategy, budgets, classes, tally.sizes.tolist(), profiles.devices, availability)
     check_start(setup)
-    return Prepared(setup, task, foundation, tuple(shares))
+    return Prepared(setup, task, foundation, tuple(shares), tally)
 
 
 def check_start(setup: Setup) -> None:

@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from raffm_ray.display import human_bytes, human_joules, human_seconds, time_unit
 from raffm_ray.errors import UserError
 from raffm_ray.metrics import METRICS, scaled, shown, unit, worst
+from raffm_ray.share_picture import picture_of_shares
+from raffm_ray.shares import read_shares
 
 COLORS = ("#3b6fb6", "#d1701c", "#3d8f58", "#9a4fa0", "#7a6a53")
 """One for every strategy shown; chosen to differ in lightness too."""
@@ -169,6 +171,7 @@ th:first-child, td:first-child { text-align: left; } img { max-width: 100%; back
 Moved {{ moved }}, {{ "%.0f"|format(100 * share) }}% of what full-size FedAvg would have moved in the same rounds.
 Simulated time*: {{ simulated }}. {{ wasted }} and {{ wasted_energy }}* went into updates that were never used.</p>
 <img alt="metric over rounds, over simulated time, by size, and bytes by class" src="data:image/png;base64,{{ image }}">
+{% if shares %}<img alt="clients' shares of the data" src="data:image/png;base64,{{ shares }}">{% endif %}
 <table><tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
 <p class="note">Figures marked * are of simulated devices, estimated from data sheets. Parameters of the final model: sha256 {{ summary.params_sha256 }}.</p>
@@ -190,8 +193,19 @@ def _rows(summary: Mapping[str, Any], baselines: Sequence[str]) -> list[list[str
     return rows
 
 
+def _shares(folder: Path) -> str:
+    """Writes `shares.png`; its bytes in base 64. Nothing where the run has no record of shares."""
+    path, image = folder / "shares.parquet", folder / "shares.png"
+    if not path.is_file():
+        return ""
+    figure = picture_of_shares(*read_shares(path), "clients' shares of the data")
+    figure.savefig(image, dpi=110)
+    plt.close(figure)
+    return base64.b64encode(image.read_bytes()).decode()
+
+
 def write_report(folder: Path) -> tuple[Path, Path]:
-    """Writes `report.png` and `report.html` into a finished run's folder; returns their paths.
+    """Writes `report.png`, `shares.png` and `report.html` into a finished run's folder; returns the first's and the last's path.
 
     Raises UserError when the folder holds no finished run.
     """
@@ -200,6 +214,7 @@ def write_report(folder: Path) -> tuple[Path, Path]:
     image, page = folder / "report.png", folder / "report.html"
     figure.savefig(image, dpi=110)
     plt.close(figure)
+    shares = _shares(folder)
     baselines = list(summary.get("baselines", {}))
     sign = f" {unit(summary['metric'])}".rstrip()
     headings = ["model", "parameters", *(f"{name}{sign}" for name in ("start", summary["strategy"], *baselines))]
@@ -207,7 +222,7 @@ def write_report(folder: Path) -> tuple[Path, Path]:
     moved = summary["bytes_down"] + summary["bytes_up"]
     text = PAGE.render(
         summary=summary, image=base64.b64encode(image.read_bytes()).decode(), headings=headings, rows=_rows(summary, baselines),
-        moved=human_bytes(moved), share=moved / summary["bytes_full_size"],
+        moved=human_bytes(moved), share=moved / summary["bytes_full_size"], shares=shares,
         simulated=human_seconds(summary["simulated_seconds"]), wasted=human_bytes(summary["wasted_bytes"]),
         wasted_energy=human_joules(summary["wasted_joules"]),
     )  # fmt: skip

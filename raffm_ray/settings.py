@@ -74,10 +74,16 @@ class ClientSettings(Settings):
 
     count: int = Field(100, ge=1, description="registered clients")
     per_round: int = Field(10, ge=1, description="clients drawn for a round")
-    partition: Literal["iid", "dirichlet_by_class", "dirichlet_by_client", "natural"] = Field(
-        "dirichlet_by_class", description="natural: a client owns examples of one value of the column task.columns.group"
+    partition: str = Field(
+        "dirichlet_by_class",
+        description="iid, dirichlet_by_class, dirichlet_by_client, shards, quantity_skew, k_shot, or natural: a client owns examples "
+        "of one value of the column task.columns.group",
     )
-    alpha: float = Field(0.5, ge=1e-4, description="concentration of the Dirichlet partitions; smaller is more unequal")
+    alpha: float = Field(
+        0.5, ge=1e-4, description="concentration of the Dirichlet partitions and quantity_skew; smaller is more unequal"
+    )
+    shards: int = Field(2, ge=1, description="runs of examples sorted by class that a client gets, of the partition shards")
+    shots: int = Field(1, ge=1, description="examples of every class that a client gets, of the partition k_shot")
 
     @model_validator(mode="after")
     def _enough(self) -> "ClientSettings":
@@ -96,6 +102,15 @@ class FleetSettings(Settings):
         {}, description="device class -> {params|layer_params|bytes|training_flops|memory_bytes: limit}; <= 1 is a fraction"
     )
     memory_fraction: float = Field(0.25, gt=0, le=1, description="part of a device's memory that training may use")
+    correlation: float = Field(
+        0.0,
+        ge=-1,
+        le=1,
+        description="rank correlation between a client's data and its device's strength; 1: most examples, strongest",
+    )
+    correlated_with: Literal["examples", "classes"] = Field(
+        "examples", description="classes: at 1, the lower the number of a client's most frequent class, the stronger its device"
+    )
 
 
 class SalienceSettings(Settings):

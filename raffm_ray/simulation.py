@@ -26,6 +26,7 @@ from raffm_ray.record import Recorder, check_output, write_json
 from raffm_ray.salience import METRICS
 from raffm_ray.server import begin_round, finish_round
 from raffm_ray.settings import Experiment
+from raffm_ray.shares import by_device, write_shares
 from raffm_ray.start import starting_parameters
 from raffm_ray.state import Round, ServerState, Setup, new_state
 from raffm_ray.stopping import chosen, compared, is_over
@@ -170,6 +171,7 @@ def _simulate(experiment: Experiment, folder: Path, console: Console, pool: Pool
     used = pool or open_pool(prepared.runner(), experiment.pool)
     try:
         recorder = Recorder(folder, experiment)
+        write_shares(folder / "shares.parquet", prepared.tally, by_device(prepared.setup.classes, prepared.setup.budgets))
         summary = train(prepared, start, used, recorder, console)
         if beside:
             summary["baselines"] = {

@@ -1,4 +1,4 @@
-"""Devices, shares of data, batches: everything dealt once, the same way for the same seed."""
+"""Devices, batches: everything dealt once, the same way for the same seed."""
 
 import numpy as np
 import pytest
@@ -7,42 +7,9 @@ from hypothesis import strategies as st
 
 from raffm_ray.data import load_task
 from raffm_ray.devices import DEVICES, MIXES, assign_devices, fleet_shares
-from raffm_ray.errors import UserError
 from raffm_ray.examples import batches, steps_of
-from raffm_ray.partition import PARTITIONS, partition
 from raffm_ray.seeding import generator, torch_seed
 from raffm_ray.settings import TaskSettings
-
-LABELS = np.random.default_rng(0).integers(0, 10, 3000)
-
-
-@pytest.mark.parametrize("name", sorted(PARTITIONS))
-@pytest.mark.parametrize("clients", [1, 7, 100, 1000])
-def test_every_example_belongs_to_one_client(name, clients) -> None:
-    shares = partition(name, LABELS, clients, 0.5, generator(0, "partition"))
-    assert len(shares) == clients
-    assert (np.sort(np.concatenate(shares)) == np.arange(len(LABELS))).all()
-    again = partition(name, LABELS, clients, 0.5, generator(0, "partition"))
-    assert all((one == other).all() for one, other in zip(shares, again, strict=True))
-
-
-def skew(shares: list[np.ndarray]) -> float:
-    """Mean total variation distance between a client's mix of classes and all examples'."""
-    overall = np.bincount(LABELS, minlength=10) / len(LABELS)
-    mixes = [np.bincount(LABELS[share], minlength=10) / len(share) for share in shares if len(share)]
-    return float(np.mean([np.abs(mix - overall).sum() / 2 for mix in mixes]))
-
-
-@pytest.mark.parametrize("name", ["dirichlet_by_class", "dirichlet_by_client"])
-def test_a_smaller_alpha_is_more_unequal(name) -> None:
-    skews = [skew(partition(name, LABELS, 20, alpha, generator(0, "partition"))) for alpha in (0.1, 1.0, 1000.0)]
-    assert skews[0] > skews[1] > skews[2]
-    assert skews[2] == pytest.approx(skew(partition("iid", LABELS, 20, 1.0, generator(0, "partition"))), abs=0.1)
-
-
-def test_more_clients_than_examples_are_refused() -> None:
-    with pytest.raises(UserError, match="clients.count: 11 clients cannot share 10 examples"):
-        partition("iid", LABELS[:10], 11, 1.0, generator(0, "partition"))
 
 
 @pytest.mark.parametrize("mix", sorted(MIXES))

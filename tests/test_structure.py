@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
-    "errors flags axes layout settings config seeding cache examples metrics",
+    "errors flags axes layout settings config seeding cache examples metrics correlation tally",
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures devices partition objectives sources availability",
     "encoding observing calibration salience rotation norms costs device_costs",
@@ -17,9 +17,9 @@ FLOORS = [
     "data strategies training client aggregate clock server_optimizers",
     "state",
     "ranking server work schedule stopping",
-    "pool pretrain prepare record display",
+    "pool pretrain prepare record display shares",
     "ledger evaluation start simulation",
-    "report benchmarks benchmarks.extraction measuring fleet_plans fleet cli",
+    "share_picture report benchmarks benchmarks.extraction measuring fleet_plans fleet cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 

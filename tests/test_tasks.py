@@ -21,7 +21,6 @@ from raffm_ray.foundation import load_foundation
 from raffm_ray.kinds import KINDS
 from raffm_ray.metrics import METRICS, text_f1
 from raffm_ray.objectives import OBJECTIVES
-from raffm_ray.partition import partition
 from raffm_ray.prepare import prepare
 from raffm_ray.settings import ModelSettings, TaskSettings
 
@@ -281,14 +280,6 @@ def test_a_batch_is_as_long_as_its_longest_on_average() -> None:
     assert batch_length(np.array([7]), 4) == 7
 
 
-def test_natural_owners_have_one_value_each() -> None:
-    groups = np.repeat([0, 1, 2], [60, 30, 10])
-    shares = partition("natural", groups, 10, 0.5, np.random.default_rng(0))
-    assert [len(np.unique(groups[share])) for share in shares] == [1] * 10
-    assert sorted(np.concatenate(shares).tolist()) == list(range(100))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 2
-
-
 BAD = [
     (
         {"columns": {"text": "sentense"}},
@@ -386,8 +377,14 @@ def test_classes_are_needed_to_divide_by_class_and_a_column_to_divide_by_owner(t
     by_class = regression.model_copy(
         update={"clients": experiment.clients.model_copy(update={"partition": "dirichlet_by_class"})}
     )
-    with pytest.raises(UserError, match="dirichlet_by_class goes by classes, and task 'stsb' has none: use iid or natural"):
+    with pytest.raises(
+        UserError, match="dirichlet_by_class goes by classes, and task 'stsb' has none: use iid, quantity_skew or natural"
+    ):
         prepare(by_class)
+    fleet = experiment.fleet.model_copy(update={"correlation": 0.5, "correlated_with": "classes"})
+    with pytest.raises(UserError, match="fleet.correlated_with: task 'stsb' has no classes: use examples"):
+        prepare(regression.model_copy(update={"fleet": fleet}))
+    assert prepare(regression).tally.class_names == ()
     natural = experiment.model_copy(update={"clients": experiment.clients.model_copy(update={"partition": "natural"})})
     with pytest.raises(UserError, match="natural needs task.columns.group"):
         prepare(natural)
