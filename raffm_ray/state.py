@@ -12,7 +12,7 @@ from raffm_ray.calibration import Statistics
 from raffm_ray.costs import Budget, Costs, costs_of
 from raffm_ray.errors import UserError, look_up
 from raffm_ray.extraction import Cutting
-from raffm_ray.messages import Job, Package
+from raffm_ray.messages import Job, Package, views
 from raffm_ray.salience import Scores
 from raffm_ray.settings import Experiment
 from raffm_ray.strategies import STRATEGIES, Strategy, View
@@ -65,13 +65,17 @@ class Round:
 
 
 def setup_strategy(experiment: Experiment) -> Strategy:
-    """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name."""
+    """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name or prefixes that it cannot have."""
     settings = experiment.strategy
     strategy = look_up(STRATEGIES, settings.name, "strategy.name")
     if settings.prefix != "default":
         strategy = replace(strategy, prefix=settings.prefix)
     if settings.aggregation != "default":
         strategy = replace(strategy, aggregation=settings.aggregation)
+    if strategy.prefix != "none" and not strategy.nested:
+        raise UserError(
+            f"strategy.prefix: must be none with strategy {settings.name!r}, whose plans are not nested in each other, got {strategy.prefix!r}"
+        )
     return strategy
 
 
@@ -80,22 +84,23 @@ def view_of(setup: Setup, state: ServerState, round_number: int) -> View:
     experiment = setup.experiment
     return View(
         setup.architecture, state.scores, setup.cutting, experiment.extraction.kind, experiment.seed, round_number,
-        experiment.local.batch_size, experiment.local.optimizer,
+        experiment.local.batch_size, experiment.local.optimizer, setup.budgets, views(state.parameters, setup.architecture.shapes),
     )  # fmt: skip
 
 
-def class_plans(setup: Setup, state: ServerState) -> dict[str, Plan]:
+def class_plans(setup: Setup, state: ServerState, round_number: int | None = None) -> dict[str, Plan]:
     """The subnetwork that every device class gets from the current parameters and ranking, for use rather than training.
 
-    Raises UserError that names the class whose budget is too small.
+    As after the last round, or as they are in the round of that number. Raises UserError that names the class whose budget is too
+    small.
     """
-    view = view_of(setup, state, state.round)
+    view = view_of(setup, state, state.round if round_number is None else round_number)
     plans = {}
     for name, budget in setup.budgets.items():
         try:
             plan = setup.strategy.deploy(view, budget, -1)
         except UserError as error:
-            raise UserError(f"device class {name}: {error}") from None
+            raise UserError(f"device class {name}: {error} (strategy {setup.experiment.strategy.name!r})") from None
         assert plan is not None
         plans[name] = plan
     return plans
