@@ -69,6 +69,13 @@ class Budget:
             if (limit := getattr(self, name)) is not None and value > limit
         ]
 
+    def both(self, other: "Budget") -> "Budget":
+        """The budget that allows what both allow."""
+        limits = {
+            name: [limit for limit in (getattr(self, name), getattr(other, name)) if limit is not None] for name in vars(self)
+        }
+        return Budget(**{name: min(both, default=None) for name, both in limits.items()})
+
 
 class _Term(NamedTuple):
     """All parameters whose size is one product of axes, together: factors of that product."""

@@ -18,11 +18,11 @@ class UserError(ValueError):
 
 
 class TooSmallError(UserError):
-    """A budget below the smallest subnetwork. `exceeded`: what that needs and the budget allows, in words."""
+    """A budget below the smallest plan, which the message calls `smallest`. `exceeded`: what that needs and the budget allows, in words."""
 
-    def __init__(self, exceeded: list[str]) -> None:
-        super().__init__(f"the budget is below the smallest subnetwork: {'; '.join(exceeded)}")
-        self.exceeded = exceeded
+    def __init__(self, exceeded: list[str], smallest: str = "the smallest subnetwork") -> None:
+        super().__init__(f"the budget is below {smallest}: {'; '.join(exceeded)}")
+        self.exceeded, self.smallest = exceeded, smallest
 
 
 class WorkerLostError(RuntimeError):

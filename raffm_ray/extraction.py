@@ -145,11 +145,15 @@ def ranked_list(architecture: Architecture, scores: Scores, cutting: Cutting) ->
     return dropped[::-1]
 
 
-def _longest(lengths: int, plan_at: Callable[[int], Plan], costs: Callable[[Plan], Costs], budget: Budget) -> Plan:
-    """Bisection for the longest prefix that the budget allows; costs must not fall with length."""
-    smallest = plan_at(0)
-    if not budget.allows(costs(smallest)):
-        raise TooSmallError(budget.exceeded(costs(smallest)))
+def longest(
+    lengths: int, plan_at: Callable[[int], Plan], costs: Callable[[Plan], Costs], budget: Budget, smallest: str = "the smallest subnetwork"
+) -> Plan:  # fmt: skip
+    """Bisection for the longest of the plans 0..`lengths` that the budget allows; costs must not fall with length.
+
+    Raises TooSmallError when not even plan 0, which the message calls `smallest`, is allowed.
+    """
+    if exceeded := budget.exceeded(costs(plan_at(0))):
+        raise TooSmallError(exceeded, smallest)
     low, high = 0, lengths
     while low < high:
         middle = (low + high + 1) // 2
@@ -171,7 +175,7 @@ def longest_prefix(
     def plan_at(length: int) -> Plan:
         return plan_of(floors | dict(units[:length]), orders, layout)
 
-    return _longest(len(units), plan_at, lambda plan: costs_of(architecture, plan, batch_size, optimizer), budget)
+    return longest(len(units), plan_at, lambda plan: costs_of(architecture, plan, batch_size, optimizer), budget)
 
 
 RATE_GRID = 256
@@ -186,4 +190,4 @@ def common_rate(
         kinds = dict.fromkeys(cutting.steps, length / RATE_GRID)
         return plan_of_rates(kinds, orders, architecture.layout, cutting)
 
-    return _longest(RATE_GRID, plan_at, lambda plan: costs_of(architecture, plan, batch_size, optimizer), budget)
+    return longest(RATE_GRID, plan_at, lambda plan: costs_of(architecture, plan, batch_size, optimizer), budget)

@@ -21,14 +21,14 @@ from raffm_ray.examples import Examples
 from raffm_ray.extraction import KINDS, kind_of
 from raffm_ray.foundation import Foundation, load_foundation
 from raffm_ray.partition import PARTITIONS, partition
-from raffm_ray.ranking import begin_calibration, plain_scores
+from raffm_ray.ranking import begin_calibration, plain_state
 from raffm_ray.rotation import rotatable
 from raffm_ray.salience import METRICS
 from raffm_ray.schedule import check_clock
 from raffm_ray.seeding import generator
 from raffm_ray.server_optimizers import SERVER_OPTIMIZERS
 from raffm_ray.settings import Experiment
-from raffm_ray.state import ServerState, Setup, class_plans, setup_strategy
+from raffm_ray.state import ServerState, Setup, class_plans, setup_strategy, view_of
 from raffm_ray.tally import Tally, tally_of
 
 
@@ -195,15 +195,29 @@ def prepare(experiment: Experiment) -> Prepared:
 
 
 def check_start(setup: Setup) -> None:
-    """Raises UserError unless every class's budget holds a subnetwork, somebody can calibrate the first ranking and somebody can be
-    done before a round's deadline.
+    """Raises UserError unless every class's budget holds a subnetwork, somebody trains, somebody can calibrate the first ranking, and
+    somebody can be done before a round's deadline.
 
-    A plain ranking stands in for the real one: the smallest subnetwork costs the same whatever comes first.
+    A plain ranking stands in for the real one, and zeros for the parameters: the smallest subnetwork costs the same whatever comes first.
     """
-    state = ServerState(0, torch.zeros(0), plain_scores(setup.architecture))
+    state = plain_state(setup.architecture)
     class_plans(setup, state)
+    _check_training(setup, state)
     begin_calibration(setup, state)
     check_clock(setup, state)
+
+
+def _check_training(setup: Setup, state: ServerState) -> None:
+    """Raises UserError where no client with data would ever train. Whether a strategy that looks at clients lets some rest is not asked."""
+    view = view_of(setup, state, 1)
+    owners = {setup.classes[client] for client, count in enumerate(setup.examples) if count}
+    if setup.strategy.per_client or any(setup.strategy.train(view, setup.budgets[name], -1) is not None for name in owners):
+        return
+    full = setup.costs(Plan())
+    exceeded = "; ".join(f"{name}: {', '.join(setup.budgets[name].exceeded(full))}" for name in setup.budgets if name in owners)
+    raise UserError(
+        f"strategy.name {setup.experiment.strategy.name!r}: no client with data has a device that can train the full model ({exceeded})"
+    )
 
 
 def with_strategy(prepared: Prepared, name: str) -> Prepared:

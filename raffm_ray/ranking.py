@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from raffm_ray.architectures import Architecture
 from raffm_ray.axes import Plan
@@ -60,6 +61,12 @@ def plain_scores(architecture: Architecture) -> Scores:
         name: np.tile(-np.arange(layout.axes[name].size, dtype=float), (layout.axes[parent].size, 1) if parent else 1)
         for name, parent in parents.items()
     }
+
+
+def plain_state(architecture: Architecture) -> ServerState:
+    """A stand-in before there is a model: a plain ranking, and zeros that take no memory for the parameters."""
+    count = sum(torch.Size(shape).numel() for shape in architecture.shapes.values())
+    return ServerState(0, torch.zeros(1).expand(count), plain_scores(architecture))
 
 
 def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) -> ServerState:

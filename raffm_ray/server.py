@@ -54,7 +54,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
             trained[client] = plan
     for plan in set(trained.values()):
         check_plan(plan, setup.architecture.layout.axes)
-    nested = class_plans(setup, state) if strategy.prefix != "none" else {}
+    nested = class_plans(setup, state, number) if strategy.prefix != "none" else {}
     by_size = sorted({*trained.values(), *nested.values()}, key=lambda plan: (setup.costs(plan).params, plan.key))
     number_of = {plan: position for position, plan in enumerate(by_size)}
     candidates = sorted({number_of[plan] for plan in nested.values()})

@@ -15,7 +15,7 @@ from raffm_ray.costs import Budget, Costs, costs_of
 from raffm_ray.devices import Device
 from raffm_ray.errors import TooSmallError, UserError, look_up
 from raffm_ray.extraction import Cutting
-from raffm_ray.messages import Job, Package
+from raffm_ray.messages import Job, Package, views
 from raffm_ray.salience import Scores
 from raffm_ray.server_optimizers import Moments
 from raffm_ray.settings import Experiment
@@ -97,8 +97,8 @@ class Round:
 
 
 def setup_strategy(experiment: Experiment) -> Strategy:
-    """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name, or a prefix that has nobody to
-    learn from."""
+    """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name, prefixes that it cannot have, or
+    one that has nobody to learn from."""
     settings = experiment.strategy
     strategy = look_up(STRATEGIES, settings.name, "strategy.name")
     if settings.prefix != "default":
@@ -114,6 +114,10 @@ def setup_strategy(experiment: Experiment) -> Strategy:
             f"strategy.distill: {strategy.distill:g} needs steps that train the own plan and a prefix of it: strategy.prefix must be "
             f"smallest or random, got {strategy.prefix!r}"
         )
+    if strategy.prefix != "none" and not strategy.nested:
+        raise UserError(
+            f"strategy.prefix: must be none with strategy {settings.name!r}, whose plans are not nested in each other, got {strategy.prefix!r}"
+        )
     return strategy
 
 
@@ -122,16 +126,17 @@ def view_of(setup: Setup, state: ServerState, round_number: int) -> View:
     experiment = setup.experiment
     return View(
         setup.architecture, state.scores, setup.cutting, experiment.extraction.kind, experiment.seed, round_number,
-        experiment.local.batch_size, experiment.local.optimizer,
+        experiment.local.batch_size, experiment.local.optimizer, setup.budgets, views(state.parameters, setup.architecture.shapes),
     )  # fmt: skip
 
 
-def class_plans(setup: Setup, state: ServerState) -> dict[str, Plan]:
+def class_plans(setup: Setup, state: ServerState, round_number: int | None = None) -> dict[str, Plan]:
     """The subnetwork that every device class gets from the current parameters and ranking, for use rather than training.
 
-    Raises UserError that names the first class whose budget is too small, or all of them where every one is.
+    As after the last round, or as they are in the round of that number. Raises UserError that names the first class whose budget is too
+    small, or all of them where every one is.
     """
-    view = view_of(setup, state, state.round)
+    view = view_of(setup, state, state.round if round_number is None else round_number)
     plans, refused = {}, dict[str, TooSmallError]()
     for name, budget in setup.budgets.items():
         try:
@@ -143,9 +148,10 @@ def class_plans(setup: Setup, state: ServerState) -> dict[str, Plan]:
         plans[name] = plan
     if refused and not plans:
         lacking = "; ".join(f"{name}: {', '.join(error.exceeded)}" for name, error in refused.items())
-        raise UserError(f"every device class of this fleet is below the smallest subnetwork: {lacking} (need > what it allows)")
+        smallest = next(iter(refused.values())).smallest
+        raise UserError(f"every device class of this fleet is below {smallest}: {lacking} (need > what it allows)")
     for name, error in refused.items():
-        raise UserError(f"device class {name}: {error}")
+        raise UserError(f"device class {name}: {error} (strategy {setup.experiment.strategy.name!r})")
     return plans
 
 

@@ -24,7 +24,7 @@ from raffm_ray.ledger import client_row
 from raffm_ray.measuring import measure, profile_text
 from raffm_ray.messages import Report
 from raffm_ray.prepare import Prepared, prepare
-from raffm_ray.ranking import plain_scores
+from raffm_ray.ranking import plain_state
 from raffm_ray.server import begin_round
 from raffm_ray.state import ServerState, class_plans
 from raffm_ray.work import expected_work, reported_work, training_flops
@@ -49,7 +49,7 @@ def prepared() -> Prepared:
 
 
 def plain(prepared: Prepared) -> ServerState:
-    return ServerState(0, torch.zeros(0), plain_scores(prepared.setup.architecture))
+    return plain_state(prepared.setup.architecture)
 
 
 # Profiles

@@ -15,7 +15,6 @@ from raffm_ray.extraction import Cutting, common_rate, longest_prefix, plan_of, 
 from raffm_ray.nesting import within
 from raffm_ray.ranking import plain_scores
 from raffm_ray.salience import METRICS, identity_orders, rank
-from raffm_ray.strategies import STRATEGIES, View
 
 ARCHITECTURE = architecture_of(parse_config(TINY["vit"]), "image_classification")
 CUTTING = Cutting({"heads": 1, "qk": 2, "vo": 2, "ffn": 4, "residual": 4}, {"residual": 0.5})
@@ -89,27 +88,6 @@ def test_heads_of_a_layer_share_their_sizes_but_not_their_orders() -> None:
     assert nested
     assert all(kept.shape[0] == 3 for kept in nested)
     assert any((kept[0] != kept[1]).any() for kept in nested)
-
-
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
-@pytest.mark.parametrize("share", [0.35, 0.5, 0.75, 1.0])
-@pytest.mark.parametrize("kind", ["ranked_list", "common_rate"])
-def test_no_strategy_exceeds_a_budget(name, share, kind) -> None:
-    strategy = STRATEGIES[name]
-    view = View(ARCHITECTURE, noise(0), CUTTING, kind, 0, 1, 16, "adamw")
-    budget = budget_from({"params": share}, FULL)
-    for client in range(3):
-        plans = [strategy.deploy(view, budget, client)] + ([strategy.train(view, budget, client)] if strategy.budgeted else [])
-        for plan in plans:
-            assert plan is not None
-            check_plan(plan, ARCHITECTURE.layout.axes)
-            assert costs_of(ARCHITECTURE, plan).params <= share * FULL.params
-
-
-def test_budget_control_the_upper_bound_exceeds_it() -> None:
-    view = View(ARCHITECTURE, noise(0), CUTTING, "ranked_list", 0, 1, 16, "adamw")
-    plan = STRATEGIES["full"].train(view, budget_from({"params": 0.5}, FULL), 0)
-    assert plan == Plan()
 
 
 def test_one_rate_per_axis() -> None:
