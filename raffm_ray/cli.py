@@ -12,6 +12,8 @@ from raffm_ray.errors import ClientError, UserError, WorkerLostError, near_miss
 USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation model on devices that are not alike
 
   raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]   a simulation; DIR defaults to runs/<name>-<time>
+  raffm-ray compare CONFIG.yaml [--seeds 0,1,2] [--key.path value ...] [--out DIR]
+                                                                 its strategy and every baseline, over seeds: one table, one picture
   raffm-ray report DIR                                           a picture and one HTML page of a finished run
   raffm-ray bench NAME [--key.path value ...] [--out DIR]        a benchmark: extraction
 
@@ -55,19 +57,27 @@ def _fresh_folder(name: str) -> Path:
     return next(path for path in (first, *(Path(f"{first}-{number}") for number in range(2, 1000))) if not path.exists())
 
 
-def run(words: Sequence[str]) -> int:
-    """`raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]`."""
-    rest = list(words)
+def _config_path(command: str, rest: list[str]) -> Path:
+    """Removes the YAML file's path from a command's words; shows every setting there where help is asked for."""
     if not rest or rest[0].startswith("-"):
-        raise UserError("run: expected the path of a YAML file, for example: raffm-ray run experiments/digits.yaml")
+        raise UserError(f"{command}: expected the path of a YAML file, for example: raffm-ray {command} experiments/digits.yaml")
     path = Path(rest.pop(0))
-    from raffm_ray.config import load
-    from raffm_ray.settings import Experiment
-
     if {"-h", "--help"} & set(rest):
         import tyro
 
-        tyro.cli(Experiment, default=load(path), args=["--help"], prog=f"raffm-ray run {path}")
+        from raffm_ray.config import load
+        from raffm_ray.settings import Experiment
+
+        tyro.cli(Experiment, default=load(path), args=["--help"], prog=f"raffm-ray {command} {path}")
+    return path
+
+
+def run(words: Sequence[str]) -> int:
+    """`raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]`."""
+    rest = list(words)
+    path = _config_path("run", rest)
+    from raffm_ray.config import load
+
     chosen = _take_flag(rest, "--out")
     experiment = load(path, rest)
     folder = Path(chosen) if chosen else _fresh_folder(experiment.name)
@@ -93,6 +103,50 @@ def run(words: Sequence[str]) -> int:
         told = f"{summary['rejected_updates']} updates of clients were not finite and were refused: a lower local.learning_rate may help"
         out.print(f"warning: {told}", style="bold red", highlight=False)
     out.print(f"picture: {image}\nreport:  {page}\nrecords: {folder}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _seeds(text: str) -> list[int]:
+    """`0,1,2` -> [0, 1, 2]."""
+    words = text.split(",")
+    if not all(word.strip().isascii() and word.strip().isdigit() for word in words):
+        raise UserError(f"--seeds: expected whole numbers with commas between them, such as 0,1,2, got {text!r}")
+    seeds = [int(word) for word in words]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds: every seed once, got {text!r}")
+    return seeds
+
+
+def compare(words: Sequence[str]) -> int:
+    """`raffm-ray compare CONFIG.yaml [--seeds 0,1,2] [--key.path value ...] [--out DIR]`."""
+    rest = list(words)
+    path = _config_path("compare", rest)
+    from raffm_ray.config import load
+
+    chosen, asked = _take_flag(rest, "--out"), _take_flag(rest, "--seeds")
+    experiment = load(path, rest)
+    seeds = _seeds(asked) if asked else [experiment.seed]
+    folder = Path(chosen) if chosen else _fresh_folder(f"compare-{experiment.name}")
+
+    from rich.console import Console
+
+    from raffm_ray.comparison import compare as compare_strategies
+    from raffm_ray.standings import notes, tables
+
+    try:
+        content = compare_strategies(experiment, seeds, folder, Console(stderr=True))
+    except KeyboardInterrupt:
+        left = f"; the same command with --out {folder} goes on after the last run that is finished" if folder.exists() else ""
+        print(f"raffm-ray: interrupted{left}", file=sys.stderr)
+        return 130
+    out = Console()
+    out = out if out.is_terminal else Console(width=100)
+    for table in tables(content):
+        out.print(table, "")
+    for note in notes(content):
+        out.print(note, style="dim", highlight=False)
+    out.print(f"picture: {folder / 'comparison.png'}\ntable:   {folder / 'comparison.md'}", highlight=False, soft_wrap=True)
+    out.print(f"runs:    {folder}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -137,7 +191,7 @@ def bench(words: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "report": report, "bench": bench}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"run": run, "compare": compare, "report": report, "bench": bench}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

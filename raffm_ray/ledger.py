@@ -7,6 +7,7 @@ from typing import Any
 from raffm_ray.axes import Plan
 from raffm_ray.devices import DEVICES
 from raffm_ray.messages import Job, Report, Update
+from raffm_ray.metrics import worst_name
 from raffm_ray.record import ClientRow, RoundRow, parameters_sha256, peak_rss_bytes
 from raffm_ray.server import training_flops
 from raffm_ray.state import Round, ServerState, Setup
@@ -84,6 +85,7 @@ def summarize(
 ) -> dict[str, Any]:
     """The content of `summary.json`. A class's bytes, seconds and joules are means over its clients' training rounds."""
     full = setup.costs(Plan())
+    weakest = worst_name(metric, final.class_metrics)
     trained = [row for row in clients if row.round > 0]
     tiers = {}
     for device, plan in final.class_plans.items():
@@ -117,6 +119,7 @@ def summarize(
         "start": start.metric,
         "global": final.metric,
         "tiers": tiers,
+        "worst_class": {"name": weakest, "metric": final.class_metrics[weakest]},
         "bytes_down": sum(row.bytes_down for row in rounds),
         "bytes_up": sum(row.bytes_up for row in rounds),
         "bytes_full_size": 2 * full.bytes * len(trained),

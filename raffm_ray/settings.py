@@ -152,6 +152,11 @@ class EvaluationSettings(Settings):
 
     every: int = Field(5, ge=1, description="rounds between evaluations; the last round is always evaluated")
     batch_size: int = Field(256, ge=1)
+    sizes: int = Field(
+        7,
+        ge=0,
+        description="sizes between the smallest class and the full model, trained by nobody, measured at the end; 0: none",
+    )
 
 
 class PoolSettings(Settings):

@@ -18,8 +18,8 @@ FLOORS = [
     "state",
     "ranking server",
     "pool pretrain prepare record display",
-    "ledger evaluation start simulation",
-    "report benchmarks benchmarks.extraction cli",
+    "ledger evaluation curve start simulation",
+    "pictures standings report comparison_picture comparison benchmarks benchmarks.extraction cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
