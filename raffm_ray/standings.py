@@ -51,6 +51,7 @@ def standings(summaries: Summaries) -> dict[str, Any]:
             "within_budgets": STRATEGIES[name].budgeted,
             **{measure: statistic([value(summary) for summary in own]) for measure, value in MEASURES.items()},
             "classes": {device: statistic([summary["tiers"][device]["metric"] for summary in own]) for device in first["tiers"]},
+            "rejected_updates": sum(summary["rejected_updates"] for summary in own),
             "curves": [summary["curve"] for summary in own],
         }
     return {
@@ -123,7 +124,10 @@ def tables(content: Mapping[str, Any]) -> list[Table]:
 
 def notes(content: Mapping[str, Any]) -> list[str]:
     """What a reader of the tables has to know, a line each."""
-    return [f"before training the full model has {with_error(content['metric'], content['start'])}", *NOTES]
+    refused = {name: one["rejected_updates"] for name, one in content["strategies"].items() if one["rejected_updates"]}
+    told = [f"updates refused because they were not finite: {', '.join(f'{name} {count}' for name, count in refused.items())}"]
+    start = f"before training the full model has {with_error(content['metric'], content['start'])}"
+    return [start, *NOTES, *(told if refused else [])]
 
 
 def markdown(content: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from raffm_ray.errors import UserError
 from raffm_ray.pictures import sizes_of
 from raffm_ray.report import write_report
 from raffm_ray.simulation import simulate
-from raffm_ray.standings import rows_of_runs, statistic
+from raffm_ray.standings import notes, rows_of_runs, statistic
 from raffm_ray.strategies import STRATEGIES
 
 SEEDS = (0, 1)
@@ -205,6 +205,25 @@ def test_finished_runs_are_reused_and_an_interrupted_one_starts_again(compared, 
     assert compare(EXPERIMENT, SEEDS, again) == content
     assert written(again) == after
     assert compare(EXPERIMENT, [1], again)["seeds"] == [1]
+
+
+def test_an_interrupted_comparison_says_how_to_go_on(out, tmp_path, capsys, monkeypatch) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(dump(EXPERIMENT))
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("raffm_ray.comparison.train", interrupted)
+    assert cli.main(["compare", str(config), "--out", str(out)]) == 130
+    assert f"the same command with --out {out} goes on" in capsys.readouterr().err
+
+
+def test_refused_updates_are_noted(compared) -> None:
+    content = compared[1]
+    assert not any("refused" in note for note in notes(content))
+    strategies = {**content["strategies"], "heterofl": {**content["strategies"]["heterofl"], "rejected_updates": 3}}
+    assert "refused because they were not finite: heterofl 3" in notes({**content, "strategies": strategies})[-1]
 
 
 def test_a_folder_of_another_configuration_is_refused_and_left_alone(compared) -> None:
