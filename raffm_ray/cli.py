@@ -13,6 +13,8 @@ from raffm_ray.flags import take_flag
 USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation model on devices that are not alike
 
   raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]   a simulation; DIR defaults to runs/<name>-<time>
+  raffm-ray compare CONFIG.yaml [--seeds 0,1,2] [--key.path value ...] [--out DIR]
+                                                                 its strategy and every baseline, over seeds: one table, one picture
   raffm-ray shares CONFIG.yaml [--key.path value ...] [--out FILE.png]   a picture and a table of who owns which data; no training
   raffm-ray report DIR                                           a picture and one HTML page of a finished run
   raffm-ray bench NAME [--key.path value ...] [--out DIR]        a benchmark: extraction
@@ -41,26 +43,27 @@ def _fresh_folder(name: str) -> Path:
     return next(path for path in (first, *(Path(f"{first}-{number}") for number in range(2, 1000))) if not path.exists())
 
 
-def _help_if_asked(command: str, path: Path, words: Sequence[str]) -> None:
-    """Prints every setting and ends the program where the words ask for it."""
-    if {"-h", "--help"} & set(words):
+def _config_path(command: str, rest: list[str]) -> Path:
+    """Removes the YAML file's path from a command's words; shows every setting there where help is asked for."""
+    if not rest or rest[0].startswith("-"):
+        raise UserError(f"{command}: expected the path of a YAML file, for example: raffm-ray {command} experiments/digits.yaml")
+    path = Path(rest.pop(0))
+    if {"-h", "--help"} & set(rest):
         import tyro
 
         from raffm_ray.config import load
         from raffm_ray.settings import Experiment
 
         tyro.cli(Experiment, default=load(path), args=["--help"], prog=f"raffm-ray {command} {path}")
+    return path
 
 
 def run(words: Sequence[str]) -> int:
     """`raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]`."""
     rest = list(words)
-    if not rest or rest[0].startswith("-"):
-        raise UserError("run: expected the path of a YAML file, for example: raffm-ray run experiments/digits.yaml")
-    path = Path(rest.pop(0))
+    path = _config_path("run", rest)
     from raffm_ray.config import load
 
-    _help_if_asked("run", path, rest)
     chosen = take_flag(rest, "--out")
     experiment = load(path, rest)
     folder = Path(chosen) if chosen else _fresh_folder(experiment.name)
@@ -89,6 +92,50 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
+def _seeds(text: str) -> list[int]:
+    """`0,1,2` -> [0, 1, 2]."""
+    words = text.split(",")
+    if not all(word.strip().isascii() and word.strip().isdigit() for word in words):
+        raise UserError(f"--seeds: expected whole numbers with commas between them, such as 0,1,2, got {text!r}")
+    seeds = [int(word) for word in words]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds: every seed once, got {text!r}")
+    return seeds
+
+
+def compare(words: Sequence[str]) -> int:
+    """`raffm-ray compare CONFIG.yaml [--seeds 0,1,2] [--key.path value ...] [--out DIR]`."""
+    rest = list(words)
+    path = _config_path("compare", rest)
+    from raffm_ray.config import load
+
+    chosen, asked = take_flag(rest, "--out"), take_flag(rest, "--seeds")
+    experiment = load(path, rest)
+    seeds = _seeds(asked) if asked else [experiment.seed]
+    folder = Path(chosen) if chosen else _fresh_folder(f"compare-{experiment.name}")
+
+    from rich.console import Console
+
+    from raffm_ray.comparison import compare as compare_strategies
+    from raffm_ray.standings import notes, tables
+
+    try:
+        content = compare_strategies(experiment, seeds, folder, Console(stderr=True))
+    except KeyboardInterrupt:
+        left = f"; the same command with --out {folder} goes on after the last run that is finished" if folder.exists() else ""
+        print(f"raffm-ray: interrupted{left}", file=sys.stderr)
+        return 130
+    out = Console()
+    out = out if out.is_terminal else Console(width=100)
+    for table in tables(content):
+        out.print(table, "")
+    for note in notes(content):
+        out.print(note, style="dim", highlight=False)
+    out.print(f"picture: {folder / 'comparison.png'}\ntable:   {folder / 'comparison.md'}", highlight=False, soft_wrap=True)
+    out.print(f"runs:    {folder}", highlight=False, soft_wrap=True)
+    return 0
+
+
 def report(words: Sequence[str]) -> int:
     """`raffm-ray report DIR`."""
     if len(words) != 1:
@@ -103,12 +150,9 @@ def report(words: Sequence[str]) -> int:
 def shares(words: Sequence[str]) -> int:
     """`raffm-ray shares CONFIG.yaml [--key.path value ...] [--out FILE.png]`."""
     rest = list(words)
-    if not rest or rest[0].startswith("-"):
-        raise UserError("shares: expected the path of a YAML file, for example: raffm-ray shares experiments/digits.yaml")
-    path = Path(rest.pop(0))
+    path = _config_path("shares", rest)
     from raffm_ray.config import load
 
-    _help_if_asked("shares", path, rest)
     chosen = take_flag(rest, "--out")
     experiment = load(path, rest)
     image = Path(chosen) if chosen else Path(f"{_fresh_folder(f'{experiment.name}-shares')}.png")
@@ -179,7 +223,7 @@ def fleet(words: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": run, "shares": shares, "report": report, "bench": bench, "fleet": fleet,
+    "run": run, "compare": compare, "shares": shares, "report": report, "bench": bench, "fleet": fleet,
 }  # fmt: skip
 
 

@@ -99,7 +99,10 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(name, *row)
     runs = {summary["strategy"]: summary, **baselines}
     moved = ", ".join(f"{name} {human_bytes(one['bytes_down'] + one['bytes_up'])}" for name, one in runs.items())
+    worst_class = ", ".join(f"{name} {shown(metric, one['worst_class']['metric'])}" for name, one in runs.items())
+    over_sizes = ", ".join(f"{name} {shown(metric, one['curve_area'])}" for name, one in runs.items() if one["curve"])
     table.caption = (
+        f"worst class: {worst_class}" + (f"; mean over sizes: {over_sizes}" if over_sizes else "") + "\n"
         "bytes, time, energy: of one client in one round, down and up; peak: of memory\n"
         "* simulated device, estimated from data sheets\n"
         f"moved in the whole run: {moved}"

@@ -7,6 +7,7 @@ from typing import Any
 from raffm_ray.axes import Plan
 from raffm_ray.clock import Visit
 from raffm_ray.messages import Report, Update
+from raffm_ray.metrics import worst_name
 from raffm_ray.record import ClientRow, RoundRow, parameters_sha256, peak_rss_bytes
 from raffm_ray.state import Round, ServerState, Setup
 
@@ -88,6 +89,7 @@ def summarize(
     `rounds`: how many were run; `best_round`: the best validated one, None without validation.
     """
     full = setup.costs(Plan())
+    weakest = worst_name(metric, final.class_metrics)
     trained = [row for row in clients if row.round > 0]
     unused = [late.visit.cost for late in state.clock.late]
     tiers = {}
@@ -123,6 +125,7 @@ def summarize(
         "start": start.metric,
         "global": final.metric,
         "tiers": tiers,
+        "worst_class": {"name": weakest, "metric": final.class_metrics[weakest]},
         "bytes_down": sum(row.bytes_down for row in rounds),
         "bytes_up": sum(row.bytes_up for row in rounds),
         "bytes_full_size": 2 * full.bytes * len(trained),

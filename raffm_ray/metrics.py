@@ -3,7 +3,7 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,11 @@ def scaled(metric: str, value: float) -> float:
 def unit(metric: str) -> str:
     """`%` where people read it so."""
     return "%" if METRICS[metric].percent else ""
+
+
+def worst_name(metric: str, named: Mapping[str, float]) -> str:
+    """The first name with the worst value."""
+    return (min if METRICS[metric].higher else max)(named, key=named.__getitem__)
 
 
 def worst(metric: str, values: Sequence[float]) -> float:

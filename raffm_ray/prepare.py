@@ -27,8 +27,9 @@ from raffm_ray.salience import METRICS
 from raffm_ray.schedule import check_clock
 from raffm_ray.seeding import generator
 from raffm_ray.server_optimizers import SERVER_OPTIMIZERS
-from raffm_ray.settings import Experiment
+from raffm_ray.settings import Experiment, StrategySettings
 from raffm_ray.state import ServerState, Setup, class_plans, setup_strategy, view_of
+from raffm_ray.strategies import STRATEGIES
 from raffm_ray.tally import Tally, tally_of
 
 
@@ -220,10 +221,23 @@ def _check_training(setup: Setup, state: ServerState) -> None:
     )
 
 
+def check_baselines(experiment: Experiment) -> None:
+    """Raises UserError unless every baseline is a strategy, another one than the experiment's own, and named once."""
+    for position, name in enumerate(experiment.baselines):
+        if name not in STRATEGIES or name == experiment.strategy.name or name in experiment.baselines[:position]:
+            other = f"another strategy than {experiment.strategy.name!r}, named once"
+            raise UserError(f"baselines: {name!r} must be {other} (known: {', '.join(STRATEGIES)})")
+
+
+def alone(experiment: Experiment, name: str) -> Experiment:
+    """The experiment under one strategy without baselines: its own as it is set, another with that strategy's own defaults."""
+    settings = experiment.strategy if name == experiment.strategy.name else StrategySettings(name=name)
+    return experiment.model_copy(update={"strategy": settings, "baselines": ()})
+
+
 def with_strategy(prepared: Prepared, name: str) -> Prepared:
-    """The same data, fleet and seed under another strategy, with that strategy's own defaults. Raises UserError as `prepare`."""
-    experiment = prepared.setup.experiment
-    changed = experiment.model_copy(update={"strategy": type(experiment.strategy)(name=name), "baselines": ()})
+    """The same data, fleet and seed under `alone`'s experiment. Raises UserError as `prepare`."""
+    changed = alone(prepared.setup.experiment, name)
     setup = replace(prepared.setup, experiment=changed, strategy=setup_strategy(changed))
     check_start(setup)
     return replace(prepared, setup=setup)

@@ -177,3 +177,31 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def read_rounds(folder: Path) -> list[dict[str, Any]]:
+    """A run's round records, in order. Raises UserError when there are none or one is damaged."""
+    files = sorted((folder / "rounds").glob("*.parquet"))
+    if not files:
+        raise UserError(f"{folder}: no finished run here (rounds/ holds no records)")
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            rows += pq.ParquetFile(file).read().to_pylist()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: damaged or not a record of a round: {str(error).splitlines()[0]}") from None
+    return rows
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A run's summary. Raises UserError when it is missing or unreadable."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no finished run here (summary.json is missing)")
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(summary, dict) or not {"name", "strategy", "tiers", "global", "bytes_full_size"} <= set(summary):
+        raise UserError(f"{path}: not the summary of a run")
+    return summary

@@ -198,6 +198,11 @@ class EvaluationSettings(Settings):
     watch: Literal["global", "worst", "mean"] = Field(
         "mean", description="what improves: the full model, the worst class's subnetwork, or the mean of full model and classes"
     )
+    sizes: int = Field(
+        7,
+        ge=0,
+        description="sizes between the smallest class and the full model, trained by nobody, measured at the end; 0: none",
+    )
 
 
 class ClockSettings(Settings):

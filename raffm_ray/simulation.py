@@ -12,6 +12,7 @@ from torch import Tensor
 from raffm_ray.architectures import build
 from raffm_ray.axes import Plan
 from raffm_ray.calibration import Statistics, collect
+from raffm_ray.curve import curve_of
 from raffm_ray.display import Display
 from raffm_ray.errors import UserError
 from raffm_ray.evaluation import evaluate
@@ -20,7 +21,7 @@ from raffm_ray.messages import Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.pool import Call, Pool, open_pool
-from raffm_ray.prepare import Prepared, prepare, with_strategy
+from raffm_ray.prepare import Prepared, check_baselines, prepare, with_strategy
 from raffm_ray.ranking import begin_calibration, rank_again, ranking_is_due
 from raffm_ray.record import Recorder, check_output, write_json
 from raffm_ray.salience import METRICS
@@ -30,7 +31,6 @@ from raffm_ray.shares import by_device, write_shares
 from raffm_ray.start import starting_parameters
 from raffm_ray.state import Round, ServerState, Setup, new_state
 from raffm_ray.stopping import chosen, compared, is_over
-from raffm_ray.strategies import STRATEGIES
 from raffm_ray.training import one_thread
 
 
@@ -104,6 +104,7 @@ def public_statistics(prepared: Prepared, state: ServerState, statistic: str) ->
 def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, console: Console) -> dict[str, Any]:
     """All rounds of one strategy, recorded as they end; returns the summary."""
     setup, experiment = prepared.setup, prepared.setup.experiment
+    write_shares(recorder.folder / "shares.parquet", prepared.tally, by_device(setup.classes, setup.budgets))
     with Display(console, experiment.strategy.name, experiment.rounds) as display:
         display.stage(
             f"{experiment.rounds} rounds of {experiment.clients.per_round} of {experiment.clients.count} clients",
@@ -143,6 +144,7 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
         console.print(f"{experiment.strategy.name}: round {best.round} is kept (evaluation.keep_best)", highlight=False)
         state, measured = best, evaluate(setup, best, pool, prepared.task)
     summary = summarize(setup, recorder.rounds, recorder.clients, first, measured, state, experiment.name, prepared.task.metric)
+    summary |= curve_of(setup, state, pool, prepared.task, measured)
     words = prepared.foundation.words
     recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None)
     return summary
@@ -159,19 +161,15 @@ def simulate(experiment: Experiment, folder: Path, console: Console | None = Non
 
 def _simulate(experiment: Experiment, folder: Path, console: Console, pool: Pool | None) -> dict[str, Any]:
     check_output(folder)
-    for position, name in enumerate(experiment.baselines):
-        if name not in STRATEGIES or name == experiment.strategy.name or name in experiment.baselines[:position]:
-            other = f"another strategy than {experiment.strategy.name!r}, named once"
-            raise UserError(f"baselines: {name!r} must be {other} (known: {', '.join(STRATEGIES)})")
+    check_baselines(experiment)
     prepared = prepare(experiment)
     beside = {name: with_strategy(prepared, name) for name in experiment.baselines}
     for name in sorted(set(experiment.fleet.budgets) - set(prepared.setup.budgets)):
         console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)
-    start = _start(prepared, console)
+    start = starting(prepared, console)
     used = pool or open_pool(prepared.runner(), experiment.pool)
     try:
         recorder = Recorder(folder, experiment)
-        write_shares(folder / "shares.parquet", prepared.tally, by_device(prepared.setup.classes, prepared.setup.budgets))
         summary = train(prepared, start, used, recorder, console)
         if beside:
             summary["baselines"] = {
@@ -185,7 +183,8 @@ def _simulate(experiment: Experiment, folder: Path, console: Console, pool: Pool
     return summary
 
 
-def _start(prepared: Prepared, console: Console) -> Tensor:
+def starting(prepared: Prepared, console: Console) -> Tensor:
+    """The flat parameters before round 1, with a bar for the training that they may need. Raises UserError as `trained`."""
     experiment = prepared.setup.experiment
     with Display(console, experiment.name, experiment.rounds) as display:
         display.stage(f"pretraining on {len(prepared.task.public)} public examples (cached)", 100)

@@ -223,7 +223,7 @@ def test_a_users_device_reaches_budgets_and_records(tmp_path) -> None:
     def row_with(**changes: float):
         path = written(tmp_path, {"devices": {"mine": MINE | changes}})
         fleet = {"profiles": str(path), "shares": {"mine": 1.0, "raspberry_pi_4": 0, "v100": 0}, "budgets": {}}
-        prepared = prepare(tiny_experiment(fleet=fleet))
+        prepared = prepare(tiny_experiment(fleet=fleet, salience={"metric": "l2"}))
         setup = prepared.setup
         assert setup.budgets == {"mine": Budget(memory_bytes=MINE["memory_bytes"] * 0.25)}
         work = begin_round(setup, plain(prepared))

