@@ -159,7 +159,8 @@ def test_without_a_validation_part_there_is_no_best_round(tmp_path) -> None:
 @pytest.mark.parametrize("watch", ["global", "worst"])
 def test_it_is_measured_on_the_validation_part(watch) -> None:
     prepared = prepare(tiny_experiment(task={"validation": 70}, evaluation={"watch": watch, "batch_size": 32}))
-    state, task, runner = state_of(prepared), prepared.task, prepared.runner()
+    start = starting_parameters(prepared, lambda *_: None, lambda *_: None)
+    state, task, runner = replace(state_of(prepared), parameters=start), prepared.task, prepared.runner()
     found = evaluate(prepared.setup, state, InProcessPool(prepared.runner()), task)
     parts = {"validation": task.validation, "held_out": task.held_out}
     right = {
