@@ -58,7 +58,7 @@ def _adaptive(
     change = averaged - old
     mean = settings.beta1 * before["mean"] + (1 - settings.beta1) * change
     square = second_moment(before["square"], change.square())
-    new = old + _rate(settings, 0.01) * mean / (square.sqrt() + settings.tau)
+    new = old + _rate(settings, 0.001) * mean / (square.sqrt() + settings.tau)
     return _where_covered(covered, old, new, before, {"mean": mean, "square": square})
 
 

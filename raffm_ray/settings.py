@@ -180,7 +180,7 @@ class ServerSettings(Settings):
     """How the server moves the model towards a round's average."""
 
     optimizer: str = Field("sgd", description="an optimizer of raffm_ray.server_optimizers.SERVER_OPTIMIZERS")
-    learning_rate: float | None = Field(None, gt=0, description="default: 1 for sgd and momentum, 0.01 for adam and yogi")
+    learning_rate: float | None = Field(None, gt=0, description="default: 1 for sgd and momentum, 0.001 for adam and yogi")
     beta1: float = Field(0.9, ge=0, lt=1, description="what momentum, adam and yogi keep of the changes so far")
     beta2: float = Field(0.99, ge=0, lt=1, description="what adam and yogi keep of the squared changes so far")
     tau: float = Field(1e-3, gt=0, description="adaptivity of adam and yogi: smaller adapts more")

@@ -236,15 +236,30 @@ def test_every_head_s_model_learns_from_another_s_outputs(head) -> None:
 
 def test_a_round_distils_and_charges_what_it_charged_before() -> None:
     blocks = {}
-    for distill in (None, 0.0, 0.5):
-        prepared = prepare(tiny_experiment(strategy={"prefix": "smallest", "distill": distill}, salience={"until": 0}))
+    for distill, temperature in ((None, 1.0), (0.0, 4.0), (0.5, 1.0), (0.5, 4.0)):
+        options = {"prefix": "smallest", "distill": distill, "temperature": temperature}
+        prepared = prepare(tiny_experiment(strategy=options, salience={"until": 0}))
         state = state_of(prepared)
         work = begin_round(prepared.setup, state)
         update, part = prepared.runner().block(work.package, state.parameters.numpy(), work.jobs)
-        blocks[distill] = part, [report.forward_backward for report in update.reports]
-    assert (blocks[None][0] == blocks[0.0][0]).all()
-    assert (blocks[None][0] != blocks[0.5][0]).any()
-    assert blocks[None][1] == blocks[0.5][1]
+        blocks[distill, temperature] = part, [report.forward_backward for report in update.reports]
+    plain, zero, cold, warm = blocks.values()
+    assert (plain[0] == zero[0]).all()
+    assert (plain[0] != cold[0]).any()
+    assert (cold[0] != warm[0]).any()
+    assert plain[1] == cold[1] == warm[1]
+
+
+def test_a_client_is_pulled_back_to_what_it_was_given() -> None:
+    moved = {}
+    for proximal in (0.0, 40.0):
+        local = {"optimizer": "sgd", "learning_rate": 0.02, "clip": None, "steps": 10, "proximal": proximal}
+        prepared = prepare(tiny_experiment(local=local, salience={"until": 0}))
+        state = state_of(prepared)
+        work = begin_round(prepared.setup, state)
+        _, part = prepared.runner().block(work.package, state.parameters.numpy(), work.jobs[:1])
+        moved[proximal] = float(np.linalg.norm(part))
+    assert 0 < moved[40.0] < 0.5 * moved[0.0]
 
 
 @pytest.mark.parametrize("prefix", ["none", "one"])

@@ -19,7 +19,7 @@ from raffm_ray.settings import ServerSettings
 from raffm_ray.simulation import simulate
 from raffm_ray.state import new_state
 
-RATES = {"sgd": 1.0, "momentum": 1.0, "adam": 0.01, "yogi": 0.01}
+RATES = {"sgd": 1.0, "momentum": 1.0, "adam": 0.001, "yogi": 0.001}
 SETTINGS = {"beta1": 0.8, "beta2": 0.95, "tau": 0.01}
 
 

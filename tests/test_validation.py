@@ -12,13 +12,17 @@ from rich.console import Console
 from test_prefixes_and_strategies import state_of
 from test_tasks import load, sentences, words, write  # noqa: F401 - words is a fixture
 
+from raffm_ray.axes import Plan
 from raffm_ray.data import load_task
 from raffm_ray.errors import UserError
+from raffm_ray.evaluation import evaluate
+from raffm_ray.examples import Examples
+from raffm_ray.messages import Package
 from raffm_ray.pool import InProcessPool
 from raffm_ray.prepare import prepare
 from raffm_ray.record import Recorder, parameters_sha256
 from raffm_ray.seeding import generator
-from raffm_ray.settings import TaskSettings
+from raffm_ray.settings import LocalSettings, TaskSettings
 from raffm_ray.simulation import simulate, train
 from raffm_ray.start import starting_parameters
 from raffm_ray.state import new_state
@@ -150,6 +154,36 @@ def test_without_a_validation_part_there_is_no_best_round(tmp_path) -> None:
     summary = simulate(tiny_experiment(rounds=1, salience={"metric": "l1"}), tmp_path / "run")
     assert (summary["rounds"], summary["best_round"]) == (1, None)
     assert pq.read_table(tmp_path / "run" / "rounds").to_pylist()[0]["validation"] is None
+
+
+@pytest.mark.parametrize("watch", ["global", "worst"])
+def test_it_is_measured_on_the_validation_part(watch) -> None:
+    prepared = prepare(tiny_experiment(task={"validation": 70}, evaluation={"watch": watch, "batch_size": 32}))
+    start = starting_parameters(prepared, lambda *_: None, lambda *_: None)
+    state, task, runner = replace(state_of(prepared), parameters=start), prepared.task, prepared.runner()
+    found = evaluate(prepared.setup, state, InProcessPool(prepared.runner()), task)
+    parts = {"validation": task.validation, "held_out": task.held_out}
+    right = {
+        name: {
+            device: np.mean(_classes(runner, state, plan, part) == part.labels)
+            for device, plan in {"full": Plan(), **found.class_plans}.items()
+        }
+        for name, part in parts.items()
+    }
+    full = right["validation"].pop("full")
+    assert found.validation == pytest.approx(full if watch == "global" else min(right["validation"].values()))
+    assert found.metric == pytest.approx(right["held_out"].pop("full"))
+    assert found.class_metrics == pytest.approx(right["held_out"])
+
+
+def _classes(runner: Any, state: Any, plan: Plan, part: Examples) -> np.ndarray:
+    module = runner._module(
+        runner._parameters(state.parameters.numpy()), plan, Package(0, 0, (plan,), LocalSettings(), 0.0)
+    ).eval()
+    with torch.no_grad():
+        classes = module(pixel_values=part.batch(slice(None))["pixel_values"]).logits.argmax(-1).numpy()
+    runner._release()
+    return classes
 
 
 def test_the_held_out_part_decides_nothing(tmp_path) -> None:
