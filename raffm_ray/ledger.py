@@ -52,7 +52,7 @@ def round_row(
     losses = [(row.loss, row.examples) for row in rows if row.loss == row.loss]
     weight = sum(examples for _, examples in losses)
     return RoundRow(
-        round=number, selected=len(rows), arrived=outcomes.count("used"), late=outcomes.count("late") + outcomes.count("stale"),
+        round=number, drawn=work.drawn if work else 0, selected=len(rows), arrived=outcomes.count("used"), late=outcomes.count("late") + outcomes.count("stale"),
         dropped=outcomes.count("dropped"), learning_rate=work.package.learning_rate if work else 0.0,
         train_loss=sum(loss * examples for loss, examples in losses) / weight if weight else None,
         metric=measured.metric if measured else None, loss=measured.loss if measured else None,
@@ -128,7 +128,7 @@ def summarize(
         "worst_class": {"name": weakest, "metric": final.class_metrics[weakest]},
         "bytes_down": sum(row.bytes_down for row in rounds),
         "bytes_up": sum(row.bytes_up for row in rounds),
-        "bytes_full_size": 2 * full.bytes * len(trained),
+        "bytes_full_size": 2 * full.bytes * sum(row.drawn for row in rounds),
         "simulated_seconds": state.clock.seconds,
         "energy_joules": sum(row.energy_joules for row in rounds),
         "wasted_bytes": state.clock.wasted_bytes + sum(cost.bytes_down + cost.bytes_up for cost in unused),

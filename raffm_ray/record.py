@@ -55,12 +55,13 @@ class ClientRow:
 class RoundRow:
     """One round. Round 0 is before training: the first calibration and the start's evaluation. Metrics are None between evaluations.
 
-    `selected` clients were sent work, of whom `arrived` were back before the round's end, `late` after it, and `dropped` never.
+    Of `drawn` clients `selected` were sent work (a strategy may let some rest), of whom `arrived` were back before the round's end, `late` after it, and `dropped` never.
     `round_seconds`: how long it took; `simulated_seconds`: virtual time at its end. Bytes and joules include what was in vain.
     `validation`: what `evaluation.watch` names, on the validation part, None where there is none.
     """
 
     round: int
+    drawn: int
     selected: int
     arrived: int
     late: int

@@ -116,7 +116,7 @@ def schedule(setup: Setup, package: Package, jobs: Sequence[Job], start_seconds:
     used = [visit.job for visit in visits if visit.outcome == "used"]
     stale = tuple((visit.job,) for visit in visits if visit.outcome == "stale")
     blocks = blocks_of(used, experiment.pool.block_clients) + stale
-    return Round(package, blocks, tuple(visits), len(stale), start_seconds, end)
+    return Round(package, blocks, tuple(visits), late=len(stale), start_seconds=start_seconds, seconds=end)
 
 
 def advance(

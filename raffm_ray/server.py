@@ -74,7 +74,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
         experiment.salience.examples, statistic is not None and cuts_residual(setup, state), state.norms,
         strategy.distill, experiment.strategy.temperature,
     )  # fmt: skip
-    return schedule(setup, package, jobs, start_seconds)
+    return replace(schedule(setup, package, jobs, start_seconds), drawn=len(chosen))
 
 
 def _check_nesting(setup: Setup, plans: Sequence[Plan], prefixes_of: Mapping[int, tuple[int, ...]]) -> None:

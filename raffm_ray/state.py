@@ -80,12 +80,13 @@ class Round:
     """A round's work: what all share, and the jobs by block.
 
     Clients whose updates nobody will use have no job, only a visit. The last `late` blocks hold one client each, whose update comes
-    after the round's end. `visits`: everybody who was selected, in client order; `start_seconds`: virtual time; `seconds`: until the end.
+    after the round's end. `drawn`: how many clients the strategy was asked about; `visits`: everybody whom it gave work, in client order; `start_seconds`: virtual time; `seconds`: until the end.
     """
 
     package: Package
     blocks: tuple[tuple[Job, ...], ...]
     visits: tuple[Visit, ...] = ()
+    drawn: int = 0
     late: int = 0
     start_seconds: float = 0.0
     seconds: float = 0.0

@@ -361,3 +361,10 @@ def test_a_model_whose_layers_cannot_be_dropped() -> None:
     assert STRATEGIES["depth"].train(view_of(solid, {}), whole, 0) == Plan()
     with pytest.raises(UserError, match="below the full model, of which no layer can be dropped: params"):
         STRATEGIES["depth"].train(view_of(solid, {}), half, 0)
+
+
+def test_clients_that_rest_count_in_what_full_size_would_have_moved(tmp_path) -> None:
+    exclusive, full = (simulate(tiny_experiment(strategy={"name": name}), tmp_path / name) for name in ("exclusive", "full"))
+    assert exclusive["bytes_full_size"] == full["bytes_full_size"] > 0
+    assert exclusive["tiers"]["v100"]["client_rounds"] < 10  # of 5 a round; the others had nothing to do
+    assert exclusive["tiers"]["laptop"]["client_rounds"] == 0 < full["tiers"]["laptop"]["client_rounds"]
