@@ -218,7 +218,7 @@ class Strategy:
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "raffm": Strategy(ranked, ranked, prefix="random"),
+    "raffm": Strategy(ranked, ranked, prefix="random", aggregation="damped"),
     "raffm_reference": Strategy(raffm_reference, raffm_reference, salience=False, aggregation="all_clients"),
     "full": Strategy(whole, ranked, budgeted=False),
     "exclusive": Strategy(exclusive, ranked),
