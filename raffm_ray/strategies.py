@@ -131,8 +131,9 @@ def fjord(view: View, budget: Budget, client: int) -> Plan:
     """FjORD (Horvath et al. 2021, algorithm 1): ordered dropout, the plans of HeteroFL and in every step one of the smaller ones.
 
     A step trains a width drawn uniformly from those of all device classes up to the client's own (the prefix "one"). It deviates in
-    that the first step trains the client's own width, since all of its entries are averaged as trained; rates follow from budgets
-    instead of a grid; and there is no self-distillation from the client's widest network.
+    that the first step trains the client's own width, since all of its entries are averaged as trained, and rates follow from budgets
+    instead of a grid. Its self-distillation from the client's widest network is `strategy.prefix: random` with `strategy.distill`: every
+    step then trains the own width too.
     """
     return heterofl(view, budget, client)
 
