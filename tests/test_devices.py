@@ -129,8 +129,11 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path) -> None:
 
 # What a round costs
 
+AMOUNTS = st.just(0.0) | st.floats(1, 1e15)
+"""Of FLOPs or bytes: none, or at least one."""
 
-@given(st.floats(0, 1e15), st.floats(0, 1e15))
+
+@given(AMOUNTS, AMOUNTS)
 def test_the_roofline_is_the_slower_of_computing_and_memory(flops, traffic) -> None:
     seconds = compute_seconds(DEVICE, Work(flops, traffic))
     computing, moving = flops / 5e8, traffic / 5e7
