@@ -20,7 +20,8 @@ class Package:
 
     `plans` are referred to by position. `statistic`: what calibrating clients report; `measure_norms`: and their norms' besides.
     `norms`: statistics by which norms of plans with a cut residual are corrected; empty for none. `distill`: how much of a prefix's
-    loss is the soft outputs of the client's own plan, at `temperature`.
+    loss is the soft outputs of the client's own plan, at `temperature`. `stack`: by plan, how many of its clients may be trained at once;
+    empty where it is always one.
     """
 
     seed: int
@@ -34,6 +35,7 @@ class Package:
     norms: Statistics = field(default_factory=dict)
     distill: float = 0.0
     temperature: float = 1.0
+    stack: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

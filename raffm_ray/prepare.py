@@ -28,6 +28,7 @@ from raffm_ray.schedule import check_clock
 from raffm_ray.seeding import generator
 from raffm_ray.server_optimizers import SERVER_OPTIMIZERS
 from raffm_ray.settings import Experiment, StrategySettings
+from raffm_ray.stacked import why_not_stacked
 from raffm_ray.state import ServerState, Setup, class_plans, setup_strategy, view_of
 from raffm_ray.strategies import STRATEGIES
 from raffm_ray.tally import Tally, tally_of
@@ -190,9 +191,28 @@ def prepare(experiment: Experiment) -> Prepared:
     classes = _devices(experiment, task, tally, shares_of_fleet)
     budgets = _budgets(experiment, architecture, list(shares_of_fleet), profiles.devices)
     availability = available(experiment.clock, experiment.seed, experiment.clients.count)
-    setup = Setup(experiment, architecture, strategy, budgets, classes, tally.sizes.tolist(), profiles.devices, availability)
+    setup = Setup(
+        experiment,
+        architecture,
+        strategy,
+        budgets,
+        classes,
+        tally.sizes.tolist(),
+        profiles.devices,
+        availability,
+        not_stacked(experiment, architecture),
+    )
     check_start(setup)
     return Prepared(setup, task, foundation, tuple(shares), tally)
+
+
+def not_stacked(experiment: Experiment, architecture: Architecture) -> str | None:
+    """Why clients are trained one by one, None where they need not. Raises UserError where the experiment asks for more at once."""
+    asked = experiment.pool.stack_clients
+    reason = why_not_stacked(architecture) if asked != 1 else None
+    if reason and asked:
+        raise UserError(f"pool.stack_clients: {asked} clients of this model cannot be trained at once: {reason}")
+    return reason
 
 
 def check_start(setup: Setup) -> None:

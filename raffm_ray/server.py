@@ -22,6 +22,7 @@ from raffm_ray.state import (
     ServerState,
     Setup,
     class_plans,
+    stack_sizes,
     view_of,
 )
 
@@ -72,7 +73,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
     package = Package(
         experiment.seed, number, tuple(by_size), experiment.local, _learning_rate(experiment, number), statistic,
         experiment.salience.examples, statistic is not None and cuts_residual(setup, state), state.norms,
-        strategy.distill, experiment.strategy.temperature,
+        strategy.distill, experiment.strategy.temperature, stack_sizes(setup, by_size),
     )  # fmt: skip
     return replace(schedule(setup, package, jobs, start_seconds), drawn=len(chosen))
 

@@ -237,7 +237,7 @@ class ClockSettings(Settings):
 
 
 class PoolSettings(Settings):
-    """Where clients run. None of these changes a result except `block_clients`."""
+    """Where clients run. None of these changes a result except `block_clients` and `stack_clients`, which change how it is rounded."""
 
     backend: Literal["ray", "in_process"] = "ray"
     workers: int | None = Field(None, ge=1, description="actors; default: one a core, or a GPU share")
@@ -246,6 +246,9 @@ class PoolSettings(Settings):
         "auto", description="where workers compute; auto: on the GPU if they have a share of one"
     )
     block_clients: int | None = Field(None, ge=1, description="clients a block; default: a 64th of the round")
+    stack_clients: int | None = Field(
+        None, ge=1, description="clients of one plan trained at once, as one stacked module; default: 16 of small models, else 1"
+    )
     attempts: int = Field(3, ge=1, description="how often a block is tried when its worker dies")
 
     @model_validator(mode="after")

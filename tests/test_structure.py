@@ -12,9 +12,9 @@ FLOORS = [
     "errors flags axes layout settings config seeding cache examples metrics correlation tally",
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures devices partition objectives sources availability",
-    "encoding observing calibration salience rotation norms costs device_costs",
+    "stacked encoding observing calibration salience rotation norms costs device_costs",
     "extraction messages kinds foundation",
-    "data strategies training client aggregate clock server_optimizers",
+    "data strategies training stacking workshop client aggregate clock server_optimizers",
     "state",
     "ranking server work schedule stopping",
     "pool pretrain prepare record display shares",
