@@ -64,7 +64,20 @@ def _batch(examples: Examples, drawn: Sequence[NDArray[np.int64] | None], device
     return examples.batch(rows.reshape(-1), device), torch.from_numpy(real).to(device)
 
 
-def _backward(
+def _passes(
+    members: Sequence[Member], drawn: Sequence[NDArray[np.int64] | None], prefix: str, prefixes: int, step: int
+) -> dict[int | None, list[int]]:
+    """Which rows go through the own plan (None) and through each prefix in a step, as `training.choose` says for each client."""
+    passes: dict[int | None, list[int]] = {}
+    for row, (member, indices) in enumerate(zip(members, drawn, strict=True)):
+        if indices is not None:
+            whole, smaller = choose(prefix, prefixes, step, member.prefix_rng)
+            for position in ([None] if whole else []) + ([] if smaller is None else [smaller]):
+                passes.setdefault(position, []).append(row)
+    return passes
+
+
+def _whole(
     module: StackedModule, parameters: Stack, objective: Objective, batch: Mapping[str, Tensor], real: Tensor
 ) -> list[float]:
     """Adds every client's gradient of its mean loss over its real rows; returns these losses, [clients]."""
@@ -74,6 +87,15 @@ def _backward(
     losses = summed / torch.where(real.any(1), counted, 1.0)
     losses.sum().backward()
     return [float(loss) for loss in losses.detach().tolist()]
+
+
+def _some(part: Part, objective: Objective, batch: Mapping[str, Tensor], real: Tensor, at: Tensor) -> list[float]:
+    """`_whole` for these rows of a stack, through a part of it."""
+    part.prefix.read()
+    chosen = {name: values.view(*real.shape, *values.shape[1:])[at].flatten(0, 1) for name, values in batch.items()}
+    losses = _whole(part.module, part.parameters, objective, chosen, real[at])
+    part.prefix.return_gradients()
+    return losses
 
 
 def _clip(parameters: Stack, largest: float) -> None:
@@ -106,28 +128,19 @@ def train_stack(
         drawn = [next(stream, None) for stream in streams]
         batch, real = _batch(examples, drawn, device)
         optimizer.zero_grad(set_to_none=True)
-        groups: dict[int | None, list[int]] = {}
-        for row, (one, indices) in enumerate(zip(members, drawn, strict=True)):
-            if indices is not None:
-                whole, smaller = choose(prefix, prefixes, step, one.prefix_rng)
-                for position in ([None] if whole else []) + ([] if smaller is None else [smaller]):
-                    groups.setdefault(position, []).append(row)
-                    seen[row][position] = seen[row].get(position, 0) + len(indices)
-        active = [row for row, indices in enumerate(drawn) if indices is not None]
-        for position, rows in sorted(groups.items(), key=lambda group: -1 if group[0] is None else group[0]):
-            if position is None and rows == active:
-                found = dict(enumerate(_backward(module, stack, objective, batch, real)))
-            else:
-                at = torch.tensor(rows, device=device)
-                smaller_part = part(position, at)
-                smaller_part.prefix.read()
-                chosen = {name: values.view(*real.shape, *values.shape[1:])[at].flatten(0, 1) for name, values in batch.items()}
-                of_rows = _backward(smaller_part.module, smaller_part.parameters, objective, chosen, real[at])
-                smaller_part.prefix.return_gradients()
-                found = dict(zip(rows, of_rows, strict=True))
-            if position is None:
-                for row in rows:
-                    losses[row].append(found[row])
+        passes = _passes(members, drawn, prefix, prefixes, step)
+        for position, rows in sorted(passes.items(), key=lambda one: -1 if one[0] is None else one[0]):
+            at = torch.tensor(rows, device=device)
+            everybody = position is None and len(rows) == sum(indices is not None for indices in drawn)
+            found = (
+                _whole(module, stack, objective, batch, real)
+                if everybody
+                else _some(part(position, at), objective, batch, real, at)
+            )
+            for row in rows:
+                seen[row][position] = seen[row].get(position, 0) + int(real[row].sum())
+                if position is None:
+                    losses[row].append(found[row if everybody else rows.index(row)])
         fill_gradients(stack.values(), used)
         if local.proximal:
             pull_back(list(stack.values()), given, local.proximal)  # type: ignore[arg-type]  # leaves

@@ -136,7 +136,7 @@ class System:
     """Twelve clients of a tiny model with shares of unlike sizes, and a package in which they train."""
 
     def __init__(self, prefix: str = "none", **local: Any) -> None:
-        experiment = tiny_experiment(local={"batch_size": 8, "learning_rate": 0.01, **local})
+        experiment = tiny_experiment(local={"batch_size": 32, "learning_rate": 0.01, **local})
         self.prepared = prepare(experiment)
         setup = self.prepared.setup
         state = new_state(
