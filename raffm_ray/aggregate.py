@@ -42,11 +42,17 @@ def damped_by_coverage(old: Tensor, summed: Tensor, covered: Tensor, total: floa
 RULES: dict[str, Rule] = {"coverage": mean_over_coverage, "damped": damped_by_coverage, "all_clients": mean_over_all}
 
 
-def flat_coverage(weights: Mapping[int, float], plans: Sequence[Plan], layout: Layout, shapes: Shapes) -> Tensor:
-    """How much weight covers each entry, flat: one pass for every distinct plan, whatever the number of clients."""
-    total = torch.zeros(sum(torch.Size(shape).numel() for shape in shapes.values()))
-    named = views(total, shapes)
+def flat_coverage(
+    weights: Mapping[int, float], plans: Sequence[Plan], layout: Layout, shapes: Shapes, owned: Sequence[str] = (),
+    copies: Sequence[int] = (), length: int | None = None,
+) -> Tensor:  # fmt: skip
+    """How much weight covers each entry, flat: one pass for every distinct plan, whatever the number of clients.
+
+    `owned`, `copies`: as in a `Package`; `length`: of the flat array, where there are copies.
+    """
+    total = torch.zeros(length or sum(torch.Size(shape).numel() for shape in shapes.values()))
     for number, weight in sorted(weights.items()):
+        named = views(total, shapes, owned, copies[number] if copies else 0)
         for name, spec in layout.parameters.items():
             if is_kept(spec.layer, plans[number]):
                 named[name].add_(coverage(shapes[name], spec.dims, layout.axes, plans[number], weight))

@@ -83,19 +83,19 @@ class Runner:
         """What the model's head is trained for."""
         return OBJECTIVES[self.architecture.head]
 
-    def _parameters(self, flat: NDArray[np.float32]) -> dict[str, Tensor]:
+    def _parameters(self, flat: NDArray[np.float32], package: Package, plan: int | None) -> dict[str, Tensor]:
         # The array may be shared memory that torch could write to although it is read-only: `_module` copies out of it.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return views(torch.from_numpy(flat), self.architecture.shapes)
+            return views(torch.from_numpy(flat), self.architecture.shapes, package.owned, package.copy_of(plan))
 
     def block(self, package: Package, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
         """Trains a block of clients in order; returns its reports and the flat sum of `weight x (trained - given)`."""
-        parameters = self._parameters(flat)
         sums: dict[int, Tensor] = {}
         weights: dict[int, float] = {}
         reports, statistics = [], None
         for plan, group in groups(jobs, package.stack):
+            parameters = self._parameters(flat, package, plan)
             try:
                 together = self._train_together(parameters, package, group, plan) if len(group) > 1 and plan is not None else None
                 for position, job in enumerate(group):
@@ -109,8 +109,8 @@ class Runner:
             finally:
                 self.workshop.release()
         total = torch.zeros(flat.shape[0])
-        named = views(total, self.architecture.shapes)
         for number, summed in sorted(sums.items()):
+            named = views(total, self.architecture.shapes, package.owned, package.copy_of(number))
             chosen = self.workshop.selections(package.plans[number])
             shapes = {name: selected_shape(self.architecture.shapes[name], selected) for name, selected in chosen.items()}
             for name, values in views(summed, shapes).items():
@@ -213,7 +213,7 @@ class Runner:
         examples = self.validation if validating else self.held_out
         assert examples is not None
         try:
-            module = self.workshop.module(self._parameters(flat), package.plans[plan], package.norms).eval()
+            module = self.workshop.module(self._parameters(flat, package, plan), package.plans[plan], package.norms).eval()
             batch = examples.batch(slice(start, stop), self.device)
             labels = batch.pop("labels")
             with torch.inference_mode():

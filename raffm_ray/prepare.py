@@ -20,6 +20,7 @@ from raffm_ray.errors import UserError, in_short, look_up, near_miss
 from raffm_ray.examples import Examples
 from raffm_ray.extraction import KINDS, kind_of
 from raffm_ray.foundation import Foundation, load_foundation
+from raffm_ray.own import owned_names
 from raffm_ray.partition import PARTITIONS, partition
 from raffm_ray.ranking import begin_calibration, plain_state
 from raffm_ray.rotation import rotatable
@@ -192,16 +193,9 @@ def prepare(experiment: Experiment) -> Prepared:
     budgets = _budgets(experiment, architecture, list(shares_of_fleet), profiles.devices)
     availability = available(experiment.clock, experiment.seed, experiment.clients.count)
     setup = Setup(
-        experiment,
-        architecture,
-        strategy,
-        budgets,
-        classes,
-        tally.sizes.tolist(),
-        profiles.devices,
-        availability,
-        not_stacked(experiment, architecture),
-    )
+        experiment, architecture, strategy, budgets, classes, tally.sizes.tolist(), profiles.devices, availability,
+        not_stacked(experiment, architecture), owned_names(architecture, experiment.strategy.own),
+    )  # fmt: skip
     check_start(setup)
     return Prepared(setup, task, foundation, tuple(shares), tally)
 

@@ -131,7 +131,15 @@ def advance(
     arrived, waiting, expired = settle(setup.experiment.clock, clock.late, number, end)
     visits = [visit for visit in work.visits if visit.outcome == "stale"]
     sent = tuple(
-        Late(number, work.start_seconds + visit.cost.seconds, visit, work.package.plans[plan], weight, summed)
+        Late(
+            number,
+            work.start_seconds + visit.cost.seconds,
+            visit,
+            work.package.plans[plan],
+            weight,
+            summed,
+            work.package.copy_of(plan),
+        )
         for visit, update, summed in zip(visits, updates, sums, strict=True)
         for plan, weight in update.weights.items()
     )

@@ -160,6 +160,7 @@ class StrategySettings(Settings):
         None, ge=0, le=1, description="how much of a prefix's loss is the client's own plan's soft outputs, instead of labels"
     )
     temperature: float = Field(1.0, gt=0, description="of the soft outputs")
+    own: tuple[str, ...] = Field((), description="parameters with a copy for every class's size: kinds of raffm_ray.own.OWNED")
 
 
 class LocalSettings(Settings):

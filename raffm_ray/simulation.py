@@ -20,6 +20,7 @@ from raffm_ray.ledger import client_rows, round_row, summarize
 from raffm_ray.messages import Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.objectives import OBJECTIVES
+from raffm_ray.own import saved_copies, with_copies
 from raffm_ray.pool import Call, Pool, open_pool
 from raffm_ray.prepare import Prepared, check_baselines, prepare, with_strategy
 from raffm_ray.ranking import begin_calibration, rank_again, ranking_is_due
@@ -111,7 +112,9 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
             experiment.rounds,
         )
         began = time.perf_counter()
-        state, work, updates = _first_ranking(prepared, new_state(start), pool, display)
+        state, work, updates = _first_ranking(
+            prepared, new_state(with_copies(start, setup.architecture, setup.owned, len(setup.budgets))), pool, display
+        )
         first = measured = evaluate(setup, state, pool, prepared.task)
         state = compared(setup, state, prepared.task.metric, first.validation)
         rows = client_rows(setup, work, updates)
@@ -146,7 +149,8 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
     summary = summarize(setup, recorder.rounds, recorder.clients, first, measured, state, experiment.name, prepared.task.metric)
     summary |= curve_of(setup, state, pool, prepared.task, measured)
     words = prepared.foundation.words
-    recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None)
+    own = saved_copies(state.parameters, setup.architecture, setup.owned, list(setup.budgets))
+    recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None, own)
     return summary
 
 

@@ -17,6 +17,7 @@ from raffm_ray.devices import Device
 from raffm_ray.errors import TooSmallError, UserError, look_up
 from raffm_ray.extraction import Cutting
 from raffm_ray.messages import Job, Package, views
+from raffm_ray.own import copies_of
 from raffm_ray.salience import Scores
 from raffm_ray.server_optimizers import Moments
 from raffm_ray.settings import Experiment
@@ -27,7 +28,7 @@ from raffm_ray.strategies import STRATEGIES, Strategy, View
 class Setup:
     """What does not change during a run. `budgets`: by device class, weakest first; `classes`: the class of every client;
     `devices`: all classes that are known; `availability`: who is awake when; `not_stacked`: why clients must be trained one by one, None
-    where they need not."""
+    where they need not; `owned`: parameters of which sizes have copies of their own."""
 
     experiment: Experiment
     architecture: Architecture
@@ -38,6 +39,7 @@ class Setup:
     devices: Mapping[str, Device]
     availability: Availability
     not_stacked: str | None = None
+    owned: tuple[str, ...] = ()
 
     @property
     def cutting(self) -> Cutting:
@@ -173,6 +175,16 @@ def stack_sizes(setup: Setup, plans: Sequence[Plan]) -> tuple[int, ...]:
         return ()
     return tuple(
         asked or (STACK_CLIENTS if setup.costs(plan).training_flops * batch_size <= STACK_FLOPS else 1) for plan in plans
+    )
+
+
+def copies(setup: Setup, state: ServerState, plans: Sequence[Plan], round_number: int | None = None) -> tuple[int, ...]:
+    """Which copy of the owned parameters each plan uses; empty where there are none."""
+    if not setup.owned:
+        return ()
+    classes = class_plans(setup, state, round_number)
+    return copies_of(
+        {name: setup.costs(plan).params for name, plan in classes.items()}, [setup.costs(plan).params for plan in plans]
     )
 
 

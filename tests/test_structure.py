@@ -13,7 +13,7 @@ FLOORS = [
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures devices partition objectives sources availability",
     "stacked encoding observing calibration salience rotation norms costs device_costs",
-    "extraction messages kinds foundation",
+    "extraction messages own kinds foundation",
     "data strategies training stacking workshop client aggregate clock server_optimizers",
     "state",
     "ranking server work schedule stopping",
