@@ -25,6 +25,7 @@ from raffm_ray.messages import Job, Package, Report, Update, views
 from raffm_ray.nesting import cut_layout, within
 from raffm_ray.norms import correct_norms, norm_factors, norm_statistics, relative_factors
 from raffm_ray.objectives import OBJECTIVES, Objective
+from raffm_ray.phases import Stopwatch
 from raffm_ray.seeding import generator, torch_seed
 from raffm_ray.training import Prefix, train
 
@@ -68,6 +69,7 @@ class Runner:
     skeletons: dict[object, Skeleton] = field(default_factory=dict)
     cuts: dict[object, Selections] = field(default_factory=dict)
     in_use: list[Skeleton] = field(default_factory=list)
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def objective(self) -> Objective:
@@ -90,12 +92,13 @@ class Runner:
     def _module(self, parameters: Parameters, plan: Plan, package: Package) -> nn.Module:
         """The plan's module with its own copy of the weights, until `_release`."""
         layout = self.architecture.layout
-        cut = {name: take_selected(parameters[name], selected) for name, selected in self._selections(plan).items()}
-        tensors = correct_norms(cut, norm_factors(plan, layout, package.norms))
-        owned = {name: values.to(self.device, copy=True) for name, values in tensors.items()}
-        chosen = _remember(self.skeletons, skeleton_key(self.architecture, plan), lambda: self._skeleton(plan))
-        self.in_use.append(chosen)
-        return install(chosen.module, owned)
+        with self.watch.during("cut"):
+            cut = {name: take_selected(parameters[name], selected) for name, selected in self._selections(plan).items()}
+            tensors = correct_norms(cut, norm_factors(plan, layout, package.norms))
+            owned = {name: values.to(self.device, copy=True) for name, values in tensors.items()}
+            chosen = _remember(self.skeletons, skeleton_key(self.architecture, plan), lambda: self._skeleton(plan))
+            self.in_use.append(chosen)
+            return install(chosen.module, owned)
 
     def _release(self) -> None:
         """Takes the weights and gradients out of the modules used, so that only skeletons stay in memory."""
@@ -122,11 +125,12 @@ class Runner:
                 for name, values in change.items():
                     own[name].add_(values, alpha=job.weight)
                 weights[job.plan] = weights.get(job.plan, 0.0) + job.weight
-        total = torch.zeros(flat.shape[0])
-        named = views(total, self.architecture.shapes)
-        for plan, changes in sorted(sums.items()):
-            for name, values in changes.items():
-                scatter_add_selected(named[name], values, self._selections(package.plans[plan])[name])
+        with self.watch.during("return"):
+            total = torch.zeros(flat.shape[0])
+            named = views(total, self.architecture.shapes)
+            for plan, changes in sorted(sums.items()):
+                for name, values in changes.items():
+                    scatter_add_selected(named[name], values, self._selections(package.plans[plan])[name])
         return Update(weights, tuple(reports), statistics), total.numpy()
 
     def _client(
@@ -140,11 +144,13 @@ class Runner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(package.seed, "client", package.round, job.client))
             if job.calibrate and package.statistic:
-                measured = self._calibrate(parameters, package, job.client, package.statistic)
+                with self.watch.during("calibrate"):
+                    measured = self._calibrate(parameters, package, job.client, package.statistic)
                 if not _is_finite(measured):
                     measured, accepted = None, False
             if job.plan is not None:
-                loss, seen, change = self._train(parameters, package, job, job.plan)
+                with self.watch.during("train"):
+                    loss, seen, change = self._train(parameters, package, job, job.plan)
                 steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
                 if not _is_finite(change):
                     change, accepted = None, False
@@ -206,14 +212,15 @@ class Runner:
         """(answers [examples, k], summed loss, targets) of a plan's subnetwork on a slice of the held-out or validation part."""
         examples = self.validation if validating else self.held_out
         assert examples is not None
-        try:
-            module = self._module(self._parameters(flat), package.plans[plan], package).eval()
-            batch = examples.batch(slice(start, stop), self.device)
-            labels = batch.pop("labels")
-            with torch.inference_mode():
-                output = module(**batch)
-                loss = float(self.objective.loss(output, labels, "sum"))
-                answers = self.objective.answers(output, labels).double().cpu().numpy()
-            return (answers, loss, self.objective.targets(labels)), None
-        finally:
-            self._release()
+        with self.watch.during("evaluate"):
+            try:
+                module = self._module(self._parameters(flat), package.plans[plan], package).eval()
+                batch = examples.batch(slice(start, stop), self.device)
+                labels = batch.pop("labels")
+                with torch.inference_mode():
+                    output = module(**batch)
+                    loss = float(self.objective.loss(output, labels, "sum"))
+                    answers = self.objective.answers(output, labels).double().cpu().numpy()
+                return (answers, loss, self.objective.targets(labels)), None
+            finally:
+                self._release()

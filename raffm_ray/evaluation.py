@@ -38,14 +38,17 @@ def measure(
         answers[number].append(given)
         loss[number] += summed
         targets[number] += count
-    return [
-        (score(np.concatenate(given)), total / max(count, 1)) for given, total, count in zip(answers, loss, targets, strict=True)
-    ]
+    with pool.profile.during("evaluate"):
+        return [
+            (score(np.concatenate(given)), total / max(count, 1))
+            for given, total, count in zip(answers, loss, targets, strict=True)
+        ]
 
 
 def evaluate(setup: Setup, state: ServerState, pool: Pool, task: Task) -> Evaluation:
     """The full model and every class's subnetwork."""
-    by_class = class_plans(setup, state)
+    with pool.profile.during("plan"):
+        by_class = class_plans(setup, state)
     plans = list(dict.fromkeys([Plan(), *by_class.values()]))
 
     def metrics(validating: bool) -> tuple[tuple[float, float], dict[str, float]]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from raffm_ray.client import Runner
 from raffm_ray.errors import ClientError, UserError, WorkerLostError
 from raffm_ray.messages import Package
+from raffm_ray.phases import Profile
 from raffm_ray.settings import PoolSettings
 from raffm_ray.training import one_thread
 
@@ -36,6 +37,7 @@ class Pool(Protocol):
     """Runs calls over one package and one set of parameters."""
 
     workers: int
+    profile: Profile
 
     def run(
         self, package: Package, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress
@@ -48,20 +50,29 @@ class Pool(Protocol):
         ...
 
 
+def perform(runner: Runner, method: str, package: Package, flat: Flat, arguments: tuple[Any, ...]) -> Result:
+    """A call's result, its small part with the seconds that it took by phase."""
+    runner.watch.taken()
+    small, large = getattr(runner, method)(package, flat, *arguments)
+    return (small, runner.watch.taken()), large
+
+
 class InProcessPool:
     """Runs every call in this process, one after the other."""
 
     def __init__(self, runner: Runner) -> None:
-        self.runner, self.workers = runner, 1
+        self.runner, self.workers, self.profile = runner, 1, Profile()
 
     def run(
         self, package: Package, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress
     ) -> Iterator[Result]:
         """See `Pool.run`."""
         for index, (method, arguments) in enumerate(calls):
-            with one_thread():
-                small, large = getattr(self.runner, method)(package, flat, *arguments)
-            progress(index, small)
+            with one_thread(), self.profile.during("wait"):
+                (small, seconds), large = perform(self.runner, method, package, flat, arguments)
+            self.profile.add(seconds, 1)
+            with self.profile.during("record"):
+                progress(index, small)
             yield small, large
 
     def close(self) -> None:
@@ -83,7 +94,7 @@ class _Worker:
         return self.runner.device == "cpu" or torch.cuda.is_available()
 
     def call(self, method: str, package: Package, flat: Flat, arguments: tuple[Any, ...]) -> Result:
-        small, large = getattr(self.runner, method)(package, flat, *arguments)
+        small, large = perform(self.runner, method, package, flat, arguments)
         return small, large
 
 
@@ -107,7 +118,7 @@ class RayPool:
                 else f"a core each, and there are {fitting}"
             )
             raise UserError(f"pool.workers: {self.workers} workers need {there}")
-        self.attempts = settings.attempts
+        self.attempts, self.profile = settings.attempts, Profile()
         self._sent: tuple[Flat, Any] | None = None
         self._options = {"num_cpus": 0 if share else 1, "num_gpus": share, "max_restarts": 0, "max_task_retries": 0}
         self._runner = ray.put(runner)
@@ -142,12 +153,14 @@ class RayPool:
     ) -> Iterator[Result]:
         """See `Pool.run`. Raises WorkerLostError after too many deaths, ClientError for whatever a call itself raises."""
         # The array sent last is kept alive, so one at its address is the same one.
-        if self._sent is None or self._sent[0].ctypes.data != flat.ctypes.data:
-            self._sent = (flat, ray.put(flat))
+        with self.profile.during("broadcast"):
+            if self._sent is None or self._sent[0].ctypes.data != flat.ctypes.data:
+                self._sent = (flat, ray.put(flat))
+            given = (ray.put(package), self._sent[1])
         if self._leftover:  # a run before was abandoned: its actors are still at work
             ray.wait(self._leftover, num_returns=len(self._leftover))
             self._leftover = []
-        flight = _Flights(self, package, (ray.put(package), self._sent[1]), calls, costs, progress)
+        flight = _Flights(self, package, given, calls, costs, progress)
         try:
             for wanted in range(len(calls)):
                 while (result := flight.take(wanted)) is None:
@@ -208,14 +221,18 @@ class _Flights:
 
     def land(self) -> None:
         """Waits for one call to end, and starts the next on its actor."""
-        (ready, *_), _ = ray.wait(list(self.flying), num_returns=1)
+        with self.pool.profile.during("wait"):
+            (ready, *_), _ = ray.wait(list(self.flying), num_returns=1)
         index, actor, large = self.flying.pop(ready)
         try:
-            self.done[index] = (ray.get(ready), large)
+            small, seconds = ray.get(ready)
+            self.done[index] = (small, large)
             self.idle.append(actor)
+            self.pool.profile.add(seconds, self.pool.workers)
             if index not in self.told:
                 self.told.add(index)
-                self.progress(index, self.done[index][0])
+                with self.pool.profile.during("record"):
+                    self.progress(index, small)
         except (ray.exceptions.RayTaskError, ray.exceptions.UnserializableException) as error:
             raise ClientError(f"round {self.package.round}, {_describe(self.calls[index])}: {error}") from None
         except ray.exceptions.RayError as error:

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
-    "errors flags axes layout settings config seeding cache examples metrics correlation tally",
+    "errors flags axes layout settings config seeding cache examples metrics correlation tally phases",
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures devices partition objectives sources availability",
     "encoding observing calibration salience rotation norms costs device_costs",
@@ -19,7 +19,7 @@ FLOORS = [
     "ranking server work schedule stopping",
     "pool pretrain prepare record display shares",
     "ledger evaluation curve start simulation",
-    "share_picture pictures standings report comparison_picture comparison benchmarks benchmarks.extraction measuring fleet_plans fleet cli",
+    "share_picture profile_picture pictures standings report comparison_picture comparison benchmarks benchmarks.extraction measuring fleet_plans fleet cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
