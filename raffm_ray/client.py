@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from raffm_ray.axes import Plan, Selections, scatter_add_selected, take_selected
 from raffm_ray.calibration import add_statistics, collect
 from raffm_ray.examples import Examples, steps_of
 from raffm_ray.layout import selections
-from raffm_ray.messages import Job, Package, Report, Update, views
+from raffm_ray.messages import Flat, Job, Package, Report, Result, Update, views
 from raffm_ray.nesting import cut_layout, within
 from raffm_ray.norms import correct_norms, norm_factors, norm_statistics, relative_factors
 from raffm_ray.objectives import OBJECTIVES, Objective
 from raffm_ray.phases import Stopwatch
 from raffm_ray.seeding import generator, torch_seed
+from raffm_ray.settings import PoolSettings
 from raffm_ray.training import Prefix, train
 
 T = TypeVar("T")
@@ -105,6 +106,12 @@ class Runner:
         while self.in_use:
             used = self.in_use.pop()
             install(used.module, used.empty)
+
+    def perform(self, method: str, package: Package, flat: Flat, arguments: tuple[Any, ...]) -> Result:
+        """A call's result, its small part with the seconds that it took by phase."""
+        self.watch.taken()
+        small, large = getattr(self, method)(package, flat, *arguments)
+        return (small, self.watch.taken()), large
 
     def block(self, package: Package, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
         """Trains a block of clients in order; returns its reports and the flat sum of `weight x (trained - given)`."""
@@ -224,3 +231,10 @@ class Runner:
                 return (answers, loss, self.objective.targets(labels)), None
             finally:
                 self._release()
+
+
+def device_of(settings: PoolSettings) -> str:
+    """The torch device that workers compute on."""
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if settings.gpus_per_worker > 0 else "cpu"

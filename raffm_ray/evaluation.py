@@ -10,8 +10,8 @@ from raffm_ray.axes import Plan
 from raffm_ray.calibration import Statistics
 from raffm_ray.data import Task
 from raffm_ray.ledger import Evaluation
-from raffm_ray.messages import Package
-from raffm_ray.pool import Call, Pool
+from raffm_ray.messages import Call, Package
+from raffm_ray.pool import Pool
 from raffm_ray.state import ServerState, Setup, class_plans
 from raffm_ray.stopping import watched
 
@@ -27,13 +27,13 @@ def measure(
     assert score is not None
     size, count_examples = experiment.evaluation.batch_size, len(examples)
     slices = [(start, min(start + size, count_examples)) for start in range(0, count_examples, size)]
-    asked = [(number, *part) for number in range(len(plans)) for part in slices]
-    calls: list[Call] = [("evaluate", (*arguments, validating)) for arguments in asked]
-    costs = [float(setup.costs(plans[number]).forward_flops * (stop - start)) for number, start, stop in asked]
     package = Package(experiment.seed, round_number, tuple(plans), experiment.local, 0.0, norms=norms)
+    asked = [(number, *part) for number in range(len(plans)) for part in slices]
+    calls: list[Call] = [("evaluate", package, (*arguments, validating)) for arguments in asked]
+    costs = [float(setup.costs(plans[number]).forward_flops * (stop - start)) for number, start, stop in asked]
     answers: list[list[NDArray[np.float64]]] = [[] for _ in plans]
     loss, targets = [0.0] * len(plans), [0] * len(plans)
-    results = pool.run(package, parameters.numpy(), calls, costs, lambda *_: None)
+    results = pool.run(parameters.numpy(), calls, costs, lambda *_: None)
     for (number, *_), ((given, summed, count), _) in zip(asked, results, strict=True):
         answers[number].append(given)
         loss[number] += summed

@@ -16,10 +16,10 @@ from raffm_ray.display import Display
 from raffm_ray.errors import UserError
 from raffm_ray.evaluation import evaluate
 from raffm_ray.ledger import client_rows, round_row, summarize
-from raffm_ray.messages import Update, views
+from raffm_ray.messages import Call, Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.objectives import OBJECTIVES
-from raffm_ray.pool import Call, Pool, open_pool
+from raffm_ray.pool import Pool, open_pool
 from raffm_ray.prepare import Prepared, check_baselines, prepare, with_strategy
 from raffm_ray.ranking import begin_calibration, rank_again, ranking_is_due
 from raffm_ray.record import Recorder, check_output, write_json
@@ -45,7 +45,7 @@ def run_round(
         )
         for block in work.blocks
     ]
-    calls: list[Call] = [("block", (block,)) for block in work.blocks]
+    calls: list[Call] = [("block", work.package, (block,)) for block in work.blocks]
     summed, done = torch.zeros_like(state.parameters), 0
     updates: list[Update] = []
     late: list[Tensor] = []
@@ -56,7 +56,7 @@ def run_round(
         number = work.package.round
         display.advance(number - 1 + done / len(work.jobs), f"round {number}/{display.rounds}  {done}/{len(work.jobs)} clients")
 
-    for update, part in pool.run(work.package, state.parameters.numpy(), calls, [float(cost) for cost in flops], progress):
+    for update, part in pool.run(state.parameters.numpy(), calls, [float(cost) for cost in flops], progress):
         with pool.profile.during("add"):
             if len(updates) < len(calls) - work.late:
                 np.add(summed.numpy(), part, out=summed.numpy())
