@@ -7,9 +7,9 @@ indices of cuts, so a block may run anywhere, any number of times, and gives the
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ from raffm_ray.architectures import Architecture
 from raffm_ray.axes import Plan, scatter_add_selected, selected_shape
 from raffm_ray.calibration import add_statistics, collect
 from raffm_ray.examples import Examples, steps_of
-from raffm_ray.messages import Job, Package, Report, Update, views
+from raffm_ray.messages import Flat, Job, Package, Report, Result, Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.objectives import OBJECTIVES, Objective
+from raffm_ray.phases import Stopwatch
 from raffm_ray.seeding import generator, torch_seed
+from raffm_ray.settings import PoolSettings
 from raffm_ray.stacking import Member, Part, stack_of, train_stack
 from raffm_ray.training import Prefix, train
 from raffm_ray.workshop import Parameters, Workshop
@@ -72,11 +74,12 @@ class Runner:
     held_out: Examples
     validation: Examples | None = None
     device: str = "cpu"
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     @cached_property
     def workshop(self) -> Workshop:
         """Where its modules are made."""
-        return Workshop(self.architecture, self.device)
+        return Workshop(self.architecture, self.watch, self.device)
 
     @property
     def objective(self) -> Objective:
@@ -89,6 +92,12 @@ class Runner:
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return views(torch.from_numpy(flat), self.architecture.shapes, package.owned, package.copy_of(plan))
 
+    def perform(self, method: str, package: Package, flat: Flat, arguments: tuple[Any, ...]) -> Result:
+        """A call's result, its small part with the seconds that it took by phase."""
+        self.watch.taken()
+        small, large = getattr(self, method)(package, flat, *arguments)
+        return (small, self.watch.taken()), large
+
     def block(self, package: Package, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
         """Trains a block of clients in order; returns its reports and the flat sum of `weight x (trained - given)`."""
         sums: dict[int, Tensor] = {}
@@ -97,7 +106,10 @@ class Runner:
         for plan, group in groups(jobs, package.stack):
             parameters = self._parameters(flat, package, plan)
             try:
-                together = self._train_together(parameters, package, group, plan) if len(group) > 1 and plan is not None else None
+                with self.watch.during("train"):
+                    together = (
+                        self._train_together(parameters, package, group, plan) if len(group) > 1 and plan is not None else None
+                    )
                 for position, job in enumerate(group):
                     report, change, measured = self._client(parameters, package, job, together[position] if together else None)
                     reports.append(report)
@@ -108,13 +120,14 @@ class Runner:
                         weights[plan] = weights.get(plan, 0.0) + job.weight
             finally:
                 self.workshop.release()
-        total = torch.zeros(flat.shape[0])
-        for number, summed in sorted(sums.items()):
-            named = views(total, self.architecture.shapes, package.owned, package.copy_of(number))
-            chosen = self.workshop.selections(package.plans[number])
-            shapes = {name: selected_shape(self.architecture.shapes[name], selected) for name, selected in chosen.items()}
-            for name, values in views(summed, shapes).items():
-                scatter_add_selected(named[name], values, chosen[name])
+        with self.watch.during("return"):
+            total = torch.zeros(flat.shape[0])
+            for number, summed in sorted(sums.items()):
+                named = views(total, self.architecture.shapes, package.owned, package.copy_of(number))
+                chosen = self.workshop.selections(package.plans[number])
+                shapes = {name: selected_shape(self.architecture.shapes[name], selected) for name, selected in chosen.items()}
+                for name, values in views(summed, shapes).items():
+                    scatter_add_selected(named[name], values, chosen[name])
         return Update(weights, tuple(reports), statistics), total.numpy()
 
     def _client(
@@ -131,11 +144,13 @@ class Runner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(package.seed, "client", package.round, job.client))
             if job.calibrate and package.statistic:
-                measured = self._calibrate(parameters, package, job.client, package.statistic)
+                with self.watch.during("calibrate"):
+                    measured = self._calibrate(parameters, package, job.client, package.statistic)
                 if not _is_finite(measured):
                     measured, accepted = None, False
             if job.plan is not None:
-                loss, seen, change, together_seconds = trained or self._train(parameters, package, job, job.plan)
+                with self.watch.during("train"):
+                    loss, seen, change, together_seconds = trained or self._train(parameters, package, job, job.plan)
                 steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
                 if not change.isfinite().all():
                     change, accepted = None, False
@@ -212,14 +227,22 @@ class Runner:
         """(answers [examples, k], summed loss, targets) of a plan's subnetwork on a slice of the held-out or validation part."""
         examples = self.validation if validating else self.held_out
         assert examples is not None
-        try:
-            module = self.workshop.module(self._parameters(flat, package, plan), package.plans[plan], package.norms).eval()
-            batch = examples.batch(slice(start, stop), self.device)
-            labels = batch.pop("labels")
-            with torch.inference_mode():
-                output = module(**batch)
-                loss = float(self.objective.loss(output, labels, "sum"))
-                answers = self.objective.answers(output, labels).double().cpu().numpy()
-            return (answers, loss, self.objective.targets(labels)), None
-        finally:
-            self.workshop.release()
+        with self.watch.during("evaluate"):
+            try:
+                module = self.workshop.module(self._parameters(flat, package, plan), package.plans[plan], package.norms).eval()
+                batch = examples.batch(slice(start, stop), self.device)
+                labels = batch.pop("labels")
+                with torch.inference_mode():
+                    output = module(**batch)
+                    loss = float(self.objective.loss(output, labels, "sum"))
+                    answers = self.objective.answers(output, labels).double().cpu().numpy()
+                return (answers, loss, self.objective.targets(labels)), None
+            finally:
+                self.workshop.release()
+
+
+def device_of(settings: PoolSettings) -> str:
+    """The torch device that workers compute on."""
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if settings.gpus_per_worker > 0 else "cpu"

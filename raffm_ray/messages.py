@@ -1,10 +1,13 @@
 """What crosses a process boundary, and how parameters travel: as one flat float32 array in the model's order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raffm_ray.axes import Plan
@@ -90,6 +93,15 @@ class Update:
     weights: Mapping[int, float]
     reports: tuple[Report, ...]
     statistics: Statistics | None = None
+
+
+Flat = NDArray[np.float32]
+Call = tuple[str, Package, tuple[Any, ...]]
+"""(method of `Runner`, its package, arguments after the package and the parameters)."""
+Result = tuple[Any, Any]
+"""(small result, flat array or None)."""
+Progress = Callable[[int, Any], None]
+"""(index of a call that completed, its small result)."""
 
 
 def views(flat: Tensor, shapes: Shapes, owned: Sequence[str] = (), copy: int = 0) -> dict[str, Tensor]:

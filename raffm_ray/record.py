@@ -59,6 +59,7 @@ class RoundRow:
     Of `drawn` clients `selected` were sent work (a strategy may let some rest), of whom `arrived` were back before the round's end, `late` after it, and `dropped` never.
     `round_seconds`: how long it took; `simulated_seconds`: virtual time at its end. Bytes and joules include what was in vain.
     `validation`: what `evaluation.watch` names, on the validation part, None where there is none.
+    `wall_seconds`: real, since the round before was recorded; `phase_seconds`: what they went into, see phases.py.
     """
 
     round: int
@@ -81,6 +82,7 @@ class RoundRow:
     energy_joules: float
     ranked: bool
     wall_seconds: float
+    phase_seconds: dict[str, float]
 
 
 ARROW: dict[Any, pa.DataType] = {

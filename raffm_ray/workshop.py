@@ -13,6 +13,7 @@ from raffm_ray.calibration import Statistics
 from raffm_ray.layout import selections
 from raffm_ray.nesting import cut_layout, within
 from raffm_ray.norms import correct_norms, norm_factors, relative_factors
+from raffm_ray.phases import Stopwatch
 from raffm_ray.stacked import StackedModule, stacked_skeleton
 from raffm_ray.training import Prefix
 
@@ -45,9 +46,11 @@ class Skeleton:
 
 @dataclass
 class Workshop:
-    """Makes the modules of one architecture's plans on one device, and remembers their skeletons, the last used ones."""
+    """Makes the modules of one architecture's plans on one device, and remembers their skeletons, the last used ones. `watch`: counts
+    the time that it takes."""
 
     architecture: Architecture
+    watch: Stopwatch
     device: str = "cpu"
     skeletons: dict[object, Skeleton] = field(default_factory=dict)
     stacks: dict[object, StackedModule] = field(default_factory=dict)
@@ -65,11 +68,12 @@ class Workshop:
 
     def module(self, parameters: Parameters, plan: Plan, norms: Statistics) -> nn.Module:
         """The plan's module with its own copy of the weights, until `release`."""
-        owned = {name: values.to(self.device, copy=True) for name, values in self.cut(parameters, plan, norms).items()}
-        key = skeleton_key(self.architecture, plan)
-        chosen = _remember(self.skeletons, key, lambda: self._skeleton(plan))
-        self.in_use.append(chosen)
-        return install(chosen.module, owned)
+        with self.watch.during("cut"):
+            owned = {name: values.to(self.device, copy=True) for name, values in self.cut(parameters, plan, norms).items()}
+            key = skeleton_key(self.architecture, plan)
+            chosen = _remember(self.skeletons, key, lambda: self._skeleton(plan))
+            self.in_use.append(chosen)
+            return install(chosen.module, owned)
 
     def _skeleton(self, plan: Plan) -> Skeleton:
         module = skeleton(self.architecture, plan)

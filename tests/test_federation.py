@@ -25,10 +25,11 @@ from raffm_ray.client import Runner
 from raffm_ray.errors import ClientError, UserError, WorkerLostError
 from raffm_ray.messages import Package, flatten, views
 from raffm_ray.objectives import OBJECTIVES
-from raffm_ray.pool import InProcessPool, RayPool, open_pool
+from raffm_ray.pool import InProcessPool, open_pool
 from raffm_ray.prepare import prepare
 from raffm_ray.pretrain import pretrained
 from raffm_ray.ranking import rank_again
+from raffm_ray.ray_pool import RayPool
 from raffm_ray.record import Recorder
 from raffm_ray.report import write_report
 from raffm_ray.seeding import generator, torch_seed
@@ -203,10 +204,8 @@ def one_round(prepared: Any, start: Tensor) -> Tensor:
     state = replace(new_state(start), scores=scores)
     work = begin_round(setup, state)
     summed, updates = torch.zeros_like(start), []
-    calls = [("block", (block,)) for block in work.blocks]
-    for update, part in InProcessPool(prepared.runner()).run(
-        work.package, start.numpy(), calls, [1.0] * len(calls), lambda *_: None
-    ):
+    calls = [("block", work.package, (block,)) for block in work.blocks]
+    for update, part in InProcessPool(prepared.runner()).run(start.numpy(), calls, [1.0] * len(calls), lambda *_: None):
         summed += torch.from_numpy(part)
         updates.append(update)
     return finish_round(setup, state, work, summed, updates).parameters

@@ -42,9 +42,9 @@ def one_round(prepared: Any, state: Any):
     """(the round, its blocks' updates, the state after it)."""
     work = begin_round(prepared.setup, state)
     summed, updates = torch.zeros_like(state.parameters), []
-    calls = [("block", (block,)) for block in work.blocks]
+    calls = [("block", work.package, (block,)) for block in work.blocks]
     for update, part in InProcessPool(prepared.runner()).run(
-        work.package, state.parameters.numpy(), calls, [1.0] * len(calls), lambda *_: None
+        state.parameters.numpy(), calls, [1.0] * len(calls), lambda *_: None
     ):
         summed += torch.from_numpy(part)
         updates.append(update)

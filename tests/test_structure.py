@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
-    "errors flags axes layout settings config seeding cache examples metrics correlation tally",
+    "errors flags axes layout settings config seeding cache examples metrics correlation tally phases",
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures devices partition objectives sources availability",
     "stacked encoding observing calibration salience rotation norms costs device_costs",
@@ -17,9 +17,9 @@ FLOORS = [
     "data strategies training stacking workshop client aggregate clock server_optimizers",
     "state",
     "ranking server work schedule stopping",
-    "pool pretrain prepare record display shares",
+    "pool ray_pool pretrain prepare record display shares",
     "ledger evaluation curve start simulation",
-    "share_picture pictures standings report comparison_picture comparison benchmarks benchmarks.extraction measuring fleet_plans fleet cli",
+    "share_picture profile_picture pictures standings report comparison_picture comparison benchmarks benchmarks.extraction measuring fleet_plans fleet cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
@@ -84,7 +84,7 @@ def test_a_file_is_one_idea(path: Path) -> None:
 
 def test_only_the_pool_knows_ray() -> None:
     users = {module_name(path) for path in PACKAGE.rglob("*.py") if "import ray" in path.read_text()}
-    assert users == {"pool"}
+    assert users == {"ray_pool"}
 
 
 def tracked() -> list[Path]:
