@@ -106,10 +106,7 @@ class Runner:
         for plan, group in groups(jobs, package.stack):
             parameters = self._parameters(flat, package, plan)
             try:
-                with self.watch.during("train"):
-                    together = (
-                        self._train_together(parameters, package, group, plan) if len(group) > 1 and plan is not None else None
-                    )
+                together = self._train_together(parameters, package, group, plan) if len(group) > 1 and plan is not None else None
                 for position, job in enumerate(group):
                     report, change, measured = self._client(parameters, package, job, together[position] if together else None)
                     reports.append(report)
@@ -186,8 +183,9 @@ class Runner:
     def _train_together(self, parameters: Parameters, package: Package, jobs: Sequence[Job], number: int) -> list[Trained]:
         """Clients of one plan as one stacked module; the generators of each are those that it has alone."""
         began, plan, first = time.perf_counter(), package.plans[number], jobs[0]
-        given = self.workshop.cut(parameters, plan, package.norms)
-        stack = stack_of(given, len(jobs), self.device)
+        with self.watch.during("cut"):
+            given = self.workshop.cut(parameters, plan, package.norms)
+            stack = stack_of(given, len(jobs), self.device)
         members = [
             Member(self.shares[job.client], *(generator(package.seed, what, package.round, job.client) for what in ("batches", "prefixes")))
             for job in jobs
@@ -200,10 +198,11 @@ class Runner:
                 self.workshop.stacked(smaller), theirs, self.workshop.prefix(smaller, plan, stack, theirs, package.norms, rows)
             )
 
-        outcomes = train_stack(
-            self.workshop.stacked(plan), stack, self.objective, self.examples, members, package.local, package.learning_rate,
-            first.prefix, len(first.prefixes), part,
-        )  # fmt: skip
+        with self.watch.during("train"):
+            outcomes = train_stack(
+                self.workshop.stacked(plan), stack, self.objective, self.examples, members, package.local, package.learning_rate,
+                first.prefix, len(first.prefixes), part,
+            )  # fmt: skip
         changes = torch.cat(
             [(values.detach() - given[name].to(self.device)).flatten(1) for name, values in stack.items()], 1
         ).cpu()
