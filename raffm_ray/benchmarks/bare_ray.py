@@ -1,5 +1,6 @@
 """What Ray alone takes: the limit of our own pool. Parameters are put once, actors add their clients up, the driver adds the actors."""
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -26,9 +27,13 @@ class _Adder:
         return total
 
 
+def _actor(of: type) -> Any:
+    return ray.remote(of).options(num_cpus=0).remote()
+
+
 def adders(count: int) -> list[Any]:
     """So many actors, warm; Ray must be up."""
-    actors = [ray.remote(_Adder).options(num_cpus=0).remote() for _ in range(count)]
+    actors = [_actor(_Adder) for _ in range(count)]
     ray.get([actor.add.remote(np.zeros(1, dtype=np.float32), 1) for actor in actors])
     return actors
 
@@ -67,5 +72,5 @@ def bare_start(workers: int) -> None:
     if workers:
         os.environ.pop("RAY_ADDRESS", None)
         cores = max(workers, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level="error")
-        ray.get([ray.remote(_Importer).remote().ready.remote() for _ in range(workers)])
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.get([_actor(_Importer).ready.remote() for _ in range(workers)])

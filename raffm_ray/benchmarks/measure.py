@@ -1,14 +1,15 @@
 """What a case of the speed suite says: our own way beside a limit that was measured in the same run, repetition by repetition."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from raffm_ray.benchmarks.crew import Crew
 
+T = TypeVar("T")
 JUDGED: dict[str, Callable[[float, float], float]] = {
     "ratio": lambda ours, limit: ours / limit,
     "ours": lambda ours, limit: ours,
@@ -69,6 +70,11 @@ class Row:
         return {**asdict(self), **summary}
 
 
+def scaled(values: Sequence[float], factor: float) -> tuple[float, ...]:
+    """Every value in another unit."""
+    return tuple(factor * value for value in values)
+
+
 @dataclass
 class Bench:
     """What a case is given. `quick`: something small instead, whose numbers mean nothing; `progress`: (part done, in words).
@@ -88,14 +94,12 @@ class Bench:
         return min(self.repetitions, 3)
 
 
-def interleaved(
-    bench: Bench, repetitions: int, *actions: Callable[[], float], told: str = ""
-) -> tuple[tuple[float, ...], ...]:
+def interleaved(bench: Bench, repetitions: int, actions: Sequence[Callable[[], T]], told: str = "") -> list[tuple[T, ...]]:
     """What each action gave, by repetition: all once a repetition, the first one changing, so that what else the machine does hits all."""
-    given: list[list[float]] = [[] for _ in actions]
+    given: list[list[T]] = [[] for _ in actions]
     for repetition in range(repetitions):
         bench.progress(repetition / repetitions, f"{told} {repetition + 1}/{repetitions}".strip())
         for turn in range(len(actions)):
             position = (repetition + turn) % len(actions)
             given[position].append(actions[position]())
-    return tuple(map(tuple, given))
+    return [tuple(values) for values in given]

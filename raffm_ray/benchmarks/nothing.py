@@ -5,7 +5,7 @@ from time import perf_counter
 
 from raffm_ray.axes import Plan
 from raffm_ray.benchmarks.bare_ray import adders, bare_round, dismiss
-from raffm_ray.benchmarks.measure import Bench, Row, interleaved
+from raffm_ray.benchmarks.measure import Bench, Row, interleaved, scaled
 from raffm_ray.benchmarks.rounds import federation, nothing_runner, numpy_of
 from raffm_ray.benchmarks.synthetic import synthetic, vit
 from raffm_ray.prepare import Prepared
@@ -37,7 +37,7 @@ def _milliseconds(bench: Bench, prepared: Prepared, rounds: int) -> tuple[tuple[
 
         try:
             bare()
-            measured, limit = interleaved(bench, bench.repetitions, our_own, bare)
+            measured, limit = interleaved(bench, bench.repetitions, (our_own, bare))
         finally:
             dismiss(actors)
     return measured, limit
@@ -48,8 +48,8 @@ def _noop(bench: Bench, clients: int, config: dict[str, object], rounds: int) ->
     prepared = _prepared(config, 2 * clients, clients)
     measured, limit = _milliseconds(bench, prepared, rounds)
     details = {"clients": clients, "bytes_a_client": prepared.setup.costs(Plan()).bytes, "rounds_timed_together": rounds}
-    each = [tuple(value / clients for value in values) for values in (measured, limit)]
-    return Row("a round", "ms", measured, limit, details=details), Row("a client", "ms", *each, details=details)
+    a_round = Row("a round", "ms", measured, limit, details=details)
+    return a_round, replace(a_round, what="a client", ours=scaled(measured, 1 / clients), limit=scaled(limit, 1 / clients))
 
 
 def noop_small(bench: Bench) -> list[Row]:
@@ -60,5 +60,6 @@ def noop_small(bench: Bench) -> list[Row]:
 
 def noop_large(bench: Bench) -> list[Row]:
     """50 clients of 45 MB a round."""
-    a_round, a_client = _noop(bench, *((4, vit(16, 1, 1)) if bench.quick else (50, vit(394, 6, 2))), 1)
+    clients, config = (4, vit(16, 1, 1)) if bench.quick else (50, vit(394, 6, 2))
+    a_round, a_client = _noop(bench, clients, config, 1)
     return [replace(a_round, target=1.2), a_client]

@@ -1,11 +1,15 @@
 """How time and the driver's memory grow with registered clients, with clients a round and with workers."""
 
 import gc
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import median
 from time import perf_counter
 from typing import Any
 
 from raffm_ray.benchmarks.crew import apart
-from raffm_ray.benchmarks.measure import Bench, Row, interleaved
+from raffm_ray.benchmarks.measure import Bench, Row, interleaved, scaled
 from raffm_ray.benchmarks.memory import peak_growth
 from raffm_ray.benchmarks.rounds import federation, nothing_runner, starting_flat
 from raffm_ray.benchmarks.synthetic import CIFAR, synthetic, synthetic_on, synthetic_task, vit
@@ -18,6 +22,7 @@ from raffm_ray.training import one_thread
 LOCAL = {"batch_size": 1, "steps": 1}
 REGISTERED = (100, 1_000, 10_000, 100_000)
 PER_ROUND = (10, 100, 1_000)
+Measured = Callable[..., tuple[float, float]]
 
 
 def registered(clients: int, examples: int) -> tuple[float, float]:
@@ -52,44 +57,32 @@ def per_round(clients: int, workers: int, quick: bool) -> tuple[float, float]:
             return (perf_counter() - start) / (2 * clients), float(peak_rss_bytes())
 
 
-def _slope(counts: tuple[int, ...], values: list[float]) -> float:
-    """What one more takes, between the fewest and the most."""
-    return (values[-1] - values[0]) / (counts[-1] - counts[0])
-
-
-def _grown(bench: Bench, counts: tuple[int, ...], function: Any, beside: tuple[Any, ...], told: str) -> tuple[list[list[float]], list[list[float]]]:  # fmt: skip
-    """(seconds, bytes) of every count, by repetition, each in a process of its own."""
-
-    def action(count: int) -> Any:
-        return lambda: function(count, *beside) if bench.quick else apart(function, count, *beside)
-
-    given = interleaved(bench, bench.few, *map(action, counts), told=told)
-    return [[one[0] for one in values] for values in given], [[one[1] for one in values] for values in given]  # type: ignore[index]
+def _rows(bench: Bench, counts: tuple[int, ...], function: Measured, beside: tuple[Any, ...], what: str, units: Sequence[tuple[str, str, float]]) -> list[Row]:  # fmt: skip
+    """The most clients beside the fewest: what `function(clients, *beside)` gives of each unit (what, unit, factor), measured in a
+    fresh process for every count and repetition. The slope is what one more client takes between the fewest and the most."""
+    actions = [partial(function, count, *beside) if bench.quick else partial(apart, function, count, *beside) for count in counts]
+    given = interleaved(bench, bench.few, actions, what)
+    rows = []
+    for position, (measure, unit, factor) in enumerate(units):
+        by_count = [scaled([one[position] for one in values], factor) for values in given]
+        slope = (median(by_count[-1]) - median(by_count[0])) / (counts[-1] - counts[0])
+        details = {"clients": counts, "by_clients": by_count, "slope_a_client": slope}
+        rows.append(Row(f"{counts[-1]:,} {what} over {counts[0]:,}: {measure}", unit, by_count[-1], by_count[0], details=details))
+    return rows
 
 
 def _registered_rows(bench: Bench) -> list[Row]:
     counts = (10, 20) if bench.quick else REGISTERED
-    seconds, sizes = _grown(bench, counts, registered, (2 * counts[-1],), "registered clients")
-    rows = []
-    for values, unit, scale, target in ((seconds, "s", 1.0, 1.0), (sizes, "MB", 1e-6, 200.0)):
-        scaled = [tuple(scale * one for one in each) for each in values]
-        details = {"clients": counts, "by_clients": scaled, "slope_a_client": _slope(counts, [min(one) for one in scaled])}
-        what = f"{counts[-1]:,} registered over {counts[0]:,}"
-        rows.append(Row(what, unit, scaled[-1], scaled[0], target, "extra", details=details))
-    return rows
+    units = (("time", "s", 1.0), ("memory", "MB", 1e-6))
+    seconds, memory = _rows(bench, counts, registered, (2 * counts[-1],), "registered", units)
+    return [replace(seconds, judged="extra", target=1.0), replace(memory, judged="extra", target=200.0)]
 
 
 def _per_round_rows(bench: Bench) -> list[Row]:
     counts = (2, 4) if bench.quick else PER_ROUND
-    seconds, sizes = _grown(bench, counts, per_round, (bench.workers, bench.quick), "clients a round")
-    rows = []
-    for values, what, unit, scale, target in (
-        (seconds, "time a client", "ms", 1000.0, None), (sizes, "driver's peak", "MB", 1e-6, 1.2),
-    ):  # fmt: skip
-        scaled = [tuple(scale * one for one in each) for each in values]
-        details = {"clients": counts, "by_clients": scaled, "slope_a_client": _slope(counts, [min(one) for one in scaled])}
-        rows.append(Row(f"{counts[-1]:,} a round over {counts[0]:,}: {what}", unit, scaled[-1], scaled[0], target, details=details))
-    return rows
+    units = (("time each", "ms", 1e3), ("driver's peak", "MB", 1e-6))
+    seconds, memory = _rows(bench, counts, per_round, (bench.workers, bench.quick), "a round", units)
+    return [seconds, replace(memory, target=1.2)]
 
 
 def _worker_rows(bench: Bench) -> list[Row]:
@@ -106,10 +99,10 @@ def _worker_rows(bench: Bench) -> list[Row]:
                 rounds.run(workload.rounds)
                 return workload.rounds * workload.per_round / (perf_counter() - start)
 
-            (rates[count],) = interleaved(bench, bench.few, rate, told=f"{count} workers")
-    each = [tuple(rate / count for rate in rates[count]) for count in (counts[-1], 1)]
+            (rates[count],) = interleaved(bench, bench.few, [rate], f"{count} workers")
     details = {"workers": counts, "clients_a_second": [rates[count] for count in counts]}
-    return [Row(f"{counts[-1]} workers over 1: rate of each", "clients/s", *each, details=details)]
+    most = counts[-1]
+    return [Row(f"{most} workers over 1: rate of each", "clients/s", scaled(rates[most], 1 / most), rates[1], details=details)]
 
 
 def scale(bench: Bench) -> list[Row]:

@@ -1,7 +1,8 @@
 """Subnetworks: whether a smaller one trains faster and in less memory, and how fast they are cut and added back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter, process_time
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from raffm_ray.axes import Plan, scatter_add_selected, take_selected
 from raffm_ray.benchmarks.crew import apart
-from raffm_ray.benchmarks.measure import Bench, Row, interleaved
+from raffm_ray.benchmarks.measure import Bench, Row, interleaved, scaled
 from raffm_ray.benchmarks.memory import peak_growth
 from raffm_ray.benchmarks.rounds import numpy_of, starting_flat
 from raffm_ray.benchmarks.synthetic import CIFAR, MINILM, synthetic
@@ -101,9 +102,7 @@ def _model_rows(bench: Bench, name: str) -> list[Row]:
     plans = {fraction: plan_of_fraction(client.prepared, fraction) for fraction in FRACTIONS}
     for plan in plans.values():
         client.train(plan, 1)
-    times = interleaved(
-        bench, bench.repetitions, *(lambda plan=plan: _step_seconds(client, plan) for plan in plans.values()), told=name
-    )  # type: ignore[misc]
+    times = interleaved(bench, bench.repetitions, [partial(_step_seconds, client, plan) for plan in plans.values()], name)
     seconds = dict(zip(FRACTIONS, times, strict=True))
     memory, method = {}, ""
     for fraction in FRACTIONS:
@@ -114,12 +113,12 @@ def _model_rows(bench: Bench, name: str) -> list[Row]:
     for fraction in FRACTIONS[1:]:
         most_time, most_memory = TARGETS.get(fraction, (None, None))
         costs = client.prepared.setup.costs(plans[fraction])
-        milliseconds = [tuple(1000 * value for value in seconds[one]) for one in (fraction, 1.0)]
-        megabytes = [tuple(value / 1e6 for value in memory[one]) for one in (fraction, 1.0)]
+        milliseconds, all_milliseconds = (scaled(seconds[one], 1e3) for one in (fraction, 1.0))
+        megabytes, all_megabytes = (scaled(memory[one], 1e-6) for one in (fraction, 1.0))
         shape = {"params": costs.params, "layer_params": costs.layer_params, "training_flops": costs.training_flops}
-        rows.append(Row(f"{name} {fraction:.0%}: step", "ms", *milliseconds, most_time, details=shape))
+        rows.append(Row(f"{name} {fraction:.0%}: step", "ms", milliseconds, all_milliseconds, most_time, details=shape))
         told = {**shape, "method": method, "estimated_bytes": costs.memory_bytes}
-        rows.append(Row(f"{name} {fraction:.0%}: memory", "MB", *megabytes, most_memory, details=told))
+        rows.append(Row(f"{name} {fraction:.0%}: memory", "MB", megabytes, all_megabytes, most_memory, details=told))
     return rows
 
 
@@ -140,7 +139,7 @@ def extract_aggregate(bench: Bench) -> list[Row]:
     moved = 4 * sum(values.numel() for values in sources.values()) / 1e9
     times = 1 if bench.quick else 10
 
-    def rate(action: Any) -> float:
+    def rate(action: Callable[[], None]) -> float:
         start = perf_counter()
         for _ in range(times):
             action()
@@ -160,7 +159,7 @@ def extract_aggregate(bench: Bench) -> list[Row]:
 
     for action in (cut, add, copy):
         action()
-    cuts, adds, copies = interleaved(bench, bench.repetitions, *(lambda one=one: rate(one) for one in (cut, add, copy)))  # type: ignore[misc]
+    cuts, adds, copies = interleaved(bench, bench.repetitions, [partial(rate, action) for action in (cut, add, copy)])
     details = {"bytes": int(1e9 * moved), "arrays": len(sources)}
     return [
         Row("cut", "GB/s", cuts, copies, 0.6, at_least=True, details=details),

@@ -10,7 +10,6 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -52,6 +51,9 @@ CASES: dict[str, Case] = {
 }
 
 
+FLAGS = ("--workers", "--repetitions", "--quick", "--out")
+
+
 def machine(workers: int) -> dict[str, Any]:
     """What the numbers depend on."""
     return {
@@ -89,7 +91,9 @@ def table_of(results: Mapping[str, Sequence[Row]], title: str) -> Table:
                 case, row.what, f"{_short(median(row.ours))} {row.unit}", f"{_short(median(row.limit))} {row.unit}",
                 "-" if row.ratio is None else f"{row.ratio:.3f}", f"{_short(low)}..{_short(high)}", _target(row), met,
             )  # fmt: skip
-    table.caption = "medians of repetitions that alternate; spread: quartiles of what the target bounds (the ratio, where there is none)"
+    table.caption = (
+        "medians of repetitions that alternate; spread: quartiles of what the target bounds (the ratio, where there is none)"
+    )
     return table
 
 
@@ -154,7 +158,7 @@ def command(words: Sequence[str], fresh: Callable[[str], Path], others: Sequence
     names = [word for word in rest if word != "--quick"]
     for name in names:
         if name not in CASES:
-            raise UserError(f"bench: {name!r} is not one of them{near_miss(name, [*CASES, *others], listed=True)}")
+            raise UserError(f"bench: {name!r} is not one of them{near_miss(name, [*CASES, *others, *FLAGS], listed=True)}")
     workers = _whole(most, "--workers", os.cpu_count() or 1)
     repetitions = _whole(asked, "--repetitions", 1 if quick else 5)
     folder = Path(out) if out else fresh("bench")

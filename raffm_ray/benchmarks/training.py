@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
-from raffm_ray.benchmarks.measure import Bench, Row, interleaved
+from raffm_ray.benchmarks.measure import Bench, Row, interleaved, scaled
 from raffm_ray.benchmarks.plain_loop import Batches, forget, give, load, train
 from raffm_ray.benchmarks.rounds import Rounds, federation, numpy_of
 from raffm_ray.benchmarks.synthetic import CIFAR, MINILM, synthetic, vit
@@ -93,12 +93,12 @@ def training(name: str) -> Callable[[Bench], list[Row]]:
 
             try:
                 plain()
-                measured, limit = interleaved(bench, bench.repetitions, our_own, plain)
+                measured, limit = interleaved(bench, bench.repetitions, (our_own, plain))
             finally:
                 bench.crew.each(forget, [()] * bench.workers)
         rates = [[count / seconds for seconds in values] for values in (measured, limit)]
         details = {"clients": count, "ours_clients_a_second": rates[0], "limit_clients_a_second": rates[1]}
-        each = [tuple(1000 * seconds / count for seconds in values) for values in (measured, limit)]
-        return [Row("a client", "ms", *each, workload.target, details=details)]
+        to_each = 1000 / count
+        return [Row("a client", "ms", scaled(measured, to_each), scaled(limit, to_each), workload.target, details=details)]
 
     return case
