@@ -38,13 +38,18 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def suite(four_cores, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bench") / "run"
-    return run_suite(list(CASES), folder, Console(quiet=True), workers=1, repetitions=1, quick=True), folder
+    """All cases, most of them without starting workers on Ray, which each would do for itself."""
+    folder = tmp_path_factory.mktemp("bench")
+    on_ray = run_suite(["noop-small"], folder / "ray", Console(quiet=True), workers=1, repetitions=1, quick=True)
+    others = [name for name in CASES if name != "noop-small"]
+    content = run_suite(others, folder / "run", Console(quiet=True), 1, 1, True, "in_process")
+    return on_ray, content, folder
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_runs_in_small_and_is_written_down(suite, name) -> None:
-    content, folder = suite
+    on_ray, content, folder = suite
+    content, folder = (on_ray, folder / "ray") if name == "noop-small" else (content, folder / "run")
     case = json.loads((folder / "bench.json").read_text())["cases"][name]
     assert case["rows"]
     assert case["says"] == CASES[name].says
@@ -59,14 +64,13 @@ def test_every_case_runs_in_small_and_is_written_down(suite, name) -> None:
 
 
 def test_the_json_says_what_the_numbers_depend_on(suite) -> None:
-    machine = suite[0]["machine"]
-    assert machine["workers"] == 1
-    assert {"processor", "cores", "torch", "ray", "threads_a_worker", "load_before"} <= set(machine)
-    assert suite[0]["quick"] is True
+    for content, backend in zip(suite, ("ray", "in_process"), strict=False):
+        assert {"processor", "cores", "torch", "ray", "threads_a_worker", "load_before"} <= set(content["machine"])
+        assert (content["machine"]["workers"], content["quick"], content["backend"]) == (1, True, backend)
 
 
 def test_the_table_has_a_line_a_row(suite) -> None:
-    rows = suite[0]["rows"]
+    rows = suite[1]["rows"]
     assert table_of(rows, "").row_count == sum(map(len, rows.values()))
 
 
@@ -143,22 +147,13 @@ def test_registering_clients_is_measured_in_a_process_of_its_own() -> None:
     assert grown >= 0
 
 
-def remember(memory, value):
-    memory.setdefault("seen", []).append(value)
-    return memory["seen"]
-
-
-def fail(memory):
-    raise ValueError("told")
-
-
 def test_a_crew_keeps_its_memory_and_tells_its_errors() -> None:
     crew = Crew(2)
     try:
-        crew.each(remember, [(1,), (2,)])
-        assert crew.each(remember, [(3,), (4,)]) == [[1, 3], [2, 4]]
-        with pytest.raises(RuntimeError, match="ValueError: told"):
-            crew.each(fail, [(), ()])
+        assert crew.each(dict.setdefault, [("given", 1), ("given", 2)]) == [1, 2]
+        assert crew.each(dict.setdefault, [("given", 3), ("given", 4)]) == [1, 2]
+        with pytest.raises(RuntimeError, match="KeyError: 'missing'"):
+            crew.each(dict.__getitem__, [("given",), ("missing",)])
     finally:
         crew.close()
 

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from raffm_ray.benchmarks.crew import Crew
 
 T = TypeVar("T")
+Backend = Literal["ray", "in_process"]
 JUDGED: dict[str, Callable[[float, float], float]] = {
     "ratio": lambda ours, limit: ours / limit,
     "ours": lambda ours, limit: ours,
@@ -79,7 +80,7 @@ def scaled(values: Sequence[float], factor: float) -> tuple[float, ...]:
 class Bench:
     """What a case is given. `quick`: something small instead, whose numbers mean nothing; `progress`: (part done, in words).
 
-    `crew`: processes for plain loops, as many as the run has workers.
+    `crew`: processes for plain loops, as many as the run has workers; `backend`: where our own clients run.
     """
 
     workers: int
@@ -87,6 +88,7 @@ class Bench:
     quick: bool
     progress: Callable[[float, str], None]
     crew: Crew
+    backend: Backend = "ray"
 
     @property
     def few(self) -> int:

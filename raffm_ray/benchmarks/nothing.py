@@ -20,7 +20,7 @@ def _prepared(config: dict[str, object], registered: int, per_round: int) -> Pre
 def _milliseconds(bench: Bench, prepared: Prepared, rounds: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Milliseconds a round of ours and of bare Ray, by repetition."""
     clients = prepared.setup.experiment.clients.per_round
-    with federation(prepared, nothing_runner(prepared), bench.workers) as ours:
+    with federation(prepared, nothing_runner(prepared), bench.workers, bench.backend) as ours:
         actors = adders(bench.workers)
         parameters = numpy_of(ours.state.parameters)
 

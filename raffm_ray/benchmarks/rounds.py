@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raffm_ray.architectures import new_model
 from raffm_ray.benchmarks.bare_ray import add_client
+from raffm_ray.benchmarks.measure import Backend
 from raffm_ray.client import Runner
 from raffm_ray.display import Display
 from raffm_ray.messages import Job, Package, Report, Update, flatten
@@ -71,9 +72,9 @@ class Rounds:
 
 
 @contextmanager
-def federation(prepared: Prepared, runner: Runner, workers: int) -> Iterator[Rounds]:
-    """A federation on Ray with a pool of its own, which is closed at the end; one round has been run, so that everything is warm."""
-    pool = open_pool(runner, prepared.setup.experiment.pool.model_copy(update={"workers": workers}))
+def federation(prepared: Prepared, runner: Runner, workers: int, backend: Backend) -> Iterator[Rounds]:
+    """A federation with a pool of its own, which is closed at the end; one round has been run, so that everything is warm."""
+    pool = open_pool(runner, prepared.setup.experiment.pool.model_copy(update={"workers": workers, "backend": backend}))
     try:
         rounds = Rounds(prepared.setup, pool, new_state(starting_flat(prepared)))
         rounds.run()

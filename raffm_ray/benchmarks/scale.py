@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from raffm_ray.benchmarks.crew import apart
-from raffm_ray.benchmarks.measure import Bench, Row, interleaved, scaled
+from raffm_ray.benchmarks.measure import Backend, Bench, Row, interleaved, scaled
 from raffm_ray.benchmarks.memory import peak_growth
 from raffm_ray.benchmarks.rounds import federation, nothing_runner, starting_flat
 from raffm_ray.benchmarks.synthetic import CIFAR, synthetic, synthetic_on, synthetic_task, vit
@@ -46,11 +46,11 @@ def registered(clients: int, examples: int) -> tuple[float, float]:
     return taken, float(grown)
 
 
-def per_round(clients: int, workers: int, quick: bool) -> tuple[float, float]:
+def per_round(clients: int, workers: int, quick: bool, backend: Backend) -> tuple[float, float]:
     """(seconds a client, the driver's peak bytes since its process began) of rounds of so many clients that do nothing."""
     with one_thread():
         prepared = synthetic(vit(8, 1, 1) if quick else CIFAR, "grey" if quick else "pictures", clients, clients, LOCAL, 1)
-        with federation(prepared, nothing_runner(prepared), workers) as rounds:
+        with federation(prepared, nothing_runner(prepared), workers, backend) as rounds:
             gc.collect()
             start = perf_counter()
             rounds.run(2)
@@ -81,7 +81,7 @@ def _registered_rows(bench: Bench) -> list[Row]:
 def _per_round_rows(bench: Bench) -> list[Row]:
     counts = (2, 4) if bench.quick else PER_ROUND
     units = (("time each", "ms", 1e3), ("driver's peak", "MB", 1e-6))
-    seconds, memory = _rows(bench, counts, per_round, (bench.workers, bench.quick), "a round", units)
+    seconds, memory = _rows(bench, counts, per_round, (bench.workers, bench.quick, bench.backend), "a round", units)
     return [seconds, replace(memory, target=1.2)]
 
 
@@ -92,7 +92,7 @@ def _worker_rows(bench: Bench) -> list[Row]:
     counts = sorted({1, bench.workers, *(2**power for power in range(bench.workers.bit_length() - 1))})
     rates: dict[int, tuple[float, ...]] = {}
     for count in counts:
-        with federation(prepared, prepared.runner(), count) as rounds:
+        with federation(prepared, prepared.runner(), count, bench.backend) as rounds:
 
             def rate(rounds: Any = rounds) -> float:
                 start = perf_counter()

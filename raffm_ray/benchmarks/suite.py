@@ -16,7 +16,7 @@ from rich.table import Table
 
 from raffm_ray import __version__
 from raffm_ray.benchmarks.crew import Crew
-from raffm_ray.benchmarks.measure import Bench, Row
+from raffm_ray.benchmarks.measure import Backend, Bench, Row
 from raffm_ray.benchmarks.nothing import noop_large, noop_small
 from raffm_ray.benchmarks.scale import scale
 from raffm_ray.benchmarks.starting import start
@@ -98,14 +98,21 @@ def table_of(results: Mapping[str, Sequence[Row]], title: str) -> Table:
 
 
 def run_suite(
-    names: Sequence[str], folder: Path, console: Console, workers: int, repetitions: int, quick: bool = False
-) -> dict[str, Any]:
+    names: Sequence[str], folder: Path, console: Console, workers: int, repetitions: int, quick: bool = False,
+    backend: Backend = "ray",
+) -> dict[str, Any]:  # fmt: skip
     """Runs cases and writes `bench.json` into the folder; returns its content with the rows by case as `rows`.
 
     Raises UserError when the folder is taken. An error of a case is raised when all that came before is written.
     """
     check_output(folder)
-    content: dict[str, Any] = {"machine": machine(workers), "repetitions": repetitions, "quick": quick, "cases": {}}
+    content: dict[str, Any] = {
+        "machine": machine(workers),
+        "repetitions": repetitions,
+        "quick": quick,
+        "backend": backend,
+        "cases": {},
+    }
     rows: dict[str, list[Row]] = {}
     crew = Crew(workers)
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +121,7 @@ def run_suite(
             for name in names:
                 display.stage(f"{name}: {CASES[name].says}", 1)
                 began = perf_counter()
-                rows[name] = CASES[name].run(Bench(workers, repetitions, quick, display.advance, crew))
+                rows[name] = CASES[name].run(Bench(workers, repetitions, quick, display.advance, crew, backend))
                 case = {"says": CASES[name].says, "seconds": perf_counter() - began}
                 content["cases"][name] = {**case, "rows": [row.content() for row in rows[name]]}
                 write_json(folder / "bench.json", content)

@@ -78,7 +78,7 @@ def training(name: str) -> Callable[[Bench], list[Row]]:
         workload = WORKLOADS[name].shortened() if bench.quick else WORKLOADS[name]
         prepared = workload.prepared()
         setup, count = prepared.setup, workload.per_round * workload.rounds
-        with federation(prepared, prepared.runner(), bench.workers) as ours:
+        with federation(prepared, prepared.runner(), bench.workers, bench.backend) as ours:
             flat = numpy_of(ours.state.parameters)
             given = (setup.architecture, flat, prepared.task.clients, setup.experiment.local)
             bench.crew.each(load, [given] * bench.workers)
