@@ -171,10 +171,10 @@ def _check_validation(experiment: Experiment) -> None:
 
 def prepare(experiment: Experiment) -> Prepared:
     """Loads the data, describes the model, builds the fleet, divides the data. Raises UserError for whatever cannot work."""
-    strategy = setup_strategy(experiment)
+    setup_strategy(experiment)
     look_up(METRICS, experiment.salience.metric, "salience.metric")
     look_up(LATE, experiment.clock.late, "clock.late")
-    available = look_up(AVAILABILITY, experiment.clock.availability, "clock.availability")
+    look_up(AVAILABILITY, experiment.clock.availability, "clock.availability")
     look_up(SERVER_OPTIMIZERS, experiment.server.optimizer, "server.optimizer")
     _check_validation(experiment)
     look_up(PARTITIONS, experiment.clients.partition, "clients.partition")
@@ -182,6 +182,12 @@ def prepare(experiment: Experiment) -> Prepared:
     foundation = load_foundation(experiment.model, head_of(settings.name), needs_words(settings.name), settings.max_length)
     first_target = getattr(foundation.config, "decoder_start_token_id", None)
     task = load_task(settings, generator(settings.split_seed, "split"), foundation.words, foundation.pictures, first_target)
+    return prepared_of(experiment, foundation, task)
+
+
+def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> Prepared:
+    """`prepare` on data and a model's description that are there already. Raises UserError for whatever does not fit them."""
+    strategy = setup_strategy(experiment)
     architecture = _architecture(experiment, foundation, task)
     _check_cutting(experiment, architecture)
     _check_rotation(experiment, architecture)
@@ -191,7 +197,7 @@ def prepare(experiment: Experiment) -> Prepared:
     tally = tally_of(shares, _classes(task), task.class_names)
     classes = _devices(experiment, task, tally, shares_of_fleet)
     budgets = _budgets(experiment, architecture, list(shares_of_fleet), profiles.devices)
-    availability = available(experiment.clock, experiment.seed, experiment.clients.count)
+    availability = AVAILABILITY[experiment.clock.availability](experiment.clock, experiment.seed, experiment.clients.count)
     setup = Setup(
         experiment, architecture, strategy, budgets, classes, tally.sizes.tolist(), profiles.devices, availability,
         not_stacked(experiment, architecture), owned_names(architecture, experiment.strategy.own),
