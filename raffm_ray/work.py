@@ -13,6 +13,8 @@ from raffm_ray.state import Setup
 def training_flops(setup: Setup, package: Package, report: Report) -> float:
     """FLOPs that a client's work takes on its device: every example through every plan it trains, and its calibration."""
     flops = sum(setup.costs(package.plans[plan]).training_flops * examples for plan, examples in report.forward_backward)
+    if not report.calibrated:
+        return float(flops)
     # Statistics take a forward pass and some backward, those of norms another forward pass.
     full, architecture = setup.costs(Plan()), setup.architecture
     outputs = architecture.config.num_labels if architecture.head.endswith("classification") else None
