@@ -43,11 +43,19 @@ RULES: dict[str, Rule] = {"coverage": mean_over_coverage, "damped": damped_by_co
 
 
 def flat_coverage(weights: Mapping[int, float], plans: Sequence[Plan], layout: Layout, shapes: Shapes) -> Tensor:
-    """How much weight covers each entry, flat: one pass for every distinct plan, whatever the number of clients."""
+    """How much weight trained each entry, flat: one pass for every distinct plan, whatever the number of clients; 0 where it is frozen."""
     total = torch.zeros(sum(torch.Size(shape).numel() for shape in shapes.values()))
     named = views(total, shapes)
     for number, weight in sorted(weights.items()):
         for name, spec in layout.parameters.items():
-            if is_kept(spec.layer, plans[number]):
+            if is_kept(spec.layer, plans[number]) and not spec.frozen:
                 named[name].add_(coverage(shapes[name], spec.dims, layout.axes, plans[number], weight))
     return total
+
+
+def put_back_frozen(new: Tensor, old: Tensor, layout: Layout, shapes: Shapes) -> None:
+    """Gives frozen parameters their old values, in place, whatever a rule or an optimizer made of them (`all_clients` shrinks them)."""
+    now, before = views(new, shapes), views(old, shapes)
+    for name, spec in layout.parameters.items():
+        if spec.frozen:
+            now[name].copy_(before[name])

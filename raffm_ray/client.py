@@ -20,6 +20,7 @@ from raffm_ray.architectures.modules import install
 from raffm_ray.axes import Plan, Selections, scatter_add_selected, take_selected
 from raffm_ray.calibration import add_statistics, collect
 from raffm_ray.examples import Examples, steps_of
+from raffm_ray.freezing import for_training, trained
 from raffm_ray.layout import selections
 from raffm_ray.messages import Job, Package, Report, Update, views
 from raffm_ray.nesting import cut_layout, within
@@ -160,9 +161,9 @@ class Runner:
         self, parameters: Parameters, package: Package, job: Job, number: int
     ) -> tuple[float, dict[int, int], dict[str, Tensor]]:
         plan, where = package.plans[number], (package.round, job.client)
-        module = self._module(parameters, plan, package).train()
+        module = for_training(self._module(parameters, plan, package), self.architecture.layout)
         own = dict(module.named_parameters())
-        given = {name: parameter.detach().clone() for name, parameter in own.items()}
+        given = {name: parameter.detach().clone() for name, parameter in trained(module).items()}
         made: dict[int, Prefix] = {}
 
         def prefix_at(position: int) -> Prefix:
@@ -175,12 +176,12 @@ class Runner:
             generator(package.seed, "batches", *where), job.prefix, len(job.prefixes), prefix_at,
             generator(package.seed, "prefixes", *where), given, package.distill, package.temperature,
         )  # fmt: skip
-        change = {name: (parameter.detach() - given[name]).cpu() for name, parameter in own.items()}
+        change = {name: (own[name].detach() - before).cpu() for name, before in given.items()}
         return loss, {number if at is None else job.prefixes[at]: count for at, count in seen.items()}, change
 
     def _prefix(self, parameters: Parameters, package: Package, plan: Plan, outer: Plan, own: Parameters) -> Prefix:
         layout = self.architecture.layout
-        module = self._module(parameters, plan, package).train()
+        module = for_training(self._module(parameters, plan, package), layout)
         theirs = dict(module.named_parameters())
         sizes = {name: tuple(values.shape) for name, values in own.items()}
         chosen = selections(sizes, cut_layout(layout, outer), within(plan, outer, layout))
@@ -190,7 +191,13 @@ class Runner:
             for name, (scale, shift) in factors.items()
             if f"{name}.weight" in theirs
         ]
-        return Prefix(module, [(own[name], values, chosen[name]) for name, values in theirs.items()], norms)
+        for gain, bias, *_ in norms:
+            if bias is not None and gain.requires_grad:
+                bias.requires_grad_()  # a shifted bias depends on the gain, also where it is frozen itself
+        # What is frozen stays as it was cut, but norms are corrected anew from the client's own at every reading.
+        corrected = {f"{name}.{part}" for name in factors for part in ("weight", "bias")}
+        shared = [(own[name], theirs[name], chosen[name]) for name in theirs if own[name].requires_grad or name in corrected]
+        return Prefix(module, shared, norms)
 
     def _calibrate(self, parameters: Parameters, package: Package, client: int, statistic: str) -> dict[str, Tensor]:
         model, layout = self._module(parameters, Plan(), package), self.architecture.layout
