@@ -1,6 +1,6 @@
 """Parameters that nobody trains: which ones patterns name, and modules that compute no gradients for them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -30,11 +30,12 @@ def freeze(layout: Layout, patterns: Sequence[str]) -> Layout:
 
 def for_training(module: nn.Module, layout: Layout) -> nn.Module:
     """Puts a module in training mode, frozen parameters without gradients; returns the module."""
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(not layout.parameters[name].frozen)
+    only_trained(dict(module.named_parameters()), layout)
     return module.train()
 
 
-def trained(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters of such a module that are trained, by name."""
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+def only_trained(parameters: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Those of a module's or a stack's parameters, by name, that are trained; the frozen ones take no gradient from here on."""
+    for name, values in parameters.items():
+        values.requires_grad_(not layout.parameters[name].frozen)
+    return {name: values for name, values in parameters.items() if values.requires_grad}

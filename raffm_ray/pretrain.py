@@ -20,7 +20,7 @@ from raffm_ray.cache import writable_cache
 from raffm_ray.errors import UserError
 from raffm_ray.examples import Examples, batches, batches_by_length, steps_of
 from raffm_ray.foundation import pretrained_weights
-from raffm_ray.freezing import for_training, trained
+from raffm_ray.freezing import for_training
 from raffm_ray.messages import flatten, views
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.seeding import generator, torch_seed
@@ -46,7 +46,7 @@ def pretrain(
         torch.manual_seed(torch_seed(seed, "pretraining"))
         model = for_training(starting_model(architecture, source, seed), architecture.layout)
         steps = steps_of(len(public), settings.batch_size, settings.epochs, None)
-        parameters = list(trained(model).values())
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
         warm = int(settings.warmup * steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -113,10 +113,11 @@ def schedule(setup: Setup, package: Package, jobs: Sequence[Job], start_seconds:
         outcome = "used" if back else "dropped" if lost else "stale" if kept else "late"
         spent = cost if outcome in ("used", "stale") else cost.until(min(stop, end))
         visits.append(Visit(job, report, spent, outcome))
-    used = [visit.job for visit in visits if visit.outcome == "used"]
+    used = [visit for visit in visits if visit.outcome == "used"]
     stale = tuple((visit.job,) for visit in visits if visit.outcome == "stale")
-    blocks = blocks_of(used, experiment.pool.block_clients) + stale
-    return Round(package, blocks, tuple(visits), late=len(stale), start_seconds=start_seconds, seconds=end)
+    jobs_used, steps = [visit.job for visit in used], [visit.report.steps for visit in used]
+    blocks = blocks_of(jobs_used, steps, experiment.pool.block_clients, package.stack)
+    return Round(package, blocks + stale, tuple(visits), late=len(stale), start_seconds=start_seconds, seconds=end)
 
 
 def advance(
@@ -130,7 +131,15 @@ def advance(
     arrived, waiting, expired = settle(setup.experiment.clock, clock.late, number, end)
     visits = [visit for visit in work.visits if visit.outcome == "stale"]
     sent = tuple(
-        Late(number, work.start_seconds + visit.cost.seconds, visit, work.package.plans[plan], weight, summed)
+        Late(
+            number,
+            work.start_seconds + visit.cost.seconds,
+            visit,
+            work.package.plans[plan],
+            weight,
+            summed,
+            work.package.copy_of(plan),
+        )
         for visit, update, summed in zip(visits, updates, sums, strict=True)
         for plan, weight in update.weights.items()
     )

@@ -20,10 +20,11 @@ from raffm_ray.architectures import Architecture, architecture_of, new_model, pa
 from raffm_ray.axes import Plan
 from raffm_ray.costs import FLOAT_BYTES, activation_floats, costs_of
 from raffm_ray.errors import UserError
-from raffm_ray.freezing import for_training, freeze, trained
+from raffm_ray.freezing import for_training, freeze, only_trained
 from raffm_ray.layout import take_all
 from raffm_ray.messages import Job, flatten, views
 from raffm_ray.norms import norm_statistics
+from raffm_ray.own import with_copies
 from raffm_ray.prepare import Prepared, prepare
 from raffm_ray.pretrain import pretrained, starting_model
 from raffm_ray.schedule import cost_of, planned_work
@@ -75,6 +76,38 @@ def test_control_a_round_without_freezing_moves_everything() -> None:
     assert moved(free, start.parameters, round_of(free, start).parameters) == set(free.setup.architecture.shapes)
 
 
+def test_stacked_clients_train_as_they_do_one_by_one() -> None:
+    prepared = prepared_with()
+    start = state_of(prepared)
+    work, runner = begin_round(prepared.setup, start), prepared.runner()
+    plan = max(job.plan for job in work.jobs if job.plan is not None)
+    first = next(job for job in work.jobs if job.plan == plan)
+    jobs = [replace(first, client=client) for client in (0, 1, 2)]
+    package = replace(work.package, local=work.package.local.model_copy(update={"optimizer": "sgd"}))
+    parts = [
+        runner.block(replace(package, stack=(size,) * len(work.package.plans)), start.parameters.numpy(), jobs)[1]
+        for size in (3, 1)
+    ]
+    assert first.prefixes
+    named = [views(torch.from_numpy(part), prepared.setup.architecture.shapes) for part in parts]
+    for name, change in named[0].items():
+        torch.testing.assert_close(change, named[1][name])
+        assert bool(change.any()) == (name not in frozen_names(prepared))
+
+
+def test_frozen_norms_stay_in_every_copy_of_their_own() -> None:
+    changes = {"strategy": {"name": "raffm_reference", "own": ["norms"]}, "local": {"steps": 1}}
+    for patterns in (["*layernorm_after*"], []):
+        prepared = prepare(tiny_experiment(model={"freeze": patterns}, **changes))
+        setup, shapes = prepared.setup, prepared.setup.architecture.shapes
+        plain = state_of(prepared)
+        start = replace(plain, parameters=with_copies(plain.parameters, setup.architecture, setup.owned, len(setup.budgets)))
+        after = round_of(prepared, start).parameters
+        for copy in range(len(setup.budgets)):
+            old, new = (views(flat, shapes, setup.owned, copy) for flat in (start.parameters, after))
+            assert all(torch.equal(old[name], new[name]) for name in old if "layernorm_after" in name) == bool(patterns)
+
+
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_no_rule_and_no_server_optimizer_moves_a_frozen_bit(rule) -> None:
     prepared = prepared_with()
@@ -109,8 +142,8 @@ def test_bytes_up_fall_by_those_of_what_is_frozen_and_bytes_down_stay() -> None:
         costs = [cost_of(one.setup, work.package, job, planned_work(one.setup, work.package, job)) for one in (prepared, free)]
         assert 0 < less == costs[1].bytes_up - costs[0].bytes_up
         assert costs[0].bytes_down == costs[1].bytes_down
-    change = prepared.runner()._train(views(state_of(prepared).parameters, shapes), work.package, job, job.plan)[2]
-    assert set(change) == set(cut) - set(frozen_names(prepared))
+    change = prepared.runner()._train(views(state_of(prepared).parameters, shapes), work.package, job, job.plan).change
+    assert change.numel() == sum(values.numel() for name, values in cut.items() if name not in frozen_names(prepared))
 
 
 SMALL = Plan({"0/ffn": np.arange(0, 40, 5), "1/heads": [0, 2], "residual": np.arange(0, 24, 2), "layers": [0, 1]})
@@ -120,12 +153,14 @@ def one_step(prepared: Prepared, clip: float | None) -> dict[str, Tensor]:
     """The full model's change by one step of plain SGD with a prefix whose norms are corrected."""
     architecture, runner, state = prepared.setup.architecture, prepared.runner(), state_of(prepared)
     parameters = views(state.parameters, architecture.shapes)
-    whole = runner._module(parameters, Plan(), package_of(prepared, state))
+    whole = runner.workshop.module(parameters, Plan(), {})
     norms = norm_statistics(whole, architecture.layout, [prepared.task.clients.batch(np.arange(12))])
-    runner._release()
+    runner.workshop.release()
     local = prepared.setup.experiment.local.model_copy(update={"optimizer": "sgd", "clip": clip, "steps": 1, "weight_decay": 0.0})
     package = package_of(prepared, state, SMALL, Plan(), norms=norms, local=local, learning_rate=1.0)
-    return runner._train(parameters, package, Job(0, 1, (0,), "smallest"), 1)[2]
+    change = runner._train(parameters, package, Job(0, 1, (0,), "smallest"), 1).change
+    specs = architecture.layout.parameters
+    return views(change, {name: shape for name, shape in architecture.shapes.items() if not specs[name].frozen})
 
 
 def test_what_is_trained_beside_prefixes_gets_the_gradients_that_it_gets_without_freezing() -> None:
@@ -149,21 +184,20 @@ def test_a_prefix_keeps_reading_norms_of_which_a_part_is_frozen() -> None:
     prepared = prepared_with()
     architecture, runner, state = prepared.setup.architecture, prepared.runner(), state_of(prepared)
     parameters = views(state.parameters, architecture.shapes)
-    whole = runner._module(parameters, Plan(), package_of(prepared, state))
+    whole = runner.workshop.module(parameters, Plan(), {})
     norms = norm_statistics(whole, architecture.layout, [prepared.task.clients.batch(np.arange(12))])
-    package = package_of(prepared, state, SMALL, Plan(), norms=norms)
     own = {name: p.detach().clone() for name, p in whole.named_parameters()}
     for name, values in own.items():
         values.requires_grad_(not architecture.layout.parameters[name].frozen)
-    prefix = runner._prefix(parameters, package, SMALL, Plan(), own)
+    inner, prefix = runner.workshop.inside(parameters, SMALL, Plan(), own, norms)
     with torch.no_grad():
         for values in own.values():
             if values.requires_grad:
                 values.add_(0.1)
     for _ in range(2):
         prefix.read()
-    expected = dict(prepared.runner()._module(own, SMALL, package).named_parameters())
-    for name, values in prefix.module.named_parameters():
+    expected = dict(prepared.runner().workshop.module(own, SMALL, norms).named_parameters())
+    for name, values in inner.named_parameters():
         torch.testing.assert_close(values.detach(), expected[name].detach())
     assert len(prefix.shared) < len(expected)
 
@@ -174,9 +208,8 @@ def test_no_optimizer_state_and_no_gradient_for_what_is_frozen(monkeypatch) -> N
         train.__globals__["OPTIMIZERS"], "adamw", lambda *given: made.append(torch.optim.AdamW(given[0], lr=given[1])) or made[-1]
     )
     architecture, runner, state = prepared.setup.architecture, prepared.runner(), state_of(prepared)
-    module = for_training(
-        runner._module(views(state.parameters, architecture.shapes), Plan(), package_of(prepared, state)), architecture.layout
-    )
+    module = runner.workshop.module(views(state.parameters, architecture.shapes), Plan(), {})
+    learning = only_trained(dict(module.named_parameters()), architecture.layout)
     train(
         module,
         runner.objective,
@@ -186,7 +219,7 @@ def test_no_optimizer_state_and_no_gradient_for_what_is_frozen(monkeypatch) -> N
         0.01,
         np.random.default_rng(0),
     )
-    assert len(made[0].state) == len(trained(module)) == len(architecture.shapes) - len(frozen_names(prepared))
+    assert len(made[0].state) == len(learning) == len(architecture.shapes) - len(frozen_names(prepared))
     assert all((parameter.grad is None) == (name in frozen_names(prepared)) for name, parameter in module.named_parameters())
 
 
@@ -291,7 +324,9 @@ def test_training_memory_is_within_15_percent_of_what_autograd_keeps(name, what)
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         module(**training_batch(architecture, batch)).loss.backward()
     counted = sum(saved.values())
-    held = FLOAT_BYTES * (sum(p.numel() for p in module.parameters()) + 3 * sum(p.numel() for p in trained(module).values()))
+    held = FLOAT_BYTES * (
+        sum(p.numel() for p in module.parameters()) + 3 * sum(p.numel() for p in module.parameters() if p.requires_grad)
+    )
     assert activation_floats(architecture, Plan()) * batch * FLOAT_BYTES == pytest.approx(counted, rel=0.15)
     assert costs_of(architecture, Plan(), batch).memory_bytes == pytest.approx(counted + held, rel=0.15)
 
