@@ -20,6 +20,7 @@ from raffm_ray.errors import UserError, in_short, look_up, near_miss
 from raffm_ray.examples import Examples
 from raffm_ray.extraction import KINDS, kind_of
 from raffm_ray.foundation import Foundation, load_foundation
+from raffm_ray.freezing import freeze
 from raffm_ray.own import owned_names
 from raffm_ray.partition import PARTITIONS, partition
 from raffm_ray.ranking import begin_calibration, plain_state
@@ -68,6 +69,7 @@ def _architecture(experiment: Experiment, foundation: Foundation, task: Task) ->
         raise
     except Exception as error:  # whatever transformers raises for values that it cannot build from
         raise UserError(f"model.config: transformers cannot build this model: {in_short(error)}") from None
+    architecture = replace(architecture, layout=freeze(architecture.layout, experiment.model.freeze))
     model = new_model(architecture, 0).eval()
     for part in task.parts.values():
         inputs = {name: values for name, values in part.batch(_longest(part)).items() if name != "labels"}
@@ -216,13 +218,16 @@ def not_stacked(experiment: Experiment, architecture: Architecture) -> str | Non
 
 
 def check_start(setup: Setup) -> None:
-    """Raises UserError unless every class's budget holds a subnetwork, somebody trains, somebody can calibrate the first ranking, and
+    """Raises UserError unless every class's budget holds a subnetwork in which something is trained, somebody trains, somebody can calibrate the first ranking, and
     somebody can be done before a round's deadline.
 
     A plain ranking stands in for the real one, and zeros for the parameters: the smallest subnetwork costs the same whatever comes first.
     """
     state = plain_state(setup.architecture)
-    class_plans(setup, state)
+    plans = class_plans(setup, state)
+    for name, plan in plans.items():
+        if not setup.costs(plan).bytes_up:
+            raise UserError(f"model.freeze: nothing is left to train in the subnetwork of device class {name}")
     _check_training(setup, state)
     begin_calibration(setup, state)
     check_clock(setup, state)

@@ -59,9 +59,9 @@ def planned_work(setup: Setup, package: Package, job: Job) -> Report:
 
 def cost_of(setup: Setup, package: Package, job: Job, report: Report) -> DeviceCost:
     """What a whole job takes of its client's simulated device."""
-    given = setup.costs(Plan() if job.plan is None else package.plans[job.plan]).bytes
-    up = (0 if job.plan is None else given) + STATISTIC_BYTES * report.statistics_values
-    return device_cost(setup.devices[setup.classes[job.client]], reported_work(setup, package, report), given, up)
+    costs = setup.costs(Plan() if job.plan is None else package.plans[job.plan])
+    up = (0 if job.plan is None else costs.bytes_up) + STATISTIC_BYTES * report.statistics_values
+    return device_cost(setup.devices[setup.classes[job.client]], reported_work(setup, package, report), costs.bytes, up)
 
 
 def available(setup: Setup, clock: Clock) -> tuple[float, list[int]]:

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
     "errors flags axes layout settings config seeding cache examples metrics correlation tally phases",
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
-    "architectures.rope architectures.t5 architectures devices partition objectives sources availability",
+    "architectures.rope architectures.t5 architectures freezing gradients devices partition objectives sources availability",
     "stacked encoding observing calibration salience rotation norms costs device_costs",
     "extraction messages own kinds foundation",
     "data strategies training stacking workshop client aggregate clock server_optimizers",
