@@ -6,6 +6,7 @@ indices of cuts, so a block may run anywhere, any number of times, and gives the
 
 import time
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +29,7 @@ from raffm_ray.phases import Stopwatch
 from raffm_ray.seeding import generator, torch_seed
 from raffm_ray.settings import PoolSettings
 from raffm_ray.stacking import Member, Part, stack_of, train_stack
-from raffm_ray.training import Prefix, train
+from raffm_ray.training import Prefix, computing, train
 from raffm_ray.workshop import Parameters, Workshop
 
 
@@ -76,6 +77,7 @@ class Runner:
     validation: Examples | None = None
     device: str = "cpu"
     watch: Stopwatch = field(default_factory=Stopwatch)
+    _copied: tuple["weakref.ref[Flat]", Tensor] | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def workshop(self) -> Workshop:
@@ -87,11 +89,24 @@ class Runner:
         """What the model's head is trained for."""
         return OBJECTIVES[self.architecture.head]
 
-    def _parameters(self, flat: NDArray[np.float32], package: Package, plan: int | None) -> dict[str, Tensor]:
-        # The array may be shared memory that torch could write to although it is read-only: `_module` copies out of it.
+    def _flat(self, flat: Flat) -> Tensor:
+        # The array may be shared memory that torch could write to although it is read-only: modules get copies out of it.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return views(torch.from_numpy(flat), self.architecture.shapes, package.owned, package.copy_of(plan))
+            values = torch.from_numpy(flat)
+        if self.device == "cpu":
+            return values
+        if self._copied is None or self._copied[0]() is not flat:
+            self.forget()
+            self._copied = (weakref.ref(flat), values.to(self.device))
+        return self._copied[1]
+
+    def forget(self) -> None:
+        """Frees the copy of the parameters that a GPU keeps between blocks."""
+        self._copied = None
+
+    def _parameters(self, flat: Flat, package: Package, plan: int | None) -> dict[str, Tensor]:
+        return views(self._flat(flat), self.architecture.shapes, package.owned, package.copy_of(plan))
 
     def perform(self, method: str, package: Package, flat: Flat, arguments: tuple[Any, ...]) -> Result:
         """A call's result, its small part with the seconds that it took by phase."""
@@ -119,7 +134,7 @@ class Runner:
             finally:
                 self.workshop.release()
         with self.watch.during("return"):
-            total = torch.zeros(flat.shape[0])
+            total = torch.zeros(flat.shape[0], device=self.device)
             for number, summed in sorted(sums.items()):
                 named = views(total, self.architecture.shapes, package.owned, package.copy_of(number))
                 chosen = self.workshop.selections(package.plans[number])
@@ -131,7 +146,8 @@ class Runner:
                 }
                 for name, values in views(summed, shapes).items():
                     scatter_add_selected(named[name], values, chosen[name])
-        return Update(weights, tuple(reports), statistics), total.numpy()
+            added = total.cpu().numpy()
+        return Update(weights, tuple(reports), statistics), added
 
     def _client(
         self, parameters: Parameters, package: Package, job: Job, trained: Trained | None
@@ -184,7 +200,7 @@ class Runner:
             generator(package.seed, "batches", *where), job.prefix, len(job.prefixes), prefix_at,
             generator(package.seed, "prefixes", *where), given, package.distill, package.temperature,
         )  # fmt: skip
-        change = torch.cat([(parameter.detach() - given[name]).flatten() for name, parameter in trained.items()]).cpu()
+        change = torch.cat([(parameter.detach() - given[name]).flatten() for name, parameter in trained.items()])
         return Trained(loss, _by_plan(seen, job), change)
 
     def _train_together(self, parameters: Parameters, package: Package, jobs: Sequence[Job], number: int) -> list[Trained]:
@@ -211,9 +227,7 @@ class Runner:
                 self.workshop.stacked(plan), stack, self.objective, self.examples, members, package.local, package.learning_rate,
                 first.prefix, len(first.prefixes), part,
             )  # fmt: skip
-        changes = torch.cat(
-            [(values.detach() - given[name].to(self.device)).flatten(1) for name, values in trained.items()], 1
-        ).cpu()
+        changes = torch.cat([(values.detach() - given[name]).flatten(1) for name, values in trained.items()], 1)
         seconds = (time.perf_counter() - began) / len(jobs)
         return [
             Trained(loss, _by_plan(seen, job), change, seconds)
@@ -239,7 +253,7 @@ class Runner:
                 module = self.workshop.module(self._parameters(flat, package, plan), package.plans[plan], package.norms).eval()
                 batch = examples.batch(slice(start, stop), self.device)
                 labels = batch.pop("labels")
-                with torch.inference_mode():
+                with torch.inference_mode(), computing(package.local.precision, self.device):
                     output = module(**batch)
                     loss = float(self.objective.loss(output, labels, "sum"))
                     answers = self.objective.answers(output, labels).double().cpu().numpy()
@@ -252,4 +266,4 @@ def device_of(settings: PoolSettings) -> str:
     """The torch device that workers compute on."""
     if settings.device != "auto":
         return settings.device
-    return "cuda" if settings.gpus_per_worker > 0 else "cpu"
+    return "cuda" if settings.gpus_per_worker else "cpu"

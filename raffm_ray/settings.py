@@ -180,6 +180,9 @@ class LocalSettings(Settings):
     steps: int | None = Field(None, ge=1, description="steps instead of epochs")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
     proximal: float = Field(0.0, ge=0, description="FedProx's mu: pulls a client's parameters back to what it was given")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of products in forward passes, evaluation included; parameters, gradients and sums stay float32"
+    )
 
 
 class ServerSettings(Settings):
