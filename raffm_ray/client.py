@@ -68,7 +68,8 @@ def groups(jobs: Sequence[Job], largest: Sequence[int]) -> list[tuple[int | None
 
 @dataclass
 class Runner:
-    """Everything a worker needs that does not change during a run. `shares`: by client, indices of `examples`."""
+    """Everything a worker needs that does not change during a run. `shares`: by client, indices of `examples`; `gpu_bytes`: what a worker
+    takes of a GPU, where it is asked for."""
 
     architecture: Architecture
     examples: Examples
@@ -76,6 +77,7 @@ class Runner:
     held_out: Examples
     validation: Examples | None = None
     device: str = "cpu"
+    gpu_bytes: int = 0
     watch: Stopwatch = field(default_factory=Stopwatch)
     _copied: tuple["weakref.ref[Flat]", Tensor] | None = field(default=None, init=False, repr=False)
 

@@ -16,7 +16,7 @@ FLOORS = [
     "extraction messages own kinds foundation",
     "data strategies training stacking workshop client aggregate clock server_optimizers",
     "state",
-    "ranking server work schedule stopping",
+    "ranking server work schedule stopping gpu worker",
     "pool ray_pool pretrain prepare record display shares",
     "ledger evaluation curve start simulation",
     "share_picture profile_picture pictures standings report comparison_picture comparison benchmarks benchmarks.extraction benchmarks.crew benchmarks.bare_ray benchmarks.memory benchmarks.synthetic "
