@@ -21,7 +21,7 @@ FLOORS = [
     "ledger evaluation curve start simulation",
     "share_picture profile_picture pictures standings report comparison_picture comparison benchmarks benchmarks.extraction benchmarks.crew benchmarks.bare_ray benchmarks.memory benchmarks.synthetic "
     "benchmarks.measure benchmarks.plain_loop benchmarks.rounds benchmarks.nothing benchmarks.training benchmarks.subnetworks "
-    "benchmarks.scale benchmarks.starting benchmarks.suite measuring fleet_plans fleet cli",
+    "benchmarks.scale benchmarks.gpu benchmarks.starting benchmarks.suite measuring fleet_plans fleet cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
