@@ -197,7 +197,7 @@ class _Flights:
 
     def crowded(self, seat: _Seat, index: int, error: NoRoomError) -> None:
         """Lets a call that its GPU had no room for run again without neighbours. Raises ClientError if it had none."""
-        what = told(self.pool.architecture, self.calls[index], error)
+        what = told(self.pool.architecture, self.calls[index], getattr(error, "cause", error))  # Ray adds where it came from
         if not self.turns.refused(_place_of(seat), index):
             raise ClientError(f"{what}, also with nothing else at work there; {HELP}") from None
         self.tries[index] -= 1
