@@ -20,6 +20,7 @@ from raffm_ray.architectures import Architecture
 from raffm_ray.axes import Plan, scatter_add_selected, selected_shape
 from raffm_ray.calibration import add_statistics, collect
 from raffm_ray.examples import Examples, steps_of
+from raffm_ray.freezing import only_trained
 from raffm_ray.messages import Flat, Job, Package, Report, Result, Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.objectives import OBJECTIVES, Objective
@@ -36,7 +37,7 @@ def _is_finite(tensors: Mapping[str, Tensor]) -> bool:
 
 
 class Trained(NamedTuple):
-    """What came of a client's training: mean loss, examples by plan, its change, flat in its plan's order, and its part of the seconds
+    """What came of a client's training: mean loss, examples by plan, its change, flat in its plan's order without what is frozen, and its part of the seconds
     where it was trained together with others."""
 
     loss: float
@@ -106,10 +107,7 @@ class Runner:
         for plan, group in groups(jobs, package.stack):
             parameters = self._parameters(flat, package, plan)
             try:
-                with self.watch.during("train"):
-                    together = (
-                        self._train_together(parameters, package, group, plan) if len(group) > 1 and plan is not None else None
-                    )
+                together = self._train_together(parameters, package, group, plan) if len(group) > 1 and plan is not None else None
                 for position, job in enumerate(group):
                     report, change, measured = self._client(parameters, package, job, together[position] if together else None)
                     reports.append(report)
@@ -125,7 +123,12 @@ class Runner:
             for number, summed in sorted(sums.items()):
                 named = views(total, self.architecture.shapes, package.owned, package.copy_of(number))
                 chosen = self.workshop.selections(package.plans[number])
-                shapes = {name: selected_shape(self.architecture.shapes[name], selected) for name, selected in chosen.items()}
+                specs = self.architecture.layout.parameters
+                shapes = {
+                    name: selected_shape(self.architecture.shapes[name], selected)
+                    for name, selected in chosen.items()
+                    if not specs[name].frozen
+                }
                 for name, values in views(summed, shapes).items():
                     scatter_add_selected(named[name], values, chosen[name])
         return Update(weights, tuple(reports), statistics), total.numpy()
@@ -166,7 +169,8 @@ class Runner:
         plan, where = package.plans[number], (package.round, job.client)
         module = self.workshop.module(parameters, plan, package.norms).train()
         own = dict(module.named_parameters())
-        given = {name: parameter.detach().clone() for name, parameter in own.items()}
+        trained = only_trained(own, self.architecture.layout)
+        given = {name: parameter.detach().clone() for name, parameter in trained.items()}
         made: dict[int, tuple[nn.Module, Prefix]] = {}
 
         def prefix_at(position: int) -> tuple[nn.Module, Prefix]:
@@ -180,14 +184,16 @@ class Runner:
             generator(package.seed, "batches", *where), job.prefix, len(job.prefixes), prefix_at,
             generator(package.seed, "prefixes", *where), given, package.distill, package.temperature,
         )  # fmt: skip
-        change = torch.cat([(parameter.detach() - given[name]).flatten() for name, parameter in own.items()]).cpu()
+        change = torch.cat([(parameter.detach() - given[name]).flatten() for name, parameter in trained.items()]).cpu()
         return Trained(loss, _by_plan(seen, job), change)
 
     def _train_together(self, parameters: Parameters, package: Package, jobs: Sequence[Job], number: int) -> list[Trained]:
         """Clients of one plan as one stacked module; the generators of each are those that it has alone."""
         began, plan, first = time.perf_counter(), package.plans[number], jobs[0]
-        given = self.workshop.cut(parameters, plan, package.norms)
-        stack = stack_of(given, len(jobs), self.device)
+        with self.watch.during("cut"):
+            given = self.workshop.cut(parameters, plan, package.norms)
+            stack = stack_of(given, len(jobs), self.device)
+            trained = only_trained(stack, self.architecture.layout)
         members = [
             Member(self.shares[job.client], *(generator(package.seed, what, package.round, job.client) for what in ("batches", "prefixes")))
             for job in jobs
@@ -200,12 +206,13 @@ class Runner:
                 self.workshop.stacked(smaller), theirs, self.workshop.prefix(smaller, plan, stack, theirs, package.norms, rows)
             )
 
-        outcomes = train_stack(
-            self.workshop.stacked(plan), stack, self.objective, self.examples, members, package.local, package.learning_rate,
-            first.prefix, len(first.prefixes), part,
-        )  # fmt: skip
+        with self.watch.during("train"):
+            outcomes = train_stack(
+                self.workshop.stacked(plan), stack, self.objective, self.examples, members, package.local, package.learning_rate,
+                first.prefix, len(first.prefixes), part,
+            )  # fmt: skip
         changes = torch.cat(
-            [(values.detach() - given[name].to(self.device)).flatten(1) for name, values in stack.items()], 1
+            [(values.detach() - given[name].to(self.device)).flatten(1) for name, values in trained.items()], 1
         ).cpu()
         seconds = (time.perf_counter() - began) / len(jobs)
         return [

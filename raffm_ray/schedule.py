@@ -24,6 +24,16 @@ STATISTIC_BYTES = 8
 """Statistics travel as float64: their sums must not depend on how clients are grouped."""
 
 
+def _planned_passes(job: Job, sizes: Sequence[int], rng: np.random.Generator) -> dict[int, int]:
+    """How many examples go through each plan, where steps have so many."""
+    seen: dict[int, int] = {}
+    for step, examples in enumerate(sizes):
+        own, drawn = choose(job.prefix, len(job.prefixes), step, rng)
+        for plan in ([job.plan] if own and job.plan is not None else []) + ([] if drawn is None else [job.prefixes[drawn]]):
+            seen[plan] = seen.get(plan, 0) + examples
+    return seen
+
+
 def planned_work(setup: Setup, package: Package, job: Job) -> Report:
     """What a client will report of a job: all but its loss and its real seconds, if what it sends is finite."""
     share, local = setup.examples[job.client], package.local
@@ -31,13 +41,12 @@ def planned_work(setup: Setup, package: Package, job: Job) -> Report:
     steps = 0
     if job.plan is not None:
         steps = steps_of(share, local.batch_size, local.epochs, local.steps)
-        rng = generator(package.seed, "prefixes", package.round, job.client)
         a_pass = ceil(share / local.batch_size)
-        for step in range(steps):
-            examples = min(local.batch_size, share - step % a_pass * local.batch_size)
-            own, drawn = choose(job.prefix, len(job.prefixes), step, rng)
-            for plan in ([job.plan] if own else []) + ([] if drawn is None else [job.prefixes[drawn]]):
-                seen[plan] = seen.get(plan, 0) + examples
+        sizes = [min(local.batch_size, share - step % a_pass * local.batch_size) for step in range(steps)]
+        if job.prefixes:
+            seen = _planned_passes(job, sizes, generator(package.seed, "prefixes", package.round, job.client))
+        elif steps:
+            seen = {job.plan: sum(sizes)}
     layout, values = setup.architecture.layout, 0
     if job.calibrate and package.statistic:
         values = statistics_size(layout, package.statistic) + (norm_statistics_size(layout) if package.measure_norms else 0)
@@ -50,9 +59,9 @@ def planned_work(setup: Setup, package: Package, job: Job) -> Report:
 
 def cost_of(setup: Setup, package: Package, job: Job, report: Report) -> DeviceCost:
     """What a whole job takes of its client's simulated device."""
-    given = setup.costs(Plan() if job.plan is None else package.plans[job.plan]).bytes
-    up = (0 if job.plan is None else given) + STATISTIC_BYTES * report.statistics_values
-    return device_cost(setup.devices[setup.classes[job.client]], reported_work(setup, package, report), given, up)
+    costs = setup.costs(Plan() if job.plan is None else package.plans[job.plan])
+    up = (0 if job.plan is None else costs.bytes_up) + STATISTIC_BYTES * report.statistics_values
+    return device_cost(setup.devices[setup.classes[job.client]], reported_work(setup, package, report), costs.bytes, up)
 
 
 def available(setup: Setup, clock: Clock) -> tuple[float, list[int]]:
@@ -83,6 +92,8 @@ def selected(setup: Setup) -> int:
 
 def drops_out(settings: ClockSettings, seed: int, round_number: int, client: int, seconds: float) -> float:
     """After how many of the seconds that its work takes a client drops out, uniform over them; infinity if it does not."""
+    if not settings.dropout:
+        return inf
     happens, when = generator(seed, "dropout", round_number, client).random(2)
     return float(when * seconds) if happens < settings.dropout else inf
 

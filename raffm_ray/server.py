@@ -6,7 +6,7 @@ from math import cos, pi
 
 from torch import Tensor
 
-from raffm_ray.aggregate import RULES, flat_coverage
+from raffm_ray.aggregate import RULES, flat_coverage, put_back_frozen
 from raffm_ray.axes import AxisError, Plan, check_plan
 from raffm_ray.calibration import add_statistics
 from raffm_ray.errors import UserError
@@ -117,9 +117,9 @@ def finish_round(
     total = sum(weights.values())
     parameters, moments, server = state.parameters, state.moments, setup.experiment.server
     if total > 0:
-        covered = flat_coverage(
-            weights, plans, setup.architecture.layout, setup.architecture.shapes, setup.owned, used, len(summed)
-        )
+        layout, shapes = setup.architecture.layout, setup.architecture.shapes
+        covered = flat_coverage(weights, plans, layout, shapes, setup.owned, used, len(summed))
         averaged = RULES[setup.strategy.aggregation](parameters, summed, covered, total)
         parameters, moments = SERVER_OPTIMIZERS[server.optimizer](parameters, averaged, covered, moments, server)
+        put_back_frozen(parameters, state.parameters, layout, shapes, setup.owned, len(setup.budgets) - 1 if setup.owned else 0)
     return replace(state, round=work.package.round, parameters=parameters, pending=pending, moments=moments, clock=clock)

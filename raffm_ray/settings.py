@@ -60,6 +60,11 @@ class ModelSettings(Settings):
         {}, description="a transformers configuration: `model_type` and its fields; beside `pretrained`: fields that are changed"
     )
     tokenizer: str | None = Field(None, description="a local folder or a name on the hub; default: the pretrained model's own")
+    freeze: tuple[str, ...] = Field(
+        (),
+        description="patterns of names of parameters that nobody trains, such as *embeddings*: clients are given them, but compute no "
+        "gradients for them and send nothing of them up",
+    )
     pretrain: PretrainSettings = PretrainSettings()
 
     @model_validator(mode="after")

@@ -111,15 +111,16 @@ def train_stack(
     module: StackedModule, stack: Stack, objective: Objective, examples: Examples, members: Sequence[Member], local: LocalSettings,
     learning_rate: float, prefix: str, prefixes: int, part: Parts,
 ) -> list[tuple[float, dict[int | None, int]]]:  # fmt: skip
-    """Trains `stack` in place, every client on its own batches; returns what `training.train` returns, for every client.
+    """Trains what takes a gradient of `stack` in place, every client on its own batches; returns what `training.train` returns, for every client.
 
     Clients may differ in their numbers of steps and of examples: who is done is put aside, who has fewer examples is filled up.
     """
     steps = [steps_of(len(one.share), local.batch_size, local.epochs, local.steps) for one in members]
     streams = [batches(one.share, local.batch_size, count, one.rng) for one, count in zip(members, steps, strict=True)]
     device = str(next(iter(stack.values())).device)
-    optimizer = OPTIMIZERS[local.optimizer](list(stack.values()), learning_rate, local.weight_decay)  # type: ignore[arg-type]  # leaves
-    given = [values.detach().clone() for values in stack.values()] if local.proximal else []
+    trained = [values for values in stack.values() if values.requires_grad]
+    optimizer = OPTIMIZERS[local.optimizer](trained, learning_rate, local.weight_decay)  # type: ignore[arg-type]  # leaves
+    given = [values.detach().clone() for values in trained] if local.proximal else []
     losses: list[list[float]] = [[] for _ in members]
     seen: list[dict[int | None, int]] = [{} for _ in members]
     done: list[tuple[Tensor, list[Tensor]]] = []
@@ -141,17 +142,17 @@ def train_stack(
                 seen[row][position] = seen[row].get(position, 0) + int(real[row].sum())
                 if position is None:
                     losses[row].append(found[row if everybody else rows.index(row)])
-        fill_gradients(stack.values(), used)
+        fill_gradients(trained, used)
         if local.proximal:
-            pull_back(list(stack.values()), given, local.proximal)  # type: ignore[arg-type]  # leaves
+            pull_back(trained, given, local.proximal)  # type: ignore[arg-type]  # leaves
         if local.clip is not None:
             _clip(stack, local.clip)
         optimizer.step()
         if ended := [row for row, count in enumerate(steps) if count == step + 1 < max(steps)]:
             at = torch.tensor(ended, device=device)
-            done.append((at, [values.detach()[at] for values in stack.values()]))
+            done.append((at, [values.detach()[at] for values in trained]))
     with torch.no_grad():
         for at, rows_of in done:
-            for values, kept in zip(stack.values(), rows_of, strict=True):
+            for values, kept in zip(trained, rows_of, strict=True):
                 values[at] = kept
     return [(float(np.mean(found)), counts) for found, counts in zip(losses, seen, strict=True)]

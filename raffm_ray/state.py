@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import torch
@@ -23,6 +23,11 @@ from raffm_ray.salience import Scores
 from raffm_ray.server_optimizers import Moments
 from raffm_ray.settings import Experiment
 from raffm_ray.strategies import STRATEGIES, Strategy, View
+
+
+@lru_cache(maxsize=4096)  # a round asks for the same few plans once or more for every client
+def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: str) -> Costs:
+    return costs_of(architecture, plan, batch_size, optimizer)
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Setup:
 
     def costs(self, plan: Plan) -> Costs:
         """What a plan costs with this experiment's local training."""
-        return costs_of(self.architecture, plan, self.experiment.local.batch_size, self.experiment.local.optimizer)
+        return _costs(self.architecture, plan, self.experiment.local.batch_size, self.experiment.local.optimizer)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Prefix:
                 if bias is not None and bias.grad is not None:
                     gain.grad.add_(bias.grad, alpha=shift)
         for mine, theirs, selected in self.shared:
-            if theirs.grad is not None:
+            if mine.requires_grad and theirs.grad is not None:
                 if mine.grad is None:
                     mine.grad = torch.zeros_like(mine)
                 scatter_add_selected(mine.grad, theirs.grad, selected)
@@ -132,14 +132,14 @@ def train(
     prefix_rng: np.random.Generator | None = None, given: Mapping[str, Tensor] | None = None, distill: float = 0.0,
     temperature: float = 1.0,
 ) -> tuple[float, dict[int | None, int]]:  # fmt: skip
-    """Plain local training of a module, in place.
+    """Plain local training of a module, in place: of its parameters that take a gradient.
 
     `prefix`, `prefixes` and `prefix_rng` are `choose`'s arguments; `prefix_at` makes a prefix the first time it is drawn; it learns
     from the own plan's output of the same step as `backward` says. `given`: the parameters that the module began with, which
     `local.proximal` pulls back to, before the gradient is clipped. Returns the mean loss of the own plan, and how many examples went
     through the own plan (None) and each prefix.
     """
-    parameters = list(module.parameters())
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[local.optimizer](parameters, learning_rate, local.weight_decay)
     seen: dict[int | None, int] = {}
     losses: list[float] = []

@@ -10,6 +10,7 @@ from raffm_ray.architectures import Architecture, skeleton, skeleton_key
 from raffm_ray.architectures.modules import install
 from raffm_ray.axes import Plan, Selections, take_selected
 from raffm_ray.calibration import Statistics
+from raffm_ray.freezing import only_trained
 from raffm_ray.layout import selections
 from raffm_ray.nesting import cut_layout, within
 from raffm_ray.norms import correct_norms, norm_factors, relative_factors
@@ -100,12 +101,22 @@ class Workshop:
         layout, stacked = self.architecture.layout, rows is not None
         sizes = {name: tuple(values.shape[stacked:]) for name, values in own.items()}
         chosen = selections(sizes, cut_layout(layout, outer), within(plan, outer, layout))
-        shared = [(own[name], values, ((rows, *chosen[name]) if stacked else chosen[name])) for name, values in theirs.items()]
-        factors = (norm_factors(one, layout, norms) for one in (plan, outer))
+        factors = relative_factors(*(norm_factors(one, layout, norms) for one in (plan, outer)))
         corrected = [
             (theirs[f"{name}.weight"], theirs.get(f"{name}.bias"), scale, shift)
-            for name, (scale, shift) in relative_factors(*factors).items()
+            for name, (scale, shift) in factors.items()
             if f"{name}.weight" in theirs
+        ]
+        trained = only_trained(theirs, layout)
+        for gain, bias, *_ in corrected:
+            if bias is not None and gain.requires_grad:
+                bias.requires_grad_()  # a shifted bias depends on the gain, also where it is frozen itself
+        # What is frozen stays as it was cut, but norms are corrected anew from the client's own at every reading.
+        read = trained.keys() | {f"{name}.{part}" for name in factors for part in ("weight", "bias")}
+        shared = [
+            (own[name], values, ((rows, *chosen[name]) if stacked else chosen[name]))
+            for name, values in theirs.items()
+            if name in read
         ]
         return Prefix(shared, corrected)
 
