@@ -28,7 +28,7 @@ AHEAD = 2
 ends much later than the others."""
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Makes glibc keep freed memory for the next block: it would return large arrays, whose pages cost more to get anew than to fill."""
     adjust = getattr(ctypes.CDLL(None), "mallopt", None)
     if sys.platform == "linux" and adjust is not None:
@@ -46,7 +46,7 @@ class _Worker:
 
     def __init__(self, runner: Runner, device: str) -> None:
         torch.set_num_threads(1)
-        _keep_memory()
+        keep_memory()
         self.runner, self.run = runner, -1
         self.runner.device = device
         gc.collect()
