@@ -1,58 +1,56 @@
 """Parameters of which sizes have copies of their own, such as switchable norms (Yu et al. 2019, section 3).
 
-The flat parameters are the model's, which stay one plain checkpoint, and behind them one copy of the owned parameters for every device
-class but the strongest, whose size uses the model's own. A subnetwork uses the copy of the largest class that is not larger than it, so
-sizes that nobody trained have one too. Smaller prefixes that a client trains share the client's own copy.
+The flat parameters are the model's, which stay one plain checkpoint, and behind them copies of the owned parameters, whole ones, for the
+sizes that clients train: copy k for the k-th smallest of them. The largest uses the model's own, 0. A subnetwork uses the copy of the
+largest such size that it is not smaller than, or else the smallest's, so sizes that nobody trains have one too. Smaller prefixes that a
+client trains share the client's own copy: a device holds one.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
 
 import torch
 from torch import Tensor
 
 from raffm_ray.architectures import Architecture
 from raffm_ray.errors import UserError, look_up
+from raffm_ray.layout import Layout
 from raffm_ray.messages import views
 
 
-def norms(architecture: Architecture) -> tuple[str, ...]:
-    """Gains and biases of the norms over the residual stream."""
-    named = [f"{norm}.{part}" for norm in architecture.layout.norms for part in ("weight", "bias")]
-    return tuple(name for name in architecture.shapes if name in named)
+def norms(layout: Layout) -> set[str]:
+    """The modules that are norms over the residual stream."""
+    return set(layout.norms)
 
 
-def classifier(architecture: Architecture) -> tuple[str, ...]:
-    """What the task's head has and the pretrained model has not."""
-    return architecture.classifier
+def classifier(layout: Layout) -> set[str]:
+    """The linear layers whose output no axis governs: the task's head, with BERT's pooler. An output layer that is an embedding is none."""
+    layers = {name.rpartition(".")[0]: spec for name, spec in layout.parameters.items() if spec.matmul}
+    return {layer for layer, spec in layers.items() if not spec.dims[1 - spec.reads] and spec.module in (None, layer)}
 
 
-OWNED: dict[str, Callable[[Architecture], tuple[str, ...]]] = {"classifier": classifier, "norms": norms}
-"""A kind of `strategy.own` -> the parameters that it names."""
+OWNED: dict[str, Callable[[Layout], set[str]]] = {"classifier": classifier, "norms": norms}
+"""A kind of `strategy.own` -> the modules whose parameters it names."""
 
 
-def owned_names(architecture: Architecture, kinds: Sequence[str]) -> tuple[str, ...]:
+def owned_names(layout: Layout, kinds: Sequence[str]) -> tuple[str, ...]:
     """The owned parameters, in the model's order. Raises UserError for an unknown kind, or one that the model has nothing of."""
     found: set[str] = set()
     for kind in kinds:
-        names = look_up(OWNED, kind, "strategy.own")(architecture)
-        if not names:
-            raise UserError(
-                f"strategy.own: a {architecture.config.model_type} model has no {kind} that could be told from the rest"
-            )
-        found |= set(names)
-    return tuple(name for name in architecture.shapes if name in found)
+        modules = look_up(OWNED, kind, "strategy.own")(layout)
+        if not modules:
+            raise UserError(f"strategy.own: this model has no {kind} whose parameters are nothing else's too")
+        found |= modules
+    return tuple(name for name in layout.parameters if name.rpartition(".")[0] in found)
 
 
-def copies_of(class_params: Mapping[str, int], plan_params: Sequence[int]) -> tuple[int, ...]:
-    """Which copy subnetworks of these sizes use; 0 is the model's own. `class_params`: by class, weakest first."""
-    sizes = list(class_params.values())
-    result = []
-    for params in plan_params:
-        fitting = [position for position, size in enumerate(sizes) if size <= params] or [0]
-        strongest = fitting[-1] == len(sizes) - 1
-        result.append(0 if strongest else fitting[-1] + 1)
-    return tuple(result)
+def copies_of(trained_params: Sequence[int], plan_params: Sequence[int]) -> tuple[int, ...]:
+    """Which copy subnetworks of these sizes use; 0 is the model's own. `trained_params`: the sizes that clients train, at least one.
+
+    Of equal sizes it is the copy of the last, so that where all are equal, everybody uses the model's own.
+    """
+    sizes = sorted(trained_params)
+    return tuple(bisect_right(sizes, max(params, sizes[0])) % len(sizes) for params in plan_params)
 
 
 def with_copies(flat: Tensor, architecture: Architecture, owned: Sequence[str], classes: int) -> Tensor:
@@ -62,12 +60,11 @@ def with_copies(flat: Tensor, architecture: Architecture, owned: Sequence[str], 
     return torch.cat([flat, *copy * (classes - 1)]) if copy and classes > 1 else flat
 
 
-def saved_copies(flat: Tensor, architecture: Architecture, owned: Sequence[str], classes: Sequence[str]) -> dict[str, Tensor]:
-    """The copies by "class/parameter", weakest class first; nothing where there are none."""
-    size = sum(prod(architecture.shapes[name]) for name in owned)
-    behind = len(flat) - sum(map(prod, architecture.shapes.values()))
+def saved_copies(flat: Tensor, architecture: Architecture, owned: Sequence[str], used: Mapping[str, int]) -> dict[str, Tensor]:
+    """By "class/parameter", what classes have of their own. `used`: by class, its copy; one that uses the model's own has nothing."""
     return {
-        f"{classes[copy - 1]}/{name}": views(flat, architecture.shapes, owned, copy)[name].clone()
-        for copy in range(1, 1 + (behind // size if size else 0))
+        f"{device}/{name}": views(flat, architecture.shapes, owned, copy)[name].clone()
+        for device, copy in used.items()
+        if copy
         for name in owned
     }

@@ -199,6 +199,7 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
     architecture = _architecture(experiment, foundation, task)
     _check_cutting(experiment, architecture)
     _check_rotation(experiment, architecture)
+    owned_names(architecture.layout, experiment.strategy.own)
     profiles = known_profiles(experiment.fleet.profiles)
     shares_of_fleet = fleet_shares(experiment.fleet.mix, experiment.fleet.shares, profiles)
     shares = partition(_goes_by(experiment, task), experiment.clients, generator(experiment.seed, "partition"))
@@ -208,7 +209,7 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
     availability = AVAILABILITY[experiment.clock.availability](experiment.clock, experiment.seed, experiment.clients.count)
     setup = Setup(
         experiment, architecture, strategy, budgets, classes, tally.sizes.tolist(), profiles.devices, availability,
-        not_stacked(experiment, architecture), owned_names(architecture, experiment.strategy.own),
+        not_stacked(experiment, architecture),
     )  # fmt: skip
     check_start(setup)
     return Prepared(setup, task, foundation, tuple(shares), tally)

@@ -29,7 +29,7 @@ from raffm_ray.server import begin_round, finish_round
 from raffm_ray.settings import Experiment
 from raffm_ray.shares import by_device, write_shares
 from raffm_ray.start import starting_parameters
-from raffm_ray.state import Round, ServerState, Setup, new_state
+from raffm_ray.state import Round, ServerState, Setup, copies, new_state
 from raffm_ray.stopping import chosen, compared, is_over
 from raffm_ray.training import one_thread
 
@@ -156,7 +156,8 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
     summary = summarize(setup, recorder.rounds, recorder.clients, first, measured, state, experiment.name, prepared.task.metric)
     summary |= curve_of(setup, state, pool, prepared.task, measured)
     words = prepared.foundation.words
-    own = saved_copies(state.parameters, setup.architecture, setup.owned, list(setup.budgets))
+    used = dict(zip(measured.class_plans, copies(setup, state, list(measured.class_plans.values())), strict=True))
+    own = saved_copies(state.parameters, setup.architecture, setup.owned, used)
     recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None, own)
     return summary
 

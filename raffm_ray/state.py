@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import torch
@@ -18,7 +18,7 @@ from raffm_ray.devices import Device
 from raffm_ray.errors import TooSmallError, UserError, look_up
 from raffm_ray.extraction import Cutting
 from raffm_ray.messages import Job, Package, views
-from raffm_ray.own import copies_of
+from raffm_ray.own import copies_of, owned_names
 from raffm_ray.salience import Scores
 from raffm_ray.server_optimizers import Moments
 from raffm_ray.settings import Experiment
@@ -34,7 +34,7 @@ def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: s
 class Setup:
     """What does not change during a run. `budgets`: by device class, weakest first; `classes`: the class of every client;
     `devices`: all classes that are known; `availability`: who is awake when; `not_stacked`: why clients must be trained one by one, None
-    where they need not; `owned`: parameters of which sizes have copies of their own."""
+    where they need not."""
 
     experiment: Experiment
     architecture: Architecture
@@ -45,12 +45,16 @@ class Setup:
     devices: Mapping[str, Device]
     availability: Availability
     not_stacked: str | None = None
-    owned: tuple[str, ...] = ()
 
     @property
     def cutting(self) -> Cutting:
         """How plans may be cut."""
         return Cutting(self.experiment.extraction.steps, self.experiment.extraction.floors)
+
+    @cached_property
+    def owned(self) -> tuple[str, ...]:
+        """The parameters of which sizes have copies of their own. Raises UserError as `owned_names`."""
+        return owned_names(self.architecture.layout, self.experiment.strategy.own)
 
     def costs(self, plan: Plan) -> Costs:
         """What a plan costs with this experiment's local training."""
@@ -130,6 +134,11 @@ def setup_strategy(experiment: Experiment) -> Strategy:
         raise UserError(
             f"strategy.prefix: must be none with strategy {settings.name!r}, whose plans are not nested in each other, got {strategy.prefix!r}"
         )
+    if settings.own and strategy.aggregation == "all_clients":
+        raise UserError(
+            f"strategy.own: {', '.join(settings.own)}: the divisor of all clients shrinks what few of them train, and a size's copy is "
+            "trained by few: strategy.aggregation must be coverage or damped"
+        )
     return strategy
 
 
@@ -185,13 +194,19 @@ def stack_sizes(setup: Setup, plans: Sequence[Plan]) -> tuple[int, ...]:
 
 
 def copies(setup: Setup, state: ServerState, plans: Sequence[Plan], round_number: int | None = None) -> tuple[int, ...]:
-    """Which copy of the owned parameters each plan uses; empty where there are none."""
+    """Which copy of the owned parameters each plan uses, 0 where there are none but the model's own.
+
+    It goes by the sizes that clients with data train, not by those that classes get: where everybody trains the full model, a copy for
+    a smaller size would stay as it began. Strategies that look at clients differ in what they choose for one, not in how much.
+    """
     if not setup.owned:
-        return ()
-    classes = class_plans(setup, state, round_number)
-    return copies_of(
-        {name: setup.costs(plan).params for name, plan in classes.items()}, [setup.costs(plan).params for plan in plans]
-    )
+        return (0,) * len(plans)
+    view = view_of(setup, state, state.round if round_number is None else round_number)
+    extract = setup.strategy.deploy if setup.strategy.per_client else setup.strategy.train
+    owners = {setup.classes[client] for client, count in enumerate(setup.examples) if count}
+    trained = [extract(view, budget, -1) for name, budget in setup.budgets.items() if name in owners]
+    sizes = [setup.costs(plan).params for plan in trained if plan is not None]
+    return copies_of(sizes, [setup.costs(plan).params for plan in plans])
 
 
 def blocks_of(jobs: Sequence[Job], steps: Sequence[int], size: int | None, stack: Sequence[int]) -> tuple[tuple[Job, ...], ...]:

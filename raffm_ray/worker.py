@@ -15,7 +15,7 @@ from raffm_ray.gpu import NoRoomError, limit, make_room, repeatable
 from raffm_ray.messages import Flat, Package, Result
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Makes glibc keep freed memory for the next block: it would return large arrays, whose pages cost more to get anew than to fill."""
     adjust = getattr(ctypes.CDLL(None), "mallopt", None)
     if sys.platform == "linux" and adjust is not None:
@@ -33,7 +33,7 @@ class Worker:
 
     def __init__(self, runner: Runner, device: str, share: float) -> None:
         torch.set_num_threads(1)
-        _keep_memory()
+        keep_memory()
         self.runner, self.run = runner, -1
         self.runner.device, self.share = device, share
         if device == "cuda":

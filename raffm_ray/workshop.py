@@ -77,9 +77,15 @@ class Workshop:
         return correct_norms(cut, norm_factors(plan, self.architecture.layout, norms))
 
     def module(self, parameters: Parameters, plan: Plan, norms: Statistics) -> nn.Module:
-        """The plan's module with its own copy of the weights, until `release`."""
+        """The plan's module with its own copy of the weights, until `release`; frozen tables may be the given ones, which nobody writes to."""
         with self.watch.during("cut"):
-            owned = {name: values.to(self.device, copy=True) for name, values in self.cut(parameters, plan, norms).items()}
+            cut = self.cut(parameters, plan, norms)
+            # How a shared operand is aligned could change how a matrix product rounds; looking up rows of it cannot.
+            tables = {name for name, spec in self.architecture.layout.parameters.items() if spec.frozen and not spec.matmul}
+            owned = {
+                name: values.to(self.device, copy=values is parameters[name] and name not in tables)
+                for name, values in cut.items()
+            }
             key = skeleton_key(self.architecture, plan)
             chosen = _remember(self.skeletons, key, lambda: self._skeleton(plan))
             self.in_use.append(chosen)

@@ -36,7 +36,7 @@ from raffm_ray.settings import LocalSettings, PoolSettings
 from raffm_ray.simulation import simulate
 from raffm_ray.start import starting_parameters
 from raffm_ray.state import new_state
-from raffm_ray.training import OPTIMIZERS, computing, train
+from raffm_ray.training import OPTIMIZERS, computing, one_thread, train
 
 # Workers cannot import this module: what it defines travels by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -81,7 +81,8 @@ def block_of(prepared: Prepared, start: torch.Tensor, precision: str, stack: int
     package = Package(0, 1, (Plan(),), local, local.learning_rate, stack=(stack,))
     runner = prepared.runner()
     runner.device = device
-    return runner.block(package, start.numpy(), jobs)
+    with one_thread():
+        return runner.block(package, start.numpy(), jobs)
 
 
 @pytest.mark.parametrize("stack", [1, 4])

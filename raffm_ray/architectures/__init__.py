@@ -83,10 +83,7 @@ HEADS: dict[str, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
-    """One concrete model, described: everything needed to build any subnetwork of it, but no weights.
-
-    `classifier`: the parameters beside the pretrained model that the task's head has; empty where they cannot be told by their names.
-    """
+    """One concrete model, described: everything needed to build any subnetwork of it, but no weights."""
 
     config: PretrainedConfig
     head: str
@@ -95,7 +92,6 @@ class Architecture:
     positions: Mapping[str, int]
     saved: Saved
     fit: Fit
-    classifier: tuple[str, ...] = ()
 
 
 REFUSED_FIELDS = {
@@ -172,12 +168,7 @@ def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = No
     layout, shapes = family.layout(config, head), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     _check_layout(layout, shapes, config.model_type)
     layout = replace(layout, parameters={name: layout.parameters[name] for name in shapes})
-    base = f"{getattr(model, 'base_model_prefix', '')}."
-    beside = tuple(name for name in shapes if not name.startswith(base))
-    return Architecture(
-        config, head, layout, shapes, family.positions(config, tokens, targets), family.saved(config), family.fit,
-        beside if len(beside) < len(shapes) else (),
-    )  # fmt: skip
+    return Architecture(config, head, layout, shapes, family.positions(config, tokens, targets), family.saved(config), family.fit)
 
 
 def _stock(config: PretrainedConfig, head: str, attention: str) -> nn.Module:

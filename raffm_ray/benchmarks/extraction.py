@@ -38,7 +38,7 @@ from raffm_ray.ranking import plain_scores
 from raffm_ray.record import check_output, write_json
 from raffm_ray.salience import METRICS, Orders, Scores, identity_orders, rank
 from raffm_ray.seeding import generator
-from raffm_ray.settings import Experiment
+from raffm_ray.settings import Experiment, StrategySettings
 from raffm_ray.start import rotated, trained
 from raffm_ray.state import new_state
 from raffm_ray.training import one_thread
@@ -257,6 +257,8 @@ def extraction(flags: Sequence[str], folder: Path, console: Console) -> Table:
     """
     check_output(folder)
     experiment: Experiment = parse(override(DEFAULTS, list(flags)))
+    # Nobody trains, so no size has parameters of its own.
+    experiment = experiment.model_copy(update={"strategy": StrategySettings()})
     prepared = prepare(experiment)
     check_fractions(prepared.setup.architecture, prepared.setup.cutting)
     with one_thread():
