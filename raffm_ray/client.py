@@ -44,7 +44,8 @@ def _remember(memory: dict[object, T], key: object, make: Callable[[], T]) -> T:
 
 
 def _is_finite(tensors: Mapping[str, Tensor]) -> bool:
-    return all(bool(values.isfinite().all()) for values in tensors.values())
+    # Least and greatest are NaN where any value is, and no copy of the values is made.
+    return all(bool(torch.stack(values.aminmax()).isfinite().all()) for values in tensors.values())
 
 
 @dataclass
@@ -118,9 +119,11 @@ class Runner:
             if measured:
                 statistics = add_statistics(statistics, measured)
             if change and job.plan is not None:
-                own = sums.setdefault(job.plan, {name: torch.zeros_like(values) for name, values in change.items()})
-                for name, values in change.items():
-                    own[name].add_(values, alpha=job.weight)
+                if job.plan not in sums:
+                    sums[job.plan] = {name: values.mul_(job.weight) for name, values in change.items()}
+                else:
+                    for name, values in change.items():
+                        sums[job.plan][name].add_(values, alpha=job.weight)
                 weights[job.plan] = weights.get(job.plan, 0.0) + job.weight
         total = torch.zeros(flat.shape[0])
         named = views(total, self.architecture.shapes)
@@ -175,7 +178,7 @@ class Runner:
             generator(package.seed, "batches", *where), job.prefix, len(job.prefixes), prefix_at,
             generator(package.seed, "prefixes", *where), given, package.distill, package.temperature,
         )  # fmt: skip
-        change = {name: (parameter.detach() - given[name]).cpu() for name, parameter in own.items()}
+        change = {name: parameter.detach().sub_(given[name]).cpu() for name, parameter in own.items()}
         return loss, {number if at is None else job.prefixes[at]: count for at, count in seen.items()}, change
 
     def _prefix(self, parameters: Parameters, package: Package, plan: Plan, outer: Plan, own: Parameters) -> Prefix:
