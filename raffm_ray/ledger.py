@@ -1,6 +1,6 @@
 """From what happened to what is recorded: rows of clients and rounds, and the summary. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,9 @@ def round_row(
     number: int,
     measured: Evaluation | None,
     ranked: bool,
-    wall: float,
+    phases: Mapping[str, float],
 ) -> RoundRow:
-    """One round in the records."""
+    """One round in the records. `phases`: all of its real seconds."""
     outcomes = [row.outcome for row in rows]
     losses = [(row.loss, row.examples) for row in rows if row.loss == row.loss]
     weight = sum(examples for _, examples in losses)
@@ -61,7 +61,7 @@ def round_row(
         class_params={name: setup.costs(plan).params for name, plan in measured.class_plans.items()} if measured else {},
         bytes_down=sum(row.bytes_down for row in rows), bytes_up=sum(row.bytes_up for row in rows),
         round_seconds=work.seconds if work else 0.0, simulated_seconds=work.start_seconds + work.seconds if work else 0.0, energy_joules=sum(row.energy_joules for row in rows),
-        ranked=ranked, wall_seconds=wall,
+        ranked=ranked, wall_seconds=sum(phases.values()), phase_seconds=dict(phases),
     )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def summarize(
             "start": start.class_metrics[device],
             "metric": final.class_metrics[device],
             "bytes_down": mean("bytes_down", costs.bytes),
-            "bytes_up": mean("bytes_up", costs.bytes),
+            "bytes_up": mean("bytes_up", costs.bytes_up),
             "peak_memory_bytes": max([row.peak_memory_bytes for row in rows], default=costs.memory_bytes),
             "round_seconds": mean("round_seconds", None),
             "energy_joules": mean("energy_joules", None),
@@ -128,7 +128,7 @@ def summarize(
         "worst_class": {"name": weakest, "metric": final.class_metrics[weakest]},
         "bytes_down": sum(row.bytes_down for row in rounds),
         "bytes_up": sum(row.bytes_up for row in rounds),
-        "bytes_full_size": 2 * full.bytes * sum(row.drawn for row in rounds),
+        "bytes_full_size": (full.bytes + full.bytes_up) * sum(row.drawn for row in rounds),
         "simulated_seconds": state.clock.seconds,
         "energy_joules": sum(row.energy_joules for row in rounds),
         "wasted_bytes": state.clock.wasted_bytes + sum(cost.bytes_down + cost.bytes_up for cost in unused),

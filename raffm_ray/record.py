@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -58,6 +59,7 @@ class RoundRow:
     Of `drawn` clients `selected` were sent work (a strategy may let some rest), of whom `arrived` were back before the round's end, `late` after it, and `dropped` never.
     `round_seconds`: how long it took; `simulated_seconds`: virtual time at its end. Bytes and joules include what was in vain.
     `validation`: what `evaluation.watch` names, on the validation part, None where there is none.
+    `wall_seconds`: real, since the round before was recorded; `phase_seconds`: what they went into, see phases.py.
     """
 
     round: int
@@ -80,6 +82,7 @@ class RoundRow:
     energy_joules: float
     ranked: bool
     wall_seconds: float
+    phase_seconds: dict[str, float]
 
 
 ARROW: dict[Any, pa.DataType] = {
@@ -105,11 +108,12 @@ def check_output(folder: Path) -> None:
 
 
 def parameters_sha256(flat: Tensor, architecture: Architecture) -> str:
-    """Digest of all parameters, in the order of their names."""
+    """Digest of all parameters, in the order of their names, and of what is behind them."""
     digest = sha256()
     for name, values in sorted(views(flat, architecture.shapes).items()):
         digest.update(name.encode())
         digest.update(values.contiguous().numpy().tobytes())
+    digest.update(flat[sum(map(prod, architecture.shapes.values())) :].contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -154,9 +158,12 @@ class Recorder:
             if value is not None:
                 self._events.add_scalar(tag, value, row.round)
 
-    def finish(self, summary: Mapping[str, Any], state: ServerState, architecture: Architecture, tokenizer: Any = None) -> None:
-        """Writes the final model (a plain transformers checkpoint, its tokenizer beside it), what its subnetworks are cut by, and
-        the summary."""
+    def finish(
+        self, summary: Mapping[str, Any], state: ServerState, architecture: Architecture, tokenizer: Any = None,
+        copies: Mapping[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """Writes the final model (a plain transformers checkpoint, its tokenizer beside it), what its subnetworks are cut by, `copies` of
+        parameters that sizes have of their own, and the summary."""
         final = self.folder / "checkpoints" / "final"
         final.mkdir()
         save_file(
@@ -164,6 +171,8 @@ class Recorder:
             final / "model.safetensors",
             {"format": "pt"},
         )
+        if copies:
+            save_file(dict(copies), final / "own.safetensors")
         architecture.config.save_pretrained(final)
         if tokenizer is not None:
             tokenizer.save_pretrained(final)

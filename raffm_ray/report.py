@@ -7,11 +7,13 @@ from typing import Any
 
 import jinja2
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from raffm_ray.display import human_bytes, human_joules, human_seconds
 from raffm_ray.metrics import shown, unit
 from raffm_ray.pictures import picture
-from raffm_ray.record import read_summary
+from raffm_ray.profile_picture import picture_of_profile
+from raffm_ray.record import read_rounds, read_summary
 from raffm_ray.share_picture import picture_of_shares
 from raffm_ray.shares import read_shares
 
@@ -28,8 +30,9 @@ th:first-child, td:first-child { text-align: left; } img { max-width: 100%; back
 <p>{{ summary.clients }} clients, {{ summary.rounds }} rounds, strategy {{ summary.strategy }}, seed {{ summary.seed }}.
 Moved {{ moved }}, {{ "%.0f"|format(100 * share) }}% of what full-size FedAvg would have moved in the same rounds.
 Simulated time*: {{ simulated }}. {{ wasted }} and {{ wasted_energy }}* went into updates that were never used.</p>
-<img alt="metric over rounds, over simulated time, by size, and bytes by class" src="data:image/png;base64,{{ image }}">
-{% if shares %}<img alt="clients' shares of the data" src="data:image/png;base64,{{ shares }}">{% endif %}
+<img alt="metric over rounds, over simulated time, by size, and bytes by class" src="data:image/png;base64,{{ images.report }}">
+{% if images.shares %}<img alt="clients' shares of the data" src="data:image/png;base64,{{ images.shares }}">{% endif %}
+{% if images.profile %}<img alt="where every round's real time went" src="data:image/png;base64,{{ images.profile }}">{% endif %}
 <table><tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
 <p class="note">Figures marked * are of simulated devices, estimated from data sheets. Parameters of the final model: sha256 {{ summary.params_sha256 }}.</p>
@@ -68,36 +71,36 @@ def _over_classes(summary: Mapping[str, Any], runs: Sequence[Mapping[str, Any]])
     return [row + [""] * 4 for row in rows]
 
 
-def _shares(folder: Path) -> str:
-    """Writes `shares.png`; its bytes in base 64. Nothing where the run has no record of shares."""
-    path, image = folder / "shares.parquet", folder / "shares.png"
-    if not path.is_file():
-        return ""
-    figure = picture_of_shares(*read_shares(path), "clients' shares of the data")
+def _saved(figure: Figure, image: Path) -> str:
+    """Writes a picture; its bytes in base 64."""
     figure.savefig(image, dpi=110)
     plt.close(figure)
     return base64.b64encode(image.read_bytes()).decode()
 
 
+def _shares(folder: Path) -> Figure | None:
+    """None where the run has no record of shares."""
+    path = folder / "shares.parquet"
+    return picture_of_shares(*read_shares(path), "clients' shares of the data") if path.is_file() else None
+
+
 def write_report(folder: Path) -> tuple[Path, Path]:
-    """Writes `report.png`, `shares.png` and `report.html` into a finished run's folder; returns the first's and the last's path.
+    """Writes `report.png`, `shares.png`, `profile.png` and `report.html` into a finished run's folder; returns the first's and the last's path.
 
     Raises UserError when the folder holds no finished run.
     """
     summary = read_summary(folder)
-    figure = picture(folder)
     image, page = folder / "report.png", folder / "report.html"
-    figure.savefig(image, dpi=110)
-    plt.close(figure)
-    shares = _shares(folder)
+    drawn = {"report": picture(folder), "shares": _shares(folder), "profile": picture_of_profile(read_rounds(folder))}
+    images = {name: _saved(figure, folder / f"{name}.png") for name, figure in drawn.items() if figure is not None}
     baselines = list(summary.get("baselines", {}))
     sign = f" {unit(summary['metric'])}".rstrip()
     headings = ["model", "parameters", *(f"{name}{sign}" for name in ("start", summary["strategy"], *baselines))]
     headings += ["bytes a round", "device time a round*", "energy a round*", "peak memory*"]
     moved = summary["bytes_down"] + summary["bytes_up"]
     text = PAGE.render(
-        summary=summary, image=base64.b64encode(image.read_bytes()).decode(), headings=headings, rows=_rows(summary, baselines),
-        moved=human_bytes(moved), share=moved / summary["bytes_full_size"], shares=shares,
+        summary=summary, images=images, headings=headings, rows=_rows(summary, baselines),
+        moved=human_bytes(moved), share=moved / summary["bytes_full_size"],
         simulated=human_seconds(summary["simulated_seconds"]), wasted=human_bytes(summary["wasted_bytes"]),
         wasted_energy=human_joules(summary["wasted_joules"]),
     )  # fmt: skip

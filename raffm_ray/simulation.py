@@ -1,6 +1,5 @@
 """The loop: the only imperative shell. Everything it calls is pure, a pool, a file or the screen."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ from raffm_ray.display import Display
 from raffm_ray.errors import UserError
 from raffm_ray.evaluation import evaluate
 from raffm_ray.ledger import client_rows, round_row, summarize
-from raffm_ray.messages import Update, views
+from raffm_ray.messages import Call, Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.objectives import OBJECTIVES
-from raffm_ray.pool import Call, Pool, open_pool
+from raffm_ray.own import saved_copies, with_copies
+from raffm_ray.pool import Pool, open_pool
 from raffm_ray.prepare import Prepared, check_baselines, prepare, with_strategy
 from raffm_ray.ranking import begin_calibration, rank_again, ranking_is_due
 from raffm_ray.record import Recorder, check_output, write_json
@@ -29,7 +29,7 @@ from raffm_ray.server import begin_round, finish_round
 from raffm_ray.settings import Experiment
 from raffm_ray.shares import by_device, write_shares
 from raffm_ray.start import starting_parameters
-from raffm_ray.state import Round, ServerState, Setup, new_state
+from raffm_ray.state import Round, ServerState, Setup, copies, new_state
 from raffm_ray.stopping import chosen, compared, is_over
 from raffm_ray.training import one_thread
 
@@ -46,7 +46,7 @@ def run_round(
         )
         for block in work.blocks
     ]
-    calls: list[Call] = [("block", (block,)) for block in work.blocks]
+    calls: list[Call] = [("block", work.package, (block,)) for block in work.blocks]
     summed, done = torch.zeros_like(state.parameters), 0
     updates: list[Update] = []
     late: list[Tensor] = []
@@ -57,11 +57,12 @@ def run_round(
         number = work.package.round
         display.advance(number - 1 + done / len(work.jobs), f"round {number}/{display.rounds}  {done}/{len(work.jobs)} clients")
 
-    for update, part in pool.run(work.package, state.parameters.numpy(), calls, [float(cost) for cost in flops], progress):
-        if len(updates) < len(calls) - work.late:
-            np.add(summed.numpy(), part, out=summed.numpy())
-        else:
-            late.append(torch.from_numpy(part.copy()))
+    for update, part in pool.run(state.parameters.numpy(), calls, [float(cost) for cost in flops], progress):
+        with pool.profile.during("add"):
+            if len(updates) < len(calls) - work.late:
+                np.add(summed.numpy(), part, out=summed.numpy())
+            else:
+                late.append(torch.from_numpy(part.copy()))
         updates.append(update)
     return summed, updates, late
 
@@ -70,21 +71,25 @@ def _first_ranking(
     prepared: Prepared, state: ServerState, pool: Pool, display: Display
 ) -> tuple[ServerState, Round | None, list[Update]]:
     setup = prepared.setup
-    work = begin_calibration(setup, state)
+    with pool.profile.during("plan"):
+        work = begin_calibration(setup, state)
     statistics: Statistics | None = None
     updates: list[Update] = []
     statistic = METRICS[setup.experiment.salience.metric].statistic
     if work is not None:
         summed, updates, _ = run_round(setup, work, state, pool, display)
-        state = finish_round(setup, state, work, summed, updates)
+        with pool.profile.during("add"):
+            state = finish_round(setup, state, work, summed, updates)
         statistics = state.pending
         if not statistics:
             raise UserError(
                 "calibration: no client reported finite statistics of the starting model; its weights or data hold NaN"
             )
     elif setup.strategy.salience and statistic is not None:
-        statistics = public_statistics(prepared, state, statistic)
-    return rank_again(setup, state, statistics), work, updates
+        with pool.profile.during("calibrate"):
+            statistics = public_statistics(prepared, state, statistic)
+    with pool.profile.during("plan"):
+        return rank_again(setup, state, statistics), work, updates
 
 
 def public_statistics(prepared: Prepared, state: ServerState, statistic: str) -> Statistics:
@@ -110,22 +115,26 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
             f"{experiment.rounds} rounds of {experiment.clients.per_round} of {experiment.clients.count} clients",
             experiment.rounds,
         )
-        began = time.perf_counter()
-        state, work, updates = _first_ranking(prepared, new_state(start), pool, display)
+        pool.profile.taken()
+        state, work, updates = _first_ranking(
+            prepared, new_state(with_copies(start, setup.architecture, setup.owned, len(setup.budgets))), pool, display
+        )
         first = measured = evaluate(setup, state, pool, prepared.task)
         state = compared(setup, state, prepared.task.metric, first.validation)
         rows = client_rows(setup, work, updates)
-        recorder.add(round_row(setup, work, rows, 0, first, True, time.perf_counter() - began), rows)
+        with pool.profile.during("record"):
+            recorder.add(round_row(setup, work, rows, 0, first, True, pool.profile.taken()), rows)
         display.evaluated(0, prepared.task.metric, first.metric, first.class_metrics)
         while not is_over(setup, state):
-            began = time.perf_counter()
             ranked = ranking_is_due(setup, state)
-            if ranked:
-                public = METRICS[experiment.salience.metric].statistic if experiment.salience.source == "public" else None
-                state = rank_again(setup, state, public_statistics(prepared, state, public) if public else state.pending)
-            work = begin_round(setup, state)
+            with pool.profile.during("plan"):
+                if ranked:
+                    public = METRICS[experiment.salience.metric].statistic if experiment.salience.source == "public" else None
+                    state = rank_again(setup, state, public_statistics(prepared, state, public) if public else state.pending)
+                work = begin_round(setup, state)
             summed, updates, late = run_round(setup, work, state, pool, display)
-            state = finish_round(setup, state, work, summed, updates, late)
+            with pool.profile.during("add"):
+                state = finish_round(setup, state, work, summed, updates, late)
             now = None
             if state.round % experiment.evaluation.every == 0 or state.round == experiment.rounds:
                 now = measured = evaluate(setup, state, pool, prepared.task)
@@ -137,7 +146,8 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
                 console.print(
                     f"note: round {state.round}: what clients {refused} sent was not finite and was refused", highlight=False
                 )
-            recorder.add(round_row(setup, work, rows, state.round, now, ranked, time.perf_counter() - began), rows)
+            with pool.profile.during("record"):
+                recorder.add(round_row(setup, work, rows, state.round, now, ranked, pool.profile.taken()), rows)
     if state.round < experiment.rounds:
         console.print(f"{experiment.strategy.name}: stopped after round {state.round} (evaluation.patience)", highlight=False)
     if (best := chosen(setup, state)) is not state:
@@ -146,7 +156,9 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
     summary = summarize(setup, recorder.rounds, recorder.clients, first, measured, state, experiment.name, prepared.task.metric)
     summary |= curve_of(setup, state, pool, prepared.task, measured)
     words = prepared.foundation.words
-    recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None)
+    used = dict(zip(measured.class_plans, copies(setup, state, list(measured.class_plans.values())), strict=True))
+    own = saved_copies(state.parameters, setup.architecture, setup.owned, used)
+    recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None, own)
     return summary
 
 
