@@ -38,8 +38,8 @@ MODELS: dict[str, Workload] = {
     "ViT": Workload(CIFAR, "pictures", 1, 1, STEPS[1], 1, 1.0),
     "MiniLM": Workload(MINILM, "texts", 1, 1, STEPS[1], 1, 1.0),
 }
-MODEL_SETTINGS: dict[str, dict[str, Any]] = {"ViT": {}, "MiniLM": {"freeze": ("*embeddings*",)}}
-"""Settings of `model` besides its configuration: of MiniLM, half is a table of words that every subnetwork holds whole."""
+MODEL_SETTINGS: dict[str, dict[str, Any]] = {"ViT": {}, "MiniLM": {}}
+"""Settings of `model` besides its configuration."""
 
 
 def plan_of_fraction(prepared: Prepared, fraction: float) -> Plan:
