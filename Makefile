@@ -5,11 +5,12 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test check lint types clean help
+.PHONY: demo test bench check lint types clean help
 
 help:
 	@echo "make demo    install and run the embedded default: 100 clients, five device classes, a picture"
 	@echo "make test    install and run the tests"
+	@echo "make bench   the speed suite: about ten minutes on two cores, quiet ones"
 	@echo "make check   tests, lint and types: what CI runs"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -27,6 +28,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(RUN)/python -m pytest
+
+bench: $(STAMP)
+	$(RUN)/raffm-ray bench
 
 lint: $(STAMP)
 	$(RUN)/ruff check .

@@ -42,12 +42,30 @@ def damped_by_coverage(old: Tensor, summed: Tensor, covered: Tensor, total: floa
 RULES: dict[str, Rule] = {"coverage": mean_over_coverage, "damped": damped_by_coverage, "all_clients": mean_over_all}
 
 
-def flat_coverage(weights: Mapping[int, float], plans: Sequence[Plan], layout: Layout, shapes: Shapes) -> Tensor:
-    """How much weight covers each entry, flat: one pass for every distinct plan, whatever the number of clients."""
-    total = torch.zeros(sum(torch.Size(shape).numel() for shape in shapes.values()))
-    named = views(total, shapes)
+def flat_coverage(
+    weights: Mapping[int, float], plans: Sequence[Plan], layout: Layout, shapes: Shapes, owned: Sequence[str] = (),
+    copies: Sequence[int] = (), length: int | None = None,
+) -> Tensor:  # fmt: skip
+    """How much weight trained each entry, flat: one pass for every distinct plan, whatever the number of clients; 0 where it is frozen.
+
+    `owned`, `copies`: as in a `Package`; `length`: of the flat array, where there are copies.
+    """
+    total = torch.zeros(length or sum(torch.Size(shape).numel() for shape in shapes.values()))
     for number, weight in sorted(weights.items()):
+        named = views(total, shapes, owned, copies[number] if copies else 0)
         for name, spec in layout.parameters.items():
-            if is_kept(spec.layer, plans[number]):
+            if is_kept(spec.layer, plans[number]) and not spec.frozen:
                 named[name].add_(coverage(shapes[name], spec.dims, layout.axes, plans[number], weight))
     return total
+
+
+def put_back_frozen(new: Tensor, old: Tensor, layout: Layout, shapes: Shapes, owned: Sequence[str] = (), copies: int = 0) -> None:
+    """Gives frozen parameters their old values, in place, whatever a rule or an optimizer made of them (`all_clients` shrinks them).
+
+    `owned`, `copies`: the parameters that there are copies of, and how many.
+    """
+    for copy in range(1 + copies):
+        now, before = (views(flat, shapes, owned, copy) for flat in (new, old))
+        for name, spec in layout.parameters.items():
+            if spec.frozen:
+                now[name].copy_(before[name])

@@ -188,6 +188,11 @@ def selection(shape: Iterable[int], dims: Dims, axes: Axes, plan: Plan) -> Selec
     return tuple(result)
 
 
+def selected_shape(shape: Iterable[int], selected: Selection) -> tuple[int, ...]:
+    """The shape of what `take` reads of a tensor of that shape."""
+    return tuple(size if index is None else len(index) for size, index in zip(shape, selected, strict=True))
+
+
 def take(parameter: Tensor, dims: Dims, axes: Axes, plan: Plan) -> Tensor:
     """Cuts the plan's part out of a tensor. Differentiable; shares memory with the input when nothing is cut.
 
@@ -210,7 +215,7 @@ def scatter_add(total: Tensor, part: Tensor, dims: Dims, axes: Axes, plan: Plan,
     Raises AxisError when `total` is not of the dims' shape or `part` not of the plan's.
     """
     selected = selection(total.shape, dims, axes, plan)
-    expected = tuple(size if index is None else len(index) for size, index in zip(total.shape, selected, strict=True))
+    expected = selected_shape(total.shape, selected)
     if tuple(part.shape) != expected:
         raise AxisError(f"dims {dims}: expected a part of shape {expected} for {plan}, got {tuple(part.shape)}")
     return scatter_add_selected(total, part, selected, weight)

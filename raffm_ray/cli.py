@@ -21,7 +21,8 @@ USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation mod
                                                                  its strategy and every baseline, over seeds: one table, one picture
   raffm-ray shares CONFIG.yaml [--key.path value ...] [--out FILE.png]   a picture and a table of who owns which data; no training
   raffm-ray report DIR                                           a picture and one HTML page of a finished run
-  raffm-ray bench NAME [--key.path value ...] [--out DIR]        a benchmark: extraction
+  raffm-ray bench [CASE ...] [--quick] [--out DIR]               how fast it is, beside limits measured in the same run; --help: the cases
+  raffm-ray bench extraction [--key.path value ...] [--out DIR]  what each way of cutting keeps of a fine-tuned model
   raffm-ray fleet show CONFIG.yaml [--key.path value ...]        every device class: its budget, its plan, what a round costs it
   raffm-ray fleet calibrate [CONFIG.yaml] [--out FILE.yaml]      measures this machine: a profile for fleet.profiles
 
@@ -201,13 +202,14 @@ def shares(words: Sequence[str]) -> int:
 
 
 def bench(words: Sequence[str]) -> int:
-    """`raffm-ray bench NAME [--key.path value ...] [--out DIR]`."""
+    """`raffm-ray bench [NAME ...] [flags]`: the speed suite, or `raffm-ray bench extraction [--key.path value ...]`."""
     from raffm_ray.benchmarks import BENCHMARKS
 
     rest = list(words)
     if not rest or rest[0] not in BENCHMARKS:
-        told = f"{rest[0]!r} is not one of them" if rest else "name one"
-        raise UserError(f"bench: {told}{near_miss(rest[0] if rest else '', BENCHMARKS, listed=True)}")
+        from raffm_ray.benchmarks.suite import command
+
+        return command(rest, _fresh_folder, list(BENCHMARKS))
     name = rest.pop(0)
     if {"-h", "--help"} & set(rest):
         import tyro

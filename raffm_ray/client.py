@@ -6,55 +6,63 @@ indices of cuts, so a block may run anywhere, any number of times, and gives the
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raffm_ray.architectures import Architecture, skeleton, skeleton_key
-from raffm_ray.architectures.modules import install
-from raffm_ray.axes import Plan, Selections, scatter_add_selected, take_selected
+from raffm_ray.architectures import Architecture
+from raffm_ray.axes import Plan, scatter_add_selected, selected_shape
 from raffm_ray.calibration import add_statistics, collect
 from raffm_ray.examples import Examples, steps_of
-from raffm_ray.layout import selections
+from raffm_ray.freezing import only_trained
 from raffm_ray.messages import Flat, Job, Package, Report, Result, Update, views
-from raffm_ray.nesting import cut_layout, within
-from raffm_ray.norms import correct_norms, norm_factors, norm_statistics, relative_factors
+from raffm_ray.norms import norm_statistics
 from raffm_ray.objectives import OBJECTIVES, Objective
 from raffm_ray.phases import Stopwatch
 from raffm_ray.seeding import generator, torch_seed
 from raffm_ray.settings import PoolSettings
+from raffm_ray.stacking import Member, Part, stack_of, train_stack
 from raffm_ray.training import Prefix, train
-
-T = TypeVar("T")
-Parameters = Mapping[str, Tensor]
-REMEMBERED = 32
-"""Modules without weights, and cuts, that a worker keeps for reuse."""
-
-
-def _remember(memory: dict[object, T], key: object, make: Callable[[], T]) -> T:
-    """`memory[key]`, made where it is missing; the oldest is dropped beyond a fixed number."""
-    if key not in memory:
-        if len(memory) >= REMEMBERED:
-            memory.pop(next(iter(memory)))
-        memory[key] = make()
-    return memory[key]
+from raffm_ray.workshop import Parameters, Workshop
 
 
 def _is_finite(tensors: Mapping[str, Tensor]) -> bool:
     return all(bool(values.isfinite().all()) for values in tensors.values())
 
 
-@dataclass
-class Skeleton:
-    """A module for plans of the same widths, and the weightless parameters that it holds while it is not used."""
+class Trained(NamedTuple):
+    """What came of a client's training: mean loss, examples by plan, its change, flat in its plan's order without what is frozen, and its part of the seconds
+    where it was trained together with others."""
 
-    module: nn.Module
-    empty: dict[str, Tensor]
+    loss: float
+    seen: dict[int, int]
+    change: Tensor
+    seconds: float = 0.0
+
+
+def _by_plan(seen: Mapping[int | None, int], job: Job) -> dict[int, int]:
+    assert job.plan is not None
+    return {job.plan if position is None else job.prefixes[position]: count for position, count in seen.items()}
+
+
+def groups(jobs: Sequence[Job], largest: Sequence[int]) -> list[tuple[int | None, list[Job]]]:
+    """Clients that are trained at once, each group with its plan: up to `largest[plan]` of those that train a plan, in their order."""
+    found: list[tuple[int | None, list[Job]]] = []
+    last: dict[int, list[Job]] = {}
+    for job in jobs:
+        if job.plan is not None and job.plan in last and len(last[job.plan]) < largest[job.plan]:
+            last[job.plan].append(job)
+            continue
+        found.append((job.plan, [job]))
+        if job.plan is not None and largest:
+            last[job.plan] = found[-1][1]
+    return found
 
 
 @dataclass
@@ -65,47 +73,25 @@ class Runner:
     examples: Examples
     shares: Sequence[NDArray[np.int64]]
     held_out: Examples
-    device: str = "cpu"
     validation: Examples | None = None
-    skeletons: dict[object, Skeleton] = field(default_factory=dict)
-    cuts: dict[object, Selections] = field(default_factory=dict)
-    in_use: list[Skeleton] = field(default_factory=list)
+    device: str = "cpu"
     watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @cached_property
+    def workshop(self) -> Workshop:
+        """Where its modules are made."""
+        return Workshop(self.architecture, self.watch, self.device)
 
     @property
     def objective(self) -> Objective:
         """What the model's head is trained for."""
         return OBJECTIVES[self.architecture.head]
 
-    def _parameters(self, flat: NDArray[np.float32]) -> dict[str, Tensor]:
+    def _parameters(self, flat: NDArray[np.float32], package: Package, plan: int | None) -> dict[str, Tensor]:
         # The array may be shared memory that torch could write to although it is read-only: `_module` copies out of it.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return views(torch.from_numpy(flat), self.architecture.shapes)
-
-    def _selections(self, plan: Plan) -> Selections:
-        return _remember(self.cuts, plan.key, lambda: selections(self.architecture.shapes, self.architecture.layout, plan))
-
-    def _skeleton(self, plan: Plan) -> Skeleton:
-        module = skeleton(self.architecture, plan)
-        return Skeleton(module, dict(module.named_parameters()))
-
-    def _module(self, parameters: Parameters, plan: Plan, package: Package) -> nn.Module:
-        """The plan's module with its own copy of the weights, until `_release`."""
-        layout = self.architecture.layout
-        with self.watch.during("cut"):
-            cut = {name: take_selected(parameters[name], selected) for name, selected in self._selections(plan).items()}
-            tensors = correct_norms(cut, norm_factors(plan, layout, package.norms))
-            owned = {name: values.to(self.device, copy=True) for name, values in tensors.items()}
-            chosen = _remember(self.skeletons, skeleton_key(self.architecture, plan), lambda: self._skeleton(plan))
-            self.in_use.append(chosen)
-            return install(chosen.module, owned)
-
-    def _release(self) -> None:
-        """Takes the weights and gradients out of the modules used, so that only skeletons stay in memory."""
-        while self.in_use:
-            used = self.in_use.pop()
-            install(used.module, used.empty)
+            return views(torch.from_numpy(flat), self.architecture.shapes, package.owned, package.copy_of(plan))
 
     def perform(self, method: str, package: Package, flat: Flat, arguments: tuple[Any, ...]) -> Result:
         """A call's result, its small part with the seconds that it took by phase."""
@@ -115,39 +101,49 @@ class Runner:
 
     def block(self, package: Package, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
         """Trains a block of clients in order; returns its reports and the flat sum of `weight x (trained - given)`."""
-        parameters = self._parameters(flat)
-        sums: dict[int, dict[str, Tensor]] = {}
+        sums: dict[int, Tensor] = {}
         weights: dict[int, float] = {}
         reports, statistics = [], None
-        for job in jobs:
+        for plan, group in groups(jobs, package.stack):
+            parameters = self._parameters(flat, package, plan)
             try:
-                report, change, measured = self._client(parameters, package, job)
+                together = self._train_together(parameters, package, group, plan) if len(group) > 1 and plan is not None else None
+                for position, job in enumerate(group):
+                    report, change, measured = self._client(parameters, package, job, together[position] if together else None)
+                    reports.append(report)
+                    if measured:
+                        statistics = add_statistics(statistics, measured)
+                    if change is not None and plan is not None:
+                        sums.setdefault(plan, torch.zeros_like(change)).add_(change, alpha=job.weight)
+                        weights[plan] = weights.get(plan, 0.0) + job.weight
             finally:
-                self._release()
-            reports.append(report)
-            if measured:
-                statistics = add_statistics(statistics, measured)
-            if change and job.plan is not None:
-                own = sums.setdefault(job.plan, {name: torch.zeros_like(values) for name, values in change.items()})
-                for name, values in change.items():
-                    own[name].add_(values, alpha=job.weight)
-                weights[job.plan] = weights.get(job.plan, 0.0) + job.weight
+                self.workshop.release()
         with self.watch.during("return"):
             total = torch.zeros(flat.shape[0])
-            named = views(total, self.architecture.shapes)
-            for plan, changes in sorted(sums.items()):
-                for name, values in changes.items():
-                    scatter_add_selected(named[name], values, self._selections(package.plans[plan])[name])
+            for number, summed in sorted(sums.items()):
+                named = views(total, self.architecture.shapes, package.owned, package.copy_of(number))
+                chosen = self.workshop.selections(package.plans[number])
+                specs = self.architecture.layout.parameters
+                shapes = {
+                    name: selected_shape(self.architecture.shapes[name], selected)
+                    for name, selected in chosen.items()
+                    if not specs[name].frozen
+                }
+                for name, values in views(summed, shapes).items():
+                    scatter_add_selected(named[name], values, chosen[name])
         return Update(weights, tuple(reports), statistics), total.numpy()
 
     def _client(
-        self, parameters: Parameters, package: Package, job: Job
-    ) -> tuple[Report, dict[str, Tensor] | None, dict[str, Tensor] | None]:
-        """One client's report, its change and its statistics; the latter two are None where not asked for or not finite."""
+        self, parameters: Parameters, package: Package, job: Job, trained: Trained | None
+    ) -> tuple[Report, Tensor | None, dict[str, Tensor] | None]:
+        """One client's report, its change and its statistics; the latter two are None where not asked for or not finite.
+
+        `trained`: what came of its training where it was trained together with others.
+        """
         start, share, local = time.perf_counter(), self.shares[job.client], package.local
         loss, steps, accepted = float("nan"), 0, True
         seen: dict[int, int] = {}
-        change = measured = None
+        change, measured, together_seconds = None, None, 0.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(package.seed, "client", package.round, job.client))
             if job.calibrate and package.statistic:
@@ -157,30 +153,30 @@ class Runner:
                     measured, accepted = None, False
             if job.plan is not None:
                 with self.watch.during("train"):
-                    loss, seen, change = self._train(parameters, package, job, job.plan)
+                    loss, seen, change, together_seconds = trained or self._train(parameters, package, job, job.plan)
                 steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
-                if not _is_finite(change):
+                if not change.isfinite().all():
                     change, accepted = None, False
         report = Report(
             client=job.client, plan=job.plan, examples=len(share), steps=steps, loss=loss, accepted=accepted,
-            seconds=time.perf_counter() - start, forward_backward=tuple(sorted(seen.items())),
+            seconds=time.perf_counter() - start + together_seconds, forward_backward=tuple(sorted(seen.items())),
             calibrated=min(len(share), package.calibration_examples) if job.calibrate else 0,
             statistics_values=sum(values.numel() for values in (measured or {}).values()),
         )  # fmt: skip
         return report, change, measured
 
-    def _train(
-        self, parameters: Parameters, package: Package, job: Job, number: int
-    ) -> tuple[float, dict[int, int], dict[str, Tensor]]:
+    def _train(self, parameters: Parameters, package: Package, job: Job, number: int) -> Trained:
         plan, where = package.plans[number], (package.round, job.client)
-        module = self._module(parameters, plan, package).train()
+        module = self.workshop.module(parameters, plan, package.norms).train()
         own = dict(module.named_parameters())
-        given = {name: parameter.detach().clone() for name, parameter in own.items()}
-        made: dict[int, Prefix] = {}
+        trained = only_trained(own, self.architecture.layout)
+        given = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        made: dict[int, tuple[nn.Module, Prefix]] = {}
 
-        def prefix_at(position: int) -> Prefix:
+        def prefix_at(position: int) -> tuple[nn.Module, Prefix]:
             if position not in made:
-                made[position] = self._prefix(parameters, package, package.plans[job.prefixes[position]], plan, own)
+                smaller = package.plans[job.prefixes[position]]
+                made[position] = self.workshop.inside(parameters, smaller, plan, own, package.norms)
             return made[position]
 
         loss, seen = train(
@@ -188,25 +184,44 @@ class Runner:
             generator(package.seed, "batches", *where), job.prefix, len(job.prefixes), prefix_at,
             generator(package.seed, "prefixes", *where), given, package.distill, package.temperature,
         )  # fmt: skip
-        change = {name: (parameter.detach() - given[name]).cpu() for name, parameter in own.items()}
-        return loss, {number if at is None else job.prefixes[at]: count for at, count in seen.items()}, change
+        change = torch.cat([(parameter.detach() - given[name]).flatten() for name, parameter in trained.items()]).cpu()
+        return Trained(loss, _by_plan(seen, job), change)
 
-    def _prefix(self, parameters: Parameters, package: Package, plan: Plan, outer: Plan, own: Parameters) -> Prefix:
-        layout = self.architecture.layout
-        module = self._module(parameters, plan, package).train()
-        theirs = dict(module.named_parameters())
-        sizes = {name: tuple(values.shape) for name, values in own.items()}
-        chosen = selections(sizes, cut_layout(layout, outer), within(plan, outer, layout))
-        factors = relative_factors(norm_factors(plan, layout, package.norms), norm_factors(outer, layout, package.norms))
-        norms = [
-            (theirs[f"{name}.weight"], theirs.get(f"{name}.bias"), scale, shift)
-            for name, (scale, shift) in factors.items()
-            if f"{name}.weight" in theirs
+    def _train_together(self, parameters: Parameters, package: Package, jobs: Sequence[Job], number: int) -> list[Trained]:
+        """Clients of one plan as one stacked module; the generators of each are those that it has alone."""
+        began, plan, first = time.perf_counter(), package.plans[number], jobs[0]
+        with self.watch.during("cut"):
+            given = self.workshop.cut(parameters, plan, package.norms)
+            stack = stack_of(given, len(jobs), self.device)
+            trained = only_trained(stack, self.architecture.layout)
+        members = [
+            Member(self.shares[job.client], *(generator(package.seed, what, package.round, job.client) for what in ("batches", "prefixes")))
+            for job in jobs
+        ]  # fmt: skip
+
+        def part(position: int | None, rows: Tensor) -> Part:
+            smaller = plan if position is None else package.plans[first.prefixes[position]]
+            theirs = stack_of(self.workshop.cut(parameters, smaller, package.norms), len(rows), self.device)
+            return Part(
+                self.workshop.stacked(smaller), theirs, self.workshop.prefix(smaller, plan, stack, theirs, package.norms, rows)
+            )
+
+        with self.watch.during("train"):
+            outcomes = train_stack(
+                self.workshop.stacked(plan), stack, self.objective, self.examples, members, package.local, package.learning_rate,
+                first.prefix, len(first.prefixes), part,
+            )  # fmt: skip
+        changes = torch.cat(
+            [(values.detach() - given[name].to(self.device)).flatten(1) for name, values in trained.items()], 1
+        ).cpu()
+        seconds = (time.perf_counter() - began) / len(jobs)
+        return [
+            Trained(loss, _by_plan(seen, job), change, seconds)
+            for job, (loss, seen), change in zip(jobs, outcomes, changes, strict=True)
         ]
-        return Prefix(module, [(own[name], values, chosen[name]) for name, values in theirs.items()], norms)
 
     def _calibrate(self, parameters: Parameters, package: Package, client: int, statistic: str) -> dict[str, Tensor]:
-        model, layout = self._module(parameters, Plan(), package), self.architecture.layout
+        model, layout = self.workshop.module(parameters, Plan(), package.norms), self.architecture.layout
         order = generator(package.seed, "calibration", package.round, client).permutation(self.shares[client])
         chosen = np.sort(order[: package.calibration_examples])
         asked = [self.examples.batch(part, self.device) for part in np.split(chosen, range(32, len(chosen), 32))]
@@ -221,7 +236,7 @@ class Runner:
         assert examples is not None
         with self.watch.during("evaluate"):
             try:
-                module = self._module(self._parameters(flat), package.plans[plan], package).eval()
+                module = self.workshop.module(self._parameters(flat, package, plan), package.plans[plan], package.norms).eval()
                 batch = examples.batch(slice(start, stop), self.device)
                 labels = batch.pop("labels")
                 with torch.inference_mode():
@@ -230,7 +245,7 @@ class Runner:
                     answers = self.objective.answers(output, labels).double().cpu().numpy()
                 return (answers, loss, self.objective.targets(labels)), None
             finally:
-                self._release()
+                self.workshop.release()
 
 
 def device_of(settings: PoolSettings) -> str:

@@ -15,7 +15,8 @@ from raffm_ray.architectures import Architecture
 from raffm_ray.axes import Plan, kept_size
 from raffm_ray.dims import dim_products, kept_length
 from raffm_ray.errors import UserError, look_up
-from raffm_ray.layout import Layer, is_kept
+from raffm_ray.gradients import Gradients, gradients
+from raffm_ray.layout import is_kept
 
 FLOAT_BYTES = 4
 OPTIMIZER_FLOATS = {"adamw": 2, "sgd": 0, "momentum": 1}
@@ -24,16 +25,18 @@ OPTIMIZER_FLOATS = {"adamw": 2, "sgd": 0, "momentum": 1}
 
 @dataclass(frozen=True)
 class Costs:
-    """One example's and one model's costs. `layer_params`: of `params`, those inside layers, without embeddings and head;
-    `training_flops`: forward and backward of one example. `example_traffic_bytes`, `step_traffic_bytes`: read from and written to
+    """One example's and one model's costs. `layer_params`: of `params`, those inside layers, without embeddings and head; `bytes`: of all
+    parameters, which a client is given; `bytes_up`: of those that are trained, which it sends back; `training_flops`: forward and backward of one example, `calibration_flops`: with every gradient, frozen or not. `example_traffic_bytes`, `step_traffic_bytes`: read from and written to
     main memory for an example of a training step, and for a step whatever its batch (see `traffic_bytes`). `tensors`: parameter
     tensors, which the number of operators that a step starts is proportional to."""
 
     params: int
     layer_params: int
     bytes: int
+    bytes_up: int
     forward_flops: int
     training_flops: int
+    calibration_flops: int
     memory_bytes: int
     example_traffic_bytes: int
     step_traffic_bytes: int
@@ -78,67 +81,100 @@ class Budget:
 
 
 class _Term(NamedTuple):
-    """All parameters whose size is one product of axes, together: factors of that product."""
+    """All parameters whose size is one product of axes, together: factors of that product. `backward`: FLOPs of their own gradients
+    and of those of what they read; `unfrozen`: the same if nothing were frozen."""
 
     axes: tuple[str, ...]
-    layer: Layer | None
+    in_layer: bool
     params: int
-    flops: int
-    first_flops: int
+    trained: int
+    forward: int
+    backward: int
+    unfrozen: int
+
+
+@lru_cache(maxsize=256)
+def _gradients(architecture: Architecture, layers: Plan) -> Gradients:
+    return gradients(architecture.layout, layers)
+
+
+@lru_cache(maxsize=256)
+def _terms(architecture: Architecture, layers: Plan) -> tuple[_Term, ...]:
+    sums: dict[tuple[tuple[str, ...], bool], list[int]] = {}
+    inputs = _gradients(architecture, layers).inputs
+    for name, spec in architecture.layout.parameters.items():
+        if not is_kept(spec.layer, layers):
+            continue
+        positions = architecture.positions[spec.matmul] if spec.matmul else 0
+        fixed = prod(size for size, dim in zip(architecture.shapes[name], spec.dims, strict=True) if not dim)
+        trained, flops = fixed * (not spec.frozen), 2 * positions * fixed
+        for axes in product(*(dim_products(dim) for dim in spec.dims)):
+            total = sums.setdefault((tuple(sorted(chain(*axes))), spec.layer is not None), [0] * 5)
+            taken = (not spec.frozen) + (name in inputs)
+            for at, value in enumerate((fixed, trained, flops, taken * flops, (2 - spec.raw) * flops)):
+                total[at] += value
+    return tuple(_Term(*key, *total) for key, total in sums.items())
 
 
 @lru_cache(maxsize=32)
-def _terms(architecture: Architecture) -> tuple[_Term, ...]:
-    sums: dict[tuple[tuple[str, ...], Layer | None], list[int]] = {}
-    for name, spec in architecture.layout.parameters.items():
-        positions = architecture.positions[spec.matmul] if spec.matmul else 0
-        fixed = prod(size for size, dim in zip(architecture.shapes[name], spec.dims, strict=True) if not dim)
-        for axes in product(*(dim_products(dim) for dim in spec.dims)):
-            total = sums.setdefault((tuple(sorted(chain(*axes))), spec.layer), [0, 0, 0])
-            total[0] += fixed
-            total[1] += 2 * positions * fixed
-            total[2] += 2 * positions * fixed if spec.raw else 0
-    return tuple(_Term(axes, layer, *total) for (axes, layer), total in sums.items())
+def _layer_axes(architecture: Architecture) -> frozenset[str]:
+    return frozenset(architecture.layout.layer_axes)
+
+
+def _layers(architecture: Architecture, plan: Plan) -> Plan:
+    """The part of a plan that says which layers stay."""
+    return Plan({name: plan[name] for name in _layer_axes(architecture) if name in plan})
 
 
 def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimizer: str = "adamw") -> Costs:
     """The costs of a plan; `batch_size` and `optimizer` matter for memory only.
 
     FLOPs count multiplications and additions of matrix products as `torch.utils.flop_counter` does: 2 x positions x entries for a
-    projection, 2 x queries x keys x size for each of the two attention products (a causal mask does not halve them); the backward
-    pass costs twice the forward, less the gradient of the raw input, which nobody needs.
+    projection, 2 x queries x keys x size for each of the two attention products (a causal mask does not halve them). In the backward
+    pass every product costs as much again for each of its two sides that takes a gradient: a parameter that is trained, and what has
+    something trained before it (see gradients.py). With nothing frozen that is twice the forward pass, less the gradient of the raw input.
+
+    Training memory is 4 bytes x (parameters + trained parameters x (1 gradient + the optimizer's state) + batch x activations).
     """
-    layout, positions = architecture.layout, architecture.positions
+    layout, positions, layers = architecture.layout, architecture.positions, _layers(architecture, plan)
     kept = {name: kept_size(name, layout.axes, plan) for name in layout.axes}
-    params = layer_params = forward = first = 0
-    for term in _terms(architecture):
-        if is_kept(term.layer, plan):
-            size = prod(kept[name] for name in term.axes)
-            params += term.params * size
-            layer_params += term.params * size if term.layer else 0
-            forward += term.flops * size
-            first += term.first_flops * size
+    params = layer_params = trained = forward = backward = unfrozen = 0
+    for term in _terms(architecture, layers):
+        size = prod(kept[name] for name in term.axes)
+        params += term.params * size
+        layer_params += term.params * size if term.in_layer else 0
+        trained += term.trained * size
+        forward += term.forward * size
+        backward += term.backward * size
+        unfrozen += term.unfrozen * size
     for site in layout.attentions:
         if is_kept(site.layer, plan):
             heads, qk, vo = (kept_length(dim, layout.axes, plan) for dim in (site.heads, site.qk, site.vo))
-            forward += 2 * positions[site.queries] * positions[site.keys] * heads * (qk + vo)
+            pairs, taken = (
+                2 * positions[site.queries] * positions[site.keys] * heads,
+                _gradients(architecture, layers).sites[site.module],
+            )
+            forward += pairs * (qk + vo)
+            backward += pairs * (taken.query_key * qk + (taken.scores + taken.value) * vo)
+            unfrozen += pairs * 2 * (qk + vo)
     state, activations = look_up(OPTIMIZER_FLOATS, optimizer, "optimizer"), activation_floats(architecture, plan)
     tensors = sum(is_kept(spec.layer, plan) for spec in layout.parameters.values())
     return Costs(
-        params, layer_params, params * FLOAT_BYTES, forward, 3 * forward - first,
-        (params * (2 + state) + batch_size * activations) * FLOAT_BYTES, *traffic_bytes(params, state, activations), tensors,
+        params, layer_params, params * FLOAT_BYTES, trained * FLOAT_BYTES, forward, forward + backward, forward + unfrozen,
+        (params + trained * (1 + state) + batch_size * activations) * FLOAT_BYTES,
+        *traffic_bytes(params, trained, state, activations), tensors,
     )  # fmt: skip
 
 
-def traffic_bytes(params: int, state: int, activations: int) -> tuple[int, int]:
+def traffic_bytes(params: int, trained: int, state: int, activations: int) -> tuple[int, int]:
     """Estimate of the bytes that a training step reads from and writes to main memory: for an example, and for a step.
 
     An example: 8 x the activations that are kept of it; what all operators of a training step read and write is 7 to 12 times as
-    much, by family. A step: (9 + 2 x state) x parameters. Weights are read forward and backward and their gradients
-    written (3); gradients are read for their norm, read and written to clip it (3); the optimizer reads gradients, reads and writes
-    weights (3), and reads and writes its `state` floats a parameter. What a cache saves is left out.
+    much, by family. A step: 2 x parameters + (7 + 2 x state) x those that are trained. Weights are read forward and backward (2), and
+    gradients written (1); gradients are read for their norm, read and written to clip it (3); the optimizer reads gradients, reads and
+    writes weights (3), and reads and writes its `state` floats a parameter. What a cache saves is left out.
     """
-    return 8 * activations * FLOAT_BYTES, (9 + 2 * state) * params * FLOAT_BYTES
+    return 8 * activations * FLOAT_BYTES, (2 * params + (7 + 2 * state) * trained) * FLOAT_BYTES
 
 
 def activation_floats(architecture: Architecture, plan: Plan) -> int:
@@ -150,22 +186,31 @@ def activation_floats(architecture: Architecture, plan: Plan) -> int:
     that heads share are repeated), a copy of the context and one log-sum-exp a head, `saved.scores` attention matrices, and
     `saved.qk` queries and unrepeated keys. The copy is only made where the sizes differ; it is always counted, so that more units never cost less. `saved.logits` copies of
     the output at every position. Dropout, if the configuration has any, keeps masks that are not counted.
+
+    Where parameters are frozen, what only their gradients need is not kept, nor anything before the first trained one.
     """
     layout, saved, positions = architecture.layout, architecture.saved, architecture.positions
-    normed = saved.residual * kept_size("residual", layout.axes, plan) + saved.norm
-    total = normed * sum(positions[kind] for kind in {site.queries for site in layout.attentions})
+    needed = _gradients(architecture, _layers(architecture, plan))
+    residual, total = kept_size("residual", layout.axes, plan), 0
+    for name in layout.norms:
+        count = positions[layout.norm_positions.get(name, "tokens")]
+        total += count * ((saved.residual - 1) * residual + saved.norm) * (name in needed.norms)
+        total += count * residual * (name in needed.outputs)
     for site in layout.attentions:
         if not is_kept(site.layer, plan):
             continue
         heads, qk, vo = (kept_length(dim, layout.axes, plan) for dim in (site.heads, site.qk, site.vo))
         queries, keys, larger = positions[site.queries], positions[site.keys], max(qk, vo)
-        total += queries * normed
-        total += heads * (queries * (2 * larger + min(qk, vo) + 1) + keys * 2 * larger + saved.scores * queries * keys)
-        if saved.qk:
+        found = needed.sites[site.module]
+        if found.scores or found.value:
+            total += heads * (queries * (2 * larger + 1) + keys * 2 * larger + saved.scores * queries * keys)
+        total += heads * queries * min(qk, vo) * found.context_kept
+        if saved.qk and found.query_key:
             groups = kept_length(site.groups or site.heads, layout.axes, plan)
             total += saved.qk * qk * (queries * heads + keys * groups)
         if site.ffn is not None:
-            total += queries * (normed + saved.ffn * kept_length(site.ffn, layout.axes, plan))
+            width = queries * kept_length(site.ffn, layout.axes, plan)
+            total += (saved.ffn - 1) * width * found.ffn + width * found.ffn_kept
     for name, spec in layout.parameters.items():
         if spec.matmul and len(spec.dims) == 2 and not spec.dims[1 - spec.reads]:
             total += saved.logits * positions[spec.matmul] * architecture.shapes[name][1 - spec.reads]

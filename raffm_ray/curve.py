@@ -54,7 +54,7 @@ def curve_of(setup: Setup, state: ServerState, pool: Pool, task: Task, final: Ev
         assert plan is not None
         found[plan] = None
     unseen = [plan for plan in found if plan not in known]
-    measured = measure(setup, state.parameters, state.norms, unseen, pool, task, state.round)
+    measured = measure(setup, state, unseen, pool, task)
     metrics = known | {plan: metric for plan, (metric, _) in zip(unseen, measured, strict=True)}
     points = []
     for plan, metric in metrics.items():

@@ -4,36 +4,36 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from raffm_ray.axes import Plan
-from raffm_ray.calibration import Statistics
 from raffm_ray.data import Task
 from raffm_ray.ledger import Evaluation
 from raffm_ray.messages import Call, Package
 from raffm_ray.pool import Pool
-from raffm_ray.state import ServerState, Setup, class_plans
+from raffm_ray.state import ServerState, Setup, class_plans, copies
 from raffm_ray.stopping import watched
 
 
 def measure(
-    setup: Setup, parameters: Tensor, norms: Statistics, plans: Sequence[Plan], pool: Pool, task: Task, round_number: int = 0,
-    validating: bool = False,
-) -> list[tuple[float, float]]:  # fmt: skip
-    """(metric, mean loss of a target) of every plan's subnetwork of these flat parameters, on the held-out or validation part."""
+    setup: Setup, state: ServerState, plans: Sequence[Plan], pool: Pool, task: Task, validating: bool = False
+) -> list[tuple[float, float]]:
+    """(metric, mean loss of a target) of every plan's subnetwork of the state's parameters, on the held-out or validation part."""
     experiment = setup.experiment
     examples, score = (task.validation, task.validation_score) if validating else (task.held_out, task.score)
     assert examples is not None
     assert score is not None
     size, count_examples = experiment.evaluation.batch_size, len(examples)
     slices = [(start, min(start + size, count_examples)) for start in range(0, count_examples, size)]
-    package = Package(experiment.seed, round_number, tuple(plans), experiment.local, 0.0, norms=norms)
+    package = Package(
+        experiment.seed, state.round, tuple(plans), experiment.local, 0.0, norms=state.norms, owned=setup.owned,
+        copies=copies(setup, state, plans),
+    )  # fmt: skip
     asked = [(number, *part) for number in range(len(plans)) for part in slices]
     calls: list[Call] = [("evaluate", package, (*arguments, validating)) for arguments in asked]
     costs = [float(setup.costs(plans[number]).forward_flops * (stop - start)) for number, start, stop in asked]
     answers: list[list[NDArray[np.float64]]] = [[] for _ in plans]
     loss, targets = [0.0] * len(plans), [0] * len(plans)
-    results = pool.run(parameters.numpy(), calls, costs, lambda *_: None)
+    results = pool.run(state.parameters.numpy(), calls, costs, lambda *_: None)
     for (number, *_), ((given, summed, count), _) in zip(asked, results, strict=True):
         answers[number].append(given)
         loss[number] += summed
@@ -52,7 +52,7 @@ def evaluate(setup: Setup, state: ServerState, pool: Pool, task: Task) -> Evalua
     plans = list(dict.fromkeys([Plan(), *by_class.values()]))
 
     def metrics(validating: bool) -> tuple[tuple[float, float], dict[str, float]]:
-        measured = measure(setup, state.parameters, state.norms, plans, pool, task, state.round, validating)
+        measured = measure(setup, state, plans, pool, task, validating)
         return measured[0], {name: measured[plans.index(plan)][0] for name, plan in by_class.items()}
 
     full, classes = metrics(False)

@@ -72,7 +72,7 @@ def class_rows(setup: Setup, state: ServerState, examples: int) -> list[ClassRow
                 key=lambda one: setup.costs(one).params,
             )
             work = expected_work(setup, plan, smaller, examples)
-            cost = device_cost(setup.devices[name], work, costs.bytes, costs.bytes)
+            cost = device_cost(setup.devices[name], work, costs.bytes, costs.bytes_up)
         rows.append(ClassRow(name, len(clients), budget_in_words(budget, setup.costs(Plan())), plan, costs, cost))
     return rows
 

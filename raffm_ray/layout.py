@@ -18,7 +18,8 @@ class Parameter:
     `dims`: one dim for every position of its shape. `layer`: the axis and index it disappears with, if any. `matmul`: the kind of
     positions it is multiplied at ("tokens", "targets", "patches", "examples"), None if in no matrix product. `reads`: which of its
     dims is contracted with the input (1 for `nn.Linear`). `raw`: whether that input is the example itself, whose gradient nobody
-    needs. `module`: what multiplies, where it is not what the parameter is named after (tied embeddings).
+    needs. `module`: what multiplies, where it is not what the parameter is named after (tied embeddings). `frozen`: whether nobody
+    trains it.
     """
 
     dims: Dims
@@ -27,6 +28,7 @@ class Parameter:
     reads: int = 1
     raw: bool = False
     module: str | None = None
+    frozen: bool = False
 
 
 @dataclass(frozen=True)

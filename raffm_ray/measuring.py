@@ -19,6 +19,7 @@ from raffm_ray.axes import Plan
 from raffm_ray.costs import costs_of
 from raffm_ray.devices import Device
 from raffm_ray.examples import Examples
+from raffm_ray.freezing import for_training
 from raffm_ray.layout import take_all
 from raffm_ray.messages import views
 from raffm_ray.objectives import OBJECTIVES
@@ -75,7 +76,8 @@ def memory_bytes() -> tuple[int, int]:
 def step_seconds(architecture: Architecture, parameters: torch.Tensor, plan: Plan, examples: Examples, local: LocalSettings, seconds: float) -> float:  # fmt: skip
     """The median CPU time of a step of local training of a plan's subnetwork; `parameters`: the full model's, flat."""
     tensors = take_all(views(parameters, architecture.shapes), architecture.layout, plan)
-    module = build(architecture, {name: values.clone() for name, values in tensors.items()}, plan).train()
+    module = build(architecture, {name: values.clone() for name, values in tensors.items()}, plan)
+    for_training(module, architecture.layout)
     share = np.arange(min(len(examples), STEPS * local.batch_size))
     timed = local.model_copy(update={"steps": STEPS})
     objective = OBJECTIVES[architecture.head]

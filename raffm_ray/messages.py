@@ -1,6 +1,6 @@
 """What crosses a process boundary, and how parameters travel: as one flat float32 array in the model's order."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -23,7 +23,9 @@ class Package:
 
     `plans` are referred to by position. `statistic`: what calibrating clients report; `measure_norms`: and their norms' besides.
     `norms`: statistics by which norms of plans with a cut residual are corrected; empty for none. `distill`: how much of a prefix's
-    loss is the soft outputs of the client's own plan, at `temperature`.
+    loss is the soft outputs of the client's own plan, at `temperature`. `stack`: by plan, how many of its clients may be trained at once;
+    empty where it is always one. `owned`: parameters of which sizes have copies of their own (see own.py), behind the others in the flat
+    array; `copies`: by plan, which one it uses.
     """
 
     seed: int
@@ -37,6 +39,13 @@ class Package:
     norms: Statistics = field(default_factory=dict)
     distill: float = 0.0
     temperature: float = 1.0
+    stack: tuple[int, ...] = ()
+    owned: tuple[str, ...] = ()
+    copies: tuple[int, ...] = ()
+
+    def copy_of(self, plan: int | None) -> int:
+        """Which copy of the owned parameters a plan uses; 0 are the model's own."""
+        return self.copies[plan] if self.copies and plan is not None else 0
 
 
 @dataclass(frozen=True)
@@ -95,10 +104,17 @@ Progress = Callable[[int, Any], None]
 """(index of a call that completed, its small result)."""
 
 
-def views(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
-    """The flat array as named parameters that share its memory."""
+def views(flat: Tensor, shapes: Shapes, owned: Sequence[str] = (), copy: int = 0) -> dict[str, Tensor]:
+    """The flat array as named parameters that share its memory.
+
+    Behind the parameters there may be copies of the `owned` ones, one after the other: with `copy` k > 0, these are the k-th copy's.
+    """
     sizes = [prod(shape) for shape in shapes.values()]
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), flat.split(sizes), strict=True)}
+    named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), flat[: sum(sizes)].split(sizes), strict=True)}
+    if not copy:
+        return named
+    each = {name: shapes[name] for name in owned}
+    return named | views(flat[sum(sizes) + (copy - 1) * sum(map(prod, each.values())) :], each)
 
 
 def flatten(parameters: Mapping[str, Tensor], shapes: Shapes) -> Tensor:

@@ -26,7 +26,8 @@ class Objective:
     `outputs(output, labels)`: [batch, numbers], all that the head puts out where there is a target, each distribution's mean taken off:
     a shift of all its logits changes no probability. `distillation(student, teacher, labels, temperature)`: a scalar, the mean over
     targets of temperature^2 KL(teacher's softened distribution || student's) (Hinton et al. 2015, section 2), or of the squared
-    difference of numbers; both are outputs of the head, and no gradient goes to the teacher's.
+    difference of numbers; both are outputs of the head, and no gradient goes to the teacher's. `each(output, labels)`: [batch, 2], an
+    example's part of the summed loss, and of what "mean" divides it by.
     """
 
     loss: Callable[[Any, Tensor, str], Tensor]
@@ -34,6 +35,7 @@ class Objective:
     targets: Callable[[Tensor], int]
     outputs: Callable[[Any, Tensor], Tensor]
     distillation: Callable[[Any, Any, Tensor, float], Tensor]
+    each: Callable[[Any, Tensor], Tensor]
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -55,6 +57,10 @@ def _class_loss(output: Any, labels: Tensor, reduction: str) -> Tensor:
     if labels.is_floating_point():
         return nn.functional.mse_loss(output.logits.squeeze(-1), labels, reduction=reduction)
     return nn.functional.cross_entropy(output.logits, labels, reduction=reduction)
+
+
+def _with_ones(losses: Tensor) -> Tensor:
+    return torch.stack([losses, torch.ones_like(losses)], dim=1)
 
 
 def _class_answers(output: Any, labels: Tensor) -> Tensor:
@@ -81,7 +87,11 @@ def _span_loss(output: Any, labels: Tensor, reduction: str) -> Tensor:
         nn.functional.cross_entropy(_in_context(logits, labels, True), labels[:, side], reduction=reduction)
         for side, logits in enumerate((output.start_logits, output.end_logits))
     ]
-    return torch.stack(both).mean()
+    return torch.stack(both).mean(0)
+
+
+def _span_each(output: Any, labels: Tensor) -> Tensor:
+    return _with_ones(_span_loss(output, labels, "none"))
 
 
 def _span_answers(output: Any, labels: Tensor) -> Tensor:
@@ -125,6 +135,11 @@ def _token_losses(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction=reduction)
 
 
+def _token_each(logits: Tensor, labels: Tensor) -> Tensor:
+    each = _token_losses(logits, labels, "none").view(labels.shape)
+    return torch.stack([each.sum(1), (labels != IGNORED).sum(1).to(each.dtype)], dim=1)
+
+
 def _token_answers(logits: Tensor, labels: Tensor) -> Tensor:
     """[batch, 2]: summed negative log-likelihood of an example's targets, and how many they are."""
     each = _token_losses(logits, labels, "none").view(labels.shape)
@@ -139,9 +154,16 @@ def _next(output: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
 OBJECTIVES: dict[str, Objective] = {
     **dict.fromkeys(
         ("sequence_classification", "image_classification"),
-        Objective(_class_loss, _class_answers, len, _class_outputs, _class_distillation),
+        Objective(
+            _class_loss,
+            _class_answers,
+            len,
+            _class_outputs,
+            _class_distillation,
+            lambda output, labels: _with_ones(_class_loss(output, labels, "none")),
+        ),
     ),
-    "question_answering": Objective(_span_loss, _span_answers, len, _span_outputs, _span_distillation),
+    "question_answering": Objective(_span_loss, _span_answers, len, _span_outputs, _span_distillation, _span_each),
     "causal_language_modelling": Objective(
         lambda output, labels, reduction: _token_losses(*_next(output, labels), reduction),
         lambda output, labels: _token_answers(*_next(output, labels)),
@@ -150,6 +172,7 @@ OBJECTIVES: dict[str, Objective] = {
         lambda student, teacher, labels, temperature: _token_distillation(
             student.logits[:, :-1], *_next(teacher, labels), temperature
         ),
+        lambda output, labels: _token_each(*_next(output, labels)),
     ),
     "sequence_to_sequence": Objective(
         lambda output, labels, reduction: _token_losses(output.logits, labels, reduction),
@@ -157,6 +180,7 @@ OBJECTIVES: dict[str, Objective] = {
         lambda labels: int((labels != IGNORED).sum()),
         lambda output, labels: _token_outputs(output.logits, labels),
         lambda student, teacher, labels, temperature: _token_distillation(student.logits, teacher.logits, labels, temperature),
+        lambda output, labels: _token_each(output.logits, labels),
     ),
 }
 """By the head's name in raffm_ray.architectures.HEADS."""

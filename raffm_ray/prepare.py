@@ -20,6 +20,8 @@ from raffm_ray.errors import UserError, in_short, look_up, near_miss
 from raffm_ray.examples import Examples
 from raffm_ray.extraction import KINDS, kind_of
 from raffm_ray.foundation import Foundation, load_foundation
+from raffm_ray.freezing import freeze
+from raffm_ray.own import owned_names
 from raffm_ray.partition import PARTITIONS, partition
 from raffm_ray.ranking import begin_calibration, plain_state
 from raffm_ray.rotation import rotatable
@@ -28,6 +30,7 @@ from raffm_ray.schedule import check_clock
 from raffm_ray.seeding import generator
 from raffm_ray.server_optimizers import SERVER_OPTIMIZERS
 from raffm_ray.settings import Experiment, StrategySettings
+from raffm_ray.stacked import why_not_stacked
 from raffm_ray.state import ServerState, Setup, class_plans, setup_strategy, view_of
 from raffm_ray.strategies import STRATEGIES
 from raffm_ray.tally import Tally, tally_of
@@ -66,6 +69,7 @@ def _architecture(experiment: Experiment, foundation: Foundation, task: Task) ->
         raise
     except Exception as error:  # whatever transformers raises for values that it cannot build from
         raise UserError(f"model.config: transformers cannot build this model: {in_short(error)}") from None
+    architecture = replace(architecture, layout=freeze(architecture.layout, experiment.model.freeze))
     model = new_model(architecture, 0).eval()
     for part in task.parts.values():
         inputs = {name: values for name, values in part.batch(_longest(part)).items() if name != "labels"}
@@ -169,10 +173,10 @@ def _check_validation(experiment: Experiment) -> None:
 
 def prepare(experiment: Experiment) -> Prepared:
     """Loads the data, describes the model, builds the fleet, divides the data. Raises UserError for whatever cannot work."""
-    strategy = setup_strategy(experiment)
+    setup_strategy(experiment)
     look_up(METRICS, experiment.salience.metric, "salience.metric")
     look_up(LATE, experiment.clock.late, "clock.late")
-    available = look_up(AVAILABILITY, experiment.clock.availability, "clock.availability")
+    look_up(AVAILABILITY, experiment.clock.availability, "clock.availability")
     look_up(SERVER_OPTIMIZERS, experiment.server.optimizer, "server.optimizer")
     _check_validation(experiment)
     look_up(PARTITIONS, experiment.clients.partition, "clients.partition")
@@ -180,29 +184,51 @@ def prepare(experiment: Experiment) -> Prepared:
     foundation = load_foundation(experiment.model, head_of(settings.name), needs_words(settings.name), settings.max_length)
     first_target = getattr(foundation.config, "decoder_start_token_id", None)
     task = load_task(settings, generator(settings.split_seed, "split"), foundation.words, foundation.pictures, first_target)
+    return prepared_of(experiment, foundation, task)
+
+
+def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> Prepared:
+    """`prepare` on data and a model's description that are there already. Raises UserError for whatever does not fit them."""
+    strategy = setup_strategy(experiment)
     architecture = _architecture(experiment, foundation, task)
     _check_cutting(experiment, architecture)
     _check_rotation(experiment, architecture)
+    owned_names(architecture.layout, experiment.strategy.own)
     profiles = known_profiles(experiment.fleet.profiles)
     shares_of_fleet = fleet_shares(experiment.fleet.mix, experiment.fleet.shares, profiles)
     shares = partition(_goes_by(experiment, task), experiment.clients, generator(experiment.seed, "partition"))
     tally = tally_of(shares, _classes(task), task.class_names)
     classes = _devices(experiment, task, tally, shares_of_fleet)
     budgets = _budgets(experiment, architecture, list(shares_of_fleet), profiles.devices)
-    availability = available(experiment.clock, experiment.seed, experiment.clients.count)
-    setup = Setup(experiment, architecture, strategy, budgets, classes, tally.sizes.tolist(), profiles.devices, availability)
+    availability = AVAILABILITY[experiment.clock.availability](experiment.clock, experiment.seed, experiment.clients.count)
+    setup = Setup(
+        experiment, architecture, strategy, budgets, classes, tally.sizes.tolist(), profiles.devices, availability,
+        not_stacked(experiment, architecture),
+    )  # fmt: skip
     check_start(setup)
     return Prepared(setup, task, foundation, tuple(shares), tally)
 
 
+def not_stacked(experiment: Experiment, architecture: Architecture) -> str | None:
+    """Why clients are trained one by one, None where they need not. Raises UserError where the experiment asks for more at once."""
+    asked = experiment.pool.stack_clients
+    reason = why_not_stacked(architecture) if asked != 1 else None
+    if reason and asked:
+        raise UserError(f"pool.stack_clients: {asked} clients of this model cannot be trained at once: {reason}")
+    return reason
+
+
 def check_start(setup: Setup) -> None:
-    """Raises UserError unless every class's budget holds a subnetwork, somebody trains, somebody can calibrate the first ranking, and
+    """Raises UserError unless every class's budget holds a subnetwork in which something is trained, somebody trains, somebody can calibrate the first ranking, and
     somebody can be done before a round's deadline.
 
     A plain ranking stands in for the real one, and zeros for the parameters: the smallest subnetwork costs the same whatever comes first.
     """
     state = plain_state(setup.architecture)
-    class_plans(setup, state)
+    plans = class_plans(setup, state)
+    for name, plan in plans.items():
+        if not setup.costs(plan).bytes_up:
+            raise UserError(f"model.freeze: nothing is left to train in the subnetwork of device class {name}")
     _check_training(setup, state)
     begin_calibration(setup, state)
     check_clock(setup, state)

@@ -20,6 +20,7 @@ from raffm_ray.cache import writable_cache
 from raffm_ray.errors import UserError
 from raffm_ray.examples import Examples, batches, batches_by_length, steps_of
 from raffm_ray.foundation import pretrained_weights
+from raffm_ray.freezing import for_training
 from raffm_ray.messages import flatten, views
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.seeding import generator, torch_seed
@@ -43,11 +44,10 @@ def pretrain(
     """Trains the starting model on the public part (AdamW, linear warm-up, cosine schedule to 0); returns its flat parameters. Same seed, same bits."""
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(torch_seed(seed, "pretraining"))
-        model = starting_model(architecture, source, seed).train()
+        model = for_training(starting_model(architecture, source, seed), architecture.layout)
         steps = steps_of(len(public), settings.batch_size, settings.epochs, None)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
         warm = int(settings.warmup * steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / (warm + 1)) * 0.5 * (1 + cos(pi * step / max(steps, 1)))
@@ -62,7 +62,7 @@ def pretrain(
         for step, indices in enumerate(order):
             optimizer.zero_grad(set_to_none=True)
             backward(model, public.batch(indices), OBJECTIVES[architecture.head])
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
             progress(step + 1, steps)
@@ -86,6 +86,7 @@ def pretrained(
         seed,
         public.digest(),
         versions,
+        *(name for name, spec in architecture.layout.parameters.items() if spec.frozen),
     ]
     key = json.dumps(described, sort_keys=True, default=str)
     path = writable_cache() / f"pretrained-{sha256(key.encode()).hexdigest()[:16]}.safetensors"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -107,11 +108,12 @@ def check_output(folder: Path) -> None:
 
 
 def parameters_sha256(flat: Tensor, architecture: Architecture) -> str:
-    """Digest of all parameters, in the order of their names."""
+    """Digest of all parameters, in the order of their names, and of what is behind them."""
     digest = sha256()
     for name, values in sorted(views(flat, architecture.shapes).items()):
         digest.update(name.encode())
         digest.update(values.contiguous().numpy().tobytes())
+    digest.update(flat[sum(map(prod, architecture.shapes.values())) :].contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -156,9 +158,12 @@ class Recorder:
             if value is not None:
                 self._events.add_scalar(tag, value, row.round)
 
-    def finish(self, summary: Mapping[str, Any], state: ServerState, architecture: Architecture, tokenizer: Any = None) -> None:
-        """Writes the final model (a plain transformers checkpoint, its tokenizer beside it), what its subnetworks are cut by, and
-        the summary."""
+    def finish(
+        self, summary: Mapping[str, Any], state: ServerState, architecture: Architecture, tokenizer: Any = None,
+        copies: Mapping[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """Writes the final model (a plain transformers checkpoint, its tokenizer beside it), what its subnetworks are cut by, `copies` of
+        parameters that sizes have of their own, and the summary."""
         final = self.folder / "checkpoints" / "final"
         final.mkdir()
         save_file(
@@ -166,6 +171,8 @@ class Recorder:
             final / "model.safetensors",
             {"format": "pt"},
         )
+        if copies:
+            save_file(dict(copies), final / "own.safetensors")
         architecture.config.save_pretrained(final)
         if tokenizer is not None:
             tokenizer.save_pretrained(final)

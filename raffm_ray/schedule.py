@@ -24,6 +24,16 @@ STATISTIC_BYTES = 8
 """Statistics travel as float64: their sums must not depend on how clients are grouped."""
 
 
+def _planned_passes(job: Job, sizes: Sequence[int], rng: np.random.Generator) -> dict[int, int]:
+    """How many examples go through each plan, where steps have so many."""
+    seen: dict[int, int] = {}
+    for step, examples in enumerate(sizes):
+        own, drawn = choose(job.prefix, len(job.prefixes), step, rng)
+        for plan in ([job.plan] if own and job.plan is not None else []) + ([] if drawn is None else [job.prefixes[drawn]]):
+            seen[plan] = seen.get(plan, 0) + examples
+    return seen
+
+
 def planned_work(setup: Setup, package: Package, job: Job) -> Report:
     """What a client will report of a job: all but its loss and its real seconds, if what it sends is finite."""
     share, local = setup.examples[job.client], package.local
@@ -31,13 +41,12 @@ def planned_work(setup: Setup, package: Package, job: Job) -> Report:
     steps = 0
     if job.plan is not None:
         steps = steps_of(share, local.batch_size, local.epochs, local.steps)
-        rng = generator(package.seed, "prefixes", package.round, job.client)
         a_pass = ceil(share / local.batch_size)
-        for step in range(steps):
-            examples = min(local.batch_size, share - step % a_pass * local.batch_size)
-            own, drawn = choose(job.prefix, len(job.prefixes), step, rng)
-            for plan in ([job.plan] if own else []) + ([] if drawn is None else [job.prefixes[drawn]]):
-                seen[plan] = seen.get(plan, 0) + examples
+        sizes = [min(local.batch_size, share - step % a_pass * local.batch_size) for step in range(steps)]
+        if job.prefixes:
+            seen = _planned_passes(job, sizes, generator(package.seed, "prefixes", package.round, job.client))
+        elif steps:
+            seen = {job.plan: sum(sizes)}
     layout, values = setup.architecture.layout, 0
     if job.calibrate and package.statistic:
         values = statistics_size(layout, package.statistic) + (norm_statistics_size(layout) if package.measure_norms else 0)
@@ -50,9 +59,9 @@ def planned_work(setup: Setup, package: Package, job: Job) -> Report:
 
 def cost_of(setup: Setup, package: Package, job: Job, report: Report) -> DeviceCost:
     """What a whole job takes of its client's simulated device."""
-    given = setup.costs(Plan() if job.plan is None else package.plans[job.plan]).bytes
-    up = (0 if job.plan is None else given) + STATISTIC_BYTES * report.statistics_values
-    return device_cost(setup.devices[setup.classes[job.client]], reported_work(setup, package, report), given, up)
+    costs = setup.costs(Plan() if job.plan is None else package.plans[job.plan])
+    up = (0 if job.plan is None else costs.bytes_up) + STATISTIC_BYTES * report.statistics_values
+    return device_cost(setup.devices[setup.classes[job.client]], reported_work(setup, package, report), costs.bytes, up)
 
 
 def available(setup: Setup, clock: Clock) -> tuple[float, list[int]]:
@@ -83,6 +92,8 @@ def selected(setup: Setup) -> int:
 
 def drops_out(settings: ClockSettings, seed: int, round_number: int, client: int, seconds: float) -> float:
     """After how many of the seconds that its work takes a client drops out, uniform over them; infinity if it does not."""
+    if not settings.dropout:
+        return inf
     happens, when = generator(seed, "dropout", round_number, client).random(2)
     return float(when * seconds) if happens < settings.dropout else inf
 
@@ -113,10 +124,11 @@ def schedule(setup: Setup, package: Package, jobs: Sequence[Job], start_seconds:
         outcome = "used" if back else "dropped" if lost else "stale" if kept else "late"
         spent = cost if outcome in ("used", "stale") else cost.until(min(stop, end))
         visits.append(Visit(job, report, spent, outcome))
-    used = [visit.job for visit in visits if visit.outcome == "used"]
+    used = [visit for visit in visits if visit.outcome == "used"]
     stale = tuple((visit.job,) for visit in visits if visit.outcome == "stale")
-    blocks = blocks_of(used, experiment.pool.block_clients) + stale
-    return Round(package, blocks, tuple(visits), late=len(stale), start_seconds=start_seconds, seconds=end)
+    jobs_used, steps = [visit.job for visit in used], [visit.report.steps for visit in used]
+    blocks = blocks_of(jobs_used, steps, experiment.pool.block_clients, package.stack)
+    return Round(package, blocks + stale, tuple(visits), late=len(stale), start_seconds=start_seconds, seconds=end)
 
 
 def advance(
@@ -130,7 +142,15 @@ def advance(
     arrived, waiting, expired = settle(setup.experiment.clock, clock.late, number, end)
     visits = [visit for visit in work.visits if visit.outcome == "stale"]
     sent = tuple(
-        Late(number, work.start_seconds + visit.cost.seconds, visit, work.package.plans[plan], weight, summed)
+        Late(
+            number,
+            work.start_seconds + visit.cost.seconds,
+            visit,
+            work.package.plans[plan],
+            weight,
+            summed,
+            work.package.copy_of(plan),
+        )
         for visit, update, summed in zip(visits, updates, sums, strict=True)
         for plan, weight in update.weights.items()
     )

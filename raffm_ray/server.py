@@ -6,7 +6,7 @@ from math import cos, pi
 
 from torch import Tensor
 
-from raffm_ray.aggregate import RULES, flat_coverage
+from raffm_ray.aggregate import RULES, flat_coverage, put_back_frozen
 from raffm_ray.axes import AxisError, Plan, check_plan
 from raffm_ray.calibration import add_statistics
 from raffm_ray.errors import UserError
@@ -22,6 +22,8 @@ from raffm_ray.state import (
     ServerState,
     Setup,
     class_plans,
+    copies,
+    stack_sizes,
     view_of,
 )
 
@@ -72,7 +74,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
     package = Package(
         experiment.seed, number, tuple(by_size), experiment.local, _learning_rate(experiment, number), statistic,
         experiment.salience.examples, statistic is not None and cuts_residual(setup, state), state.norms,
-        strategy.distill, experiment.strategy.temperature,
+        strategy.distill, experiment.strategy.temperature, stack_sizes(setup, by_size), setup.owned, copies(setup, state, by_size, number),
     )  # fmt: skip
     return replace(schedule(setup, package, jobs, start_seconds), drawn=len(chosen))
 
@@ -108,13 +110,16 @@ def finish_round(
             pending = add_statistics(pending, update.statistics)
     clock, arrived = advance(setup, state.clock, work, updates[on_time:], late)
     plans = [*work.package.plans, *(one.plan for one, _ in arrived)]
+    used = [*(work.package.copies or [0] * len(work.package.plans)), *(one.copy for one, _ in arrived)]
     for number, (one, factor) in enumerate(arrived, len(work.package.plans)):
         weights[number] = factor * one.weight
         summed = summed.add(one.summed, alpha=factor)
     total = sum(weights.values())
     parameters, moments, server = state.parameters, state.moments, setup.experiment.server
     if total > 0:
-        covered = flat_coverage(weights, plans, setup.architecture.layout, setup.architecture.shapes)
+        layout, shapes = setup.architecture.layout, setup.architecture.shapes
+        covered = flat_coverage(weights, plans, layout, shapes, setup.owned, used, len(summed))
         averaged = RULES[setup.strategy.aggregation](parameters, summed, covered, total)
         parameters, moments = SERVER_OPTIMIZERS[server.optimizer](parameters, averaged, covered, moments, server)
+        put_back_frozen(parameters, state.parameters, layout, shapes, setup.owned, len(setup.budgets) - 1 if setup.owned else 0)
     return replace(state, round=work.package.round, parameters=parameters, pending=pending, moments=moments, clock=clock)

@@ -60,6 +60,11 @@ class ModelSettings(Settings):
         {}, description="a transformers configuration: `model_type` and its fields; beside `pretrained`: fields that are changed"
     )
     tokenizer: str | None = Field(None, description="a local folder or a name on the hub; default: the pretrained model's own")
+    freeze: tuple[str, ...] = Field(
+        (),
+        description="patterns of names of parameters that nobody trains, such as *embeddings*: clients are given them, but compute no "
+        "gradients for them and send nothing of them up",
+    )
     pretrain: PretrainSettings = PretrainSettings()
 
     @model_validator(mode="after")
@@ -160,6 +165,7 @@ class StrategySettings(Settings):
         None, ge=0, le=1, description="how much of a prefix's loss is the client's own plan's soft outputs, instead of labels"
     )
     temperature: float = Field(1.0, gt=0, description="of the soft outputs")
+    own: tuple[str, ...] = Field((), description="parameters with a copy for every class's size: kinds of raffm_ray.own.OWNED")
 
 
 class LocalSettings(Settings):
@@ -237,7 +243,7 @@ class ClockSettings(Settings):
 
 
 class PoolSettings(Settings):
-    """Where clients run. None of these changes a result except `block_clients`."""
+    """Where clients run. None of these changes a result except `block_clients` and `stack_clients`, which change how it is rounded."""
 
     backend: Literal["ray", "in_process"] = "ray"
     workers: int | None = Field(None, ge=1, description="actors; default: one a core, or a GPU share")
@@ -246,6 +252,9 @@ class PoolSettings(Settings):
         "auto", description="where workers compute; auto: on the GPU if they have a share of one"
     )
     block_clients: int | None = Field(None, ge=1, description="clients a block; default: a 64th of the round")
+    stack_clients: int | None = Field(
+        None, ge=1, description="clients of one plan trained at once, as one stacked module; default: 16 of small models, else 1"
+    )
     attempts: int = Field(3, ge=1, description="how often a block is tried when its worker dies")
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from raffm_ray.ledger import client_rows, round_row, summarize
 from raffm_ray.messages import Call, Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.objectives import OBJECTIVES
+from raffm_ray.own import saved_copies, with_copies
 from raffm_ray.pool import Pool, open_pool
 from raffm_ray.prepare import Prepared, check_baselines, prepare, with_strategy
 from raffm_ray.ranking import begin_calibration, rank_again, ranking_is_due
@@ -28,7 +29,7 @@ from raffm_ray.server import begin_round, finish_round
 from raffm_ray.settings import Experiment
 from raffm_ray.shares import by_device, write_shares
 from raffm_ray.start import starting_parameters
-from raffm_ray.state import Round, ServerState, Setup, new_state
+from raffm_ray.state import Round, ServerState, Setup, copies, new_state
 from raffm_ray.stopping import chosen, compared, is_over
 from raffm_ray.training import one_thread
 
@@ -115,7 +116,9 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
             experiment.rounds,
         )
         pool.profile.taken()
-        state, work, updates = _first_ranking(prepared, new_state(start), pool, display)
+        state, work, updates = _first_ranking(
+            prepared, new_state(with_copies(start, setup.architecture, setup.owned, len(setup.budgets))), pool, display
+        )
         first = measured = evaluate(setup, state, pool, prepared.task)
         state = compared(setup, state, prepared.task.metric, first.validation)
         rows = client_rows(setup, work, updates)
@@ -153,7 +156,9 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
     summary = summarize(setup, recorder.rounds, recorder.clients, first, measured, state, experiment.name, prepared.task.metric)
     summary |= curve_of(setup, state, pool, prepared.task, measured)
     words = prepared.foundation.words
-    recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None)
+    used = dict(zip(measured.class_plans, copies(setup, state, list(measured.class_plans.values())), strict=True))
+    own = saved_copies(state.parameters, setup.architecture, setup.owned, used)
+    recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None, own)
     return summary
 
 

@@ -36,14 +36,13 @@ def one_thread() -> Iterator[None]:
 
 @dataclass
 class Prefix:
-    """A smaller plan that is trained inside a client's own: a module, and where its parameters lie in the client's.
+    """A smaller plan that is trained inside a client's own: where its module's parameters lie in the client's.
 
     `shared`: (the client's parameter, the prefix's, what the prefix takes of it). `norms`: (the prefix's gain, its bias, scale,
     shift) of norms that are corrected because the prefix narrows the residual stream further (see norms.py); the bias is None
     where a norm has none.
     """
 
-    module: nn.Module
     shared: Sequence[tuple[Tensor, Tensor, Selection]]
     norms: Sequence[tuple[Tensor, Tensor | None, float, float]] = ()
 
@@ -66,7 +65,7 @@ class Prefix:
                 if bias is not None and bias.grad is not None:
                     gain.grad.add_(bias.grad, alpha=shift)
         for mine, theirs, selected in self.shared:
-            if theirs.grad is not None:
+            if mine.requires_grad and theirs.grad is not None:
                 if mine.grad is None:
                     mine.grad = torch.zeros_like(mine)
                 scatter_add_selected(mine.grad, theirs.grad, selected)
@@ -100,6 +99,18 @@ def pull_back(parameters: Sequence[nn.Parameter], given: Iterable[Tensor], proxi
         parameter.grad = away.mul_(proximal) if parameter.grad is None else parameter.grad.add_(away, alpha=proximal)
 
 
+def fill_gradients(parameters: Iterable[Tensor], used: list[Tensor]) -> None:
+    """Gives a zero gradient to whatever had one in the first step and has none now: it is in no prefix of this step.
+
+    An optimizer would stop the momentum of a parameter without gradient, but not that of the entries of another beside a prefix's.
+    """
+    if not used:
+        used += [parameter for parameter in parameters if parameter.grad is not None]
+    for parameter in used:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
 def choose(prefix: str, prefixes: int, step: int, rng: np.random.Generator) -> tuple[bool, int | None]:
     """Whether a step trains the own plan, and which of `prefixes` smaller plans (smallest first) besides.
 
@@ -117,21 +128,22 @@ def choose(prefix: str, prefixes: int, step: int, rng: np.random.Generator) -> t
 
 def train(
     module: nn.Module, objective: Objective, examples: Examples, share: NDArray[np.int64], local: LocalSettings, learning_rate: float,
-    rng: np.random.Generator, prefix: str = "none", prefixes: int = 0, prefix_at: Callable[[int], Prefix] | None = None,
+    rng: np.random.Generator, prefix: str = "none", prefixes: int = 0, prefix_at: Callable[[int], tuple[nn.Module, Prefix]] | None = None,
     prefix_rng: np.random.Generator | None = None, given: Mapping[str, Tensor] | None = None, distill: float = 0.0,
     temperature: float = 1.0,
 ) -> tuple[float, dict[int | None, int]]:  # fmt: skip
-    """Plain local training of a module, in place.
+    """Plain local training of a module, in place: of its parameters that take a gradient.
 
     `prefix`, `prefixes` and `prefix_rng` are `choose`'s arguments; `prefix_at` makes a prefix the first time it is drawn; it learns
     from the own plan's output of the same step as `backward` says. `given`: the parameters that the module began with, which
     `local.proximal` pulls back to, before the gradient is clipped. Returns the mean loss of the own plan, and how many examples went
     through the own plan (None) and each prefix.
     """
-    parameters = list(module.parameters())
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[local.optimizer](parameters, learning_rate, local.weight_decay)
     seen: dict[int | None, int] = {}
     losses: list[float] = []
+    used: list[Tensor] = []
     steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
     device = str(parameters[0].device)
     for step, indices in enumerate(batches(share, local.batch_size, steps, rng)):
@@ -146,11 +158,12 @@ def train(
             losses.append(loss)
             seen[None] = seen.get(None, 0) + len(indices)
         if drawn is not None and prefix_at is not None:
-            smaller = prefix_at(drawn)
+            inner, smaller = prefix_at(drawn)
             smaller.read()
-            backward(smaller.module, batch, objective, teacher, distill, temperature)
+            backward(inner, batch, objective, teacher, distill, temperature)
             smaller.return_gradients()
             seen[drawn] = seen.get(drawn, 0) + len(indices)
+        fill_gradients(parameters, used)
         if local.proximal and given is not None:
             pull_back(parameters, given.values(), local.proximal)
         if local.clip is not None:

@@ -13,10 +13,12 @@ from raffm_ray.state import Setup
 def training_flops(setup: Setup, package: Package, report: Report) -> float:
     """FLOPs that a client's work takes on its device: every example through every plan it trains, and its calibration."""
     flops = sum(setup.costs(package.plans[plan]).training_flops * examples for plan, examples in report.forward_backward)
+    if not report.calibrated:
+        return float(flops)
     # Statistics take a forward pass and some backward, those of norms another forward pass.
     full, architecture = setup.costs(Plan()), setup.architecture
     outputs = architecture.config.num_labels if architecture.head.endswith("classification") else None
-    backward = backward_passes(package.statistic, outputs) * (full.training_flops - full.forward_flops)
+    backward = backward_passes(package.statistic, outputs) * (full.calibration_flops - full.forward_flops)
     flops += report.calibrated * ((1 + package.measure_norms) * full.forward_flops + backward)
     return float(flops)
 
@@ -35,7 +37,7 @@ def reported_work(setup: Setup, package: Package, report: Report) -> Work:
     for plan, examples in report.forward_backward:
         total = total.plus(training_work(setup.costs(package.plans[plan]), examples, batch_size))
     full = setup.costs(Plan())
-    total = total.plus(training_work(full, (flops - total.flops) / full.training_flops, batch_size))
+    total = total.plus(training_work(full, (flops - total.flops) / full.calibration_flops, batch_size))
     return total._replace(flops=flops)
 
 

@@ -97,7 +97,6 @@ def test_the_reference_s_cut_is_of_separate_projections_and_heads(name) -> None:
 
 
 @pytest.mark.parametrize(("words", "told"), [
-    ([], "bench: name one .known: extraction"),
     (["extration"], "bench: 'extration' is not one of them .did you mean 'extraction'"),
     (["extraction", "--task.nmae", "x"], "task.nmae: unknown key .did you mean 'name'"),
 ])  # fmt: skip

@@ -286,7 +286,9 @@ def test_work_is_known_before_it_is_done(prepared, state, name, prefix, local) -
     assert whole or name not in ("raffm", "full")
     update, _ = prepared.runner().block(work.package, state.parameters.numpy(), work.jobs)
     rows = client_rows(setup, work, [update])
-    for job, report, row in zip(work.jobs, update.reports, rows, strict=True):
+    jobs = sorted(work.jobs, key=lambda job: job.client)
+    reports = sorted(update.reports, key=lambda report: report.client)
+    for job, report, row in zip(jobs, reports, rows, strict=True):
         told = replace(planned_work(setup, work.package, job), loss=report.loss, seconds=report.seconds)
         assert told == report
         cost = cost_of(setup, work.package, job, report)

@@ -18,7 +18,7 @@ from raffm_ray.axes import Plan
 from raffm_ray.errors import UserError
 from raffm_ray.examples import IGNORED, batches
 from raffm_ray.layout import take_all
-from raffm_ray.messages import Package, views
+from raffm_ray.messages import views
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.prepare import prepare
 from raffm_ray.ranking import rank_again
@@ -44,12 +44,11 @@ class Trained:
         """The full model's parameters after local training with the small plan as its prefix."""
         runner = self.prepared.runner()
         local = self.prepared.setup.experiment.local.model_copy(update={"proximal": proximal, "clip": clip})
-        package = Package(0, 1, (SMALL, Plan()), local, RATE)
-        module = runner._module(self.start, Plan(), package).train()
+        module = runner.workshop.module(self.start, Plan(), {}).train()
         own = dict(module.named_parameters())
         train(
             module, runner.objective, self.examples, self.share, local, RATE, np.random.default_rng(3), prefix, 1,
-            lambda _: runner._prefix(self.start, package, SMALL, Plan(), own), np.random.default_rng(4), self.start, **options,
+            lambda _: runner.workshop.inside(self.start, SMALL, Plan(), own, {}), np.random.default_rng(4), self.start, **options,
         )  # fmt: skip
         return {name: values.detach().clone() for name, values in own.items()}
 
@@ -59,8 +58,7 @@ class Trained:
         """The same by plain SGD on one explicit loss of the full model's parameters, the prefix cut out of them differentiably."""
         own = {name: values.clone().requires_grad_() for name, values in self.start.items()}
         runner, small_runner = self.prepared.runner(), self.prepared.runner()
-        package = Package(0, 1, (SMALL, Plan()), self.prepared.setup.experiment.local, RATE)
-        whole, small = runner._module(self.start, Plan(), package), small_runner._module(self.start, SMALL, package)
+        whole, small = runner.workshop.module(self.start, Plan(), {}), small_runner.workshop.module(self.start, SMALL, {})
         for indices in batches(self.share, 16, STEPS, np.random.default_rng(3)):
             batch = self.examples.batch(indices)
             logits = functional_call(whole.train(), own, kwargs={"pixel_values": batch["pixel_values"]}).logits
@@ -242,7 +240,7 @@ def test_a_round_distils_and_charges_what_it_charged_before() -> None:
         state = state_of(prepared)
         work = begin_round(prepared.setup, state)
         update, part = prepared.runner().block(work.package, state.parameters.numpy(), work.jobs)
-        blocks[distill, temperature] = part, [report.forward_backward for report in update.reports]
+        blocks[distill, temperature] = part, {report.client: report.forward_backward for report in update.reports}
     plain, zero, cold, warm = blocks.values()
     assert (plain[0] == zero[0]).all()
     assert (plain[0] != cold[0]).any()
@@ -285,7 +283,11 @@ def test_what_a_client_counts_composes_with_every_strategy(name, weight) -> None
 
 def test_equal_clients_are_averaged_equally() -> None:
     whole = {device: {"params": 1.0} for device in tiny_experiment().fleet.budgets}
-    changes: dict[str, Any] = {"salience": {"metric": "l1"}, "fleet": {"budgets": whole}}
+    changes: dict[str, Any] = {
+        "salience": {"metric": "l1"},
+        "fleet": {"budgets": whole},
+        "pool": {"backend": "in_process", "stack_clients": 1},
+    }
     averages = {}
     for weight in ("default", "examples", "equal"):
         prepared = prepare(tiny_experiment(strategy={"prefix": "none", "client_weight": weight}, **changes))

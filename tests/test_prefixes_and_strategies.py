@@ -44,33 +44,33 @@ def test_a_prefix_is_the_very_subnetwork_that_its_class_gets_also_with_corrected
     runner, state = prepared.runner(), state_of(prepared)
     architecture = prepared.setup.architecture
     parameters = views(state.parameters, architecture.shapes)
-    whole = runner._module(parameters, Plan(), package_of(prepared, state))
+    whole = runner.workshop.module(parameters, Plan(), {})
     batch = prepared.task.clients.batch(np.arange(12))
     norms = norm_statistics(whole, architecture.layout, [batch])
-    runner._release()
+    runner.workshop.release()
     small = Plan({"residual": np.arange(0, 24, 2), "0/ffn": np.arange(8), "1/heads": [0, 2], "layers": [0, 1]})
     middle = Plan({"residual": [*np.arange(0, 24, 2).tolist(), 1, 5], "0/ffn": np.arange(12)[::-1]})
     for outer in (Plan(), middle):
         package = package_of(prepared, state, small, outer, norms=norms)
-        expected = runner._module(parameters, small, package)
+        expected = runner.workshop.module(parameters, small, package.norms)
         loss = torch.nn.functional.cross_entropy(expected(pixel_values=batch["pixel_values"]).logits, batch["labels"])
         loss.backward()
         wanted = {name: p.grad.clone() for name, p in expected.named_parameters()}
         values = {name: p.detach().clone() for name, p in expected.named_parameters()}
-        runner._release()
-        own = dict(runner._module(parameters, outer, package).named_parameters())
-        prefix = runner._prefix(parameters, package, small, outer, own)
+        runner.workshop.release()
+        own = dict(runner.workshop.module(parameters, outer, package.norms).named_parameters())
+        inner, prefix = runner.workshop.inside(parameters, small, outer, own, package.norms)
         prefix.read()
-        for name, parameter in prefix.module.named_parameters():
+        for name, parameter in inner.named_parameters():
             torch.testing.assert_close(parameter.detach(), values[name])
-        got = torch.nn.functional.cross_entropy(prefix.module(pixel_values=batch["pixel_values"]).logits, batch["labels"])
+        got = torch.nn.functional.cross_entropy(inner(pixel_values=batch["pixel_values"]).logits, batch["labels"])
         torch.testing.assert_close(got, loss)
         got.backward()
         prefix.return_gradients()
-        for name, p in prefix.module.named_parameters():
+        for name, p in inner.named_parameters():
             if "norm" not in name:
                 torch.testing.assert_close(p.grad, wanted[name])
-        runner._release()
+        runner.workshop.release()
 
 
 def test_the_gradient_of_a_corrected_norm_is_that_of_the_client_s_own_gain() -> None:
@@ -79,17 +79,17 @@ def test_the_gradient_of_a_corrected_norm_is_that_of_the_client_s_own_gain() -> 
     architecture = prepared.setup.architecture
     parameters = views(state.parameters, architecture.shapes)
     batch = prepared.task.clients.batch(np.arange(12))
-    norms = norm_statistics(runner._module(parameters, Plan(), package_of(prepared, state)), architecture.layout, [batch])
-    runner._release()
+    norms = norm_statistics(runner.workshop.module(parameters, Plan(), {}), architecture.layout, [batch])
+    runner.workshop.release()
     small = Plan({"residual": np.arange(0, 24, 2)})
     package = package_of(prepared, state, small, norms=norms)
-    own = dict(runner._module(parameters, Plan(), package).named_parameters())
-    prefix = runner._prefix(parameters, package, small, Plan(), own)
+    own = dict(runner.workshop.module(parameters, Plan(), package.norms).named_parameters())
+    inner, prefix = runner.workshop.inside(parameters, small, Plan(), own, package.norms)
     gain = own["vit.layernorm.weight"]
 
     def loss() -> torch.Tensor:
         prefix.read()
-        return torch.nn.functional.cross_entropy(prefix.module(pixel_values=batch["pixel_values"]).logits, batch["labels"])
+        return torch.nn.functional.cross_entropy(inner(pixel_values=batch["pixel_values"]).logits, batch["labels"])
 
     loss().backward()
     prefix.return_gradients()
@@ -112,8 +112,8 @@ def test_modules_are_kept_without_weights() -> None:
     work = begin_round(prepared.setup, state)
     for block in work.blocks:
         runner.block(work.package, state.parameters.numpy(), block)
-    assert runner.skeletons
-    assert all(p.is_meta and p.grad is None for kept in runner.skeletons.values() for p in kept.module.parameters())
+    assert runner.workshop.skeletons
+    assert all(p.is_meta and p.grad is None for kept in runner.workshop.skeletons.values() for p in kept.module.parameters())
 
 
 @pytest.mark.parametrize(

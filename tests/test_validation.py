@@ -17,12 +17,12 @@ from raffm_ray.data import load_task
 from raffm_ray.errors import UserError
 from raffm_ray.evaluation import evaluate
 from raffm_ray.examples import Examples
-from raffm_ray.messages import Package
+from raffm_ray.messages import views
 from raffm_ray.pool import InProcessPool
 from raffm_ray.prepare import prepare
 from raffm_ray.record import Recorder, parameters_sha256
 from raffm_ray.seeding import generator
-from raffm_ray.settings import LocalSettings, TaskSettings
+from raffm_ray.settings import TaskSettings
 from raffm_ray.simulation import simulate, train
 from raffm_ray.start import starting_parameters
 from raffm_ray.state import new_state
@@ -177,12 +177,10 @@ def test_it_is_measured_on_the_validation_part(watch) -> None:
 
 
 def _classes(runner: Any, state: Any, plan: Plan, part: Examples) -> np.ndarray:
-    module = runner._module(
-        runner._parameters(state.parameters.numpy()), plan, Package(0, 0, (plan,), LocalSettings(), 0.0)
-    ).eval()
+    module = runner.workshop.module(views(state.parameters, runner.architecture.shapes), plan, {}).eval()
     with torch.no_grad():
         classes = module(pixel_values=part.batch(slice(None))["pixel_values"]).logits.argmax(-1).numpy()
-    runner._release()
+    runner.workshop.release()
     return classes
 
 

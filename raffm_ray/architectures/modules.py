@@ -13,7 +13,7 @@ from raffm_ray.errors import UserError
 from raffm_ray.layout import Layout, Parameter, is_kept
 
 
-def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+def owners_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     """By a parameter's identity: every module that holds it, and by what name."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
@@ -26,7 +26,7 @@ def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
 def without_weights(model: nn.Module) -> nn.Module:
     """Puts every parameter of a model on the meta device; returns the model."""
     parameters = {id(parameter): parameter for parameter in model.parameters()}
-    for key, owners in _owners(model).items():
+    for key, owners in owners_of(model).items():
         empty = nn.Parameter(parameters[key].detach().to("meta"))
         for owner, name in owners:
             owner._parameters[name] = empty
@@ -71,7 +71,7 @@ def install(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     if set(present) != set(tensors):
         missing, unexpected = sorted(set(present) - set(tensors)), sorted(set(tensors) - set(present))
         raise UserError(f"parameters do not match the module: missing {missing[:3]}, unexpected {unexpected[:3]}")
-    owners = _owners(model)
+    owners = owners_of(model)
     for name, tensor in tensors.items():
         parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
         for owner, attribute in owners[id(present[name])]:

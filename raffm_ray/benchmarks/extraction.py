@@ -38,8 +38,9 @@ from raffm_ray.ranking import plain_scores
 from raffm_ray.record import check_output, write_json
 from raffm_ray.salience import METRICS, Orders, Scores, identity_orders, rank
 from raffm_ray.seeding import generator
-from raffm_ray.settings import Experiment
+from raffm_ray.settings import Experiment, StrategySettings
 from raffm_ray.start import rotated, trained
+from raffm_ray.state import new_state
 from raffm_ray.training import one_thread
 
 matplotlib.use("Agg")
@@ -182,12 +183,12 @@ def _rows(
     architecture, cutting = setup.architecture, setup.cutting
     bases = {"as trained": start, "SVD": rotated(prepared, start)}
     rows, kept, done = [], {}, 0
-    full = measure(setup, start, {}, [Plan()], pool, prepared.task)[0][0]
+    full = measure(setup, new_state(start), [Plan()], pool, prepared.task)[0][0]
     total = 1 + len(bases) * (2 * len(METRICS) + 1)
 
     def add(cut: str, metric: str, basis: str, flat: Tensor, plans: Sequence[Plan]) -> None:
         nonlocal done
-        values = tuple(score for score, _ in measure(setup, flat, {}, plans, pool, prepared.task))
+        values = tuple(score for score, _ in measure(setup, new_state(flat), plans, pool, prepared.task))
         rows.append(Row(cut, metric, basis, values))
         kept[f"{cut}, {metric}, {basis}"] = [_kept(plan, layout) for plan in plans]
         done += 1
@@ -256,6 +257,8 @@ def extraction(flags: Sequence[str], folder: Path, console: Console) -> Table:
     """
     check_output(folder)
     experiment: Experiment = parse(override(DEFAULTS, list(flags)))
+    # Nobody trains, so no size has parameters of its own.
+    experiment = experiment.model_copy(update={"strategy": StrategySettings()})
     prepared = prepare(experiment)
     check_fractions(prepared.setup.architecture, prepared.setup.cutting)
     with one_thread():

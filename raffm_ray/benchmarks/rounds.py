@@ -1,0 +1,88 @@
+"""Rounds through the path that a run takes: begun, run on a pool, finished; nothing is evaluated or recorded."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from raffm_ray.architectures import new_model
+from raffm_ray.benchmarks.bare_ray import add_client
+from raffm_ray.benchmarks.measure import Backend
+from raffm_ray.client import Runner
+from raffm_ray.display import Display
+from raffm_ray.messages import Job, Package, Report, Update, flatten
+from raffm_ray.pool import Pool, open_pool
+from raffm_ray.prepare import Prepared
+from raffm_ray.server import begin_round, finish_round
+from raffm_ray.simulation import run_round
+from raffm_ray.state import Round, ServerState, Setup, new_state
+
+
+@dataclass
+class NothingRunner(Runner):
+    """A worker whose clients do nothing but change every parameter by a thousandth."""
+
+    def block(self, package: Package, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
+        """See `Runner.block`."""
+        total = np.zeros_like(flat)
+        weights: dict[int, float] = {}
+        for job in jobs:
+            add_client(total, flat, job.weight)
+            if job.plan is not None:
+                weights[job.plan] = weights.get(job.plan, 0.0) + job.weight
+        reports = tuple(Report(job.client, job.plan, len(self.shares[job.client]), 0, float("nan"), 0.0) for job in jobs)
+        return Update(weights, reports), total
+
+
+def nothing_runner(prepared: Prepared) -> NothingRunner:
+    """What a worker needs whose clients do nothing."""
+    return NothingRunner(prepared.setup.architecture, prepared.task.clients, prepared.shares, prepared.task.held_out)
+
+
+def starting_flat(prepared: Prepared) -> Tensor:
+    """Random weights of the full model, flat."""
+    architecture = prepared.setup.architecture
+    return flatten(dict(new_model(architecture, 0).named_parameters()), architecture.shapes)
+
+
+@dataclass
+class Rounds:
+    """A federation that goes on round by round."""
+
+    setup: Setup
+    pool: Pool
+    state: ServerState
+
+    def next(self) -> Round:
+        """The work of the next round, which `run` will do."""
+        return begin_round(self.setup, self.state)
+
+    def run(self, rounds: int = 1) -> None:
+        """The next rounds."""
+        display = Display(Console(quiet=True), "", rounds)
+        for _ in range(rounds):
+            work = begin_round(self.setup, self.state)
+            summed, updates, late = run_round(self.setup, work, self.state, self.pool, display)
+            self.state = finish_round(self.setup, self.state, work, summed, updates, late)
+
+
+@contextmanager
+def federation(prepared: Prepared, runner: Runner, workers: int, backend: Backend) -> Iterator[Rounds]:
+    """A federation with a pool of its own, which is closed at the end; one round has been run, so that everything is warm."""
+    pool = open_pool(runner, prepared.setup.experiment.pool.model_copy(update={"workers": workers, "backend": backend}))
+    try:
+        rounds = Rounds(prepared.setup, pool, new_state(starting_flat(prepared)))
+        rounds.run()
+        yield rounds
+    finally:
+        pool.close()
+
+
+def numpy_of(flat: Tensor) -> NDArray[np.float32]:
+    """The same values as an array of their own."""
+    return flat.to(torch.float32).numpy().copy()

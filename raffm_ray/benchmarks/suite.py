@@ -1,0 +1,179 @@
+"""The speed suite: `CASES`, run one after the other, one table and one JSON file."""
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from raffm_ray import __version__
+from raffm_ray.benchmarks.crew import Crew
+from raffm_ray.benchmarks.measure import Backend, Bench, Row
+from raffm_ray.benchmarks.nothing import noop_large, noop_small
+from raffm_ray.benchmarks.scale import scale
+from raffm_ray.benchmarks.starting import start
+from raffm_ray.benchmarks.subnetworks import extract_aggregate, subnet
+from raffm_ray.benchmarks.training import training
+from raffm_ray.display import Display
+from raffm_ray.errors import UserError, near_miss
+from raffm_ray.flags import take_flag
+from raffm_ray.measuring import memory_bytes, processor
+from raffm_ray.record import check_output, write_json
+from raffm_ray.training import one_thread
+
+
+@dataclass(frozen=True)
+class Case:
+    """`run` gives the case's rows; `says`: ours and the limit, in a line."""
+
+    run: Callable[[Bench], list[Row]]
+    says: str
+
+
+CASES: dict[str, Case] = {
+    "noop-small": Case(noop_small, "500 clients of 10 kB that do nothing / bare Ray: one put, one sum a worker"),
+    "noop-large": Case(noop_large, "50 clients of 45 MB that do nothing / bare Ray"),
+    "digits": Case(training("digits"), "ViT of 39 thousand parameters, 100 clients of 2 steps / a plain PyTorch loop"),
+    "cifar": Case(training("cifar"), "ViT of 2.7 million, 10 clients of 3 steps / a plain PyTorch loop"),
+    "sst2": Case(training("sst2"), "MiniLM of 22.7 million, 10 clients of 4 steps / a plain PyTorch loop"),
+    "subnet": Case(subnet, "a training step's time and memory at 75, 50, 35% of the encoder / at 100%"),
+    "extract-aggregate": Case(extract_aggregate, "bytes cut and added a second / copied"),
+    "scale": Case(scale, "registered clients, clients a round, workers: the most / the fewest"),
+    "start": Case(start, "raffm-ray run to the end of round 1 / libraries and Ray alone"),
+}
+
+
+FLAGS = ("--workers", "--repetitions", "--quick", "--out")
+
+
+def machine(workers: int) -> dict[str, Any]:
+    """What the numbers depend on."""
+    return {
+        "processor": processor(), "cores": os.cpu_count(), "memory_bytes": memory_bytes()[0], "workers": workers,
+        "threads_a_worker": 1, "system": platform.platform(), "python": platform.python_version(), "raffm_ray": __version__,
+        "load_before": os.getloadavg(),
+        **{name: version(name) for name in ("torch", "transformers", "ray", "numpy")},
+    }  # fmt: skip
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _target(row: Row) -> str:
+    if row.target is None:
+        return ""
+    sign = "≥" if row.at_least else "≤"
+    return f"{sign} {'+' if row.judged == 'extra' else ''}{row.target:g}{' x' if row.judged == 'ratio' else f' {row.unit}'}"
+
+
+def table_of(results: Mapping[str, Sequence[Row]], title: str) -> Table:
+    """A line a row: medians, and the quartiles of what the target is about."""
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    table.add_column("case", no_wrap=True)
+    for heading in ("", "ours", "limit"):
+        table.add_column(heading, no_wrap=True, justify="right" if heading else "left")
+    for heading in ("ratio", "spread", "target", "met"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    for case, rows in results.items():
+        for row in rows:
+            low, high = row.quartiles
+            met = {None: "", True: "yes", False: "[red]no[/]"}[row.met]
+            table.add_row(
+                case, row.what, f"{_short(median(row.ours))} {row.unit}", f"{_short(median(row.limit))} {row.unit}",
+                "-" if row.ratio is None else f"{row.ratio:.3f}", f"{_short(low)}..{_short(high)}", _target(row), met,
+            )  # fmt: skip
+    table.caption = (
+        "medians of repetitions that alternate; spread: quartiles of what the target bounds (the ratio, where there is none)"
+    )
+    return table
+
+
+def run_suite(
+    names: Sequence[str], folder: Path, console: Console, workers: int, repetitions: int, quick: bool = False,
+    backend: Backend = "ray",
+) -> dict[str, Any]:  # fmt: skip
+    """Runs cases and writes `bench.json` into the folder; returns its content with the rows by case as `rows`.
+
+    Raises UserError when the folder is taken. An error of a case is raised when all that came before is written.
+    """
+    check_output(folder)
+    content: dict[str, Any] = {
+        "machine": machine(workers),
+        "repetitions": repetitions,
+        "quick": quick,
+        "backend": backend,
+        "cases": {},
+    }
+    rows: dict[str, list[Row]] = {}
+    crew = Crew(workers)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with one_thread(), Display(console, "bench", len(names)) as display:
+            for name in names:
+                display.stage(f"{name}: {CASES[name].says}", 1)
+                began = perf_counter()
+                rows[name] = CASES[name].run(Bench(workers, repetitions, quick, display.advance, crew, backend))
+                case = {"says": CASES[name].says, "seconds": perf_counter() - began}
+                content["cases"][name] = {**case, "rows": [row.content() for row in rows[name]]}
+                write_json(folder / "bench.json", content)
+    finally:
+        crew.close()
+    return {**content, "rows": rows}
+
+
+def _whole(text: str | None, flag: str, otherwise: int) -> int:
+    if text is None:
+        return otherwise
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise UserError(f"{flag}: expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def usage() -> str:
+    """What `raffm-ray bench --help` says."""
+    width = max(map(len, CASES))
+    lines = [f"  {name:{width}}  {case.says}" for name, case in CASES.items()]
+    return "\n".join(
+        [
+            "raffm-ray bench [NAME ...] [--workers N] [--repetitions N] [--quick] [--out DIR]", "",
+            "All cases, or those named: ours / the limit that is measured beside it. --quick: in small; its numbers mean nothing.", "",
+            *lines,
+        ]
+    )  # fmt: skip
+
+
+def command(words: Sequence[str], fresh: Callable[[str], Path], others: Sequence[str]) -> int:
+    """`raffm-ray bench [NAME ...] [--workers N] [--repetitions N] [--quick] [--out DIR]`; `others`: benchmarks that are not cases.
+
+    Raises UserError for a case or flag that is not known.
+    """
+    rest = list(words)
+    if {"-h", "--help"} & set(rest):
+        print(usage())
+        return 0
+    out, asked, most = (take_flag(rest, flag) for flag in ("--out", "--repetitions", "--workers"))
+    quick = "--quick" in rest
+    names = [word for word in rest if word != "--quick"]
+    for name in names:
+        if name not in CASES:
+            raise UserError(f"bench: {name!r} is not one of them{near_miss(name, [*CASES, *others, *FLAGS], listed=True)}")
+    workers = _whole(most, "--workers", os.cpu_count() or 1)
+    repetitions = _whole(asked, "--repetitions", 1 if quick else 5)
+    folder = Path(out) if out else fresh("bench")
+    began = perf_counter()
+    content = run_suite(list(dict.fromkeys(names)) or list(CASES), folder, Console(stderr=True), workers, repetitions, quick)
+    console = Console()
+    console = console if console.is_terminal else Console(width=130)
+    title = f"{workers} workers on {content['machine']['processor']}, {perf_counter() - began:.0f} s"
+    console.print(table_of(content["rows"], f"shortened, the numbers mean nothing: {title}" if quick else title))
+    console.print(f"written to {folder}", highlight=False, soft_wrap=True)
+    return 0
