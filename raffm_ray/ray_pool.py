@@ -1,9 +1,7 @@
-"""Blocks on Ray: one actor a core or a share of a GPU. The only file that knows Ray."""
+"""Blocks on Ray: one actor a core or a share of a GPU."""
 
 import ctypes
 import gc
-import logging
-import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,6 +15,7 @@ from raffm_ray.client import Runner, device_of
 from raffm_ray.errors import ClientError, UserError, WorkerLostError
 from raffm_ray.messages import Call, Flat, Package, Progress, Result
 from raffm_ray.phases import Profile
+from raffm_ray.ray_start import connect
 from raffm_ray.settings import PoolSettings
 
 READY_SECONDS = 180.0
@@ -82,7 +81,7 @@ class RayPool:
     """
 
     def __init__(self, runner: Runner, settings: PoolSettings) -> None:
-        _connect(settings)
+        connect(settings)
         resources = ray.cluster_resources()
         share = settings.gpus_per_worker
         fitting = int(resources.get("GPU", 0) / share + 1e-6) if share else int(resources.get("CPU", 1))
@@ -251,16 +250,3 @@ def _describe(call: Call) -> str:
     if method == "block":
         return f"block of clients {', '.join(str(job.client) for job in arguments[0])}"
     return f"{method} {arguments}"
-
-
-def _connect(settings: PoolSettings) -> None:
-    """Joins the cluster that RAY_ADDRESS names, or starts Ray on this machine alone."""
-    if ray.is_initialized():
-        return
-    # A call that fails also leaves its second result unread, which Ray would report on top of our own error.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", log_to_driver=False)
-        return
-    cores = max(settings.workers or 0, os.cpu_count() or 1)
-    ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
