@@ -5,10 +5,14 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raffm_ray import __version__
 from raffm_ray.errors import ClientError, UserError, WorkerLostError, near_miss
 from raffm_ray.flags import take_flag
+
+if TYPE_CHECKING:
+    from raffm_ray.settings import Experiment
 
 USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation model on devices that are not alike
 
@@ -59,6 +63,14 @@ def _config_path(command: str, rest: list[str]) -> Path:
     return path
 
 
+def _start_ahead(experiment: "Experiment") -> None:
+    """Lets Ray start while everything heavy is imported."""
+    if experiment.pool.backend == "ray":
+        from raffm_ray.ray_start import start_ahead
+
+        start_ahead(experiment.pool)
+
+
 def run(words: Sequence[str]) -> int:
     """`raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]`."""
     rest = list(words)
@@ -68,11 +80,11 @@ def run(words: Sequence[str]) -> int:
     chosen = take_flag(rest, "--out")
     experiment = load(path, rest)
     folder = Path(chosen) if chosen else _fresh_folder(experiment.name)
+    _start_ahead(experiment)
 
     from rich.console import Console
 
     from raffm_ray.display import summary_table
-    from raffm_ray.report import write_report
     from raffm_ray.simulation import simulate
 
     console = Console(stderr=True)
@@ -82,6 +94,8 @@ def run(words: Sequence[str]) -> int:
         left = f"; the rounds recorded so far are in {folder}" if folder.exists() else ""
         print(f"raffm-ray: interrupted{left}", file=sys.stderr)
         return 130
+    from raffm_ray.report import write_report
+
     image, page = write_report(folder)
     out = Console()
     out = out if out.is_terminal else Console(width=100)
@@ -114,6 +128,7 @@ def compare(words: Sequence[str]) -> int:
     experiment = load(path, rest)
     seeds = _seeds(asked) if asked else [experiment.seed]
     folder = Path(chosen) if chosen else _fresh_folder(f"compare-{experiment.name}")
+    _start_ahead(experiment)
 
     from rich.console import Console
 

@@ -7,7 +7,7 @@ indices of cuts, so a block may run anywhere, any number of times, and gives the
 import time
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -33,8 +33,9 @@ from raffm_ray.training import Prefix, computing, train
 from raffm_ray.workshop import Parameters, Workshop
 
 
-def _is_finite(tensors: Mapping[str, Tensor]) -> bool:
-    return all(bool(values.isfinite().all()) for values in tensors.values())
+def _is_finite(tensors: Iterable[Tensor]) -> bool:
+    # Least and greatest are NaN where any value is, and no copy of the values is made.
+    return all(bool(torch.stack(values.aminmax()).isfinite().all()) for values in tensors)
 
 
 class Trained(NamedTuple):
@@ -131,7 +132,7 @@ class Runner:
                     if measured:
                         statistics = add_statistics(statistics, measured)
                     if change is not None and plan is not None:
-                        sums.setdefault(plan, torch.zeros_like(change)).add_(change, alpha=job.weight)
+                        sums[plan] = sums[plan].add_(change, alpha=job.weight) if plan in sums else change.mul_(job.weight)
                         weights[plan] = weights.get(plan, 0.0) + job.weight
             finally:
                 self.workshop.release()
@@ -167,13 +168,13 @@ class Runner:
             if job.calibrate and package.statistic:
                 with self.watch.during("calibrate"):
                     measured = self._calibrate(parameters, package, job.client, package.statistic)
-                if not _is_finite(measured):
+                if not _is_finite(measured.values()):
                     measured, accepted = None, False
             if job.plan is not None:
                 with self.watch.during("train"):
                     loss, seen, change, together_seconds = trained or self._train(parameters, package, job, job.plan)
                 steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
-                if not change.isfinite().all():
+                if not _is_finite([change]):
                     change, accepted = None, False
         report = Report(
             client=job.client, plan=job.plan, examples=len(share), steps=steps, loss=loss, accepted=accepted,
@@ -202,7 +203,7 @@ class Runner:
             generator(package.seed, "batches", *where), job.prefix, len(job.prefixes), prefix_at,
             generator(package.seed, "prefixes", *where), given, package.distill, package.temperature,
         )  # fmt: skip
-        change = torch.cat([(parameter.detach() - given[name]).flatten() for name, parameter in trained.items()])
+        change = torch.cat([parameter.detach().sub_(given[name]).flatten() for name, parameter in trained.items()])
         return Trained(loss, _by_plan(seen, job), change)
 
     def _train_together(self, parameters: Parameters, package: Package, jobs: Sequence[Job], number: int) -> list[Trained]:

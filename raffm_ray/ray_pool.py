@@ -1,8 +1,6 @@
-"""Blocks on Ray: one actor a core or a share of a GPU. The only file that knows Ray."""
+"""Blocks on Ray: one actor a core or a share of a GPU."""
 
-import logging
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from raffm_ray.errors import ClientError, UserError, WorkerLostError
 from raffm_ray.gpu import HELP, NoRoomError, Turns, gpu_memory_bytes, told, workers_a_gpu
 from raffm_ray.messages import Call, Flat, Progress, Result, described
 from raffm_ray.phases import Profile
+from raffm_ray.ray_start import connect
 from raffm_ray.settings import PoolSettings
 from raffm_ray.worker import NotBegunError, Worker
 
@@ -51,7 +50,7 @@ class RayPool:
     """
 
     def __init__(self, runner: Runner, settings: PoolSettings, note: Callable[[str], None] = lambda line: None) -> None:
-        _connect(settings)
+        connect(settings)
         resources = ray.cluster_resources()
         share = _share(settings, runner.gpu_bytes, resources)
         fitting = int(resources.get("GPU", 0) / share + 1e-6) if share else int(resources.get("CPU", 1))
@@ -265,16 +264,3 @@ def _share(settings: PoolSettings, need_bytes: int, resources: Mapping[str, floa
         raise UserError(NO_GPU)
     wanted = min(resources.get("CPU", 1), settings.workers or math.inf)
     return 1 / workers_a_gpu(need_bytes, memory, max(1, math.ceil(wanted / gpus)))
-
-
-def _connect(settings: PoolSettings) -> None:
-    """Joins the cluster that RAY_ADDRESS names, or starts Ray on this machine alone."""
-    if ray.is_initialized():
-        return
-    # A call that fails also leaves its second result unread, which Ray would report on top of our own error.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", log_to_driver=False)
-        return
-    cores = max(settings.workers or 0, os.cpu_count() or 1)
-    ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

@@ -1,6 +1,7 @@
 """Plain processes that stay warm, for what is measured without Ray: several at once, or one fresh one."""
 
 import multiprocessing
+import os
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,8 +16,14 @@ Memory = dict[str, Any]
 _SPAWN = multiprocessing.get_context("spawn")
 
 
+NICENESS = 15
+"""Ray's workers stand back behind other processes by so much (its `worker_niceness`): on a machine that does something else besides,
+both sides of a ratio must be held back alike."""
+
+
 def _serve(pipe: Connection) -> None:
     torch.set_num_threads(1)
+    os.nice(NICENESS)
     memory: Memory = {}
     while True:
         try:

@@ -94,7 +94,7 @@ def table_of(results: Mapping[str, Sequence[Row]], title: str) -> Table:
             met = {None: "", True: "yes", False: "[red]no[/]"}[row.met]
             table.add_row(
                 case, row.what, f"{_short(median(row.ours))} {row.unit}", f"{_short(median(row.limit))} {row.unit}",
-                "-" if row.ratio is None else f"{row.ratio:.3f}", f"{_short(low)}..{_short(high)}", _target(row), met,
+                f"{row.ratio:.3f}", f"{_short(low)}..{_short(high)}", _target(row), met,
             )  # fmt: skip
     table.caption = (
         "medians of repetitions that alternate; spread: quartiles of what the target bounds (the ratio, where there is none)"
