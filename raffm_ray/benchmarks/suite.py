@@ -119,7 +119,7 @@ def run_suite(
         "cases": {},
     }
     rows: dict[str, list[Row]] = {}
-    crew = Crew(workers)
+    crew = Crew(workers, 0) if quick else Crew(workers)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with one_thread(), Display(console, "bench", len(names)) as display:
