@@ -180,6 +180,9 @@ class LocalSettings(Settings):
     steps: int | None = Field(None, ge=1, description="steps instead of epochs")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
     proximal: float = Field(0.0, ge=0, description="FedProx's mu: pulls a client's parameters back to what it was given")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of products in forward passes, evaluation included; parameters, gradients and sums stay float32"
+    )
 
 
 class ServerSettings(Settings):
@@ -247,7 +250,10 @@ class PoolSettings(Settings):
 
     backend: Literal["ray", "in_process"] = "ray"
     workers: int | None = Field(None, ge=1, description="actors; default: one a core, or a GPU share")
-    gpus_per_worker: float = Field(0.0, ge=0, description="1/k of a GPU, or whole GPUs")
+    gpus_per_worker: float | Literal["auto"] = Field(
+        0.0, description="1/k of a GPU, or whole GPUs; auto: the largest k for which the largest plan fits k times"
+    )
+    gpu_memory_bytes: float | None = Field(None, gt=0, description="of a GPU, for auto; default: what torch says of one")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where workers compute; auto: on the GPU if they have a share of one"
     )
@@ -260,12 +266,14 @@ class PoolSettings(Settings):
     @model_validator(mode="after")
     def _share(self) -> "PoolSettings":
         share = self.gpus_per_worker
+        if share == "auto":
+            return self
         if 0 < share < 1 and abs(1 / share - round(1 / share)) > 1e-6:
             raise ValueError(
                 f"gpus_per_worker {share} must be 1/k, such as 0.5, 0.3333333 or 0.25: other shares never fill a GPU"
             )
-        if share > 1 and share != int(share):
-            raise ValueError(f"gpus_per_worker {share} must be whole above 1")
+        if share < 0 or (share > 1 and share != int(share)):
+            raise ValueError(f"gpus_per_worker {share} must be {'0 or more' if share < 0 else 'whole above 1'}")
         return self
 
 

@@ -237,7 +237,7 @@ def _simulate(experiment: Experiment, folder: Path, console: Console, pool: Pool
     for name in sorted(set(experiment.fleet.budgets) - set(prepared.setup.budgets)):
         console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)
     start = starting(prepared, console)
-    used = pool or open_pool(prepared.runner(), experiment.pool)
+    used = pool or open_pool(prepared.runner(), experiment.pool, lambda line: console.print(line, highlight=False))
     try:
         recorder = Recorder(folder, experiment)
         summary = train(prepared, start, used, recorder, console)

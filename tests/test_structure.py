@@ -16,12 +16,12 @@ FLOORS = [
     "extraction messages own kinds foundation",
     "data strategies training stacking workshop client aggregate clock server_optimizers",
     "state",
-    "ranking server work schedule stopping",
+    "ranking server work schedule stopping gpu worker",
     "pool ray_start ray_pool pretrain prepare record display shares",
     "ledger evaluation curve start simulation",
     "share_picture profile_picture pictures standings report comparison_picture comparison benchmarks benchmarks.extraction benchmarks.crew benchmarks.bare_ray benchmarks.memory benchmarks.synthetic "
     "benchmarks.measure benchmarks.plain_loop benchmarks.rounds benchmarks.nothing benchmarks.training benchmarks.subnetworks "
-    "benchmarks.scale benchmarks.starting benchmarks.suite measuring fleet_plans fleet cli",
+    "benchmarks.scale benchmarks.gpu benchmarks.starting benchmarks.suite measuring fleet_plans fleet cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 

@@ -72,8 +72,8 @@ class Rounds:
 
 
 @contextmanager
-def federation(prepared: Prepared, runner: Runner, workers: int, backend: Backend) -> Iterator[Rounds]:
-    """A federation with a pool of its own, which is closed at the end; one round has been run, so that everything is warm."""
+def federation(prepared: Prepared, runner: Runner, workers: int | None, backend: Backend) -> Iterator[Rounds]:
+    """A federation with a pool of its own, of as many workers as there is room for where none are given, which is closed at the end; one round has been run, so that everything is warm."""
     pool = open_pool(runner, prepared.setup.experiment.pool.model_copy(update={"workers": workers, "backend": backend}))
     try:
         rounds = Rounds(prepared.setup, pool, new_state(starting_flat(prepared)))
