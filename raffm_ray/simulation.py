@@ -1,5 +1,7 @@
 """The loop: the only imperative shell. Everything it calls is pure, a pool, a file or the screen."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from raffm_ray.calibration import Statistics, collect
 from raffm_ray.curve import curve_of
 from raffm_ray.display import Display
 from raffm_ray.errors import UserError
-from raffm_ray.evaluation import evaluate
-from raffm_ray.ledger import client_rows, round_row, summarize
+from raffm_ray.evaluation import Question, answered, evaluate, evaluation_of
+from raffm_ray.ledger import Evaluation, client_rows, round_row, summarize
 from raffm_ray.messages import Call, Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.objectives import OBJECTIVES
@@ -35,10 +37,13 @@ from raffm_ray.training import one_thread
 
 
 def run_round(
-    setup: Setup, work: Round, state: ServerState, pool: Pool, display: Display
-) -> tuple[Tensor, list[Update], list[Tensor]]:
-    """Runs a round's blocks on the pool; returns the flat sum, added in block order, the blocks' updates, and the sums of its late
-    blocks, which are not in it."""
+    setup: Setup, work: Round, state: ServerState, pool: Pool, display: Display, beside: Question[Evaluation] | None = None
+) -> tuple[Tensor, list[Update], list[Tensor], Evaluation | None]:
+    """Runs a round's blocks on the pool, and an evaluation of the same parameters beside them.
+
+    Returns the flat sum, added in block order, the blocks' updates, the sums of its late blocks, which are not in it, and the
+    evaluation.
+    """
     flops = [
         sum(
             setup.examples[job.client] * setup.costs(Plan() if job.plan is None else work.package.plans[job.plan]).training_flops
@@ -50,21 +55,40 @@ def run_round(
     summed, done = torch.zeros_like(state.parameters), 0
     updates: list[Update] = []
     late: list[Tensor] = []
+    told: list[Any] = []
+    costs = [float(cost) for cost in flops]
+    if beside is not None:
+        calls, costs = [*calls, *beside.calls], [*costs, *beside.costs]
 
     def progress(index: int, _: Any) -> None:
         nonlocal done
-        done += len(work.blocks[index])
+        done += len(work.blocks[index]) if index < len(work.blocks) else 0
         number = work.package.round
         display.advance(number - 1 + done / len(work.jobs), f"round {number}/{display.rounds}  {done}/{len(work.jobs)} clients")
 
-    for update, part in pool.run(state.parameters.numpy(), calls, [float(cost) for cost in flops], progress):
+    for small, part in pool.run(state.parameters.numpy(), calls, costs, progress):
+        if len(updates) == len(work.blocks):
+            told.append(small)
+            continue
         with pool.profile.during("add"):
-            if len(updates) < len(calls) - work.late:
+            if len(updates) < len(work.blocks) - work.late:
                 np.add(summed.numpy(), part, out=summed.numpy())
             else:
                 late.append(torch.from_numpy(part.copy()))
-        updates.append(update)
-    return summed, updates, late
+        updates.append(small)
+    with pool.profile.during("evaluate"):
+        return summed, updates, late, None if beside is None else beside.answer(told)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A round whose training is over, and what is asked of its model, if it is evaluated."""
+
+    state: ServerState
+    work: Round | None
+    updates: Sequence[Update]
+    ranked: bool
+    question: Question[Evaluation] | None
 
 
 def _first_ranking(
@@ -77,7 +101,7 @@ def _first_ranking(
     updates: list[Update] = []
     statistic = METRICS[setup.experiment.salience.metric].statistic
     if work is not None:
-        summed, updates, _ = run_round(setup, work, state, pool, display)
+        summed, updates, *_ = run_round(setup, work, state, pool, display)
         with pool.profile.during("add"):
             state = finish_round(setup, state, work, summed, updates)
         statistics = state.pending
@@ -106,10 +130,57 @@ def public_statistics(prepared: Prepared, state: ServerState, statistic: str) ->
     }
 
 
+def _next_round(
+    prepared: Prepared, state: ServerState, pool: Pool, display: Display, beside: Question[Evaluation] | None
+) -> tuple[Ended, Evaluation | None]:
+    """The round after a state; and the answer to what is still asked of that state."""
+    setup, experiment = prepared.setup, prepared.setup.experiment
+    with pool.profile.during("plan"):
+        if ranked := ranking_is_due(setup, state):
+            public = METRICS[experiment.salience.metric].statistic if experiment.salience.source == "public" else None
+            state = rank_again(setup, state, public_statistics(prepared, state, public) if public else state.pending)
+        work = begin_round(setup, state)
+    summed, updates, late, before = run_round(setup, work, state, pool, display, beside)
+    with pool.profile.during("add"):
+        state = finish_round(setup, state, work, summed, updates, late)
+    question = None
+    if state.round % experiment.evaluation.every == 0 or state.round == experiment.rounds:
+        with pool.profile.during("plan"):
+            question = evaluation_of(setup, state, prepared.task)
+    return Ended(state, work, updates, ranked, question), before
+
+
+def _complete(
+    prepared: Prepared, ended: Ended, now: Evaluation | None, phases: Mapping[str, float], recorder: Recorder, console: Console,
+    display: Display,
+) -> ServerState:  # fmt: skip
+    """The end of a round: it is recorded, with its evaluation if it has one. Returns its state with the best round so far."""
+    setup, metric = prepared.setup, prepared.task.metric
+    state = compared(setup, ended.state, metric, now.validation if now else None)
+    rows = client_rows(setup, ended.work, ended.updates)
+    refused = [row.client for row in rows if not row.accepted]
+    if refused and state.round and not any(not row.accepted for row in recorder.clients):
+        console.print(f"note: round {state.round}: what clients {refused} sent was not finite and was refused", highlight=False)
+    recorder.add(round_row(setup, ended.work, rows, state.round, now, ended.ranked, phases), rows)
+    if now is not None:
+        display.evaluated(state.round, metric, now.metric, now.class_metrics)
+    return state
+
+
 def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, console: Console) -> dict[str, Any]:
-    """All rounds of one strategy, recorded as they end; returns the summary."""
+    """All rounds of one strategy, recorded as they end; returns the summary.
+
+    A round is evaluated beside the next one's training, unless that depends on it (`evaluation.patience`) or there is none.
+    """
     setup, experiment = prepared.setup, prepared.setup.experiment
     write_shares(recorder.folder / "shares.parquet", prepared.tally, by_device(setup.classes, setup.budgets))
+    evaluations: list[Evaluation] = []
+
+    def complete(ended: Ended, now: Evaluation | None, phases: Mapping[str, float]) -> ServerState:
+        evaluations.extend([now] if now else [])
+        with pool.profile.during("record"):
+            return _complete(prepared, ended, now, phases, recorder, console, display)
+
     with Display(console, experiment.strategy.name, experiment.rounds) as display:
         display.stage(
             f"{experiment.rounds} rounds of {experiment.clients.per_round} of {experiment.clients.count} clients",
@@ -119,35 +190,22 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
         state, work, updates = _first_ranking(
             prepared, new_state(with_copies(start, setup.architecture, setup.owned, len(setup.budgets))), pool, display
         )
-        first = measured = evaluate(setup, state, pool, prepared.task)
-        state = compared(setup, state, prepared.task.metric, first.validation)
-        rows = client_rows(setup, work, updates)
-        with pool.profile.during("record"):
-            recorder.add(round_row(setup, work, rows, 0, first, True, pool.profile.taken()), rows)
-        display.evaluated(0, prepared.task.metric, first.metric, first.class_metrics)
-        while not is_over(setup, state):
-            ranked = ranking_is_due(setup, state)
-            with pool.profile.during("plan"):
-                if ranked:
-                    public = METRICS[experiment.salience.metric].statistic if experiment.salience.source == "public" else None
-                    state = rank_again(setup, state, public_statistics(prepared, state, public) if public else state.pending)
-                work = begin_round(setup, state)
-            summed, updates, late = run_round(setup, work, state, pool, display)
-            with pool.profile.during("add"):
-                state = finish_round(setup, state, work, summed, updates, late)
-            now = None
-            if state.round % experiment.evaluation.every == 0 or state.round == experiment.rounds:
-                now = measured = evaluate(setup, state, pool, prepared.task)
-                state = compared(setup, state, prepared.task.metric, now.validation)
-                display.evaluated(state.round, prepared.task.metric, now.metric, now.class_metrics)
-            rows = client_rows(setup, work, updates)
-            refused = [row.client for row in rows if not row.accepted]
-            if refused and not any(not row.accepted for row in recorder.clients):
-                console.print(
-                    f"note: round {state.round}: what clients {refused} sent was not finite and was refused", highlight=False
-                )
-            with pool.profile.during("record"):
-                recorder.add(round_row(setup, work, rows, state.round, now, ranked, pool.profile.taken()), rows)
+        with pool.profile.during("plan"):
+            ended = Ended(state, work, updates, True, evaluation_of(setup, state, prepared.task))
+        while True:
+            beside = ended.question if experiment.evaluation.patience is None and not is_over(setup, ended.state) else None
+            if beside is None:
+                now = answered(ended.question, ended.state, pool) if ended.question else None
+                state = complete(ended, now, pool.profile.taken())
+                if is_over(setup, state):
+                    break
+                ended, _ = _next_round(prepared, state, pool, display, None)
+            else:
+                phases = pool.profile.taken()
+                following, now = _next_round(prepared, ended.state, pool, display, beside)
+                state = complete(ended, now, phases)
+                ended = replace(following, state=replace(following.state, best=state.best))
+    first, measured = evaluations[0], evaluations[-1]
     if state.round < experiment.rounds:
         console.print(f"{experiment.strategy.name}: stopped after round {state.round} (evaluation.patience)", highlight=False)
     if (best := chosen(setup, state)) is not state:

@@ -467,7 +467,7 @@ def test_a_late_update_stays_out_of_its_own_round_and_comes_in_when_it_arrives(p
         for block in work.blocks:
             parts.append(torch.from_numpy(runner.block(work.package, state.parameters.numpy(), block)[1]))
     assert work.late == 4
-    on_time, updates, late = run_round(setup, work, state, InProcessPool(runner), Display(Console(quiet=True), "", 1))
+    on_time, updates, late, _ = run_round(setup, work, state, InProcessPool(runner), Display(Console(quiet=True), "", 1))
     assert torch.equal(on_time, sum(parts[:-4], torch.zeros_like(state.parameters)))
     after = finish_round(setup, state, work, on_time, updates, late)
     plain = finish_round(setup, state, replace(work, late=0, visits=()), on_time, updates[:-4])

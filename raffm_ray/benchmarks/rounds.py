@@ -67,7 +67,7 @@ class Rounds:
         display = Display(Console(quiet=True), "", rounds)
         for _ in range(rounds):
             work = begin_round(self.setup, self.state)
-            summed, updates, late = run_round(self.setup, work, self.state, self.pool, display)
+            summed, updates, late, _ = run_round(self.setup, work, self.state, self.pool, display)
             self.state = finish_round(self.setup, self.state, work, summed, updates, late)
 
 
