@@ -10,7 +10,7 @@ import torch
 
 from raffm_ray.client import Runner, device_of
 from raffm_ray.errors import ClientError, UserError
-from raffm_ray.gpu import HELP, told
+from raffm_ray.gpu import HELP, repeatable, told
 from raffm_ray.messages import Call, Flat, Progress, Result
 from raffm_ray.phases import Profile
 from raffm_ray.settings import PoolSettings
@@ -64,4 +64,6 @@ def open_pool(runner: Runner, settings: PoolSettings, note: Callable[[str], None
     runner.device = device_of(settings)
     if runner.device == "cuda" and not torch.cuda.is_available():
         raise UserError("pool.device: cuda, but torch sees no GPU here")
+    if runner.device == "cuda":
+        repeatable()
     return InProcessPool(runner)
