@@ -59,7 +59,9 @@ class ModelSettings(Settings):
     config: dict[str, Any] = Field(
         {}, description="a transformers configuration: `model_type` and its fields; beside `pretrained`: fields that are changed"
     )
-    tokenizer: str | None = Field(None, description="a local folder or a name on the hub; default: the pretrained model's own")
+    tokenizer: str | None = Field(
+        None, description="a local folder, a packaged model or a name on the hub; default: the pretrained model's own"
+    )
     freeze: tuple[str, ...] = Field(
         (),
         description="patterns of names of parameters that nobody trains, such as *embeddings*: clients are given them, but compute no "
