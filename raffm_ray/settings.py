@@ -190,6 +190,8 @@ class ServerSettings(Settings):
     beta1: float = Field(0.9, ge=0, lt=1, description="what momentum, adam and yogi keep of the changes so far")
     beta2: float = Field(0.99, ge=0, lt=1, description="what adam and yogi keep of the squared changes so far")
     tau: float = Field(1e-3, gt=0, description="adaptivity of adam and yogi: smaller adapts more")
+    update_norm_bound: float | None = Field(None, gt=0, description="largest L2 norm of a client's change that is used")
+    bad_updates: Literal["refuse", "stop"] = Field("refuse", description="of those beyond it or not finite; stop: the run ends")
 
 
 class EvaluationSettings(Settings):
@@ -269,6 +271,13 @@ class PoolSettings(Settings):
         return self
 
 
+class CheckpointSettings(Settings):
+    """What an interrupted run goes on from. Nothing here changes a result."""
+
+    every: int = Field(1, ge=0, description="rounds between checkpoints; 0: none, an interrupted run begins again")
+    keep: int = Field(2, ge=1, description="how many are kept, the newest ones; none of a run that is finished")
+
+
 class Experiment(Settings):
     """Everything that a run's result depends on."""
 
@@ -287,4 +296,5 @@ class Experiment(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     clock: ClockSettings = ClockSettings()
     pool: PoolSettings = PoolSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
     baselines: tuple[str, ...] = Field((), description="strategies run beside, on the same rounds, for comparison")
