@@ -4,7 +4,9 @@ import ctypes
 import gc
 import logging
 import os
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -262,5 +264,7 @@ def _connect(settings: PoolSettings) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address="auto", log_to_driver=False)
         return
-    cores = max(settings.workers or 0, os.cpu_count() or 1)
+    cores, before = max(settings.workers or 0, os.cpu_count() or 1), signal.getsignal(signal.SIGTERM)
     ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    if callable(before) and threading.current_thread() is threading.main_thread():  # Ray's own ends the process on the spot
+        signal.signal(signal.SIGTERM, before)
