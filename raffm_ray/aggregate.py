@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from raffm_ray.axes import Plan, coverage
+from raffm_ray.axes import Plan, add_coverage
 from raffm_ray.layout import Layout, is_kept
 from raffm_ray.messages import Shapes, views
 
@@ -55,7 +55,7 @@ def flat_coverage(
         named = views(total, shapes, owned, copies[number] if copies else 0)
         for name, spec in layout.parameters.items():
             if is_kept(spec.layer, plans[number]) and not spec.frozen:
-                named[name].add_(coverage(shapes[name], spec.dims, layout.axes, plans[number], weight))
+                add_coverage(named[name], spec.dims, layout.axes, plans[number], weight)
     return total
 
 

@@ -242,6 +242,10 @@ def _add_at(total: Tensor, part: Tensor, where: list[tuple[int, Tensor]]) -> Non
 
 def coverage(shape: Iterable[int], dims: Dims, axes: Axes, plan: Plan, weight: float = 1.0) -> Tensor:
     """A float32 tensor of that shape: `weight` where the plan keeps an entry, 0 elsewhere."""
-    total = torch.zeros(tuple(shape))
+    return add_coverage(torch.zeros(tuple(shape)), dims, axes, plan, weight)
+
+
+def add_coverage(total: Tensor, dims: Dims, axes: Axes, plan: Plan, weight: float = 1.0) -> Tensor:
+    """Adds `weight` where the plan keeps an entry, in place; returns `total`."""
     selected = selection(total.shape, dims, axes, plan)
-    return scatter_add_selected(total, take_selected(torch.ones(()).expand(total.shape), selected), selected, weight)
+    return scatter_add_selected(total, torch.tensor(weight).expand(selected_shape(total.shape, selected)), selected)

@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raffm_ray import __version__
 from raffm_ray.ending import telling_how_to_resume, terminable
 from raffm_ray.errors import BadUpdateError, ClientError, UserError, WorkerLostError, near_miss
 from raffm_ray.flags import take_flag
+
+if TYPE_CHECKING:
+    from raffm_ray.settings import Experiment
 
 USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation model on devices that are not alike
 
@@ -63,6 +66,14 @@ def _config_path(command: str, rest: list[str]) -> Path:
     return path
 
 
+def _start_ahead(experiment: "Experiment") -> None:
+    """Lets Ray start while everything heavy is imported."""
+    if experiment.pool.backend == "ray":
+        from raffm_ray.ray_start import start_ahead
+
+        start_ahead(experiment.pool)
+
+
 def _show(summary: dict[str, Any], folder: Path) -> int:
     """A finished run's table, and where its picture, report and records are."""
     from rich.console import Console
@@ -92,6 +103,7 @@ def run(words: Sequence[str]) -> int:
     chosen = take_flag(rest, "--out")
     experiment = load(path, rest)
     folder = Path(chosen) if chosen else _fresh_folder(experiment.name)
+    _start_ahead(experiment)
 
     from rich.console import Console
 
@@ -136,6 +148,7 @@ def compare(words: Sequence[str]) -> int:
     experiment = load(path, rest)
     seeds = _seeds(asked) if asked else [experiment.seed]
     folder = Path(chosen) if chosen else _fresh_folder(f"compare-{experiment.name}")
+    _start_ahead(experiment)
 
     from rich.console import Console
 

@@ -6,7 +6,8 @@ indices of cuts, so a block may run anywhere, any number of times, and gives the
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -25,20 +26,21 @@ from raffm_ray.messages import Flat, Job, Package, Report, Result, Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.objectives import OBJECTIVES, Objective
 from raffm_ray.phases import Stopwatch
+from raffm_ray.running import PoolSettings
 from raffm_ray.seeding import generator, torch_seed
-from raffm_ray.settings import PoolSettings
 from raffm_ray.stacking import Member, Part, stack_of, train_stack
-from raffm_ray.training import Prefix, train
+from raffm_ray.training import Prefix, computing, train
 from raffm_ray.workshop import Parameters, Workshop
 
 
-def _is_finite(tensors: Mapping[str, Tensor]) -> bool:
-    return all(bool(values.isfinite().all()) for values in tensors.values())
+def _is_finite(tensors: Iterable[Tensor], weight: float = 1.0) -> bool:
+    # Least and greatest are NaN where any value is, and no copy of the values is made.
+    return all(bool((weight * torch.stack(values.aminmax())).isfinite().all()) for values in tensors)
 
 
 def refusal(change: Tensor, weight: float, bound: float | None) -> str:
     """Why a client's change is not used: what it adds to the sum is not finite, or its L2 norm is beyond the bound; "" where it is used."""
-    if not (weight * change).isfinite().all():
+    if not _is_finite([change], weight):
         return "change not finite"
     norm = 0.0 if bound is None else float(torch.linalg.vector_norm(change, dtype=torch.float64))
     return f"norm {norm:.4g} > {bound:g}" if bound is not None and norm > bound else ""
@@ -75,7 +77,8 @@ def groups(jobs: Sequence[Job], largest: Sequence[int]) -> list[tuple[int | None
 
 @dataclass
 class Runner:
-    """Everything a worker needs that does not change during a run. `shares`: by client, indices of `examples`."""
+    """Everything a worker needs that does not change during a run. `shares`: by client, indices of `examples`; `gpu_bytes`: what a worker
+    takes of a GPU, where it is asked for."""
 
     architecture: Architecture
     examples: Examples
@@ -83,7 +86,9 @@ class Runner:
     held_out: Examples
     validation: Examples | None = None
     device: str = "cpu"
+    gpu_bytes: int = 0
     watch: Stopwatch = field(default_factory=Stopwatch)
+    _copied: tuple["weakref.ref[Flat]", Tensor] | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def workshop(self) -> Workshop:
@@ -95,11 +100,24 @@ class Runner:
         """What the model's head is trained for."""
         return OBJECTIVES[self.architecture.head]
 
-    def _parameters(self, flat: NDArray[np.float32], package: Package, plan: int | None) -> dict[str, Tensor]:
-        # The array may be shared memory that torch could write to although it is read-only: `_module` copies out of it.
+    def _flat(self, flat: Flat) -> Tensor:
+        # The array may be shared memory that torch could write to although it is read-only: modules get copies out of it.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return views(torch.from_numpy(flat), self.architecture.shapes, package.owned, package.copy_of(plan))
+            values = torch.from_numpy(flat)
+        if self.device == "cpu":
+            return values
+        if self._copied is None or self._copied[0]() is not flat:
+            self.forget()
+            self._copied = (weakref.ref(flat), values.to(self.device))
+        return self._copied[1]
+
+    def forget(self) -> None:
+        """Frees the copy of the parameters that a GPU keeps between blocks."""
+        self._copied = None
+
+    def _parameters(self, flat: Flat, package: Package, plan: int | None) -> dict[str, Tensor]:
+        return views(self._flat(flat), self.architecture.shapes, package.owned, package.copy_of(plan))
 
     def perform(self, method: str, package: Package, flat: Flat, arguments: tuple[Any, ...]) -> Result:
         """A call's result, its small part with the seconds that it took by phase."""
@@ -122,12 +140,12 @@ class Runner:
                     if measured:
                         statistics = add_statistics(statistics, measured)
                     if change is not None and plan is not None:
-                        sums.setdefault(plan, torch.zeros_like(change)).add_(change, alpha=job.weight)
+                        sums[plan] = sums[plan].add_(change, alpha=job.weight) if plan in sums else change.mul_(job.weight)
                         weights[plan] = weights.get(plan, 0.0) + job.weight
             finally:
                 self.workshop.release()
         with self.watch.during("return"):
-            total = torch.zeros(flat.shape[0])
+            total = torch.zeros(flat.shape[0], device=self.device)
             for number, summed in sorted(sums.items()):
                 named = views(total, self.architecture.shapes, package.owned, package.copy_of(number))
                 chosen = self.workshop.selections(package.plans[number])
@@ -139,7 +157,8 @@ class Runner:
                 }
                 for name, values in views(summed, shapes).items():
                     scatter_add_selected(named[name], values, chosen[name])
-        return Update(weights, tuple(reports), statistics), total.numpy()
+            added = total.cpu().numpy()
+        return Update(weights, tuple(reports), statistics), added
 
     def _client(
         self, parameters: Parameters, package: Package, job: Job, trained: Trained | None
@@ -157,7 +176,7 @@ class Runner:
             if job.calibrate and package.statistic:
                 with self.watch.during("calibrate"):
                     measured = self._calibrate(parameters, package, job.client, package.statistic)
-                if not _is_finite(measured):
+                if not _is_finite(measured.values()):
                     measured, refused = None, "statistics not finite"
             if job.plan is not None:
                 with self.watch.during("train"):
@@ -192,7 +211,7 @@ class Runner:
             generator(package.seed, "batches", *where), job.prefix, len(job.prefixes), prefix_at,
             generator(package.seed, "prefixes", *where), given, package.distill, package.temperature,
         )  # fmt: skip
-        change = torch.cat([(parameter.detach() - given[name]).flatten() for name, parameter in trained.items()]).cpu()
+        change = torch.cat([parameter.detach().sub_(given[name]).flatten() for name, parameter in trained.items()])
         return Trained(loss, _by_plan(seen, job), change)
 
     def _train_together(self, parameters: Parameters, package: Package, jobs: Sequence[Job], number: int) -> list[Trained]:
@@ -219,9 +238,7 @@ class Runner:
                 self.workshop.stacked(plan), stack, self.objective, self.examples, members, package.local, package.learning_rate,
                 first.prefix, len(first.prefixes), part,
             )  # fmt: skip
-        changes = torch.cat(
-            [(values.detach() - given[name].to(self.device)).flatten(1) for name, values in trained.items()], 1
-        ).cpu()
+        changes = torch.cat([(values.detach() - given[name]).flatten(1) for name, values in trained.items()], 1)
         seconds = (time.perf_counter() - began) / len(jobs)
         return [
             Trained(loss, _by_plan(seen, job), change, seconds)
@@ -247,7 +264,7 @@ class Runner:
                 module = self.workshop.module(self._parameters(flat, package, plan), package.plans[plan], package.norms).eval()
                 batch = examples.batch(slice(start, stop), self.device)
                 labels = batch.pop("labels")
-                with torch.inference_mode():
+                with torch.inference_mode(), computing(package.local.precision, self.device):
                     output = module(**batch)
                     loss = float(self.objective.loss(output, labels, "sum"))
                     answers = self.objective.answers(output, labels).double().cpu().numpy()
@@ -260,4 +277,4 @@ def device_of(settings: PoolSettings) -> str:
     """The torch device that workers compute on."""
     if settings.device != "auto":
         return settings.device
-    return "cuda" if settings.gpus_per_worker > 0 else "cpu"
+    return "cuda" if settings.gpus_per_worker else "cpu"

@@ -100,7 +100,7 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
             continue
         prepared = prepare(experiment.model_copy(update={"seed": seed}))
         start = starting(prepared, console)
-        pool = open_pool(prepared.runner(), experiment.pool)
+        pool = open_pool(prepared.runner(), experiment.pool, lambda line: console.print(line, highlight=False))
         try:
             for run in missing:
                 number = 1 + runs.index(run)

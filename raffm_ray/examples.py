@@ -94,6 +94,11 @@ class Pixels:
 Column = NDArray[Any] | Ragged | Pixels
 
 
+def sent(values: Tensor, device: str) -> Tensor:
+    """A tensor on a device. A GPU gets it through pinned memory, while it works on what it was given before."""
+    return values.to(device) if not device.startswith("cuda") else values.pin_memory().to(device, non_blocking=True)
+
+
 def _rows(column: Column, indices: Indices) -> NDArray[Any]:
     return np.array(column[indices]) if isinstance(column, np.ndarray) else column.rows(indices)
 
@@ -133,7 +138,7 @@ class Examples:
                 real = np.arange(arrays[name].shape[1]) < words.lengths[chosen][:, None]
                 arrays[mask] = real.astype(np.int64)
         arrays["labels"] = _rows(self.labels, chosen)
-        return {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
+        return {name: sent(torch.from_numpy(values), device) for name, values in arrays.items()}
 
     def lengths(self, name: str = "input_ids") -> Indices | None:
         """[examples]: how long each sequence of an input is; None where it has no such ragged input."""

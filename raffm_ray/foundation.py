@@ -88,7 +88,7 @@ def _tokenizer(settings: ModelSettings, source: str | None) -> Any:
     name = settings.tokenizer
     if name is None and source is None:
         return None
-    place = name or str(source)
+    place = locate(name, "model.tokenizer") if name in PACKAGED else name or str(source)
     if Path(place).expanduser().is_dir():
         place = str(Path(place).expanduser())
         if not any((Path(place) / file).is_file() for file in TOKENIZER_FILES):

@@ -105,6 +105,14 @@ Progress = Callable[[int, Any], None]
 """(index of a call that completed, its small result)."""
 
 
+def described(call: Call) -> str:
+    """A call in words, a block by its clients."""
+    method, _, arguments = call
+    if method == "block":
+        return f"block of clients {', '.join(str(job.client) for job in arguments[0])}"
+    return f"{method} {arguments}"
+
+
 def views(flat: Tensor, shapes: Shapes, owned: Sequence[str] = (), copy: int = 0) -> dict[str, Tensor]:
     """The flat array as named parameters that share its memory.
 

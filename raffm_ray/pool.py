@@ -3,16 +3,17 @@
 Both give results in the order of the calls, whatever the order of their completion: sums are made in one order (law 6).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 
 from raffm_ray.client import Runner, device_of
-from raffm_ray.errors import UserError
+from raffm_ray.errors import ClientError, UserError
+from raffm_ray.gpu import HELP, repeatable, told
 from raffm_ray.messages import Call, Flat, Progress, Result
 from raffm_ray.phases import Profile
-from raffm_ray.settings import PoolSettings
+from raffm_ray.running import PoolSettings
 from raffm_ray.training import one_thread
 
 
@@ -40,8 +41,11 @@ class InProcessPool:
     def run(self, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress) -> Iterator[Result]:
         """See `Pool.run`."""
         for index, (method, package, arguments) in enumerate(calls):
-            with one_thread(), self.profile.during("wait"):
-                (small, seconds), large = self.runner.perform(method, package, flat, arguments)
+            try:
+                with one_thread(), self.profile.during("wait"):
+                    (small, seconds), large = self.runner.perform(method, package, flat, arguments)
+            except torch.OutOfMemoryError as error:
+                raise ClientError(f"{told(self.runner.architecture, calls[index], error)}; {HELP}") from None
             self.profile.add(seconds, 1)
             with self.profile.during("record"):
                 progress(index, small)
@@ -51,13 +55,15 @@ class InProcessPool:
         """Nothing to end."""
 
 
-def open_pool(runner: Runner, settings: PoolSettings) -> Pool:
-    """The pool that the settings ask for."""
+def open_pool(runner: Runner, settings: PoolSettings, note: Callable[[str], None] = lambda line: None) -> Pool:
+    """The pool that the settings ask for; `note` is told what the user should know of what happens there."""
     if settings.backend == "ray":
         from raffm_ray.ray_pool import RayPool
 
-        return RayPool(runner, settings)
+        return RayPool(runner, settings, note)
     runner.device = device_of(settings)
     if runner.device == "cuda" and not torch.cuda.is_available():
         raise UserError("pool.device: cuda, but torch sees no GPU here")
+    if runner.device == "cuda":
+        repeatable()
     return InProcessPool(runner)

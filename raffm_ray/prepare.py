@@ -21,6 +21,7 @@ from raffm_ray.examples import Examples
 from raffm_ray.extraction import KINDS, kind_of
 from raffm_ray.foundation import Foundation, load_foundation
 from raffm_ray.freezing import freeze
+from raffm_ray.gpu import worker_bytes
 from raffm_ray.own import owned_names
 from raffm_ray.partition import PARTITIONS, partition
 from raffm_ray.ranking import begin_calibration, plain_state
@@ -31,7 +32,7 @@ from raffm_ray.seeding import generator
 from raffm_ray.server_optimizers import SERVER_OPTIMIZERS
 from raffm_ray.settings import Experiment, StrategySettings
 from raffm_ray.stacked import why_not_stacked
-from raffm_ray.state import ServerState, Setup, class_plans, setup_strategy, view_of
+from raffm_ray.state import ServerState, Setup, class_plans, setup_strategy, stack_sizes, view_of
 from raffm_ray.strategies import STRATEGIES
 from raffm_ray.tally import Tally, tally_of
 
@@ -48,8 +49,13 @@ class Prepared:
 
     def runner(self) -> Runner:
         """What a worker needs."""
+        setup, needed = self.setup, 0
+        if setup.experiment.pool.gpus_per_worker == "auto":
+            plans = [Plan(), *class_plans(setup, plain_state(setup.architecture)).values()]
+            stacks = zip(plans, stack_sizes(setup, plans) or [1] * len(plans), strict=True)
+            needed = worker_bytes(setup.architecture, stacks, setup.experiment.local)
         return Runner(
-            self.setup.architecture, self.task.clients, self.shares, self.task.held_out, validation=self.task.validation
+            setup.architecture, self.task.clients, self.shares, self.task.held_out, self.task.validation, gpu_bytes=needed
         )
 
 

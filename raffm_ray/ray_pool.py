@@ -1,28 +1,25 @@
-"""Blocks on Ray: one actor a core or a share of a GPU. The only file that knows Ray."""
+"""Blocks on Ray: one actor a core or a share of a GPU."""
 
-import ctypes
-import gc
-import logging
-import os
-import signal
-import sys
-import threading
+import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-import torch
 
 from raffm_ray.client import Runner, device_of
 from raffm_ray.errors import ClientError, UserError, WorkerLostError
-from raffm_ray.messages import Call, Flat, Package, Progress, Result
+from raffm_ray.gpu import HELP, NoRoomError, Turns, gpu_memory_bytes, told, workers_a_gpu
+from raffm_ray.messages import Call, Flat, Progress, Result, described
 from raffm_ray.phases import Profile
-from raffm_ray.settings import PoolSettings
+from raffm_ray.ray_start import connect
+from raffm_ray.running import PoolSettings
+from raffm_ray.worker import NotBegunError, Worker
 
 READY_SECONDS = 180.0
 """How long workers may take to start before that is an error."""
+NO_GPU = "pool: workers are to compute on a GPU, but torch sees none there (pool.device: cpu would do without)"
 DEPTH = 4
 """Calls that an actor has at most, the one that it is at included, so that it never waits for the driver."""
 AHEAD = 2
@@ -30,49 +27,18 @@ AHEAD = 2
 ends much later than the others."""
 
 
-def _keep_memory() -> None:
-    """Makes glibc keep freed memory for the next block: it would return large arrays, whose pages cost more to get anew than to fill."""
-    adjust = getattr(ctypes.CDLL(None), "mallopt", None)
-    if sys.platform == "linux" and adjust is not None:
-        no_trimming, no_mapping = (-1, -1), (-4, 0)  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
-        adjust(*no_trimming)
-        adjust(*no_mapping)
+class _Worker(Worker):
+    """The actor."""
 
-
-class NotBegunError(Exception):
-    """An actor was called for a run whose packages and parameters never reached it."""
-
-
-class _Worker:
-    """The actor: a `Runner`, and what all calls of a run share."""
-
-    def __init__(self, runner: Runner, device: str) -> None:
-        torch.set_num_threads(1)
-        _keep_memory()
-        self.runner, self.run = runner, -1
-        self.runner.device = device
-        gc.collect()
-        gc.freeze()
-
-    def ready(self) -> bool:
-        """Whether this process can compute where it was told to."""
-        return self.runner.device == "cpu" or torch.cuda.is_available()
-
-    def begin(self, run: int, packages: Sequence[Package], flat: Flat) -> None:
-        self.run, self.packages, self.flat = run, packages, flat
-
-    @ray.method(num_returns=2)
-    def call(self, run: int, method: str, package: int, arguments: tuple[Any, ...]) -> Result:
-        if run != self.run:
-            raise NotBegunError
-        return self.runner.perform(method, self.packages[package], self.flat, arguments)
+    call = ray.method(num_returns=2)(Worker.call)
 
 
 @dataclass
 class _Seat:
-    """An actor and its calls in flight, (index, small, large) each: it works them off in this order."""
+    """An actor, where it is, and its calls in flight, (index, small, large) each: it works them off in this order."""
 
     actor: Any
+    place: Any
     flying: deque[tuple[int, Any, Any]] = field(default_factory=deque)
 
 
@@ -83,10 +49,10 @@ class RayPool:
     that dies is replaced and its calls run again; a call is a pure function of its arguments, so it counts once.
     """
 
-    def __init__(self, runner: Runner, settings: PoolSettings) -> None:
-        _connect(settings)
+    def __init__(self, runner: Runner, settings: PoolSettings, note: Callable[[str], None] = lambda line: None) -> None:
+        connect(settings)
         resources = ray.cluster_resources()
-        share = settings.gpus_per_worker
+        share = _share(settings, runner.gpu_bytes, resources)
         fitting = int(resources.get("GPU", 0) / share + 1e-6) if share else int(resources.get("CPU", 1))
         self.workers = settings.workers or max(1, fitting)
         if self.workers > fitting:
@@ -99,22 +65,22 @@ class RayPool:
         self.attempts, self.profile = settings.attempts, Profile()
         self._sent: tuple[Flat, Any] | None = None
         self._options = {"num_cpus": 0 if share else 1, "num_gpus": share, "max_restarts": 0, "max_task_retries": 0}
-        self._runner = ray.put(runner)
-        self._device = device_of(settings)
+        self.architecture, self.note = runner.architecture, note
+        self._arguments = (ray.put(runner), device_of(settings), share)
         self._runs = 0
-        self._seats = [_Seat(self._spawn()) for _ in range(self.workers)]
+        self._seats = [_Seat(*self._spawn()) for _ in range(self.workers)]
         try:
-            self._await_ready([seat.actor for seat in self._seats])
+            self._await_ready([seat.place for seat in self._seats])
         except BaseException:
             self.close()
             raise
 
-    def _spawn(self) -> Any:
-        return ray.remote(_Worker).options(**self._options).remote(self._runner, self._device)
+    def _spawn(self) -> tuple[Any, Any]:
+        actor: Any = ray.remote(_Worker).options(**self._options).remote(*self._arguments)
+        return actor, actor.place.remote()
 
-    def _await_ready(self, actors: Sequence[Any]) -> None:
-        asked = [actor.ready.remote() for actor in actors]
-        ready, missing = ray.wait(asked, num_returns=len(asked), timeout=READY_SECONDS)
+    def _await_ready(self, asked: Sequence[Any]) -> None:
+        ready, missing = ray.wait(list(asked), num_returns=len(asked), timeout=READY_SECONDS)
         if missing:
             free = {name: ray.available_resources().get(name, 0) for name in ("CPU", "GPU")}
             raise UserError(
@@ -122,9 +88,7 @@ class RayPool:
                 "(is another run using them? pool.workers sets how many are wanted)"
             )
         if not all(ray.get(ready)):
-            raise UserError(
-                "pool: workers are to compute on a GPU, but torch sees none there (pool.device: cpu would do without)"
-            )
+            raise UserError(NO_GPU)
 
     def run(self, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress) -> Iterator[Result]:
         """See `pool.Pool.run`. Raises WorkerLostError after too many deaths, ClientError for whatever a call itself raises."""
@@ -142,7 +106,7 @@ class RayPool:
     def replace(self, seat: _Seat) -> None:
         """Kills an actor that failed and seats another in its place."""
         ray.kill(seat.actor)
-        seat.actor = self._spawn()
+        seat.actor, seat.place = self._spawn()
 
     def close(self) -> None:
         """Kills the actors; Ray itself stays up for the next pool of this process."""
@@ -167,6 +131,7 @@ class _Flights:
         self.done: dict[int, tuple[Any, Any]] = {}
         self.told: set[int] = set()
         self.suspects: set[int] = set()
+        self.turns = Turns()
         for seat in seats:
             seat.flying.clear()  # of a run that was abandoned: the actor ends it first
             self.begin(seat)
@@ -179,17 +144,32 @@ class _Flights:
     def start(self) -> None:
         """Gives every idle actor the costliest call that waits, and, while many wait, every actor its next ones.
 
-        A call that was in flight when an actor died flies alone from then on, so that it is clear which one is to blame.
+        A call that was in flight when an actor died flies alone from then on, so that it is clear which one is to blame. One that found
+        no room on its GPU runs there while no other does.
         """
+        places = [_place_of(seat) for seat in self.seats] if self.turns.closed() else [""] * len(self.seats)
+        for gpu in self.turns.waiting():
+            beside = [seat for seat, place in zip(self.seats, places, strict=True) if place == gpu]
+            if not beside:
+                self.waiting += self.turns.leave(gpu)
+            elif not any(seat.flying for seat in beside):
+                emptied = [seat.actor.make_room.remote() for seat in beside]
+                ray.wait(emptied, num_returns=len(emptied))
+                self.send(beside[0], self.turns.begin(gpu), alone=True)
+        closed = self.turns.closed()
+        seats = [seat for seat, place in zip(self.seats, places, strict=True) if place not in closed]
         for depth in range(DEPTH):
-            for seat in self.seats:
+            for seat in seats:
                 if len(seat.flying) <= depth and len(self.waiting) > depth * AHEAD * len(self.seats):
                     if seat.flying and not self.suspects.isdisjoint([self.waiting[-1], seat.flying[-1][0]]):
                         continue
-                    index = self.waiting.pop()
-                    self.tries[index] += 1
-                    method, _, arguments = self.calls[index]
-                    seat.flying.append((index, *seat.actor.call.remote(self.run, method, self.package_of[index], arguments)))
+                    self.send(seat, self.waiting.pop())
+
+    def send(self, seat: _Seat, index: int, alone: bool = False) -> None:
+        """Puts a call behind those that an actor has."""
+        self.tries[index] += 1
+        method, _, arguments = self.calls[index]
+        seat.flying.append((index, *seat.actor.call.remote(self.run, method, self.package_of[index], arguments, alone)))
 
     def land(self) -> None:
         """Waits for one call to end, and starts the next on its actor."""
@@ -200,6 +180,8 @@ class _Flights:
         index, _, large = seat.flying.popleft()
         try:
             small, seconds = ray.get(ready)
+        except NoRoomError as error:
+            self.crowded(seat, index, error)
         except ray.exceptions.RayError as error:
             self.lost(seat, index, error)
         else:
@@ -209,13 +191,22 @@ class _Flights:
                 self.told.add(index)
                 with self.pool.profile.during("record"):
                     self.progress(index, small)
+        self.turns.ended(index)
         self.start()
+
+    def crowded(self, seat: _Seat, index: int, error: NoRoomError) -> None:
+        """Lets a call that its GPU had no room for run again without neighbours. Raises ClientError if it had none."""
+        what = told(self.pool.architecture, self.calls[index], getattr(error, "cause", error))  # Ray adds where it came from
+        if not self.turns.refused(_place_of(seat), index):
+            raise ClientError(f"{what}, also with nothing else at work there; {HELP}") from None
+        self.tries[index] -= 1
+        self.pool.note(f"note: {what}; it runs again while nothing else does there")
 
     def lost(self, seat: _Seat, index: int, error: Exception) -> None:
         """Replaces an actor that died over its oldest call; the others were not tried. Raises what the call itself raised."""
         own = isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.UnserializableException)
         if own and not isinstance(error, NotBegunError):
-            raise ClientError(f"round {self.calls[index][1].round}, {_describe(self.calls[index])}: {error}") from None
+            raise ClientError(f"round {self.calls[index][1].round}, {described(self.calls[index])}: {error}") from None
         self.suspects.add(index)
         while seat.flying:
             other, *_ = seat.flying.pop()
@@ -242,29 +233,34 @@ class _Flights:
     def again(self, index: int, error: Exception) -> None:
         """Puts a call whose worker or result was lost first in the queue, unless it was tried too often."""
         if self.tries[index] >= self.pool.attempts:
-            what = f"round {self.calls[index][1].round}, {_describe(self.calls[index])}"
+            what = f"round {self.calls[index][1].round}, {described(self.calls[index])}"
             cause = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
             raise WorkerLostError(f"{what}: the worker was lost {self.tries[index]} times, the last time by {cause}")
         self.waiting.append(index)
 
 
-def _describe(call: Call) -> str:
-    method, _, arguments = call
-    if method == "block":
-        return f"block of clients {', '.join(str(job.client) for job in arguments[0])}"
-    return f"{method} {arguments}"
+def _place_of(seat: _Seat) -> str:
+    """Where an actor is; nowhere if it died."""
+    try:
+        return str(ray.get(seat.place))
+    except ray.exceptions.RayError:
+        return ""
 
 
-def _connect(settings: PoolSettings) -> None:
-    """Joins the cluster that RAY_ADDRESS names, or starts Ray on this machine alone."""
-    if ray.is_initialized():
-        return
-    # A call that fails also leaves its second result unread, which Ray would report on top of our own error.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", log_to_driver=False)
-        return
-    cores, before = max(settings.workers or 0, os.cpu_count() or 1), signal.getsignal(signal.SIGTERM)
-    ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    if callable(before) and threading.current_thread() is threading.main_thread():  # Ray's own ends the process on the spot
-        signal.signal(signal.SIGTERM, before)
+def _share(settings: PoolSettings, need_bytes: int, resources: Mapping[str, float]) -> float:
+    """The part of a GPU that a worker gets."""
+    if settings.gpus_per_worker != "auto":
+        return settings.gpus_per_worker
+    gpus = resources.get("GPU", 0)
+    if not gpus:
+        raise UserError("pool.gpus_per_worker: auto needs a GPU, and Ray sees none")
+    memory = settings.gpu_memory_bytes
+    if memory is None:
+        asked = ray.remote(gpu_memory_bytes).options(num_cpus=0, num_gpus=1).remote()
+        if not ray.wait([asked], timeout=READY_SECONDS)[0]:
+            raise UserError(f"pool.gpus_per_worker: auto found no GPU that is free within {READY_SECONDS:.0f} s")
+        memory = ray.get(asked)
+    if not memory:
+        raise UserError(NO_GPU)
+    wanted = min(resources.get("CPU", 1), settings.workers or math.inf)
+    return 1 / workers_a_gpu(need_bytes, memory, max(1, math.ceil(wanted / gpus)))

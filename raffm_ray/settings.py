@@ -2,13 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Settings(BaseModel):
-    """Frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from raffm_ray.running import CheckpointSettings, PoolSettings
+from raffm_ray.strict import Settings
 
 
 class TaskSettings(Settings):
@@ -59,7 +56,9 @@ class ModelSettings(Settings):
     config: dict[str, Any] = Field(
         {}, description="a transformers configuration: `model_type` and its fields; beside `pretrained`: fields that are changed"
     )
-    tokenizer: str | None = Field(None, description="a local folder or a name on the hub; default: the pretrained model's own")
+    tokenizer: str | None = Field(
+        None, description="a local folder, a packaged model or a name on the hub; default: the pretrained model's own"
+    )
     freeze: tuple[str, ...] = Field(
         (),
         description="patterns of names of parameters that nobody trains, such as *embeddings*: clients are given them, but compute no "
@@ -180,6 +179,9 @@ class LocalSettings(Settings):
     steps: int | None = Field(None, ge=1, description="steps instead of epochs")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
     proximal: float = Field(0.0, ge=0, description="FedProx's mu: pulls a client's parameters back to what it was given")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of products in forward passes, evaluation included; parameters, gradients and sums stay float32"
+    )
 
 
 class ServerSettings(Settings):
@@ -242,40 +244,6 @@ class ClockSettings(Settings):
         if (self.availability == "trace") != (self.trace is not None):
             raise ValueError(f"trace is a file where availability is trace, and only there: availability {self.availability!r}")
         return self
-
-
-class PoolSettings(Settings):
-    """Where clients run. None of these changes a result except `block_clients` and `stack_clients`, which change how it is rounded."""
-
-    backend: Literal["ray", "in_process"] = "ray"
-    workers: int | None = Field(None, ge=1, description="actors; default: one a core, or a GPU share")
-    gpus_per_worker: float = Field(0.0, ge=0, description="1/k of a GPU, or whole GPUs")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where workers compute; auto: on the GPU if they have a share of one"
-    )
-    block_clients: int | None = Field(None, ge=1, description="clients a block; default: a 64th of the round")
-    stack_clients: int | None = Field(
-        None, ge=1, description="clients of one plan trained at once, as one stacked module; default: 16 of small models, else 1"
-    )
-    attempts: int = Field(3, ge=1, description="how often a block is tried when its worker dies")
-
-    @model_validator(mode="after")
-    def _share(self) -> "PoolSettings":
-        share = self.gpus_per_worker
-        if 0 < share < 1 and abs(1 / share - round(1 / share)) > 1e-6:
-            raise ValueError(
-                f"gpus_per_worker {share} must be 1/k, such as 0.5, 0.3333333 or 0.25: other shares never fill a GPU"
-            )
-        if share > 1 and share != int(share):
-            raise ValueError(f"gpus_per_worker {share} must be whole above 1")
-        return self
-
-
-class CheckpointSettings(Settings):
-    """What an interrupted run goes on from. Nothing here changes a result."""
-
-    every: int = Field(1, ge=0, description="rounds between checkpoints; 0: none, an interrupted run begins again")
-    keep: int = Field(2, ge=1, description="how many are kept, the newest ones; none of a run that is finished")
 
 
 class Experiment(Settings):

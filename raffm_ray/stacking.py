@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raffm_ray.examples import Examples, batches, steps_of
+from raffm_ray.examples import Examples, batches, sent, steps_of
 from raffm_ray.objectives import Objective
 from raffm_ray.settings import LocalSettings
 from raffm_ray.stacked import StackedModule
-from raffm_ray.training import OPTIMIZERS, Prefix, choose, fill_gradients, pull_back
+from raffm_ray.training import OPTIMIZERS, Prefix, choose, computing, fill_gradients, pull_back
 
 Stack = dict[str, Tensor]
 """Parameters of several clients: by name, [clients, ...], leaves that gradients are gathered in."""
@@ -61,7 +61,7 @@ def _batch(examples: Examples, drawn: Sequence[NDArray[np.int64] | None], device
         rows[row] = anybody if indices is None else indices[0]
         if indices is not None:
             rows[row, : len(indices)], real[row, : len(indices)] = indices, True
-    return examples.batch(rows.reshape(-1), device), torch.from_numpy(real).to(device)
+    return examples.batch(rows.reshape(-1), device), sent(torch.from_numpy(real), device)
 
 
 def _passes(
@@ -78,22 +78,23 @@ def _passes(
 
 
 def _whole(
-    module: StackedModule, parameters: Stack, objective: Objective, batch: Mapping[str, Tensor], real: Tensor
-) -> list[float]:
+    module: StackedModule, parameters: Stack, objective: Objective, batch: Mapping[str, Tensor], real: Tensor, precision: str
+) -> Tensor:
     """Adds every client's gradient of its mean loss over its real rows; returns these losses, [clients]."""
-    output = module(parameters, {name: values for name, values in batch.items() if name != "labels"})
-    each = objective.each(output, batch["labels"]).view(*real.shape, 2)
+    with computing(precision, str(real.device)):
+        output = module(parameters, {name: values for name, values in batch.items() if name != "labels"})
+        each = objective.each(output, batch["labels"]).view(*real.shape, 2)
     summed, counted = torch.where(real[..., None], each, 0.0).sum(1).unbind(1)
     losses = summed / torch.where(real.any(1), counted, 1.0)
     losses.sum().backward()
-    return [float(loss) for loss in losses.detach().tolist()]
+    return losses.detach()
 
 
-def _some(part: Part, objective: Objective, batch: Mapping[str, Tensor], real: Tensor, at: Tensor) -> list[float]:
+def _some(part: Part, objective: Objective, batch: Mapping[str, Tensor], real: Tensor, at: Tensor, precision: str) -> Tensor:
     """`_whole` for these rows of a stack, through a part of it."""
     part.prefix.read()
     chosen = {name: values.view(*real.shape, *values.shape[1:])[at].flatten(0, 1) for name, values in batch.items()}
-    losses = _whole(part.module, part.parameters, objective, chosen, real[at])
+    losses = _whole(part.module, part.parameters, objective, chosen, real[at], precision)
     part.prefix.return_gradients()
     return losses
 
@@ -121,12 +122,13 @@ def train_stack(
     trained = [values for values in stack.values() if values.requires_grad]
     optimizer = OPTIMIZERS[local.optimizer](trained, learning_rate, local.weight_decay)  # type: ignore[arg-type]  # leaves
     given = [values.detach().clone() for values in trained] if local.proximal else []
-    losses: list[list[float]] = [[] for _ in members]
+    losses: list[list[Tensor]] = [[] for _ in members]
     seen: list[dict[int | None, int]] = [{} for _ in members]
     done: list[tuple[Tensor, list[Tensor]]] = []
     used: list[Tensor] = []
     for step in range(max(steps)):
         drawn = [next(stream, None) for stream in streams]
+        counts = [0 if indices is None else len(indices) for indices in drawn]
         batch, real = _batch(examples, drawn, device)
         optimizer.zero_grad(set_to_none=True)
         passes = _passes(members, drawn, prefix, prefixes, step)
@@ -134,12 +136,12 @@ def train_stack(
             at = torch.tensor(rows, device=device)
             everybody = position is None and len(rows) == sum(indices is not None for indices in drawn)
             found = (
-                _whole(module, stack, objective, batch, real)
+                _whole(module, stack, objective, batch, real, local.precision)
                 if everybody
-                else _some(part(position, at), objective, batch, real, at)
+                else _some(part(position, at), objective, batch, real, at, local.precision)
             )
             for row in rows:
-                seen[row][position] = seen[row].get(position, 0) + int(real[row].sum())
+                seen[row][position] = seen[row].get(position, 0) + counts[row]
                 if position is None:
                     losses[row].append(found[row if everybody else rows.index(row)])
         fill_gradients(trained, used)
@@ -155,4 +157,4 @@ def train_stack(
         for at, rows_of in done:
             for values, kept in zip(trained, rows_of, strict=True):
                 values[at] = kept
-    return [(float(np.mean(found)), counts) for found, counts in zip(losses, seen, strict=True)]
+    return [(float(np.mean(torch.stack(found).tolist())), passed) for found, passed in zip(losses, seen, strict=True)]

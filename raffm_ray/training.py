@@ -1,7 +1,7 @@
 """Local training of one module, with smaller prefixes of its own plan. No plans, no messages, no Ray."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,27 @@ from raffm_ray.objectives import Objective
 from raffm_ray.settings import LocalSettings
 
 Optimizer = Callable[[list[nn.Parameter], float, float], torch.optim.Optimizer]
+
+
+def _sgd(parameters: list[nn.Parameter], rate: float, decay: float, momentum: float = 0.0) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=momentum, fused=parameters[0].is_cuda)
+
+
 OPTIMIZERS: dict[str, Optimizer] = {
     "adamw": lambda parameters, rate, decay: torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True),
-    "sgd": lambda parameters, rate, decay: torch.optim.SGD(parameters, lr=rate, weight_decay=decay),
-    "momentum": lambda parameters, rate, decay: torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=0.9),
+    "sgd": _sgd,
+    "momentum": lambda parameters, rate, decay: _sgd(parameters, rate, decay, 0.9),
 }
+
+
+def computing(precision: str, device: str) -> AbstractContextManager[Any]:
+    """Where a forward pass and its loss are computed with products in this precision, a `local.precision`.
+
+    bfloat16 is PyTorch's autocast: what it deems safe runs in bfloat16, the rest, losses too, in float32; parameters stay as they are.
+    """
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=getattr(torch, precision))
 
 
 @contextmanager
@@ -73,20 +89,22 @@ class Prefix:
 
 def backward(
     module: nn.Module, batch: Mapping[str, Tensor], objective: Objective, teacher: Any = None, distill: float = 0.0,
-    temperature: float = 1.0,
-) -> tuple[float, Any]:  # fmt: skip
-    """Adds the gradient of the mean loss of a batch to a module's parameters; returns the loss and the module's output.
+    temperature: float = 1.0, precision: str = "float32",
+) -> tuple[Tensor, Any]:  # fmt: skip
+    """Adds the gradient of the mean loss of a batch to a module's parameters; returns the loss, a number that is not waited for, and
+    the module's output.
 
     With a `teacher`, the output of another module for the same batch, the loss is (1 - distill) x the labels' + distill x the
     teacher's: in-place distillation (Yu and Huang 2019), at a temperature (Hinton et al. 2015, section 2).
     """
     inputs = {name: values for name, values in batch.items() if name != "labels"}
-    output = module(**inputs)
-    loss = objective.loss(output, batch["labels"], "mean")
-    if teacher is not None:
-        loss = (1 - distill) * loss + distill * objective.distillation(output, teacher, batch["labels"], temperature)
+    with computing(precision, str(batch["labels"].device)):
+        output = module(**inputs)
+        loss = objective.loss(output, batch["labels"], "mean")
+        if teacher is not None:
+            loss = (1 - distill) * loss + distill * objective.distillation(output, teacher, batch["labels"], temperature)
     loss.backward()
-    return float(loss.detach()), output
+    return loss.detach(), output
 
 
 def pull_back(parameters: Sequence[nn.Parameter], given: Iterable[Tensor], proximal: float) -> None:
@@ -142,7 +160,7 @@ def train(
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[local.optimizer](parameters, learning_rate, local.weight_decay)
     seen: dict[int | None, int] = {}
-    losses: list[float] = []
+    losses: list[Tensor] = []
     used: list[Tensor] = []
     steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
     device = str(parameters[0].device)
@@ -152,7 +170,7 @@ def train(
         whole, drawn = choose(prefix, prefixes if prefix_at else 0, step, prefix_rng or rng)
         teacher = None
         if whole:
-            loss, output = backward(module, batch, objective)
+            loss, output = backward(module, batch, objective, precision=local.precision)
             teacher = output if distill else None
             del output
             losses.append(loss)
@@ -160,7 +178,7 @@ def train(
         if drawn is not None and prefix_at is not None:
             inner, smaller = prefix_at(drawn)
             smaller.read()
-            backward(inner, batch, objective, teacher, distill, temperature)
+            backward(inner, batch, objective, teacher, distill, temperature, local.precision)
             smaller.return_gradients()
             seen[drawn] = seen.get(drawn, 0) + len(indices)
         fill_gradients(parameters, used)
@@ -169,4 +187,4 @@ def train(
         if local.clip is not None:
             nn.utils.clip_grad_norm_(parameters, local.clip)
         optimizer.step()
-    return float(np.mean(losses)), seen
+    return float(np.mean(torch.stack(losses).tolist())), seen  # read once: a GPU would be waited for at every step

@@ -60,7 +60,16 @@ class Workshop:
 
     def selections(self, plan: Plan) -> Selections:
         """What a plan keeps of every parameter."""
-        return _remember(self.cuts, plan.key, lambda: selections(self.architecture.shapes, self.architecture.layout, plan))
+        return _remember(
+            self.cuts, plan.key, lambda: self._placed(selections(self.architecture.shapes, self.architecture.layout, plan))
+        )
+
+    def _placed(self, chosen: Selections) -> Selections:
+        """Indices where they are used, so that no step waits for them."""
+        return {
+            name: tuple(None if index is None else index.to(self.device) for index in selected)
+            for name, selected in chosen.items()
+        }
 
     def cut(self, parameters: Parameters, plan: Plan, norms: Statistics) -> dict[str, Tensor]:
         """A plan's parameters, its norms corrected by these statistics; some may share memory with the given ones."""
@@ -68,9 +77,15 @@ class Workshop:
         return correct_norms(cut, norm_factors(plan, self.architecture.layout, norms))
 
     def module(self, parameters: Parameters, plan: Plan, norms: Statistics) -> nn.Module:
-        """The plan's module with its own copy of the weights, until `release`."""
+        """The plan's module with its own copy of the weights, until `release`; frozen tables may be the given ones, which nobody writes to."""
         with self.watch.during("cut"):
-            owned = {name: values.to(self.device, copy=True) for name, values in self.cut(parameters, plan, norms).items()}
+            cut = self.cut(parameters, plan, norms)
+            # How a shared operand is aligned could change how a matrix product rounds; looking up rows of it cannot.
+            tables = {name for name, spec in self.architecture.layout.parameters.items() if spec.frozen and not spec.matmul}
+            owned = {
+                name: values.to(self.device, copy=values is parameters[name] and name not in tables)
+                for name, values in cut.items()
+            }
             key = skeleton_key(self.architecture, plan)
             chosen = _remember(self.skeletons, key, lambda: self._skeleton(plan))
             self.in_use.append(chosen)
@@ -100,7 +115,7 @@ class Workshop:
         """How a plan's parameters `theirs` share those of a larger plan, `own`: of all, or of these `rows` of a stack."""
         layout, stacked = self.architecture.layout, rows is not None
         sizes = {name: tuple(values.shape[stacked:]) for name, values in own.items()}
-        chosen = selections(sizes, cut_layout(layout, outer), within(plan, outer, layout))
+        chosen = self._placed(selections(sizes, cut_layout(layout, outer), within(plan, outer, layout)))
         factors = relative_factors(*(norm_factors(one, layout, norms) for one in (plan, outer)))
         corrected = [
             (theirs[f"{name}.weight"], theirs.get(f"{name}.bias"), scale, shift)

@@ -26,6 +26,7 @@ def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("raffm_ray.start.pretrained", started)
     monkeypatch.setattr("raffm_ray.simulation.open_pool", started)
+    monkeypatch.setattr("raffm_ray.ray_start.start_ahead", lambda _: None)
 
 
 @pytest.mark.parametrize(

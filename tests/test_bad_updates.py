@@ -161,4 +161,4 @@ def test_a_sum_beyond_float32_is_an_error_and_no_model(out) -> None:
     assert isinstance(pool, InProcessPool)
     with one_thread(), pytest.raises(BadUpdateError, match="round 1: the sum of its updates is beyond the range of float32"):
         completed(prepared, start, pool, out, Console(quiet=True))
-    assert [row["round"] for row in records(out, "rounds")] == [0]
+    assert all(row["round"] == 0 for row in records(out, "rounds"))

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from raffm_ray.axes import Plan
 from raffm_ray.checkpoint import ARRAYS, MANIFEST, SUMS, Checkpoint, DamagedError, read, whole, write
+from raffm_ray.loop import train
 from raffm_ray.plain import pack, unpack
 from raffm_ray.record import Recorder
-from raffm_ray.simulation import train
 from raffm_ray.state import Best, ServerState, new_state
 from raffm_ray.strategies import STRATEGIES
 from raffm_ray.training import one_thread

@@ -26,6 +26,7 @@ from raffm_ray.device_costs import DeviceCost
 from raffm_ray.display import Display, time_unit
 from raffm_ray.errors import UserError
 from raffm_ray.ledger import client_rows
+from raffm_ray.loop import run_round
 from raffm_ray.messages import Job, Update, flatten
 from raffm_ray.norms import norm_statistics, norm_statistics_size
 from raffm_ray.objectives import OBJECTIVES
@@ -38,7 +39,7 @@ from raffm_ray.salience import METRICS
 from raffm_ray.schedule import available, cost_of, planned_work
 from raffm_ray.server import begin_round, finish_round
 from raffm_ray.settings import ClockSettings
-from raffm_ray.simulation import run_round, simulate
+from raffm_ray.simulation import simulate
 from raffm_ray.state import Round, new_state
 from raffm_ray.strategies import STRATEGIES
 from raffm_ray.training import one_thread
@@ -467,7 +468,7 @@ def test_a_late_update_stays_out_of_its_own_round_and_comes_in_when_it_arrives(p
         for block in work.blocks:
             parts.append(torch.from_numpy(runner.block(work.package, state.parameters.numpy(), block)[1]))
     assert work.late == 4
-    on_time, updates, late = run_round(setup, work, state, InProcessPool(runner), Display(Console(quiet=True), "", 1))
+    on_time, updates, late, _ = run_round(setup, work, state, InProcessPool(runner), Display(Console(quiet=True), "", 1))
     assert torch.equal(on_time, sum(parts[:-4], torch.zeros_like(state.parameters)))
     after = finish_round(setup, state, work, on_time, updates, late)
     plain = finish_round(setup, state, replace(work, late=0, visits=()), on_time, updates[:-4])

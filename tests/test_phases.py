@@ -69,8 +69,9 @@ def test_a_run_s_phases_add_up_to_its_real_seconds_and_are_drawn(out: Path) -> N
         assert all(seconds >= 0 for seconds in told.values())
         assert sum(told.values()) == pytest.approx(row["wall_seconds"])
         assert (told["train"] > 0) == (row["round"] > 0)
-        assert all(told[phase] > 0 for phase in ("plan", "cut", "evaluate", "add"))
+        assert all(told[phase] > 0 for phase in ("plan", "cut", "add"))
     assert dict(rounds[0]["phase_seconds"])["calibrate"] > 0
+    assert dict(rounds[-1]["phase_seconds"])["evaluate"] > 0
     write_report(out)
     assert "where every round" in (out / "report.html").read_text()
     assert (out / "profile.png").stat().st_size > 5_000

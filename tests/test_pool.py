@@ -1,6 +1,7 @@
 """Actors with several calls in flight: results in call order, and what is counted when an actor dies."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,14 +12,16 @@ import pytest
 import ray
 from conftest import tiny_experiment
 
+from raffm_ray import ray_start
 from raffm_ray.axes import Plan
 from raffm_ray.client import Runner
-from raffm_ray.errors import WorkerLostError
+from raffm_ray.errors import UserError, WorkerLostError
 from raffm_ray.messages import Call, Package
 from raffm_ray.pool import InProcessPool
 from raffm_ray.prepare import prepare
 from raffm_ray.ray_pool import DEPTH, RayPool, _Flights
-from raffm_ray.settings import LocalSettings, PoolSettings
+from raffm_ray.running import PoolSettings
+from raffm_ray.settings import LocalSettings
 
 # Workers cannot import this module: what it defines travels by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -117,3 +120,35 @@ def test_a_call_without_its_run_s_parameters_is_tried_on_another_actor(one, tmp_
     doubled = one.run(2 * FLAT, calls(tmp_path)[:2], [1.0] * 2, lambda *_: None)
     assert [large.tolist() for _, large in doubled] == [[1.0] * 4, [2.0, 4.0, 6.0, 8.0]]
     assert len(sent) == 2
+
+
+def test_ray_that_was_started_ahead_outlives_its_start() -> None:
+    told = """
+import ray
+from raffm_ray.ray_start import connect, start_ahead
+from raffm_ray.running import PoolSettings
+start_ahead(PoolSettings(workers=1))
+start_ahead(PoolSettings(workers=1))
+connect(PoolSettings(workers=1))
+connect(PoolSettings(workers=1))
+print(ray.get(ray.remote(lambda: 7).remote(), timeout=60), "raffm_ray.client" in __import__("sys").modules)
+"""
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["7", "False"], done.stderr
+
+
+def test_a_start_ahead_that_fails_is_told_to_whoever_waits_for_it(monkeypatch) -> None:
+    started = []
+
+    def fails(settings: PoolSettings) -> None:
+        started.append(settings)
+        raise UserError("no Ray today")
+
+    monkeypatch.setattr("raffm_ray.ray_start._start", fails)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    ray_start.start_ahead(PoolSettings(backend="in_process"))
+    assert not started
+    ray_start.start_ahead(PoolSettings())
+    with pytest.raises(UserError, match="no Ray today"):
+        ray_start.connect(PoolSettings())
+    assert len(started) == 1

@@ -22,7 +22,7 @@ from quick import RICH, quick
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import raffm_ray.simulation
+import raffm_ray.loop
 from raffm_ray import checkpoint, cli
 from raffm_ray.checkpoint import ARRAYS, MANIFEST
 from raffm_ray.config import dump, load
@@ -267,8 +267,8 @@ def test_another_experiment_does_not_go_on(copy, changes, what) -> None:
 
 @pytest.mark.parametrize("name", ["task.data", "clients.partition", "fleet.profiles", "clock.trace"])
 def test_other_data_does_not_go_on(copy, name, monkeypatch) -> None:
-    real = raffm_ray.simulation.origin_of
-    monkeypatch.setattr("raffm_ray.simulation.origin_of", lambda prepared: real(prepared) | {name: "another"})
+    real = raffm_ray.loop.origin_of
+    monkeypatch.setattr("raffm_ray.loop.origin_of", lambda prepared: real(prepared) | {name: "another"})
     with pytest.raises(UserError, match=f"{name} is not what it was when the run began"):
         goes_on(copy)
 

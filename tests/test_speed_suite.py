@@ -41,12 +41,12 @@ def suite(four_cores, tmp_path_factory):
     """All cases, most of them without starting workers on Ray, which each would do for itself."""
     folder = tmp_path_factory.mktemp("bench")
     on_ray = run_suite(["noop-small"], folder / "ray", Console(quiet=True), workers=1, repetitions=1, quick=True)
-    others = [name for name in CASES if name != "noop-small"]
+    others = [name for name in CASES if name not in ("noop-small", "gpu")]
     content = run_suite(others, folder / "run", Console(quiet=True), 1, 1, True, "in_process")
     return on_ray, content, folder
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "gpu"])  # which has tests of its own
 def test_every_case_runs_in_small_and_is_written_down(suite, name) -> None:
     on_ray, content, folder = suite
     content, folder = (on_ray, folder / "ray") if name == "noop-small" else (content, folder / "run")
@@ -179,9 +179,8 @@ def test_a_target_bounds_the_median_of_what_it_is_about(row, value, met) -> None
     assert row.met is met
 
 
-def test_quartiles_and_a_limit_of_nothing() -> None:
+def test_quartiles_are_of_what_is_judged() -> None:
     assert Row("", "s", (1.0, 2.0, 3.0, 4.0, 5.0), (1.0,) * 5).quartiles == (2.0, 4.0)
-    assert Row("", "MB", (1.0,), (0.0,), 2.0, "extra").content()["ratio"] is None
 
 
 def test_the_suite_does_not_write_over_anything(out) -> None:

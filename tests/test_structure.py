@@ -9,20 +9,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
-    "errors flags files ending axes layout settings config seeding cache examples metrics correlation tally plain phases",
+    "errors flags files ending axes layout strict running settings config seeding cache examples metrics correlation tally plain phases",
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures freezing gradients devices partition objectives sources availability",
     "stacked encoding observing calibration salience rotation norms costs device_costs",
     "extraction messages own kinds foundation",
     "data strategies training stacking workshop client aggregate clock server_optimizers",
     "state",
-    "ranking server work schedule stopping",
+    "ranking server work schedule stopping gpu worker",
     "checkpoint",
-    "pool ray_pool pretrain prepare record display shares",
-    "ledger evaluation curve start public resuming simulation",
+    "pool ray_start ray_pool pretrain prepare record display shares",
+    "ledger evaluation curve start public resuming loop simulation",
     "share_picture profile_picture pictures standings report comparison_picture comparison benchmarks benchmarks.extraction benchmarks.crew benchmarks.bare_ray benchmarks.memory benchmarks.synthetic "
     "benchmarks.measure benchmarks.plain_loop benchmarks.rounds benchmarks.nothing benchmarks.training benchmarks.subnetworks "
-    "benchmarks.scale benchmarks.starting benchmarks.suite measuring fleet_plans fleet cli",
+    "benchmarks.scale benchmarks.gpu benchmarks.starting benchmarks.suite measuring fleet_plans fleet cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
@@ -87,7 +87,7 @@ def test_a_file_is_one_idea(path: Path) -> None:
 
 def test_only_the_pool_knows_ray_and_the_benchmark_without_it() -> None:
     users = {module_name(path) for path in PACKAGE.rglob("*.py") if "import ray" in path.read_text()}
-    assert users == {"ray_pool", "benchmarks.bare_ray"}
+    assert users == {"ray_pool", "ray_start", "benchmarks.bare_ray"}
 
 
 def tracked() -> list[Path]:

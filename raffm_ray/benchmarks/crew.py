@@ -1,6 +1,7 @@
 """Plain processes that stay warm, for what is measured without Ray: several at once, or one fresh one."""
 
 import multiprocessing
+import os
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,8 +16,14 @@ Memory = dict[str, Any]
 _SPAWN = multiprocessing.get_context("spawn")
 
 
-def _serve(pipe: Connection) -> None:
+NICENESS = 15
+"""Ray's workers stand back behind other processes by so much (its `worker_niceness`): on a machine that does something else besides,
+both sides of a ratio must be held back alike."""
+
+
+def _serve(pipe: Connection, niceness: int) -> None:
     torch.set_num_threads(1)
+    os.nice(niceness)
     memory: Memory = {}
     while True:
         try:
@@ -30,17 +37,17 @@ def _serve(pipe: Connection) -> None:
 
 
 class Crew:
-    """Processes of one torch thread each, started when they are first needed."""
+    """Processes of one torch thread each, started when they are first needed. `niceness`: how far they stand back."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, niceness: int = NICENESS) -> None:
+        self.count, self.niceness = count, niceness
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
 
     def _start(self) -> None:
         for _ in range(self.count):
             mine, theirs = _SPAWN.Pipe()
-            process = _SPAWN.Process(target=_serve, args=(theirs,), daemon=True)
+            process = _SPAWN.Process(target=_serve, args=(theirs, self.niceness), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(mine)

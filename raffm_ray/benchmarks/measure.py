@@ -40,9 +40,9 @@ class Row:
         return [JUDGED[self.judged](*pair) for pair in zip(self.ours, self.limit, strict=True)]
 
     @property
-    def ratio(self) -> float | None:
-        """The median over repetitions of ours over the limit; None where a limit is nothing."""
-        return median(map(JUDGED["ratio"], self.ours, self.limit)) if all(self.limit) else None
+    def ratio(self) -> float:
+        """The median over repetitions of ours over the limit."""
+        return median(map(JUDGED["ratio"], self.ours, self.limit))
 
     @property
     def value(self) -> float:

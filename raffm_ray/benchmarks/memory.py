@@ -3,12 +3,13 @@
 import ctypes
 import gc
 from collections.abc import Callable
+from mmap import PAGESIZE
 from pathlib import Path
 
 from raffm_ray.record import peak_rss_bytes
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+_MMAP_THRESHOLD, _TRIM_THRESHOLD, _MMAP_MAX = -3, -1, -4
 """mallopt(3)'s names for its parameters."""
 _SMALL_BYTES = 65536
 
@@ -30,13 +31,14 @@ def return_memory_at_once() -> None:
     """Has glibc give freed memory back, so that what is held is what is used. Elsewhere nothing changes."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
+        library.mallopt(_MMAP_MAX, 65536)  # glibc's own value
         library.mallopt(_MMAP_THRESHOLD, _SMALL_BYTES)
         library.mallopt(_TRIM_THRESHOLD, _SMALL_BYTES)
         library.malloc_trim(0)
 
 
 def peak_growth(action: Callable[[], object]) -> tuple[int, str]:
-    """By how many bytes the process grew while the action ran, and how that is known.
+    """By how many bytes, at least a page, the process grew while the action ran, and how that is known.
 
     Linux: the peak (VmHWM), reset before, over what was held before (VmRSS). Where it cannot be reset: over the peak before, which is
     right only for an action that takes more than everything before it.
@@ -48,7 +50,9 @@ def peak_growth(action: Callable[[], object]) -> tuple[int, str]:
     except OSError:
         before = peak_rss_bytes()
         action()
-        return peak_rss_bytes() - before, "growth of the peak resident set since the process began"
+        return max(PAGESIZE, peak_rss_bytes() - before), "growth of the peak resident set since the process began"
     before = resident_bytes()
     action()
-    return max(0, (_field("VmHWM") or peak_rss_bytes()) - before), "growth of the resident set to its peak (VmHWM, reset before)"
+    return max(
+        PAGESIZE, (_field("VmHWM") or peak_rss_bytes()) - before
+    ), "growth of the resident set to its peak (VmHWM, reset before)"

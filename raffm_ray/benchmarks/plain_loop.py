@@ -32,22 +32,26 @@ def train_clients(
         model.load_state_dict(start)
         optimizer = torch.optim.AdamW(parameters, lr=local.learning_rate, weight_decay=local.weight_decay, fused=True)
         for indices in batches:
-            chosen = torch.from_numpy(indices)
+            chosen = torch.from_numpy(indices).to(labels.device)
             optimizer.zero_grad(set_to_none=True)
-            output = model(**{name: values[chosen] for name, values in inputs.items()})
-            cross_entropy(output.logits, labels[chosen]).backward()
+            with torch.autocast(labels.device.type, torch.bfloat16, enabled=local.precision == "bfloat16"):
+                output = model(**{name: values[chosen] for name, values in inputs.items()})
+                loss = cross_entropy(output.logits, labels[chosen])
+            loss.backward()
             if local.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, local.clip)
             optimizer.step()
 
 
-def load(memory: Memory, architecture: Architecture, flat: NDArray[np.float32], examples: Examples, local: LocalSettings) -> None:
-    """Gives a process its model, the weights that every client starts from, and all data as tensors."""
+def load(
+    memory: Memory, architecture: Architecture, flat: NDArray[np.float32], examples: Examples, local: LocalSettings, device: str
+) -> None:
+    """Gives a process its model, the weights that every client starts from, and all data as tensors on a device."""
     model = new_model(architecture, 0).train()
     model.load_state_dict(views(torch.from_numpy(flat.copy()), architecture.shapes), strict=False)
-    memory["model"] = model
+    memory["model"] = model.to(device)
     memory["start"] = {name: values.clone() for name, values in model.state_dict().items()}
-    memory["data"] = examples.batch(slice(None))
+    memory["data"] = examples.batch(slice(None), device)
     memory["local"] = local
 
 
@@ -59,6 +63,8 @@ def give(memory: Memory, clients: Sequence[Batches]) -> None:
 def train(memory: Memory) -> None:
     """Trains them."""
     train_clients(memory["model"], memory["start"], memory["data"], memory["clients"], memory["local"])
+    if memory["data"]["labels"].is_cuda:
+        torch.cuda.synchronize()
 
 
 def forget(memory: Memory) -> None:

@@ -15,11 +15,11 @@ from raffm_ray.benchmarks.bare_ray import add_client
 from raffm_ray.benchmarks.measure import Backend
 from raffm_ray.client import Runner
 from raffm_ray.display import Display
+from raffm_ray.loop import run_round
 from raffm_ray.messages import Job, Package, Report, Update, flatten
 from raffm_ray.pool import Pool, open_pool
 from raffm_ray.prepare import Prepared
 from raffm_ray.server import begin_round, finish_round
-from raffm_ray.simulation import run_round
 from raffm_ray.state import Round, ServerState, Setup, new_state
 
 
@@ -67,13 +67,13 @@ class Rounds:
         display = Display(Console(quiet=True), "", rounds)
         for _ in range(rounds):
             work = begin_round(self.setup, self.state)
-            summed, updates, late = run_round(self.setup, work, self.state, self.pool, display)
+            summed, updates, late, _ = run_round(self.setup, work, self.state, self.pool, display)
             self.state = finish_round(self.setup, self.state, work, summed, updates, late)
 
 
 @contextmanager
-def federation(prepared: Prepared, runner: Runner, workers: int, backend: Backend) -> Iterator[Rounds]:
-    """A federation with a pool of its own, which is closed at the end; one round has been run, so that everything is warm."""
+def federation(prepared: Prepared, runner: Runner, workers: int | None, backend: Backend) -> Iterator[Rounds]:
+    """A federation with a pool of its own, of as many workers as there is room for where none are given, which is closed at the end; one round has been run, so that everything is warm."""
     pool = open_pool(runner, prepared.setup.experiment.pool.model_copy(update={"workers": workers, "backend": backend}))
     try:
         rounds = Rounds(prepared.setup, pool, new_state(starting_flat(prepared)))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from raffm_ray.axes import Plan, scatter_add_selected, take_selected
-from raffm_ray.benchmarks.crew import apart
+from raffm_ray.benchmarks.crew import Crew, apart
 from raffm_ray.benchmarks.measure import Bench, Row, interleaved, scaled
 from raffm_ray.benchmarks.memory import peak_growth
 from raffm_ray.benchmarks.rounds import numpy_of, starting_flat
@@ -26,6 +26,7 @@ from raffm_ray.prepare import Prepared
 from raffm_ray.salience import METRICS, rank
 from raffm_ray.seeding import generator
 from raffm_ray.training import one_thread
+from raffm_ray.worker import keep_memory
 
 FRACTIONS = (1.0, 0.75, 0.5, 0.35)
 """Parts of the parameters in layers (of the encoder)."""
@@ -38,7 +39,7 @@ MODELS: dict[str, Workload] = {
     "ViT": Workload(CIFAR, "pictures", 1, 1, STEPS[1], 1, 1.0),
     "MiniLM": Workload(MINILM, "texts", 1, 1, STEPS[1], 1, 1.0),
 }
-MODEL_SETTINGS: dict[str, dict[str, Any]] = {"ViT": {}, "MiniLM": {}}
+MODEL_SETTINGS: dict[str, dict[str, Any]] = {"ViT": {}, "MiniLM": {"freeze": ["*embeddings*"]}}
 """Settings of `model` besides its configuration."""
 
 
@@ -127,9 +128,11 @@ def subnet(bench: Bench) -> list[Row]:
     return [row for name in MODELS for row in _model_rows(bench, name)]
 
 
-def extract_aggregate(bench: Bench) -> list[Row]:
-    """Bytes cut and added back a second, at half of MiniLM's encoder; the limit is a copy of as many bytes in as many arrays."""
-    client = client_of("MiniLM", bench.quick)
+def _rates(quick: bool, repetitions: int) -> tuple[list[tuple[float, ...]], dict[str, int]]:
+    """GB cut, added back and copied a second, by repetition, in a process that keeps its memory as a worker does."""
+    if not quick:
+        keep_memory()
+    client = client_of("MiniLM", quick)
     architecture, plan = client.prepared.setup.architecture, plan_of_fraction(client.prepared, 0.5)
     parameters = views(torch.from_numpy(client.flat), architecture.shapes)
     chosen = selections(architecture.shapes, architecture.layout, plan)
@@ -137,7 +140,7 @@ def extract_aggregate(bench: Bench) -> list[Row]:
     targets = {name: torch.zeros_like(values) for name, values in sources.items()}
     totals = views(torch.zeros(client.flat.shape[0]), architecture.shapes)
     moved = 4 * sum(values.numel() for values in sources.values()) / 1e9
-    times = 1 if bench.quick else 10
+    times = 1 if quick else 10
 
     def rate(action: Callable[[], None]) -> float:
         start = perf_counter()
@@ -147,7 +150,8 @@ def extract_aggregate(bench: Bench) -> list[Row]:
 
     def cut() -> None:
         for name, selected in chosen.items():
-            take_selected(parameters[name], selected).to("cpu", copy=True)
+            values = take_selected(parameters[name], selected)
+            values.to("cpu", copy=values is parameters[name])
 
     def add() -> None:
         for name, selected in chosen.items():
@@ -159,8 +163,16 @@ def extract_aggregate(bench: Bench) -> list[Row]:
 
     for action in (cut, add, copy):
         action()
-    cuts, adds, copies = interleaved(bench, bench.repetitions, [partial(rate, action) for action in (cut, add, copy)])
-    details = {"bytes": int(1e9 * moved), "arrays": len(sources)}
+    with one_thread():
+        alone = Bench(1, repetitions, quick, lambda *_: None, Crew(0))
+        rates = interleaved(alone, repetitions, [partial(rate, action) for action in (cut, add, copy)])
+    return rates, {"bytes": int(1e9 * moved), "arrays": len(sources)}
+
+
+def extract_aggregate(bench: Bench) -> list[Row]:
+    """Bytes cut and added back a second, at half of MiniLM's encoder; the limit is a copy of as many bytes in as many arrays."""
+    asked = (bench.quick, bench.repetitions)
+    (cuts, adds, copies), details = _rates(*asked) if bench.quick else apart(_rates, *asked)
     return [
         Row("cut", "GB/s", cuts, copies, 0.6, at_least=True, details=details),
         Row("added", "GB/s", adds, copies, 0.6, at_least=True, details=details),

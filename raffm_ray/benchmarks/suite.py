@@ -16,6 +16,7 @@ from rich.table import Table
 
 from raffm_ray import __version__
 from raffm_ray.benchmarks.crew import Crew
+from raffm_ray.benchmarks.gpu import gpu, why_no_gpu
 from raffm_ray.benchmarks.measure import Backend, Bench, Row
 from raffm_ray.benchmarks.nothing import noop_large, noop_small
 from raffm_ray.benchmarks.scale import scale
@@ -32,10 +33,11 @@ from raffm_ray.training import one_thread
 
 @dataclass(frozen=True)
 class Case:
-    """`run` gives the case's rows; `says`: ours and the limit, in a line."""
+    """`run` gives the case's rows; `says`: ours and the limit, in a line; `why_not`: why it cannot run here, None where it can."""
 
     run: Callable[[Bench], list[Row]]
     says: str
+    why_not: Callable[[], str | None] = lambda: None
 
 
 CASES: dict[str, Case] = {
@@ -48,6 +50,7 @@ CASES: dict[str, Case] = {
     "extract-aggregate": Case(extract_aggregate, "bytes cut and added a second / copied"),
     "scale": Case(scale, "registered clients, clients a round, workers: the most / the fewest"),
     "start": Case(start, "raffm-ray run to the end of round 1 / libraries and Ray alone"),
+    "gpu": Case(gpu, "BERT-base and ViT-B/16 in bfloat16, 10 clients of 4 steps / a plain loop on the same GPU", why_no_gpu),
 }
 
 
@@ -84,12 +87,14 @@ def table_of(results: Mapping[str, Sequence[Row]], title: str) -> Table:
     for heading in ("ratio", "spread", "target", "met"):
         table.add_column(heading, no_wrap=True, justify="right")
     for case, rows in results.items():
+        if not rows:
+            table.add_row(case, CASES[case].why_not())
         for row in rows:
             low, high = row.quartiles
             met = {None: "", True: "yes", False: "[red]no[/]"}[row.met]
             table.add_row(
                 case, row.what, f"{_short(median(row.ours))} {row.unit}", f"{_short(median(row.limit))} {row.unit}",
-                "-" if row.ratio is None else f"{row.ratio:.3f}", f"{_short(low)}..{_short(high)}", _target(row), met,
+                f"{row.ratio:.3f}", f"{_short(low)}..{_short(high)}", _target(row), met,
             )  # fmt: skip
     table.caption = (
         "medians of repetitions that alternate; spread: quartiles of what the target bounds (the ratio, where there is none)"
@@ -114,15 +119,17 @@ def run_suite(
         "cases": {},
     }
     rows: dict[str, list[Row]] = {}
-    crew = Crew(workers)
+    crew = Crew(workers, 0) if quick else Crew(workers)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with one_thread(), Display(console, "bench", len(names)) as display:
             for name in names:
                 display.stage(f"{name}: {CASES[name].says}", 1)
                 began = perf_counter()
-                rows[name] = CASES[name].run(Bench(workers, repetitions, quick, display.advance, crew, backend))
-                case = {"says": CASES[name].says, "seconds": perf_counter() - began}
+                reason = CASES[name].why_not()
+                bench = Bench(workers, repetitions, quick, display.advance, crew, backend)
+                rows[name] = [] if reason else CASES[name].run(bench)
+                case = {"says": CASES[name].says, "seconds": perf_counter() - began, "why_not": reason}
                 content["cases"][name] = {**case, "rows": [row.content() for row in rows[name]]}
                 write_json(folder / "bench.json", content)
     finally:

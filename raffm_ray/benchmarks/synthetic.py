@@ -1,6 +1,7 @@
 """Experiments on data made in memory, in the right shapes: a speed suite needs no file."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,9 @@ def grey(count: int, rng: Rng) -> Examples:
     return _with("pixel_values", rng.standard_normal((count, 1, 8, 8), dtype=np.float32), rng)
 
 
-def pictures(count: int, rng: Rng) -> Examples:
-    """Colour images of 32 x 32 as bytes, as CIFAR is kept."""
-    pixels = rng.integers(256, size=(count, 3, 32, 32), dtype=np.uint8)
+def pictures(count: int, rng: Rng, size: int = 32) -> Examples:
+    """Colour images as bytes, as CIFAR is kept."""
+    pixels = rng.integers(256, size=(count, 3, size, size), dtype=np.uint8)
     return _with("pixel_values", Pixels(pixels, (0.5,) * 3, (0.5,) * 3), rng)
 
 
@@ -65,6 +66,7 @@ def texts(count: int, rng: Rng) -> Examples:
 KINDS: dict[str, tuple[str, Callable[[int, Rng], Examples]]] = {
     "grey": ("image_classification", grey),
     "pictures": ("image_classification", pictures),
+    "photographs": ("image_classification", partial(pictures, size=224)),
     "texts": ("sequence_classification", texts),
 }
 """Kind of data -> the head it is for, and how so many examples of it are made."""

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
+from raffm_ray.benchmarks.crew import Crew
 from raffm_ray.benchmarks.measure import Bench, Row, interleaved, scaled
 from raffm_ray.benchmarks.plain_loop import Batches, forget, give, load, train
 from raffm_ray.benchmarks.rounds import Rounds, federation, numpy_of
@@ -31,7 +32,7 @@ class Workload:
     target: float
     batch_size: int = 16
 
-    def shortened(self) -> "Workload":
+    def shortened(self) -> Self:
         """The same in small, for tests."""
         layers = {**self.config, "num_hidden_layers": 1}
         if self.kind == "texts":
@@ -40,8 +41,13 @@ class Workload:
 
     def prepared(self) -> Prepared:
         """As an experiment on data in memory: every client has as many examples as it sees."""
-        local = {"batch_size": self.batch_size, "steps": self.steps, "learning_rate": 1e-3}
-        return synthetic(self.config, self.kind, self.clients, self.per_round, local, self.steps * self.batch_size)
+        return self.experiment({})
+
+    def experiment(self, local: dict[str, Any], **changes: Any) -> Prepared:
+        """`prepared` with other settings of local training, and others."""
+        settings = {"batch_size": self.batch_size, "steps": self.steps, "learning_rate": 1e-3, **local}
+        examples = self.steps * self.batch_size
+        return synthetic(self.config, self.kind, self.clients, self.per_round, settings, examples, **changes)
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -60,15 +66,45 @@ def batches_of(prepared: Prepared, package: Package, job: Job) -> Batches:
     return list(batches(prepared.shares[job.client], local.batch_size, local.steps, rng))
 
 
-def _plain_seconds(bench: Bench, prepared: Prepared, ours: Rounds, rounds: int) -> float:
+def _plain_seconds(crew: Crew, prepared: Prepared, ours: Rounds, rounds: int) -> float:
     """What the plain loop takes for the clients of our next round, so many times."""
     work = ours.next()
     clients = [batches_of(prepared, work.package, job) for job in work.jobs]
-    bench.crew.each(give, [(clients[position :: bench.workers],) for position in range(bench.workers)])
+    crew.each(give, [(clients[position :: crew.count],) for position in range(crew.count)])
     start = perf_counter()
     for _ in range(rounds):
-        bench.crew.each(train, [()] * bench.workers)
+        crew.each(train, [()] * crew.count)
     return perf_counter() - start
+
+
+def beside_plain(bench: Bench, workload: Workload, what: str, crew: Crew, workers: int | None, device: str) -> Row:
+    """A workload's rounds on so many workers (None: as many as there is room for) beside the plain loop on a crew."""
+    prepared = workload.prepared()
+    setup, count = prepared.setup, workload.per_round * workload.rounds
+    with federation(prepared, prepared.runner(), workers, bench.backend) as ours:
+        flat = numpy_of(ours.state.parameters)
+        given = (setup.architecture, flat, prepared.task.clients, setup.experiment.local, device)
+        crew.each(load, [given] * crew.count)
+
+        def our_own() -> float:
+            start = perf_counter()
+            ours.run(workload.rounds)
+            return perf_counter() - start
+
+        def plain() -> float:
+            return _plain_seconds(crew, prepared, ours, workload.rounds)
+
+        try:
+            plain()
+            measured, limit = interleaved(bench, bench.repetitions, (our_own, plain))
+        finally:
+            crew.each(forget, [()] * crew.count)
+    rates = [[count / seconds for seconds in values] for values in (measured, limit)]
+    details = {
+        "clients": count, "workers": ours.pool.workers, "ours_clients_a_second": rates[0], "limit_clients_a_second": rates[1],
+    }  # fmt: skip
+    to_each = 1000 / count
+    return Row(what, "ms", scaled(measured, to_each), scaled(limit, to_each), workload.target, details=details)
 
 
 def training(name: str) -> Callable[[Bench], list[Row]]:
@@ -76,29 +112,6 @@ def training(name: str) -> Callable[[Bench], list[Row]]:
 
     def case(bench: Bench) -> list[Row]:
         workload = WORKLOADS[name].shortened() if bench.quick else WORKLOADS[name]
-        prepared = workload.prepared()
-        setup, count = prepared.setup, workload.per_round * workload.rounds
-        with federation(prepared, prepared.runner(), bench.workers, bench.backend) as ours:
-            flat = numpy_of(ours.state.parameters)
-            given = (setup.architecture, flat, prepared.task.clients, setup.experiment.local)
-            bench.crew.each(load, [given] * bench.workers)
-
-            def our_own() -> float:
-                start = perf_counter()
-                ours.run(workload.rounds)
-                return perf_counter() - start
-
-            def plain() -> float:
-                return _plain_seconds(bench, prepared, ours, workload.rounds)
-
-            try:
-                plain()
-                measured, limit = interleaved(bench, bench.repetitions, (our_own, plain))
-            finally:
-                bench.crew.each(forget, [()] * bench.workers)
-        rates = [[count / seconds for seconds in values] for values in (measured, limit)]
-        details = {"clients": count, "ours_clients_a_second": rates[0], "limit_clients_a_second": rates[1]}
-        to_each = 1000 / count
-        return [Row("a client", "ms", scaled(measured, to_each), scaled(limit, to_each), workload.target, details=details)]
+        return [beside_plain(bench, workload, "a client", bench.crew, bench.workers, "cpu")]
 
     return case
