@@ -5,10 +5,12 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from shlex import quote
+from typing import TYPE_CHECKING, Any
 
 from raffm_ray import __version__
-from raffm_ray.errors import ClientError, UserError, WorkerLostError, near_miss
+from raffm_ray.ending import telling_how_to_resume, terminable
+from raffm_ray.errors import BadUpdateError, ClientError, UserError, WorkerLostError, near_miss
 from raffm_ray.flags import take_flag
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation model on devices that are not alike
 
   raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]   a simulation; DIR defaults to runs/<name>-<time>
+  raffm-ray resume DIR [--key.path value ...]                    goes on with a run that was interrupted
   raffm-ray compare CONFIG.yaml [--seeds 0,1,2] [--key.path value ...] [--out DIR]
                                                                  its strategy and every baseline, over seeds: one table, one picture
   raffm-ray shares CONFIG.yaml [--key.path value ...] [--out FILE.png]   a picture and a table of who owns which data; no training
@@ -71,6 +74,26 @@ def _start_ahead(experiment: "Experiment") -> None:
         start_ahead(experiment.pool)
 
 
+def _show(summary: dict[str, Any], folder: Path) -> int:
+    """A finished run's table, and where its picture, report and records are."""
+    from rich.console import Console
+
+    from raffm_ray.display import summary_table
+    from raffm_ray.report import write_report
+
+    image, page = folder / "report.png", folder / "report.html"
+    if not page.is_file():  # written last
+        write_report(folder)
+    out = Console()
+    out = out if out.is_terminal else Console(width=100)
+    out.print(summary_table(summary))
+    if summary["rejected_updates"]:
+        told = f"{summary['rejected_updates']} updates of clients were refused: {folder / 'clients'} says why"
+        out.print(f"warning: {told}; a lower local.learning_rate may help", style="bold red", highlight=False)
+    out.print(f"picture: {image}\nreport:  {page}\nrecords: {folder}", highlight=False, soft_wrap=True)
+    return 0
+
+
 def run(words: Sequence[str]) -> int:
     """`raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]`."""
     rest = list(words)
@@ -84,27 +107,24 @@ def run(words: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from raffm_ray.display import summary_table
     from raffm_ray.simulation import simulate
 
-    console = Console(stderr=True)
-    try:
-        summary = simulate(experiment, folder, console)
-    except KeyboardInterrupt:
-        left = f"; the rounds recorded so far are in {folder}" if folder.exists() else ""
-        print(f"raffm-ray: interrupted{left}", file=sys.stderr)
-        return 130
-    from raffm_ray.report import write_report
+    with telling_how_to_resume(folder):
+        return _show(simulate(experiment, folder, Console(stderr=True)), folder)
 
-    image, page = write_report(folder)
-    out = Console()
-    out = out if out.is_terminal else Console(width=100)
-    out.print(summary_table(summary))
-    if summary["rejected_updates"]:
-        told = f"{summary['rejected_updates']} updates of clients were not finite and were refused: a lower local.learning_rate may help"
-        out.print(f"warning: {told}", style="bold red", highlight=False)
-    out.print(f"picture: {image}\nreport:  {page}\nrecords: {folder}", highlight=False, soft_wrap=True)
-    return 0
+
+def resume(words: Sequence[str]) -> int:
+    """`raffm-ray resume DIR [--key.path value ...]`."""
+    if not words or words[0].startswith("-"):
+        raise UserError("resume: expected the folder of a run, for example: raffm-ray resume runs/digits-20250101-120000")
+    folder = Path(words[0])
+
+    from rich.console import Console
+
+    from raffm_ray.simulation import resume as go_on
+
+    with telling_how_to_resume(folder):
+        return _show(go_on(folder, words[1:], Console(stderr=True)), folder)
 
 
 def _seeds(text: str) -> list[int]:
@@ -138,9 +158,8 @@ def compare(words: Sequence[str]) -> int:
     try:
         content = compare_strategies(experiment, seeds, folder, Console(stderr=True))
     except KeyboardInterrupt:
-        left = f"; the same command with --out {folder} goes on after the last run that is finished" if folder.exists() else ""
-        print(f"raffm-ray: interrupted{left}", file=sys.stderr)
-        return 130
+        told = f"; the same command with --out {quote(str(folder))} goes on where it stopped" if folder.exists() else ""
+        raise KeyboardInterrupt(told) from None
     out = Console()
     out = out if out.is_terminal else Console(width=100)
     for table in tables(content):
@@ -240,7 +259,7 @@ def fleet(words: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": run, "compare": compare, "shares": shares, "report": report, "bench": bench, "fleet": fleet,
+    "run": run, "resume": resume, "compare": compare, "shares": shares, "report": report, "bench": bench, "fleet": fleet,
 }  # fmt: skip
 
 
@@ -254,19 +273,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     _quiet_libraries()
-    try:
-        if words[0] not in COMMANDS:
-            raise UserError(f"{words[0]!r} is not a command{near_miss(words[0], COMMANDS)}")
-        return COMMANDS[words[0]](words[1:])
-    except UserError as error:
-        print(f"raffm-ray: {error}", file=sys.stderr)
-        return 2
-    except (WorkerLostError, ClientError) as error:
-        print(f"raffm-ray: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("raffm-ray: interrupted", file=sys.stderr)
-        return 130
+    with terminable() as came:
+        try:
+            if words[0] not in COMMANDS:
+                raise UserError(f"{words[0]!r} is not a command{near_miss(words[0], COMMANDS)}")
+            return COMMANDS[words[0]](words[1:])
+        except UserError as error:
+            print(f"raffm-ray: {error}", file=sys.stderr)
+            return 2
+        except (WorkerLostError, ClientError, BadUpdateError) as error:
+            print(f"raffm-ray: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt as error:
+            print(f"raffm-ray: interrupted{error}", file=sys.stderr)
+            return 143 if came else 130
 
 
 if __name__ == "__main__":

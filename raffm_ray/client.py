@@ -26,16 +26,24 @@ from raffm_ray.messages import Flat, Job, Package, Report, Result, Update, views
 from raffm_ray.norms import norm_statistics
 from raffm_ray.objectives import OBJECTIVES, Objective
 from raffm_ray.phases import Stopwatch
+from raffm_ray.running import PoolSettings
 from raffm_ray.seeding import generator, torch_seed
-from raffm_ray.settings import PoolSettings
 from raffm_ray.stacking import Member, Part, stack_of, train_stack
 from raffm_ray.training import Prefix, computing, train
 from raffm_ray.workshop import Parameters, Workshop
 
 
-def _is_finite(tensors: Iterable[Tensor]) -> bool:
+def _is_finite(tensors: Iterable[Tensor], weight: float = 1.0) -> bool:
     # Least and greatest are NaN where any value is, and no copy of the values is made.
-    return all(bool(torch.stack(values.aminmax()).isfinite().all()) for values in tensors)
+    return all(bool((weight * torch.stack(values.aminmax())).isfinite().all()) for values in tensors)
+
+
+def refusal(change: Tensor, weight: float, bound: float | None) -> str:
+    """Why a client's change is not used: what it adds to the sum is not finite, or its L2 norm is beyond the bound; "" where it is used."""
+    if not _is_finite([change], weight):
+        return "change not finite"
+    norm = 0.0 if bound is None else float(torch.linalg.vector_norm(change, dtype=torch.float64))
+    return f"norm {norm:.4g} > {bound:g}" if bound is not None and norm > bound else ""
 
 
 class Trained(NamedTuple):
@@ -155,12 +163,12 @@ class Runner:
     def _client(
         self, parameters: Parameters, package: Package, job: Job, trained: Trained | None
     ) -> tuple[Report, Tensor | None, dict[str, Tensor] | None]:
-        """One client's report, its change and its statistics; the latter two are None where not asked for or not finite.
+        """One client's report, its change and its statistics; the latter two are None where not asked for or refused.
 
         `trained`: what came of its training where it was trained together with others.
         """
         start, share, local = time.perf_counter(), self.shares[job.client], package.local
-        loss, steps, accepted = float("nan"), 0, True
+        loss, steps, refused = float("nan"), 0, ""
         seen: dict[int, int] = {}
         change, measured, together_seconds = None, None, 0.0
         with torch.random.fork_rng(devices=[]):
@@ -169,15 +177,15 @@ class Runner:
                 with self.watch.during("calibrate"):
                     measured = self._calibrate(parameters, package, job.client, package.statistic)
                 if not _is_finite(measured.values()):
-                    measured, accepted = None, False
+                    measured, refused = None, "statistics not finite"
             if job.plan is not None:
                 with self.watch.during("train"):
                     loss, seen, change, together_seconds = trained or self._train(parameters, package, job, job.plan)
                 steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
-                if not _is_finite([change]):
-                    change, accepted = None, False
+                if why := refusal(change, job.weight, package.norm_bound):
+                    change, refused = None, why
         report = Report(
-            client=job.client, plan=job.plan, examples=len(share), steps=steps, loss=loss, accepted=accepted,
+            client=job.client, plan=job.plan, examples=len(share), steps=steps, loss=loss, refused=refused,
             seconds=time.perf_counter() - start + together_seconds, forward_backward=tuple(sorted(seen.items())),
             calibrated=min(len(share), package.calibration_examples) if job.calibrate else 0,
             statistics_values=sum(values.numel() for values in (measured or {}).values()),

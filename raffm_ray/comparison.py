@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import yaml
@@ -13,12 +12,13 @@ from rich.console import Console
 from raffm_ray.comparison_picture import draw_comparison
 from raffm_ray.config import dump
 from raffm_ray.errors import UserError, shortened
+from raffm_ray.files import locked
 from raffm_ray.pool import open_pool
 from raffm_ray.prepare import alone, check_baselines, prepare, with_strategy
-from raffm_ray.record import Recorder, check_output, read_summary, write_json
+from raffm_ray.record import check_output, read_summary, write_json
 from raffm_ray.report import write_report
 from raffm_ray.settings import Experiment
-from raffm_ray.simulation import starting, train
+from raffm_ray.simulation import completed, starting
 from raffm_ray.standings import markdown, rows_of_runs, standings
 from raffm_ray.training import one_thread
 
@@ -106,10 +106,9 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
                 number = 1 + runs.index(run)
                 place = f"compare: run {number} of {len(runs)}: {run.strategy}, seed {seed}"
                 console.print(f"{place}{_left(seconds, waiting)}", highlight=False)
-                if run.folder.exists():  # a run of the same configuration that was interrupted
-                    rmtree(run.folder)
                 began = time.perf_counter()
-                train(with_strategy(prepared, run.strategy), start, pool, Recorder(run.folder, run.experiment), console)
+                with locked(run.folder):
+                    completed(with_strategy(prepared, run.strategy), start, pool, run.folder, console)
                 seconds.append(time.perf_counter() - began)
                 waiting -= 1
         finally:
@@ -120,7 +119,7 @@ def compare(experiment: Experiment, seeds: Sequence[int], folder: Path, console:
     """Runs the experiment's strategy and each of its baselines on every seed, in `folder`/<strategy>/seed-<n>; returns the content of
     `comparison.json`, which is written beside `.csv`, `.md` and `.png`.
 
-    A run that is there already, finished and of the same configuration, is reused; one that was interrupted starts again. Raises
+    A run that is there already, finished and of the same configuration, is reused; one that was interrupted goes on after its last checkpoint. Raises
     UserError before any training when a run cannot work or its folder holds something else.
     """
     console = console or Console(stderr=True, quiet=True)

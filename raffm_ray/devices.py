@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from raffm_ray.config import one_line, read_mapping
 from raffm_ray.correlation import correlated_ranks
 from raffm_ray.errors import UserError, look_up
-from raffm_ray.settings import Settings
+from raffm_ray.strict import Settings
 
 Positive = Annotated[float, Field(gt=0, strict=True)]
 AtLeastZero = Annotated[float, Field(ge=0, strict=True)]

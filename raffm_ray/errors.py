@@ -33,6 +33,10 @@ class ClientError(RuntimeError):
     """The code that a client runs raised an exception: a mistake in it, which no retry would mend."""
 
 
+class BadUpdateError(RuntimeError):
+    """A client's update was not finite or beyond a bound, and the experiment asks to stop then."""
+
+
 def near_miss(word: str, known: Iterable[str], listed: bool = False) -> str:
     """`" (did you mean 'x'?)"` for the closest known word, or the list of all when none is close; with `listed`, both."""
     options = list(known)

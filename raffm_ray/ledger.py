@@ -32,7 +32,7 @@ def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> Clien
     costs = setup.costs(Plan() if job.plan is None else work.package.plans[job.plan])
     return ClientRow(
         round=work.package.round, client=job.client, device=setup.classes[job.client], outcome=visit.outcome,
-        examples=report.examples, steps=report.steps, loss=report.loss, accepted=report.accepted, params=costs.params,
+        examples=report.examples, steps=report.steps, loss=report.loss, accepted=not report.refused, refused=report.refused, params=costs.params,
         bytes_down=cost.bytes_down, bytes_up=cost.bytes_up, peak_memory_bytes=costs.memory_bytes, training_flops=cost.flops,
         round_seconds=cost.seconds, energy_joules=cost.energy_joules, seconds=report.seconds,
     )  # fmt: skip
@@ -53,7 +53,7 @@ def round_row(
     weight = sum(examples for _, examples in losses)
     return RoundRow(
         round=number, drawn=work.drawn if work else 0, selected=len(rows), arrived=outcomes.count("used"), late=outcomes.count("late") + outcomes.count("stale"),
-        dropped=outcomes.count("dropped"), learning_rate=work.package.learning_rate if work else 0.0,
+        dropped=outcomes.count("dropped"), refused=sum(not row.accepted for row in rows), learning_rate=work.package.learning_rate if work else 0.0,
         train_loss=sum(loss * examples for loss, examples in losses) / weight if weight else None,
         metric=measured.metric if measured else None, loss=measured.loss if measured else None,
         validation=measured.validation if measured else None,
@@ -73,11 +73,17 @@ def client_rows(setup: Setup, work: Round | None, updates: Sequence[Update]) -> 
     return [client_row(setup, work, visit, reports.get(visit.job.client, visit.report)) for visit in work.visits]
 
 
+def recorded_evaluation(row: RoundRow, plans: Mapping[str, Plan]) -> Evaluation:
+    """The evaluation of a round that has one, from its row and its classes' plans."""
+    assert row.metric is not None
+    assert row.loss is not None
+    return Evaluation(row.metric, row.loss, row.class_metrics, dict(plans), row.validation)
+
+
 def summarize(
     setup: Setup,
     rounds: Sequence[RoundRow],
     clients: Sequence[ClientRow],
-    start: Evaluation,
     final: Evaluation,
     state: ServerState,
     name: str,
@@ -86,7 +92,7 @@ def summarize(
     """The content of `summary.json`. A class's bytes, seconds and joules are means over its clients' training rounds, those cut short
     included; what is wasted is of updates that were never used, also those still on their way.
 
-    `rounds`: how many were run; `best_round`: the best validated one, None without validation.
+    `rounds` begin with round 0, the start. In the result, `rounds`: how many were run; `best_round`: the best validated one, None without validation.
     """
     full = setup.costs(Plan())
     weakest = worst_name(metric, final.class_metrics)
@@ -105,7 +111,7 @@ def summarize(
             "client_rounds": len(rows),
             "params": costs.params,
             "params_fraction": costs.params / full.params,
-            "start": start.class_metrics[device],
+            "start": rounds[0].class_metrics[device],
             "metric": final.class_metrics[device],
             "bytes_down": mean("bytes_down", costs.bytes),
             "bytes_up": mean("bytes_up", costs.bytes_up),
@@ -122,7 +128,7 @@ def summarize(
         "clients": setup.experiment.clients.count,
         "metric": metric,
         "params": full.params,
-        "start": start.metric,
+        "start": rounds[0].metric,
         "global": final.metric,
         "tiers": tiers,
         "worst_class": {"name": weakest, "metric": final.class_metrics[weakest]},

@@ -25,7 +25,7 @@ class Package:
     `norms`: statistics by which norms of plans with a cut residual are corrected; empty for none. `distill`: how much of a prefix's
     loss is the soft outputs of the client's own plan, at `temperature`. `stack`: by plan, how many of its clients may be trained at once;
     empty where it is always one. `owned`: parameters of which sizes have copies of their own (see own.py), behind the others in the flat
-    array; `copies`: by plan, which one it uses.
+    array; `copies`: by plan, which one it uses. `norm_bound`: the largest L2 norm of a client's change.
     """
 
     seed: int
@@ -42,6 +42,7 @@ class Package:
     stack: tuple[int, ...] = ()
     owned: tuple[str, ...] = ()
     copies: tuple[int, ...] = ()
+    norm_bound: float | None = None
 
     def copy_of(self, plan: int | None) -> int:
         """Which copy of the owned parameters a plan uses; 0 are the model's own."""
@@ -69,7 +70,7 @@ class Job:
 class Report:
     """What is recorded of one client's work.
 
-    `loss`: mean training loss of its own plan; `seconds`: real, on this machine; `accepted`: whether all it sent was finite;
+    `loss`: mean training loss of its own plan; `seconds`: real, on this machine; `refused`: why something that it sent is not used, else "";
     `forward_backward`: (plan, examples) pairs, how many examples went forward and backward through each plan; `calibrated`: how many
     examples it calibrated on; `statistics_values`: how many numbers it reported of them.
     """
@@ -80,7 +81,7 @@ class Report:
     steps: int
     loss: float
     seconds: float
-    accepted: bool = True
+    refused: str = ""
     forward_backward: tuple[tuple[int, int], ...] = ()
     calibrated: int = 0
     statistics_values: int = 0

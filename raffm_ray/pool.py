@@ -13,7 +13,7 @@ from raffm_ray.errors import ClientError, UserError
 from raffm_ray.gpu import HELP, repeatable, told
 from raffm_ray.messages import Call, Flat, Progress, Result
 from raffm_ray.phases import Profile
-from raffm_ray.settings import PoolSettings
+from raffm_ray.running import PoolSettings
 from raffm_ray.training import one_thread
 
 

@@ -14,7 +14,7 @@ from raffm_ray.gpu import HELP, NoRoomError, Turns, gpu_memory_bytes, told, work
 from raffm_ray.messages import Call, Flat, Progress, Result, described
 from raffm_ray.phases import Profile
 from raffm_ray.ray_start import connect
-from raffm_ray.settings import PoolSettings
+from raffm_ray.running import PoolSettings
 from raffm_ray.worker import NotBegunError, Worker
 
 READY_SECONDS = 180.0

@@ -2,12 +2,13 @@
 
 import logging
 import os
+import signal
 from concurrent.futures import Future
-from threading import Event, Thread
+from threading import Event, Thread, current_thread, main_thread
 
 import ray
 
-from raffm_ray.settings import PoolSettings
+from raffm_ray.running import PoolSettings
 
 _ahead: list[Future[None]] = []
 """The start that is under way, if one is: Ray is one a process."""
@@ -15,10 +16,13 @@ _ahead: list[Future[None]] = []
 
 def connect(settings: PoolSettings) -> None:
     """Joins the cluster that RAY_ADDRESS names, or starts Ray on this machine alone; waits for a start that is under way."""
+    before = signal.getsignal(signal.SIGTERM)
     if _ahead:
         _ahead.pop().result()
     if not ray.is_initialized():
         _start(settings)
+    if callable(before) and current_thread() is main_thread():  # Ray's own handler would end the process on the spot
+        signal.signal(signal.SIGTERM, before)
 
 
 def start_ahead(settings: PoolSettings) -> None:

@@ -6,9 +6,11 @@ import resource
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import sha256
 from math import prod
 from pathlib import Path
+from shlex import quote
 from typing import Any, get_type_hints
 
 import pyarrow as pa
@@ -18,12 +20,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from raffm_ray import checkpoint
 from raffm_ray.architectures import Architecture
+from raffm_ray.checkpoint import Checkpoint
 from raffm_ray.config import dump
 from raffm_ray.errors import UserError
+from raffm_ray.files import sync, whole_folder, write_whole
 from raffm_ray.messages import views
 from raffm_ray.settings import Experiment
 from raffm_ray.state import ServerState
+
+SUMMARY = "summary.json"
+"""Written last: whoever has it is finished."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class ClientRow:
     """One client in one round. `seconds` is real time here; `round_seconds` and `energy_joules` are the simulated device's.
 
     `outcome`: one of `clock.OUTCOMES`. Bytes, FLOPs, seconds and joules of who dropped out or was stopped are those up to that moment;
-    `steps` are what it was to do, and it has no loss: its training is not run.
+    `steps` are what it was to do, and it has no loss: its training is not run. `refused`: why what it sent was not `accepted`, else "".
     """
 
     round: int
@@ -42,6 +50,7 @@ class ClientRow:
     steps: int
     loss: float
     accepted: bool
+    refused: str
     params: int
     bytes_down: int
     bytes_up: int
@@ -56,7 +65,8 @@ class ClientRow:
 class RoundRow:
     """One round. Round 0 is before training: the first calibration and the start's evaluation. Metrics are None between evaluations.
 
-    Of `drawn` clients `selected` were sent work (a strategy may let some rest), of whom `arrived` were back before the round's end, `late` after it, and `dropped` never.
+    Of `drawn` clients `selected` were sent work (a strategy may let some rest), of whom `arrived` were back before the round's end, `late`
+    after it, and `dropped` never; of what they sent `refused` was not used because it was bad.
     `round_seconds`: how long it took; `simulated_seconds`: virtual time at its end. Bytes and joules include what was in vain.
     `validation`: what `evaluation.watch` names, on the validation part, None where there is none.
     `wall_seconds`: real, since the round before was recorded; `phase_seconds`: what they went into, see phases.py.
@@ -68,6 +78,7 @@ class RoundRow:
     arrived: int
     late: int
     dropped: int
+    refused: int
     learning_rate: float
     train_loss: float | None
     metric: float | None
@@ -99,12 +110,20 @@ def schema_of(row: type) -> pa.Schema:
 
 
 def check_output(folder: Path) -> None:
-    """Raises UserError when the folder holds something already (nothing is ever overwritten), or cannot be made."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--out {folder}: exists and is not an empty folder; nothing is overwritten")
+    """Raises UserError when the folder holds something already (nothing is ever overwritten; hidden files do not count: a lock, or what
+    was being written), or cannot be made."""
+    if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
+        raise UserError(f"--out {folder}: exists and is not an empty folder; nothing is overwritten{how_to_resume(folder)}")
     nearest = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise UserError(f"--out {folder}: {nearest} is not a folder that can be written to")
+
+
+def check_origin(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises UserError where a digest of what a run is made from, by name, is another one now than before."""
+    for name in sorted(set(before) & set(now)):
+        if before[name] != now[name]:
+            raise UserError(f"{folder}: {name} is not what it was when the run began; it can only go on with that")
 
 
 def parameters_sha256(flat: Tensor, architecture: Architecture) -> str:
@@ -123,33 +142,87 @@ def peak_rss_bytes() -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
-class Recorder:
-    """Writes a run's folder as it goes. Raises UserError when the folder is taken or cannot be made."""
+def record_names(number: int) -> tuple[str, str]:
+    """Where in a run's folder a round is recorded: its own row, and its clients'."""
+    return f"rounds/round-{number:06d}.parquet", f"clients/round-{number:06d}.parquet"
 
-    def __init__(self, folder: Path, experiment: Experiment) -> None:
-        check_output(folder)
-        self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "config.yaml").open("x", encoding="utf-8") as file:  # fails where another run was faster
-                file.write(dump(experiment))
-        except OSError as error:
-            raise UserError(f"--out {folder}: cannot be made: {error.strerror}") from None
+
+def digest_of(before: str, contents: Sequence[bytes]) -> str:
+    """Digest of all records up to a round, from that of the rounds before ("" for none) and the content of its own files."""
+    return sha256("".join([before, *(sha256(content).hexdigest() for content in contents)]).encode()).hexdigest()
+
+
+def _parquet(kind: type, rows: Sequence[Any]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema_of(kind)), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a run goes on from: a checkpoint, None to begin again, and the rows up to it."""
+
+    checkpoint: Checkpoint | None
+    rounds: Sequence[RoundRow] = ()
+    clients: Sequence[ClientRow] = ()
+
+
+class Recorder:
+    """Writes a run's folder as it goes, from its beginning, or after its `past`.
+
+    `state`: of the server after the last round recorded, None before the first. Raises UserError when the folder of a new run is taken,
+    or cannot be made.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment, past: Past | None = None) -> None:
+        self.folder, self.experiment = folder, experiment
+        if past is None:
+            check_output(folder)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_whole(folder / "config.yaml", dump(experiment).encode())
+            except OSError as error:
+                raise UserError(f"--out {folder}: cannot be made: {error.strerror}") from None
         for part in ("rounds", "clients", "checkpoints"):
-            (folder / part).mkdir()
-        self.rounds: list[RoundRow] = []
-        self.clients: list[ClientRow] = []
-        self._events = SummaryWriter(str(folder / "tensorboard"))
+            (folder / part).mkdir(exist_ok=True)
+        kept = past.checkpoint if past else None
+        self.rounds, self.clients = list(past.rounds if past else ()), list(past.clients if past else ())
+        self.state = kept.state if kept else None
+        self.origin = dict(kept.origin) if kept else {}
+        self._digest, self._unsynced = kept.records if kept else "", set[Path]()
+        # What an interrupted run drew of later rounds is not shown beside what is drawn of them now.
+        self._purge = None if past is None else self.rounds[-1].round + 1 if self.rounds else 0
+
+    @cached_property
+    def _events(self) -> SummaryWriter:
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._purge)
+
+    def made_from(self, origin: Mapping[str, str]) -> None:
+        """Adds digests of what the run is made from. Raises UserError as `check_origin`."""
+        check_origin(self.folder, self.origin, origin)
+        self.origin |= origin
+
+    def complete(self, row: RoundRow, clients: Sequence[ClientRow], state: ServerState) -> None:
+        """Records a round, then `state`, the server's after it: no checkpoint ever speaks of records that are not on the disk."""
+        try:
+            self.add(row, clients)
+            every, self.state = self.experiment.checkpoint.every, state
+            if every and row.round % every == 0:
+                kept = Checkpoint(state, self.origin, self._digest)
+                checkpoint.write(self.folder / "checkpoints", kept, self.experiment.checkpoint.keep, self._unsynced)
+                self._unsynced.clear()
+        except OSError as error:
+            raise UserError(f"{self.folder}: round {row.round} cannot be written: {error.strerror}") from None
 
     def add(self, row: RoundRow, clients: Sequence[ClientRow]) -> None:
         """Records one round: one Parquet file each, and TensorBoard scalars."""
         self.rounds.append(row)
         self.clients.extend(clients)
-        name = f"round-{row.round:06d}.parquet"
-        pq.write_table(pa.Table.from_pylist([asdict(row)], schema=schema_of(RoundRow)), self.folder / "rounds" / name)
-        pq.write_table(
-            pa.Table.from_pylist([asdict(one) for one in clients], schema=schema_of(ClientRow)), self.folder / "clients" / name
-        )
+        contents = _parquet(RoundRow, [row]), _parquet(ClientRow, clients)
+        for name, content in zip(record_names(row.round), contents, strict=True):
+            write_whole(self.folder / name, content)
+            self._unsynced |= {self.folder / name, (self.folder / name).parent}
+        self._digest = digest_of(self._digest, contents)
         scalars = {"metric": row.metric, "loss": row.loss, "validation": row.validation, "train_loss": row.train_loss}
         scalars["bytes"] = row.bytes_down + row.bytes_up
         scalars["simulated_seconds"] = row.simulated_seconds
@@ -157,6 +230,7 @@ class Recorder:
         for tag, value in scalars.items():
             if value is not None:
                 self._events.add_scalar(tag, value, row.round)
+        self._events.flush()
 
     def finish(
         self, summary: Mapping[str, Any], state: ServerState, architecture: Architecture, tokenizer: Any = None,
@@ -164,36 +238,41 @@ class Recorder:
     ) -> None:  # fmt: skip
         """Writes the final model (a plain transformers checkpoint, its tokenizer beside it), what its subnetworks are cut by, `copies` of
         parameters that sizes have of their own, and the summary."""
-        final = self.folder / "checkpoints" / "final"
-        final.mkdir()
-        save_file(
-            {name: values.clone() for name, values in views(state.parameters, architecture.shapes).items()},
-            final / "model.safetensors",
-            {"format": "pt"},
-        )
-        if copies:
-            save_file(dict(copies), final / "own.safetensors")
-        architecture.config.save_pretrained(final)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(final)
-        ranking = {name: torch.from_numpy(score.copy()) for name, score in state.scores.items()}
-        save_file({**ranking, **state.norms}, final / "salience.safetensors")
+        with whole_folder(self.folder / "checkpoints" / "final", self._unsynced) as final:
+            save_file(
+                {name: values.clone() for name, values in views(state.parameters, architecture.shapes).items()},
+                final / "model.safetensors",
+                {"format": "pt"},
+            )
+            if copies:
+                save_file(dict(copies), final / "own.safetensors")
+            architecture.config.save_pretrained(final)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(final)
+            ranking = {name: torch.from_numpy(score.copy()) for name, score in state.scores.items()}
+            save_file({**ranking, **state.norms}, final / "salience.safetensors")
         self._events.close()
-        write_json(self.folder / "summary.json", summary)
+        write_json(self.folder / SUMMARY, summary)
+        checkpoint.remove(self.folder / "checkpoints")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON through a temporary name, so that a reader never sees half of it."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Writes JSON so that a reader never sees half of it, and it is on the disk."""
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+    sync([path, path.parent])
+
+
+def how_to_resume(folder: Path) -> str:
+    """How to go on with the run in a folder that is not finished, as the end of an error; nothing where there is none."""
+    there = (folder / "config.yaml").is_file() and not (folder / SUMMARY).is_file()
+    return f"; raffm-ray resume {quote(str(folder))} goes on with the run that is not finished" if there else ""
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
     """A run's round records, in order. Raises UserError when there are none or one is damaged."""
     files = sorted((folder / "rounds").glob("*.parquet"))
     if not files:
-        raise UserError(f"{folder}: no finished run here (rounds/ holds no records)")
+        raise UserError(f"{folder}: no finished run here (rounds/ holds no records){how_to_resume(folder)}")
     rows: list[dict[str, Any]] = []
     for file in files:
         try:
@@ -205,9 +284,9 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """A run's summary. Raises UserError when it is missing or unreadable."""
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     if not path.is_file():
-        raise UserError(f"{folder}: no finished run here (summary.json is missing)")
+        raise UserError(f"{folder}: no finished run here (summary.json is missing){how_to_resume(folder)}")
     try:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

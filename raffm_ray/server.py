@@ -75,6 +75,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
         experiment.seed, number, tuple(by_size), experiment.local, _learning_rate(experiment, number), statistic,
         experiment.salience.examples, statistic is not None and cuts_residual(setup, state), state.norms,
         strategy.distill, experiment.strategy.temperature, stack_sizes(setup, by_size), setup.owned, copies(setup, state, by_size, number),
+        experiment.server.update_norm_bound,
     )  # fmt: skip
     return replace(schedule(setup, package, jobs, start_seconds), drawn=len(chosen))
 

@@ -2,13 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Settings(BaseModel):
-    """Frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from raffm_ray.running import CheckpointSettings, PoolSettings
+from raffm_ray.strict import Settings
 
 
 class TaskSettings(Settings):
@@ -195,6 +192,8 @@ class ServerSettings(Settings):
     beta1: float = Field(0.9, ge=0, lt=1, description="what momentum, adam and yogi keep of the changes so far")
     beta2: float = Field(0.99, ge=0, lt=1, description="what adam and yogi keep of the squared changes so far")
     tau: float = Field(1e-3, gt=0, description="adaptivity of adam and yogi: smaller adapts more")
+    update_norm_bound: float | None = Field(None, gt=0, description="largest L2 norm of a client's change that is used")
+    bad_updates: Literal["refuse", "stop"] = Field("refuse", description="of those beyond it or not finite; stop: the run ends")
 
 
 class EvaluationSettings(Settings):
@@ -247,38 +246,6 @@ class ClockSettings(Settings):
         return self
 
 
-class PoolSettings(Settings):
-    """Where clients run. None of these changes a result except `block_clients` and `stack_clients`, which change how it is rounded."""
-
-    backend: Literal["ray", "in_process"] = "ray"
-    workers: int | None = Field(None, ge=1, description="actors; default: one a core, or a GPU share")
-    gpus_per_worker: float | Literal["auto"] = Field(
-        0.0, description="1/k of a GPU, or whole GPUs; auto: the largest k for which the largest plan fits k times"
-    )
-    gpu_memory_bytes: float | None = Field(None, gt=0, description="of a GPU, for auto; default: what torch says of one")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where workers compute; auto: on the GPU if they have a share of one"
-    )
-    block_clients: int | None = Field(None, ge=1, description="clients a block; default: a 64th of the round")
-    stack_clients: int | None = Field(
-        None, ge=1, description="clients of one plan trained at once, as one stacked module; default: 16 of small models, else 1"
-    )
-    attempts: int = Field(3, ge=1, description="how often a block is tried when its worker dies")
-
-    @model_validator(mode="after")
-    def _share(self) -> "PoolSettings":
-        share = self.gpus_per_worker
-        if share == "auto":
-            return self
-        if 0 < share < 1 and abs(1 / share - round(1 / share)) > 1e-6:
-            raise ValueError(
-                f"gpus_per_worker {share} must be 1/k, such as 0.5, 0.3333333 or 0.25: other shares never fill a GPU"
-            )
-        if share < 0 or (share > 1 and share != int(share)):
-            raise ValueError(f"gpus_per_worker {share} must be {'0 or more' if share < 0 else 'whole above 1'}")
-        return self
-
-
 class Experiment(Settings):
     """Everything that a run's result depends on."""
 
@@ -297,4 +264,5 @@ class Experiment(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     clock: ClockSettings = ClockSettings()
     pool: PoolSettings = PoolSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
     baselines: tuple[str, ...] = Field((), description="strategies run beside, on the same rounds, for comparison")

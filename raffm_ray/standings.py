@@ -125,7 +125,7 @@ def tables(content: Mapping[str, Any]) -> list[Table]:
 def notes(content: Mapping[str, Any]) -> list[str]:
     """What a reader of the tables has to know, a line each."""
     refused = {name: one["rejected_updates"] for name, one in content["strategies"].items() if one["rejected_updates"]}
-    told = [f"updates refused because they were not finite: {', '.join(f'{name} {count}' for name, count in refused.items())}"]
+    told = [f"updates refused (clients' records say why): {', '.join(f'{name} {count}' for name, count in refused.items())}"]
     start = f"before training the full model has {with_error(content['metric'], content['start'])}"
     return [start, *NOTES, *(told if refused else [])]
 

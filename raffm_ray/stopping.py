@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import isnan
 
+from raffm_ray.clock import Clock
 from raffm_ray.metrics import METRICS, worst
 from raffm_ray.state import Best, ServerState, Setup
 
@@ -31,7 +32,7 @@ def compared(setup: Setup, state: ServerState, metric: str, validation: float | 
     best = state.best
     if best is not None and not _better(metric, validation, best.validation):
         return replace(state, best=replace(best, since=best.since + 1))
-    kept = replace(state, pending=None, moments={}, best=None) if setup.experiment.evaluation.keep_best else None
+    kept = replace(state, pending=None, moments={}, best=None, clock=Clock()) if setup.experiment.evaluation.keep_best else None
     return replace(state, best=Best(state.round, validation, 0, kept))
 
 

@@ -26,6 +26,7 @@ from raffm_ray.device_costs import DeviceCost
 from raffm_ray.display import Display, time_unit
 from raffm_ray.errors import UserError
 from raffm_ray.ledger import client_rows
+from raffm_ray.loop import run_round
 from raffm_ray.messages import Job, Update, flatten
 from raffm_ray.norms import norm_statistics, norm_statistics_size
 from raffm_ray.objectives import OBJECTIVES
@@ -38,7 +39,7 @@ from raffm_ray.salience import METRICS
 from raffm_ray.schedule import available, cost_of, planned_work
 from raffm_ray.server import begin_round, finish_round
 from raffm_ray.settings import ClockSettings
-from raffm_ray.simulation import run_round, simulate
+from raffm_ray.simulation import simulate
 from raffm_ray.state import Round, new_state
 from raffm_ray.strategies import STRATEGIES
 from raffm_ray.training import one_thread

@@ -31,8 +31,9 @@ from raffm_ray.messages import Call, Job, Package, flatten, views
 from raffm_ray.pool import InProcessPool
 from raffm_ray.prepare import Prepared, prepare
 from raffm_ray.ray_pool import RayPool, _share
+from raffm_ray.running import PoolSettings
 from raffm_ray.server import begin_round
-from raffm_ray.settings import LocalSettings, PoolSettings
+from raffm_ray.settings import LocalSettings
 from raffm_ray.simulation import simulate
 from raffm_ray.start import starting_parameters
 from raffm_ray.state import new_state

@@ -20,7 +20,8 @@ from raffm_ray.messages import Call, Package
 from raffm_ray.pool import InProcessPool
 from raffm_ray.prepare import prepare
 from raffm_ray.ray_pool import DEPTH, RayPool, _Flights
-from raffm_ray.settings import LocalSettings, PoolSettings
+from raffm_ray.running import PoolSettings
+from raffm_ray.settings import LocalSettings
 
 # Workers cannot import this module: what it defines travels by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -125,7 +126,7 @@ def test_ray_that_was_started_ahead_outlives_its_start() -> None:
     told = """
 import ray
 from raffm_ray.ray_start import connect, start_ahead
-from raffm_ray.settings import PoolSettings
+from raffm_ray.running import PoolSettings
 start_ahead(PoolSettings(workers=1))
 start_ahead(PoolSettings(workers=1))
 connect(PoolSettings(workers=1))

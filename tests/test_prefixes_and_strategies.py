@@ -244,7 +244,7 @@ def test_an_update_that_is_not_finite_is_refused_and_counted() -> None:
     plain = prepared.runner()
     runner = Runner(plain.architecture, replace(plain.examples, inputs={"pixel_values": poisoned}), plain.shares, plain.held_out)
     update, part = runner.block(work.package, state.parameters.numpy(), work.jobs)
-    assert [report.client for report in update.reports if not report.accepted] == [victim]
+    assert [report.client for report in update.reports if report.refused] == [victim]
     after = finish_round(prepared.setup, state, work, torch.from_numpy(part), [update])
     assert after.parameters.isfinite().all()
     only = Job(victim, work.jobs[0].plan, calibrate=True)

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
-    "errors flags axes layout settings config seeding cache examples metrics correlation tally phases",
+    "errors flags files ending axes layout strict running settings config seeding cache examples metrics correlation tally plain phases",
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures freezing gradients devices partition objectives sources availability",
     "stacked encoding observing calibration salience rotation norms costs device_costs",
@@ -17,8 +17,9 @@ FLOORS = [
     "data strategies training stacking workshop client aggregate clock server_optimizers",
     "state",
     "ranking server work schedule stopping gpu worker",
+    "checkpoint",
     "pool ray_start ray_pool pretrain prepare record display shares",
-    "ledger evaluation curve start simulation",
+    "ledger evaluation curve start public resuming loop simulation",
     "share_picture profile_picture pictures standings report comparison_picture comparison benchmarks benchmarks.extraction benchmarks.crew benchmarks.bare_ray benchmarks.memory benchmarks.synthetic "
     "benchmarks.measure benchmarks.plain_loop benchmarks.rounds benchmarks.nothing benchmarks.training benchmarks.subnetworks "
     "benchmarks.scale benchmarks.gpu benchmarks.starting benchmarks.suite measuring fleet_plans fleet cli",

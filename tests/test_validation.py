@@ -17,13 +17,14 @@ from raffm_ray.data import load_task
 from raffm_ray.errors import UserError
 from raffm_ray.evaluation import evaluate
 from raffm_ray.examples import Examples
+from raffm_ray.loop import train
 from raffm_ray.messages import views
 from raffm_ray.pool import InProcessPool
 from raffm_ray.prepare import prepare
 from raffm_ray.record import Recorder, parameters_sha256
 from raffm_ray.seeding import generator
 from raffm_ray.settings import TaskSettings
-from raffm_ray.simulation import simulate, train
+from raffm_ray.simulation import simulate
 from raffm_ray.start import starting_parameters
 from raffm_ray.state import new_state
 from raffm_ray.stopping import chosen, compared, is_over, watched

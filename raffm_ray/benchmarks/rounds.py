@@ -15,11 +15,11 @@ from raffm_ray.benchmarks.bare_ray import add_client
 from raffm_ray.benchmarks.measure import Backend
 from raffm_ray.client import Runner
 from raffm_ray.display import Display
+from raffm_ray.loop import run_round
 from raffm_ray.messages import Job, Package, Report, Update, flatten
 from raffm_ray.pool import Pool, open_pool
 from raffm_ray.prepare import Prepared
 from raffm_ray.server import begin_round, finish_round
-from raffm_ray.simulation import run_round
 from raffm_ray.state import Round, ServerState, Setup, new_state
 
 

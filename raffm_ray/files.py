@@ -1,0 +1,73 @@
+"""Files that are whole or not there, and folders that one process holds alone."""
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+
+from raffm_ray.errors import UserError
+
+LOCK = ".lock"
+"""The file of a folder that is locked by who holds it; it stays when nobody does."""
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Returns when files and folders are on the disk, so that they outlast a loss of power."""
+    chosen = list(paths)
+    if chosen:
+        with ThreadPoolExecutor(min(8, len(chosen))) as threads:  # at once: the disk takes several as fast as one
+            list(threads.map(_sync, chosen))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file through a temporary name, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+@contextmanager
+def whole_folder(place: Path, unsynced: Iterable[Path] = ()) -> Iterator[Path]:
+    """A new folder under a temporary name, which becomes `place` at the end, replacing what is there, once all in it and `unsynced` are
+    on the disk; nothing happens to `place` where the end is not reached."""
+    temporary = place.with_name(f".{place.name}.tmp")
+    rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    yield temporary
+    sync([*temporary.iterdir(), temporary, *unsynced])
+    if place.exists():
+        rmtree(place)
+    temporary.rename(place)
+    sync([place.parent])
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a folder, which is made where it is not there; the system lets go of it when the process ends, however it does.
+
+    Raises UserError when another process holds it, or it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is at work in it") from None
+        except OSError as error:
+            raise UserError(f"{folder}: its file system cannot lock files: {error.strerror}") from None
+        yield

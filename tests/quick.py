@@ -1,0 +1,71 @@
+"""Runs whose clients make up their updates: all that a server does, hardly any time."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from conftest import tiny_experiment
+from numpy.typing import NDArray
+
+from raffm_ray.client import Runner
+from raffm_ray.messages import Job, Package, Report, Update
+from raffm_ray.pool import InProcessPool
+from raffm_ray.prepare import Prepared, prepare
+from raffm_ray.seeding import generator
+from raffm_ray.settings import Experiment
+from raffm_ray.start import starting_parameters
+
+
+class Quick(Runner):
+    """A client's change follows from its round, number and the parameters; an evaluation from the parameters."""
+
+    def block(self, package: Package, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
+        total, weights, reports, statistics = np.zeros_like(flat), dict[int, float](), [], None
+        for job in jobs:
+            if job.calibrate and package.statistic:
+                statistics = self._client(
+                    self._parameters(flat, package, None), package, Job(job.client, None, calibrate=True), None
+                )[2]
+                self.workshop.release()
+            if job.plan is not None:
+                rng = generator(package.seed, "quick", package.round, job.client)
+                change = np.float32(0.01) * rng.standard_normal(len(flat), dtype=np.float32) - np.float32(0.1) * flat
+                total += np.float32(job.weight) * change
+                weights[job.plan] = weights.get(job.plan, 0.0) + job.weight
+            examples = len(self.shares[job.client])
+            reports.append(Report(job.client, job.plan, examples, 1, float(np.abs(total).sum()), 0.1))
+        return Update(weights, tuple(reports), statistics), total
+
+    def evaluate(
+        self, package: Package, flat: NDArray[np.float32], plan: int, start: int, stop: int, validating: bool = False
+    ) -> tuple[tuple[NDArray[np.float64], float, int], None]:
+        classes = np.floor(10 * np.abs(np.sin(1e4 * (plan + 1) * float(flat[:10].sum()) * np.arange(start + 1, stop + 1))))
+        return (classes[:, None], float(np.abs(flat).sum()), stop - start), None
+
+
+RICH: dict[str, Any] = {
+    "rounds": 3,
+    "clients": {"count": 12, "per_round": 4},
+    "task": {"validation": 20},
+    "evaluation": {"every": 1, "keep_best": True, "sizes": 1},
+    "server": {"optimizer": "adam", "learning_rate": 0.01},
+    "clock": {"late": "accept", "over_selection": 1.75, "dropout": 0.1},
+    "salience": {"every": 2, "until": 1.0, "clients": 1, "examples": 8},
+}
+"""Settings under which a state has something of everything."""
+
+
+@cache
+def _prepared(text: str) -> tuple[Prepared, Any]:
+    prepared = prepare(Experiment.model_validate_json(text))
+    return prepared, starting_parameters(prepared, lambda *_: None, lambda *_: None)
+
+
+def quick(**changes: Any) -> tuple[Prepared, Any, InProcessPool]:
+    """A prepared experiment, what it starts from, and a pool of clients that do nothing."""
+    experiment = tiny_experiment(**changes)
+    prepared, start = _prepared(experiment.model_dump_json())
+    plain = prepared.runner()
+    runner = Quick(plain.architecture, plain.examples, plain.shares, plain.held_out, plain.validation)
+    return prepared, start, InProcessPool(runner)
