@@ -64,6 +64,20 @@ def cost_of(setup: Setup, package: Package, job: Job, report: Report) -> DeviceC
     return device_cost(setup.devices[setup.classes[job.client]], reported_work(setup, package, report), costs.bytes, up)
 
 
+def _costs_of(setup: Setup, package: Package, jobs: Sequence[Job], reports: Sequence[Report]) -> list[DeviceCost]:
+    """`cost_of` for every job; those of equal devices that do equal work are computed once."""
+    known: dict[tuple[object, ...], DeviceCost] = {}
+    found = []
+    for job, report in zip(jobs, reports, strict=True):
+        key = (
+            setup.classes[job.client], job.plan, report.examples, report.forward_backward, report.calibrated, report.statistics_values,
+        )  # fmt: skip
+        if key not in known:
+            known[key] = cost_of(setup, package, job, report)
+        found.append(known[key])
+    return found
+
+
 def available(setup: Setup, clock: Clock) -> tuple[float, list[int]]:
     """When the next round begins, and which clients with data are awake and free then: at once if there is one, else as soon as one is.
 
@@ -105,7 +119,7 @@ def schedule(setup: Setup, package: Package, jobs: Sequence[Job], start_seconds:
     """
     settings, experiment = setup.experiment.clock, setup.experiment
     reports = [planned_work(setup, package, job) for job in jobs]
-    costs = [cost_of(setup, package, job, report) for job, report in zip(jobs, reports, strict=True)]
+    costs = _costs_of(setup, package, jobs, reports)
     needs = np.array([cost.seconds for cost in costs])
     stops, wanted, deadline, idle = np.full(len(jobs), inf), len(jobs), inf, 0.0
     if package.round > 0:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from raffm_ray.axes import Plan, scatter_add_selected, take_selected
 from raffm_ray.benchmarks.crew import Crew, apart
 from raffm_ray.benchmarks.measure import Bench, Row, interleaved, scaled
-from raffm_ray.benchmarks.memory import peak_growth
+from raffm_ray.benchmarks.memory import peak_growth, return_memory_at_once
 from raffm_ray.benchmarks.rounds import numpy_of, starting_flat
 from raffm_ray.benchmarks.synthetic import CIFAR, MINILM, synthetic
 from raffm_ray.benchmarks.training import Workload
@@ -81,6 +81,7 @@ def client_of(name: str, quick: bool) -> Client:
 
 def step_memory(name: str, fraction: float, quick: bool, repetitions: int) -> tuple[list[float], str]:
     """Bytes by which a process grows while a client trains, of which its peak is in a step, by repetition; and how that is known."""
+    return_memory_at_once()  # before anything is held: what was freed into the heap would be used again and never given back
     with one_thread():
         client = client_of(name, quick)
         plan = plan_of_fraction(client.prepared, fraction)
