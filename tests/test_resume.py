@@ -425,7 +425,7 @@ def test_killed_terminated_and_interrupted(tmp_path, out) -> None:
     assert cli.main(["resume", str(out)]) == 2
     process.kill()
     process.communicate()
-    wait_for(lambda: not marked("killed"))
+    wait_for(lambda: not any("Worker" in name for name in marked("killed")))  # Ray's own agents take a minute
 
     for number, code, options in ((signal.SIGTERM, 143, []), (signal.SIGINT, 130, ["--pool.backend", "in_process"])):
         last = max(int(path.name[6:]) for path in (out / "checkpoints").glob("round-*"))
