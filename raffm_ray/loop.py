@@ -59,7 +59,8 @@ def run_round(
         nonlocal done
         done += len(work.blocks[index]) if index < len(work.blocks) else 0
         number = work.package.round
-        display.advance(number - 1 + done / len(work.jobs), f"round {number}/{display.rounds}  {done}/{len(work.jobs)} clients")
+        share = done / max(1, len(work.jobs))  # an evaluation may run beside a round in which nobody trains
+        display.advance(number - 1 + share, f"round {number}/{display.rounds}  {done}/{len(work.jobs)} clients")
 
     for small, part in pool.run(state.parameters.numpy(), calls, costs, progress):
         if len(updates) == len(work.blocks):

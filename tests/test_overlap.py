@@ -12,8 +12,8 @@ from raffm_ray.prepare import prepare
 from raffm_ray.record import read_rounds
 from raffm_ray.simulation import simulate
 
-REAL = {"seconds", "wall_seconds", "phase_seconds", "round_wall_seconds", "driver_peak_rss_bytes"}
-"""What is real time or memory."""
+REAL = {"seconds", "wall_seconds", "phase_seconds", "round_wall_seconds", "driver_peak_rss_bytes", "made_from"}
+"""What is real time or memory, or the digest of settings."""
 NEVER = {"patience": 10**6}
 """A run that may stop after any evaluation cannot train before it; this one never does."""
 
@@ -45,8 +45,9 @@ def left(folder: Path, **changes: Any) -> tuple[dict[str, str], dict[str, Any], 
         {"evaluation": {"every": 1, "keep_best": True}, "local": {"learning_rate": 0.3}},
         {"evaluation": {"every": 2}, "salience": {"every": 2}},
         {"evaluation": {"every": 1}, "clock": {"over_selection": 1.7, "late": "accept"}, "salience": {"source": "public"}},
+        {"evaluation": {"every": 1}, "strategy": {"name": "exclusive"}, "clients": {"count": 12, "per_round": 1}},
     ],
-    ids=["the best is kept", "some rounds only", "late updates"],
+    ids=["the best is kept", "some rounds only", "late updates", "rounds in which nobody trains"],
 )
 def test_an_evaluation_beside_training_leaves_the_same(tmp_path, changes) -> None:
     beside = left(tmp_path / "beside", **changes)
