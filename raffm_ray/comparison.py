@@ -15,7 +15,8 @@ from raffm_ray.errors import UserError, shortened
 from raffm_ray.files import locked
 from raffm_ray.pool import open_pool
 from raffm_ray.prepare import alone, check_baselines, prepare, with_strategy
-from raffm_ray.record import check_output, read_summary, write_json
+from raffm_ray.reading import read_summary
+from raffm_ray.record import check_output, write_json
 from raffm_ray.report import write_report
 from raffm_ray.settings import Experiment
 from raffm_ray.simulation import completed, starting

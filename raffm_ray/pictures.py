@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from raffm_ray.display import human_bytes, time_unit
 from raffm_ray.metrics import scaled, unit, worst
-from raffm_ray.record import read_rounds, read_summary
+from raffm_ray.reading import read_rounds, read_summary
 
 COLORS = (
     "#3b6fb6", "#d1701c", "#3d8f58", "#9a4fa0", "#7a6a53", "#c0392b", "#17a2a8", "#d9a400", "#e377c2", "#4a4a4a", "#86b93b", "#1b2a6b",

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,6 @@ from functools import cached_property
 from hashlib import sha256
 from math import prod
 from pathlib import Path
-from shlex import quote
 from typing import Any, get_type_hints
 
 import pyarrow as pa
@@ -27,10 +27,10 @@ from raffm_ray.config import dump
 from raffm_ray.errors import UserError
 from raffm_ray.files import sync, whole_folder, write_whole
 from raffm_ray.messages import views
+from raffm_ray.reading import SUMMARY, how_to_resume
 from raffm_ray.settings import Experiment
 from raffm_ray.state import ServerState
 
-SUMMARY = "summary.json"
 """Written last: whoever has it is finished."""
 
 
@@ -158,6 +158,16 @@ def _parquet(kind: type, rows: Sequence[Any]) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
+def _show(row: RoundRow, events: SummaryWriter) -> None:
+    scalars = {"metric": row.metric, "loss": row.loss, "validation": row.validation, "train_loss": row.train_loss}
+    scalars["bytes"] = row.bytes_down + row.bytes_up
+    scalars["simulated_seconds"] = row.simulated_seconds
+    scalars |= {f"class_metric/{device}": value for device, value in row.class_metrics.items()}
+    for tag, value in scalars.items():
+        if value is not None:
+            events.add_scalar(tag, value, row.round)
+
+
 @dataclass(frozen=True)
 class Past:
     """What a run goes on from: a checkpoint, None to begin again, and the rows up to it."""
@@ -190,12 +200,17 @@ class Recorder:
         self.state = kept.state if kept else None
         self.origin = dict(kept.origin) if kept else {}
         self._digest, self._unsynced = kept.records if kept else "", set[Path]()
-        # What an interrupted run drew of later rounds is not shown beside what is drawn of them now.
-        self._purge = None if past is None else self.rounds[-1].round + 1 if self.rounds else 0
 
     @cached_property
     def _events(self) -> SummaryWriter:
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._purge)
+        # Drawn anew from the records: TensorBoard reads event files in the order of their names, which hold whole seconds and a counter,
+        # so that what one of them takes back (purge_step) could follow what a later one shows.
+        folder = self.folder / "tensorboard"
+        shutil.rmtree(folder, ignore_errors=True)
+        events = SummaryWriter(str(folder))
+        for row in self.rounds:
+            _show(row, events)
+        return events
 
     def made_from(self, origin: Mapping[str, str]) -> None:
         """Adds digests of what the run is made from. Raises UserError as `check_origin`."""
@@ -216,6 +231,7 @@ class Recorder:
 
     def add(self, row: RoundRow, clients: Sequence[ClientRow]) -> None:
         """Records one round: one Parquet file each, and TensorBoard scalars."""
+        events = self._events
         self.rounds.append(row)
         self.clients.extend(clients)
         contents = _parquet(RoundRow, [row]), _parquet(ClientRow, clients)
@@ -223,14 +239,8 @@ class Recorder:
             write_whole(self.folder / name, content)
             self._unsynced |= {self.folder / name, (self.folder / name).parent}
         self._digest = digest_of(self._digest, contents)
-        scalars = {"metric": row.metric, "loss": row.loss, "validation": row.validation, "train_loss": row.train_loss}
-        scalars["bytes"] = row.bytes_down + row.bytes_up
-        scalars["simulated_seconds"] = row.simulated_seconds
-        scalars |= {f"class_metric/{device}": value for device, value in row.class_metrics.items()}
-        for tag, value in scalars.items():
-            if value is not None:
-                self._events.add_scalar(tag, value, row.round)
-        self._events.flush()
+        _show(row, events)
+        events.flush()
 
     def finish(
         self, summary: Mapping[str, Any], state: ServerState, architecture: Architecture, tokenizer: Any = None,
@@ -260,37 +270,3 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON so that a reader never sees half of it, and it is on the disk."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
     sync([path, path.parent])
-
-
-def how_to_resume(folder: Path) -> str:
-    """How to go on with the run in a folder that is not finished, as the end of an error; nothing where there is none."""
-    there = (folder / "config.yaml").is_file() and not (folder / SUMMARY).is_file()
-    return f"; raffm-ray resume {quote(str(folder))} goes on with the run that is not finished" if there else ""
-
-
-def read_rounds(folder: Path) -> list[dict[str, Any]]:
-    """A run's round records, in order. Raises UserError when there are none or one is damaged."""
-    files = sorted((folder / "rounds").glob("*.parquet"))
-    if not files:
-        raise UserError(f"{folder}: no finished run here (rounds/ holds no records){how_to_resume(folder)}")
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        try:
-            rows += pq.ParquetFile(file).read().to_pylist()
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: damaged or not a record of a round: {str(error).splitlines()[0]}") from None
-    return rows
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """A run's summary. Raises UserError when it is missing or unreadable."""
-    path = folder / SUMMARY
-    if not path.is_file():
-        raise UserError(f"{folder}: no finished run here (summary.json is missing){how_to_resume(folder)}")
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(summary, dict) or not {"name", "strategy", "tiers", "global", "bytes_full_size"} <= set(summary):
-        raise UserError(f"{path}: not the summary of a run")
-    return summary

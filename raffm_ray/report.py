@@ -13,7 +13,7 @@ from raffm_ray.display import human_bytes, human_joules, human_seconds
 from raffm_ray.metrics import shown, unit
 from raffm_ray.pictures import picture
 from raffm_ray.profile_picture import picture_of_profile
-from raffm_ray.record import read_rounds, read_summary
+from raffm_ray.reading import read_rounds, read_summary
 from raffm_ray.share_picture import picture_of_shares
 from raffm_ray.shares import read_shares
 

@@ -14,7 +14,8 @@ from raffm_ray.files import locked
 from raffm_ray.loop import train
 from raffm_ray.pool import Pool, open_pool
 from raffm_ray.prepare import Prepared, check_baselines, prepare, with_strategy
-from raffm_ray.record import SUMMARY, Recorder, check_origin, check_output, read_summary, write_json
+from raffm_ray.reading import SUMMARY, read_summary
+from raffm_ray.record import Recorder, check_origin, check_output, write_json
 from raffm_ray.resuming import experiment_in, opened, origin_of
 from raffm_ray.settings import Experiment
 from raffm_ray.start import starting_parameters

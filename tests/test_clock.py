@@ -33,7 +33,7 @@ from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.pool import InProcessPool
 from raffm_ray.prepare import prepare, with_strategy
 from raffm_ray.ranking import begin_calibration
-from raffm_ray.record import read_rounds
+from raffm_ray.reading import read_rounds
 from raffm_ray.report import write_report
 from raffm_ray.salience import METRICS
 from raffm_ray.schedule import available, cost_of, planned_work

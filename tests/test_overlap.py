@@ -9,7 +9,7 @@ from conftest import tiny_experiment
 
 from raffm_ray.pool import InProcessPool
 from raffm_ray.prepare import prepare
-from raffm_ray.record import read_rounds
+from raffm_ray.reading import read_rounds
 from raffm_ray.simulation import simulate
 
 REAL = {"seconds", "wall_seconds", "phase_seconds", "round_wall_seconds", "driver_peak_rss_bytes", "made_from"}

@@ -10,7 +10,7 @@ from conftest import tiny_experiment
 from raffm_ray import phases
 from raffm_ray.phases import BY_WORKERS, PHASES, Profile, Stopwatch, explained
 from raffm_ray.profile_picture import COLORS, picture_of_profile
-from raffm_ray.record import read_rounds
+from raffm_ray.reading import read_rounds
 from raffm_ray.report import write_report
 from raffm_ray.simulation import simulate
 

@@ -18,7 +18,7 @@ FLOORS = [
     "state",
     "ranking server work schedule stopping gpu worker",
     "checkpoint",
-    "pool ray_start ray_pool pretrain prepare record display shares",
+    "pool ray_start ray_pool pretrain prepare reading record display shares",
     "ledger evaluation curve start public resuming loop simulation",
     "share_picture profile_picture pictures standings report comparison_picture comparison benchmarks benchmarks.extraction benchmarks.crew benchmarks.bare_ray benchmarks.memory benchmarks.synthetic "
     "benchmarks.measure benchmarks.plain_loop benchmarks.rounds benchmarks.nothing benchmarks.training benchmarks.subnetworks "
