@@ -20,7 +20,15 @@ from raffm_ray.settings import Experiment
 
 Row = TypeVar("Row")
 Tell = Callable[[str], None]
-FREE = ("pool.backend", "pool.workers", "pool.attempts", "checkpoint.every", "checkpoint.keep", "server.bad_updates")
+FREE = (
+    "pool.backend",
+    "pool.workers",
+    "pool.attempts",
+    "pool.patience_seconds",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "server.bad_updates",
+)
 """Settings that change no result: a run may go on with others than it began with."""
 
 

@@ -23,7 +23,10 @@ class PoolSettings(Settings):
     stack_clients: int | None = Field(
         None, ge=1, description="clients of one plan trained at once, as one stacked module; default: 16 of small models, else 1"
     )
-    attempts: int = Field(3, ge=1, description="how often a block is tried when its worker dies")
+    attempts: int = Field(3, ge=1, description="how often a block is tried when its worker dies or hangs")
+    patience_seconds: float = Field(
+        300.0, gt=0, description="a block hangs that takes so much longer than ten times what its cost predicts"
+    )
 
     @model_validator(mode="after")
     def _share(self) -> "PoolSettings":

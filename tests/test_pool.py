@@ -16,10 +16,11 @@ from raffm_ray import ray_start
 from raffm_ray.axes import Plan
 from raffm_ray.client import Runner
 from raffm_ray.errors import UserError, WorkerLostError
+from raffm_ray.flights import DEPTH, Flights
 from raffm_ray.messages import Call, Package
 from raffm_ray.pool import InProcessPool
 from raffm_ray.prepare import prepare
-from raffm_ray.ray_pool import DEPTH, RayPool, _Flights
+from raffm_ray.ray_pool import RayPool
 from raffm_ray.running import PoolSettings
 from raffm_ray.settings import LocalSettings
 
@@ -109,14 +110,14 @@ def test_a_call_without_its_run_s_parameters_is_tried_on_another_actor(one, tmp_
     """Never with those of the run before."""
     assert results(one, calls(tmp_path)) == EXPECTED
     sent = []
-    begin = _Flights.begin
+    begin = Flights.begin
 
-    def forgets_once(flights: _Flights, seat: Any) -> None:
+    def forgets_once(flights: Flights, seat: Any) -> None:
         sent.append(seat)
         if len(sent) > 1:
             begin(flights, seat)
 
-    monkeypatch.setattr(_Flights, "begin", forgets_once)
+    monkeypatch.setattr(Flights, "begin", forgets_once)
     doubled = one.run(2 * FLAT, calls(tmp_path)[:2], [1.0] * 2, lambda *_: None)
     assert [large.tolist() for _, large in doubled] == [[1.0] * 4, [2.0, 4.0, 6.0, 8.0]]
     assert len(sent) == 2

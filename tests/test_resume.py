@@ -11,16 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_experiment
+from outcomes import outcome, without_real
 from quick import RICH, quick
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import raffm_ray.loop
 from raffm_ray import checkpoint, cli
@@ -33,35 +31,6 @@ from raffm_ray.simulation import completed, resume, simulate
 from raffm_ray.training import one_thread
 
 ROOT = Path(__file__).parent.parent
-REAL = ("wall_seconds", "phase_seconds", "seconds", "round_wall_seconds", "driver_peak_rss_bytes")
-"""What is measured of this machine, and may differ."""
-
-
-def without_real(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: without_real(inner) for key, inner in value.items() if key not in REAL}
-    return [without_real(inner) for inner in value] if isinstance(value, list) else value
-
-
-def shown_by_tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(folder / "tensorboard"))
-    events.Reload()
-    return {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-def outcome(folder: Path) -> dict[str, str]:
-    """Everything that a run leaves, but for what is real time or memory, as text: NaN equals NaN."""
-    left: dict[str, Any] = {"checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir())}
-    for part in ("rounds", "clients"):
-        left |= {f"{part}/{file.name}": without_real(pq.read_table(file).to_pylist()) for file in (folder / part).iterdir()}
-    for path in (folder / "checkpoints" / "final").iterdir():
-        left[path.name] = sha256(path.read_bytes()).hexdigest()
-    left["shares"] = pq.read_table(folder / "shares.parquet").to_pylist()
-    left["summary"] = without_real(json.loads((folder / "summary.json").read_text()))
-    left["tensorboard"] = shown_by_tensorboard(folder)
-    for other in (folder / "baselines").glob("*"):
-        left[other.name] = outcome(other)
-    return {name: repr(value) for name, value in sorted(left.items())}
 
 
 class Interrupted(BaseException):

@@ -18,7 +18,7 @@ FLOORS = [
     "state",
     "ranking server work schedule stopping gpu worker",
     "checkpoint",
-    "pool ray_start ray_pool pretrain prepare reading record display shares",
+    "pool pace flights ray_start ray_pool pretrain prepare reading record display shares",
     "ledger evaluation curve start public resuming loop simulation",
     "share_picture profile_picture pictures standings report comparison_picture comparison benchmarks benchmarks.extraction benchmarks.crew benchmarks.bare_ray benchmarks.memory benchmarks.synthetic "
     "benchmarks.measure benchmarks.plain_loop benchmarks.rounds benchmarks.nothing benchmarks.training benchmarks.subnetworks "
@@ -87,7 +87,7 @@ def test_a_file_is_one_idea(path: Path) -> None:
 
 def test_only_the_pool_knows_ray_and_the_benchmark_without_it() -> None:
     users = {module_name(path) for path in PACKAGE.rglob("*.py") if "import ray" in path.read_text()}
-    assert users == {"ray_pool", "ray_start", "benchmarks.bare_ray"}
+    assert users == {"flights", "ray_pool", "ray_start", "benchmarks.bare_ray"}
 
 
 def tracked() -> list[Path]:
