@@ -62,7 +62,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def tiny_experiment(**changes: Any) -> Experiment:
-    """A run of seconds: digits, ten clients, five classes."""
+    """A run of seconds: digits, ten clients, five classes. RAFFM_TEST_STACK=1 trains every client alone, in all tests that say nothing else."""
     config = {key: value for key, value in TINY["vit"].items() if key != "num_labels"}
     values: dict[str, Any] = {
         "name": "tiny",
@@ -84,6 +84,8 @@ def tiny_experiment(**changes: Any) -> Experiment:
         "salience": {"every": 1, "clients": 2},
         "pool": {"backend": "in_process"},
     }
+    if stack := os.environ.get("RAFFM_TEST_STACK"):
+        values["pool"]["stack_clients"] = int(stack)
     for key, value in changes.items():
         values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     return parse(values)
