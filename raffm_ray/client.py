@@ -7,7 +7,8 @@ indices of cuts, so a block may run anywhere, any number of times, and gives the
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -75,6 +76,16 @@ def groups(jobs: Sequence[Job], largest: Sequence[int]) -> list[tuple[int | None
     return found
 
 
+@contextmanager
+def _naming(package: Package, jobs: Sequence[Job]) -> Iterator[None]:
+    """Adds to an error whose it is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"raised in round {package.round} by client {', '.join(str(job.client) for job in jobs)}")
+        raise
+
+
 @dataclass
 class Runner:
     """Everything a worker needs that does not change during a run. `shares`: by client, indices of `examples`; `gpu_bytes`: what a worker
@@ -133,9 +144,15 @@ class Runner:
         for plan, group in groups(jobs, package.stack):
             parameters = self._parameters(flat, package, plan)
             try:
-                together = self._train_together(parameters, package, group, plan) if len(group) > 1 and plan is not None else None
+                with _naming(package, group):
+                    together = (
+                        self._train_together(parameters, package, group, plan) if len(group) > 1 and plan is not None else None
+                    )
                 for position, job in enumerate(group):
-                    report, change, measured = self._client(parameters, package, job, together[position] if together else None)
+                    with _naming(package, [job]):
+                        report, change, measured = self._client(
+                            parameters, package, job, together[position] if together else None
+                        )
                     reports.append(report)
                     if measured:
                         statistics = add_statistics(statistics, measured)

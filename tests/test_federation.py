@@ -319,8 +319,10 @@ def test_the_resolved_configuration_repeats_the_run(undisturbed, tmp_path) -> No
 
 
 class _Explodes(Runner):
-    def block(self, *_: Any) -> Any:
-        raise ZeroDivisionError("a user's bug")
+    def _train(self, parameters: Any, package: Package, job: Any, number: int) -> Any:
+        if package.round == 1:
+            raise ZeroDivisionError("a user's bug")
+        return super()._train(parameters, package, job, number)
 
 
 class _Dies(Runner):
@@ -366,8 +368,9 @@ def test_an_actor_that_always_dies_ends_in_an_error_that_names_round_and_block(f
 
 
 def test_a_user_s_exception_is_not_retried(four_cores, out) -> None:
-    experiment = tiny_experiment(pool={"backend": "ray", "workers": 1})
+    experiment = tiny_experiment(pool={"backend": "ray", "workers": 1, "block_clients": 5, "stack_clients": 1})
     pool = RayPool(runner_of(_Explodes, prepare(experiment)), experiment.pool)
-    with pytest.raises(ClientError, match=r"(?s)round 0, block of clients \d+: .*ZeroDivisionError: a user's bug"):
+    told = r"(?s)round 1, block of clients \d+, \d+.*: .*ZeroDivisionError: a user's bug\nraised in round 1 by client \d+$"
+    with pytest.raises(ClientError, match=told):
         simulate(experiment, out, pool=pool)
     pool.close()
