@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from raffm_ray.errors import UserError
 
 SUMMARY = "summary.json"
+"""Written last: whoever has it is finished."""
 
 
 def how_to_resume(folder: Path) -> str:

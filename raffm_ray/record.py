@@ -31,8 +31,6 @@ from raffm_ray.reading import SUMMARY, how_to_resume
 from raffm_ray.settings import Experiment
 from raffm_ray.state import ServerState
 
-"""Written last: whoever has it is finished."""
-
 
 @dataclass(frozen=True)
 class ClientRow:
