@@ -172,12 +172,21 @@ def compare(words: Sequence[str]) -> int:
 
 
 def report(words: Sequence[str]) -> int:
-    """`raffm-ray report DIR`."""
-    if len(words) != 1:
-        raise UserError("report: expected one folder of a finished run")
+    """`raffm-ray report DIR [DIR ...] [--out DIR]`."""
+    rest = list(words)
+    chosen = take_flag(rest, "--out")
+    if not rest or any(word.startswith("-") for word in rest):
+        raise UserError("report: expected folders of finished runs")
+    if len(rest) > 1:
+        from raffm_ray.several import write_comparison
+
+        print(write_comparison([Path(word) for word in rest], Path(chosen) if chosen else _fresh_folder("report")))
+        return 0
+    if chosen:
+        raise UserError("report: --out is for several runs; the report of one is written into its own folder")
     from raffm_ray.report import write_report
 
-    for path in write_report(Path(words[0])):
+    for path in write_report(Path(rest[0])):
         print(path)
     return 0
 

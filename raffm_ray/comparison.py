@@ -1,7 +1,8 @@
 """A strategy and its rivals over seeds: the same data, fleet, budgets and rounds, every run in a folder of its own."""
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,17 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from raffm_ray.comparison_picture import draw_comparison
 from raffm_ray.config import dump
 from raffm_ray.errors import UserError, shortened
 from raffm_ray.files import locked
 from raffm_ray.pool import open_pool
 from raffm_ray.prepare import alone, check_baselines, prepare, with_strategy
-from raffm_ray.reading import read_summary
-from raffm_ray.record import check_output, write_json
+from raffm_ray.reading import read_rounds, read_summary
+from raffm_ray.record import check_output
 from raffm_ray.report import write_report
 from raffm_ray.settings import Experiment
+from raffm_ray.several import flat, write_page
 from raffm_ray.simulation import completed, starting
-from raffm_ray.standings import markdown, rows_of_runs, standings
 from raffm_ray.training import one_thread
 
 
@@ -49,14 +49,6 @@ def runs_of(experiment: Experiment, seeds: Sequence[int], folder: Path) -> list[
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
-
-
 def check_folder(run: Run) -> None:
     """Raises UserError when the run's folder holds anything but this run, finished or not, or cannot be made."""
     kept, wanted = run.folder / "config.yaml", dump(run.experiment)
@@ -70,7 +62,7 @@ def check_folder(run: Run) -> None:
         raise UserError(f"{kept}: cannot be read: {str(error).splitlines()[0]}") from None
     if text == wanted:
         return
-    there, here = _flat(found if isinstance(found, dict) else {}), _flat(yaml.safe_load(wanted))
+    there, here = flat(found if isinstance(found, dict) else {}), flat(yaml.safe_load(wanted))
     keys = [key for key in {**here, **there} if key not in there or key not in here or there[key] != here[key]]
     told = ""
     if keys:
@@ -118,7 +110,7 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
 
 def compare(experiment: Experiment, seeds: Sequence[int], folder: Path, console: Console | None = None) -> dict[str, Any]:
     """Runs the experiment's strategy and each of its baselines on every seed, in `folder`/<strategy>/seed-<n>; returns the content of
-    `comparison.json`, which is written beside `.csv`, `.md` and `.png`.
+    `comparison.json`, which is written beside `.html`, `.csv`, `.md` and `.png`.
 
     A run that is there already, finished and of the same configuration, is reused; one that was interrupted goes on after its last checkpoint. Raises
     UserError before any training when a run cannot work or its folder holds something else.
@@ -135,13 +127,12 @@ def compare(experiment: Experiment, seeds: Sequence[int], folder: Path, console:
                 with_strategy(prepared, name)
         _run_all(runs, experiment, console)
     summaries: dict[str, dict[int, dict[str, Any]]] = {}
+    rounds: dict[str, list[list[dict[str, Any]]]] = {}
     for run in runs:
         if not (run.folder / "report.html").is_file():
             write_report(run.folder)
         summaries.setdefault(run.strategy, {})[run.seed] = read_summary(run.folder)
-    content = standings(summaries)
-    write_json(folder / "comparison.json", content)
-    (folder / "comparison.csv").write_text(rows_of_runs(summaries), encoding="utf-8")
-    (folder / "comparison.md").write_text(markdown(content), encoding="utf-8")
-    draw_comparison(content, folder / "comparison.png")
+        rounds.setdefault(run.strategy, []).append(read_rounds(run.folder))
+    write_page(summaries, rounds, [(run.strategy, run.seed, str(run.folder)) for run in runs], folder)
+    content: dict[str, Any] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     return content

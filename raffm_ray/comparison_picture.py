@@ -54,6 +54,20 @@ def _curves(axes: Axes, content: Mapping[str, Any]) -> None:
     axes.set(title="every size, trained or not", xlabel="parameters kept (% of the full model)", ylabel=label_of(metric))
 
 
+def _over_rounds(axes: Axes, content: Mapping[str, Any]) -> None:
+    metric = content["metric"]
+    for position, (name, one) in enumerate(content["strategies"].items()):
+        rounds, mean = one["progress"]["round"], np.array(one["progress"]["mean"], dtype=float)
+        error = np.array([value or 0.0 for value in one["progress"]["standard_error"]])
+        shown, low, high = ([scaled(metric, value) for value in values.tolist()] for values in (mean, mean - error, mean + error))
+        color = style(position)["color"]
+        axes.plot(
+            rounds, shown, color=color, label=name, linewidth=2.6 if position == 0 else 1.3, zorder=3 if position == 0 else 2
+        )
+        axes.fill_between(rounds, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.set(title="full model over rounds", xlabel="round", ylabel=label_of(metric))
+
+
 STANDS = {
     "full": ("full model", "s", 0.22),
     "curve_area": ("mean over sizes", "o", 0.0),
@@ -90,14 +104,16 @@ def _stands(axes: Axes, content: Mapping[str, Any]) -> None:
 def draw_comparison(content: Mapping[str, Any], path: Path) -> None:
     """Writes the picture of a `comparison.json`. Bands and bars are standard errors over seeds."""
     height = max(4.8, 2.6 + 0.36 * len(content["strategies"]))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, height), layout="constrained", width_ratios=(1.15, 1))
+    figure, (first, left, right) = plt.subplots(1, 3, figsize=(19, height), layout="constrained", width_ratios=(1, 1.15, 1))
+    _over_rounds(first, content)
     _curves(left, content)
     _stands(right, content)
     if left.get_legend_handles_labels()[1]:
         left.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
+    first.grid(alpha=0.25)
     left.grid(alpha=0.25)
     right.grid(alpha=0.25, axis="x")
-    for one in (left, right):
+    for one in (first, left, right):
         one.spines[["top", "right"]].set_visible(False)
     seeds = len(content["seeds"])
     spread = f"{seeds} seeds, bands and bars: standard error" if seeds > 1 else f"seed {content['seeds'][0]}"

@@ -51,6 +51,14 @@ class Display:
             self.console.print(line, highlight=False)
 
 
+def magnitude(largest: float, symbol: str) -> tuple[float, str]:
+    """The unit that suits a scale up to `largest`, and how much it is: (1e6, "MB") for 5e6 and "B"."""
+    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")):
+        if largest >= scale:
+            return scale, f"{prefix}{symbol}"
+    return (1e-3, f"m{symbol}") if largest > 0 else (1.0, symbol)
+
+
 def human_bytes(count: float) -> str:
     """1536 -> `1.5 kB` (powers of 1000)."""
     for name in ("B", "kB", "MB", "GB", "TB"):

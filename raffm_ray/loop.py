@@ -29,6 +29,7 @@ from raffm_ray.server import begin_round, finish_round
 from raffm_ray.shares import by_device, write_shares
 from raffm_ray.state import Round, ServerState, Setup, class_plans, copies, new_state
 from raffm_ray.stopping import chosen, compared, is_over
+from raffm_ray.units import units_of, write_units
 
 
 def run_round(
@@ -219,5 +220,9 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
     words = prepared.foundation.words
     used = dict(zip(measured.class_plans, copies(setup, state, list(measured.class_plans.values())), strict=True))
     own = saved_copies(state.parameters, setup.architecture, setup.owned, used)
+    write_units(
+        recorder.folder / "units.parquet",
+        units_of(setup.architecture.layout, state.reached, state.reached_weight, measured.class_plans),
+    )
     recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None, own)
     return summary

@@ -1,6 +1,7 @@
 """The picture of one run and its baselines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raffm_ray.display import human_bytes, time_unit
+from raffm_ray.display import human_bytes, magnitude, time_unit
 from raffm_ray.metrics import scaled, unit, worst
 from raffm_ray.reading import read_rounds, read_summary
 
@@ -72,11 +73,16 @@ def draw_sizes(axes: Axes, points: Sequence[Mapping[str, Any]], metric: str, **d
     )
 
 
-def _curves(axes: Axes, runs: Runs, metric: str, over: str, scale: float = 1.0) -> None:
-    """The full model's metric and the worst class's, against a column of the rounds' records divided by `scale`."""
-    for position, (name, (folder, _)) in enumerate(runs.items()):
-        rows = [row for row in read_rounds(folder) if row["metric"] is not None]
-        places = [row[over] / scale for row in rows]
+Rounds = Mapping[str, Sequence[Mapping[str, Any]]]
+"""strategy -> the records of its rounds."""
+
+
+def _curves(axes: Axes, runs: Rounds, metric: str, place: Callable[[Sequence[Mapping[str, Any]]], Sequence[float]]) -> None:
+    """The full model's metric and the worst class's, against a number of every round that `place` finds in all of a run's."""
+    for position, (name, every) in enumerate(runs.items()):
+        rows, places = zip(
+            *((row, at) for row, at in zip(every, place(every), strict=True) if row["metric"] is not None), strict=True
+        )
         full = [scaled(metric, row["metric"]) for row in rows]
         weakest = [scaled(metric, worst(metric, list(dict(row["class_metrics"]).values()))) for row in rows]
         drawn = {**style(position), "markersize": 3}
@@ -85,15 +91,33 @@ def _curves(axes: Axes, runs: Runs, metric: str, over: str, scale: float = 1.0) 
     axes.set_ylabel(label_of(metric))
 
 
-def _over_rounds(axes: Axes, runs: Runs, metric: str) -> None:
-    _curves(axes, runs, metric, "round")
+def _over_rounds(axes: Axes, runs: Rounds, metric: str) -> None:
+    _curves(axes, runs, metric, lambda rows: [row["round"] for row in rows])
     axes.set(title=f"{metric} over rounds", xlabel="round")
 
 
-def _over_time(axes: Axes, runs: Runs, metric: str) -> None:
-    scale, name = time_unit(max(summary["simulated_seconds"] for _, summary in runs.values()))
-    _curves(axes, runs, metric, "simulated_seconds", scale)
+def _over_bytes(axes: Axes, runs: Rounds, metric: str) -> None:
+    def moved(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        return list(accumulate(row["bytes_down"] + row["bytes_up"] for row in rows))
+
+    scale, name = magnitude(max(moved(rows)[-1] for rows in runs.values()), "B")
+    _curves(axes, runs, metric, lambda rows: [at / scale for at in moved(rows)])
+    axes.set(title=f"{metric} over bytes", xlabel=f"{name} moved, down and up")
+
+
+def _over_time(axes: Axes, runs: Rounds, metric: str) -> None:
+    scale, name = time_unit(max(rows[-1]["simulated_seconds"] for rows in runs.values()))
+    _curves(axes, runs, metric, lambda rows: [row["simulated_seconds"] / scale for row in rows])
     axes.set(title=f"{metric} over simulated time", xlabel=f"{name} of the simulated devices (estimated)")
+
+
+def _over_energy(axes: Axes, runs: Rounds, metric: str) -> None:
+    def spent(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        return list(accumulate(row["energy_joules"] for row in rows))
+
+    scale, name = magnitude(max(spent(rows)[-1] for rows in runs.values()), "J")
+    _curves(axes, runs, metric, lambda rows: [at / scale for at in spent(rows)])
+    axes.set(title=f"{metric} over energy", xlabel=f"{name} of the simulated devices (estimated)")
 
 
 def _over_size(axes: Axes, runs: Runs, metric: str) -> None:
@@ -138,20 +162,23 @@ def _bytes(axes: Axes, runs: Runs) -> None:
 
 
 def picture(folder: Path) -> Figure:
-    """Metric over rounds and simulated time; the metric of every size; bytes by class.
+    """Metric over rounds, bytes, simulated time and energy; the metric of every size; bytes by class.
 
     Raises UserError when the folder holds no finished run.
     """
     runs = runs_of(folder)
     summary = next(iter(runs.values()))[1]
-    figure, panels = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
-    over_rounds, over_time, over_size, moved = panels.flat
-    _over_rounds(over_rounds, runs, summary["metric"])
-    _over_time(over_time, runs, summary["metric"])
+    rounds = {name: read_rounds(place) for name, (place, _) in runs.items()}
+    figure, panels = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
+    over_rounds, over_bytes, over_size, over_time, over_energy, moved = panels.flat
+    for axes, draw in zip(
+        (over_rounds, over_bytes, over_time, over_energy), (_over_rounds, _over_bytes, _over_time, _over_energy), strict=True
+    ):
+        draw(axes, rounds, summary["metric"])
+        axes.grid(alpha=0.25)
     _over_size(over_size, runs, summary["metric"])
+    over_size.grid(alpha=0.25, axis="y")
     _bytes(moved, runs)
-    for one in (over_rounds, over_time, over_size):
-        one.grid(alpha=0.25, axis="y" if one is over_size else "both")
     for one in (over_rounds, over_size):
         one.legend(fontsize=8 if len(runs) < 4 else 6, loc="best")
     for one in panels.flat:

@@ -11,26 +11,27 @@ from matplotlib.figure import Figure
 
 from raffm_ray.display import human_bytes, human_joules, human_seconds
 from raffm_ray.metrics import shown, unit
+from raffm_ray.page import STYLE
 from raffm_ray.pictures import picture
 from raffm_ray.profile_picture import picture_of_profile
 from raffm_ray.reading import read_rounds, read_summary
 from raffm_ray.share_picture import picture_of_shares
 from raffm_ray.shares import read_shares
+from raffm_ray.unit_picture import picture_of_units
+from raffm_ray.units import read_units
 
 PAGE = jinja2.Template(
     """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ summary.name }} - raffm_ray</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff; }
-table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; } img { max-width: 100%; background: #fff; } .note { color: #666; }
-@media (prefers-color-scheme: dark) { body { color: #ddd; background: #181818; } th, td { border-color: #444; } .note { color: #999; } }
+{{ style }}
 </style></head><body>
 <h1>{{ summary.name }}</h1>
 <p>{{ summary.clients }} clients, {{ summary.rounds }} rounds, strategy {{ summary.strategy }}, seed {{ summary.seed }}.
 Moved {{ moved }}, {{ "%.0f"|format(100 * share) }}% of what full-size FedAvg would have moved in the same rounds.
 Simulated time*: {{ simulated }}. {{ wasted }} and {{ wasted_energy }}* went into updates that were never used.</p>
 <img alt="metric over rounds, over simulated time, by size, and bytes by class" src="data:image/png;base64,{{ images.report }}">
+{% if images.units %}<img alt="which heads and neurons each class keeps, by layer, and how much of the training reached them" src="data:image/png;base64,{{ images.units }}">{% endif %}
 {% if images.shares %}<img alt="clients' shares of the data" src="data:image/png;base64,{{ images.shares }}">{% endif %}
 {% if images.profile %}<img alt="where every round's real time went" src="data:image/png;base64,{{ images.profile }}">{% endif %}
 <table><tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
@@ -84,14 +85,21 @@ def _shares(folder: Path) -> Figure | None:
     return picture_of_shares(*read_shares(path), "clients' shares of the data") if path.is_file() else None
 
 
+def _units(folder: Path) -> Figure | None:
+    """None where the run has no record of units."""
+    path = folder / "units.parquet"
+    return picture_of_units(read_units(path)) if path.is_file() else None
+
+
 def write_report(folder: Path) -> tuple[Path, Path]:
-    """Writes `report.png`, `shares.png`, `profile.png` and `report.html` into a finished run's folder; returns the first's and the last's path.
+    """Writes `report.png`, `shares.png`, `profile.png`, `units.png` and `report.html` into a finished run's folder; returns the first's and the last's path.
 
     Raises UserError when the folder holds no finished run.
     """
     summary = read_summary(folder)
     image, page = folder / "report.png", folder / "report.html"
     drawn = {"report": picture(folder), "shares": _shares(folder), "profile": picture_of_profile(read_rounds(folder))}
+    drawn["units"] = _units(folder)
     images = {name: _saved(figure, folder / f"{name}.png") for name, figure in drawn.items() if figure is not None}
     baselines = list(summary.get("baselines", {}))
     sign = f" {unit(summary['metric'])}".rstrip()
@@ -99,7 +107,7 @@ def write_report(folder: Path) -> tuple[Path, Path]:
     headings += ["bytes a round", "device time a round*", "energy a round*", "peak memory*"]
     moved = summary["bytes_down"] + summary["bytes_up"]
     text = PAGE.render(
-        summary=summary, images=images, headings=headings, rows=_rows(summary, baselines),
+        summary=summary, style=STYLE, images=images, headings=headings, rows=_rows(summary, baselines),
         moved=human_bytes(moved), share=moved / summary["bytes_full_size"],
         simulated=human_seconds(summary["simulated_seconds"]), wasted=human_bytes(summary["wasted_bytes"]),
         wasted_energy=human_joules(summary["wasted_joules"]),

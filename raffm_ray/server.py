@@ -26,6 +26,7 @@ from raffm_ray.state import (
     stack_sizes,
     view_of,
 )
+from raffm_ray.units import add_reached
 
 
 def _learning_rate(experiment: Experiment, round_number: int) -> float:
@@ -123,4 +124,7 @@ def finish_round(
         averaged = RULES[setup.strategy.aggregation](parameters, summed, covered, total)
         parameters, moments = SERVER_OPTIMIZERS[server.optimizer](parameters, averaged, covered, moments, server)
         put_back_frozen(parameters, state.parameters, layout, shapes, setup.owned, len(setup.budgets) - 1 if setup.owned else 0)
-    return replace(state, round=work.package.round, parameters=parameters, pending=pending, moments=moments, clock=clock)
+    return replace(
+        state, round=work.package.round, parameters=parameters, pending=pending, moments=moments, clock=clock,
+        reached=add_reached(state.reached, weights, plans, setup.architecture.layout), reached_weight=state.reached_weight + total,
+    )  # fmt: skip

@@ -41,14 +41,14 @@ def statistic(values: Sequence[float | None]) -> Statistic:
 
 
 def standings(summaries: Summaries) -> dict[str, Any]:
-    """The content of `comparison.json`. All runs are of one experiment, every strategy on the same seeds."""
+    """The content of `comparison.json`. All runs have the same metric and device classes."""
     runs = next(iter(summaries.values()))
     first = next(iter(runs.values()))
     strategies = {}
     for name, by_seed in summaries.items():
         own = list(by_seed.values())
         strategies[name] = {
-            "within_budgets": STRATEGIES[name].budgeted,
+            "within_budgets": _budgeted(own[0]),
             **{measure: statistic([value(summary) for summary in own]) for measure, value in MEASURES.items()},
             "classes": {device: statistic([summary["tiers"][device]["metric"] for summary in own]) for device in first["tiers"]},
             "rejected_updates": sum(summary["rejected_updates"] for summary in own),
@@ -60,9 +60,29 @@ def standings(summaries: Summaries) -> dict[str, Any]:
         "rounds": first["rounds"],
         "clients": first["clients"],
         "params": first["params"],
-        "seeds": list(runs),
+        "seeds": list(dict.fromkeys(seed for by_seed in summaries.values() for seed in by_seed)),
         "start": statistic([summary["start"] for summary in runs.values()]),
         "strategies": strategies,
+    }
+
+
+def _budgeted(summary: Mapping[str, Any]) -> bool:
+    """Whether a run's strategy keeps to its devices' budgets."""
+    return STRATEGIES[summary["strategy"]].budgeted
+
+
+def progress(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[float | None]]:
+    """{round, mean, standard_error} of the full model's metric over a strategy's seeds, of the rounds that all evaluated.
+
+    `runs`: the records of rounds of every seed.
+    """
+    by_round = [{row["round"]: row["metric"] for row in rows if row["metric"] is not None} for rows in runs]
+    shared = [number for number in by_round[0] if all(number in one for one in by_round)]
+    found = [statistic([one[number] for one in by_round]) for number in shared]
+    return {
+        "round": list(shared),
+        "mean": [one["mean"] for one in found],
+        "standard_error": [one["standard_error"] for one in found],
     }
 
 
@@ -87,7 +107,8 @@ METRIC_HEADINGS = ("full model", "worst class", "mean over sizes")
 COST_HEADINGS = ("bytes", "time*", "energy*", "budgets")
 
 
-def _title(content: Mapping[str, Any]) -> str:
+def title(content: Mapping[str, Any]) -> str:
+    """What was compared, in a line."""
     metric, seeds = content["metric"], content["seeds"]
     sign = " in %" if unit(metric) else ""
     return f"{content['name']}: {metric}{sign}, {content['rounds']} rounds, {content['clients']} clients, {_seeds(seeds)}"
@@ -107,7 +128,7 @@ NOTES = (
 def tables(content: Mapping[str, Any]) -> list[Table]:
     """Two tables for a terminal: the headline with costs, and the classes. Each fits 100 columns with five classes."""
     metric, strategies = content["metric"], content["strategies"]
-    headline = Table(title=_title(content), box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    headline = Table(title=title(content), box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     classes = Table(title="each class's own subnetwork", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for table, headings in (
         (headline, (*METRIC_HEADINGS, *COST_HEADINGS)),
@@ -130,16 +151,22 @@ def notes(content: Mapping[str, Any]) -> list[str]:
     return [start, *NOTES, *(told if refused else [])]
 
 
-def markdown(content: Mapping[str, Any]) -> str:
-    """Everything in one Markdown table."""
+def headings_and_rows(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Everything in one table."""
     metric, strategies = content["metric"], content["strategies"]
     classes = [name.replace("_", " ") for name in next(iter(strategies.values()))["classes"]]
-    headings = ["strategy", METRIC_HEADINGS[0], *classes, *METRIC_HEADINGS[1:], *COST_HEADINGS]
-    rows = [headings, ["---", *["---:"] * (len(headings) - 1)]]
+    rows = []
     for name, one in strategies.items():
         full, *others = _metrics(metric, one)
         rows.append([name, full, *(with_error(metric, value) for value in one["classes"].values()), *others, *_costs(one)])
-    lines = [f"# {_title(content)}", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    return ["strategy", METRIC_HEADINGS[0], *classes, *METRIC_HEADINGS[1:], *COST_HEADINGS], rows
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """`headings_and_rows` in Markdown."""
+    headings, rows = headings_and_rows(content)
+    rule = ["---", *["---:"] * (len(headings) - 1)]
+    lines = [f"# {title(content)}", "", *(f"| {' | '.join(row)} |" for row in [headings, rule, *rows]), ""]
     lines.append(" ".join(f"{note[:1].upper()}{note[1:]}." for note in notes(content)))
     return "\n".join(lines).replace("*", "\\*") + "\n"
 
@@ -154,6 +181,6 @@ def rows_of_runs(summaries: Summaries) -> str:
         for seed, summary in by_seed.items():
             measured = [value(summary) for value in MEASURES.values()]
             own = [summary["tiers"][device]["metric"] for device in classes]
-            row = [name, seed, STRATEGIES[name].budgeted, summary["start"], *measured, *own, summary["params_sha256"]]
+            row = [name, seed, _budgeted(summary), summary["start"], *measured, *own, summary["params_sha256"]]
             writer.writerow(["" if value is None else value for value in row])
     return text.getvalue()

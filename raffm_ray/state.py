@@ -23,6 +23,7 @@ from raffm_ray.salience import Scores
 from raffm_ray.server_optimizers import Moments
 from raffm_ray.settings import Experiment
 from raffm_ray.strategies import STRATEGIES, Strategy, View
+from raffm_ray.units import Reached
 
 
 @lru_cache(maxsize=4096)  # a round asks for the same few plans once or more for every client
@@ -77,7 +78,7 @@ class Best:
 @dataclass(frozen=True)
 class ServerState:
     """All that the next round depends on. `pending`: statistics reported since the last ranking; `norms`: from before it; `moments`:
-    the server optimizer's; `best`: None before a first validation."""
+    the server optimizer's; `best`: None before a first validation; `reached`: of `reached_weight`, the weight of all updates so far."""
 
     round: int
     parameters: Tensor
@@ -88,6 +89,8 @@ class ServerState:
     moments: Moments = field(default_factory=dict)
     best: Best | None = None
     clock: Clock = field(default_factory=Clock)
+    reached: Reached = field(default_factory=dict)
+    reached_weight: float = 0.0
 
 
 @dataclass(frozen=True)

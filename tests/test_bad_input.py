@@ -99,7 +99,7 @@ def test_control_the_experiment_itself_reaches_training(out) -> None:
         (["run", DIGITS, "--out", "--rounds", "3"], "--out: expected a value after it, got '--rounds'"),
         (["run", DIGITS, "--out="], "--out: expected a value after it, got ''"),
         (["report", str(ROOT)], "no finished run here (summary.json is missing)"),
-        (["report"], "report: expected one folder"),
+        (["report"], "report: expected folders of finished runs"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_exit_code_2(arguments, words, capsys) -> None:

@@ -131,7 +131,10 @@ def test_a_report_shows_the_area_and_the_worst_class(compared) -> None:
 
 def test_a_comparison_leaves_every_run_and_one_table(compared) -> None:
     folder, content = compared
-    assert {path.name for path in folder.iterdir()} == {*NAMES, *(f"comparison.{kind}" for kind in ("json", "csv", "md", "png"))}
+    assert {path.name for path in folder.iterdir()} == {
+        *NAMES,
+        *(f"comparison.{kind}" for kind in ("html", "json", "csv", "md", "png")),
+    }
     assert json.loads((folder / "comparison.json").read_text()) == content
     assert content["seeds"] == list(SEEDS)
     assert (folder / "comparison.png").stat().st_size > 10_000

@@ -12,7 +12,7 @@ FLOORS = [
     "errors flags files ending axes layout strict running settings config seeding cache examples metrics correlation tally plain phases",
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures freezing gradients devices partition objectives sources availability",
-    "stacked encoding observing calibration salience rotation norms costs device_costs",
+    "stacked encoding units observing calibration salience rotation norms costs device_costs",
     "extraction messages own kinds foundation",
     "data strategies training stacking workshop client aggregate clock server_optimizers",
     "state",
@@ -20,7 +20,7 @@ FLOORS = [
     "checkpoint",
     "pool pace flights ray_start ray_pool pretrain prepare reading record display shares",
     "ledger evaluation curve start public resuming loop simulation",
-    "share_picture profile_picture pictures standings report comparison_picture comparison benchmarks benchmarks.extraction benchmarks.crew benchmarks.bare_ray benchmarks.memory benchmarks.synthetic "
+    "share_picture profile_picture unit_picture pictures standings report comparison_picture page several comparison benchmarks benchmarks.extraction benchmarks.crew benchmarks.bare_ray benchmarks.memory benchmarks.synthetic "
     "benchmarks.measure benchmarks.plain_loop benchmarks.rounds benchmarks.nothing benchmarks.training benchmarks.subnetworks "
     "benchmarks.scale benchmarks.gpu benchmarks.starting benchmarks.suite measuring fleet_plans fleet cli",
 ]
