@@ -91,7 +91,8 @@ def _stands(axes: Axes, content: Mapping[str, Any]) -> None:
     for called, marker, _ in STANDS.values():
         axes.plot([], [], marker, color=GREY, markersize=7, label=called)
     axes.set_yticks(
-        range(len(names))[::-1], [f"{name}{'' if strategies[name]['within_budgets'] else ' (no budget)'}" for name in names]
+        range(len(names))[::-1],
+        [f"{name.replace(', ', chr(10))}{'' if strategies[name]['within_budgets'] else ' (no budget)'}" for name in names],
     )
     for label, position in zip(axes.get_yticklabels(), range(len(names)), strict=True):
         label.set_color(style(position)["color"])
@@ -104,16 +105,18 @@ def _stands(axes: Axes, content: Mapping[str, Any]) -> None:
 def draw_comparison(content: Mapping[str, Any], path: Path) -> None:
     """Writes the picture of a `comparison.json`. Bands and bars are standard errors over seeds."""
     height = max(4.8, 2.6 + 0.36 * len(content["strategies"]))
-    figure, (first, left, right) = plt.subplots(1, 3, figsize=(19, height), layout="constrained", width_ratios=(1, 1.15, 1))
+    sizes = any(all(one["curves"]) for one in content["strategies"].values())
+    figure, panels = plt.subplots(1, 2 + sizes, figsize=(19 if sizes else 14, height), layout="constrained")
+    first, *between, right = panels
     _over_rounds(first, content)
-    _curves(left, content)
+    for axes in between:
+        _curves(axes, content)
     _stands(right, content)
-    if left.get_legend_handles_labels()[1]:
-        left.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
-    first.grid(alpha=0.25)
-    left.grid(alpha=0.25)
+    (between or [first])[0].legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
+    for axes in panels[:-1]:
+        axes.grid(alpha=0.25)
     right.grid(alpha=0.25, axis="x")
-    for one in (first, left, right):
+    for one in panels:
         one.spines[["top", "right"]].set_visible(False)
     seeds = len(content["seeds"])
     spread = f"{seeds} seeds, bands and bars: standard error" if seeds > 1 else f"seed {content['seeds'][0]}"

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from raffm_ray.reading import read_rounds, read_summary
 from raffm_ray.record import write_json
 from raffm_ray.standings import Summaries, headings_and_rows, markdown, notes, progress, rows_of_runs, standings, title
 
+QUOTE = "'"
 PAGE = jinja2.Template(
     """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }} - raffm_ray</title>
@@ -47,13 +49,22 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def labels(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for every run from the settings in which they differ, all but the seed; runs of the same settings have the same one.
 
-    The strategy's name stands for itself. Runs that differ in nothing else are called by their strategies.
+    The strategy's name stands for itself; other settings by the last part of theirs, and not at all where a run leaves them at "default".
     """
     ignored = ("seed", "name", "baselines", "pool.", "checkpoint.")
     own = [{key: value for key, value in flat(one).items() if not key.startswith(ignored)} for one in configurations]
     keys = [key for key in dict.fromkeys(key for one in own for key in one) if len({repr(one.get(key)) for one in own}) > 1]
-    others = [key for key in keys if key != "strategy.name"]
-    return [", ".join([str(one.get("strategy.name")), *(f"{key} {shortened(one.get(key))}" for key in others)]) for one in own]
+    last = Counter(key.rsplit(".", 1)[-1] for key in keys)
+    shown = {key: short if last[short := key.rsplit(".", 1)[-1]] == 1 else key for key in keys if key != "strategy.name"}
+    return [
+        ", ".join(
+            [
+                str(one.get("strategy.name")),
+                *(f"{name} {shortened(one.get(key)).strip(QUOTE)}" for key, name in shown.items() if one.get(key) != "default"),
+            ]
+        )
+        for one in own
+    ]
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:

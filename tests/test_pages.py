@@ -48,7 +48,14 @@ def test_names_come_from_settings_in_which_runs_differ() -> None:
     base = {"seed": 0, "strategy": {"name": "raffm", "prefix": "none"}, "local": {"steps": 5}}
     other = {"seed": 1, "strategy": {"name": "raffm", "prefix": "one"}, "local": {"steps": 5}}
     assert labels([base, {**base, "seed": 7}]) == ["raffm", "raffm"]
-    assert labels([base, other]) == ["raffm, strategy.prefix 'none'", "raffm, strategy.prefix 'one'"]
+    assert labels([base, other]) == ["raffm, prefix none", "raffm, prefix one"]
+    left = {**base, "strategy": {"name": "raffm", "prefix": "default"}}
+    assert labels([base, left]) == ["raffm, prefix none", "raffm"]
+    nested = {**base, "salience": {"every": 1}, "evaluation": {"every": 2}}
+    assert labels([base, nested]) == [
+        "raffm, salience.every None, evaluation.every None",
+        "raffm, salience.every 1, evaluation.every 2",
+    ]
     assert labels([base, {**base, "strategy": {"name": "full", "prefix": "none"}}]) == ["raffm", "full"]
 
 
