@@ -1,0 +1,87 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A strategy and a salience metric of your own
+#
+# Both are a function and a row in a table. Nothing else knows them by name.
+
+# %%
+import os
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from raffm_ray.config import load
+from raffm_ray.simulation import simulate
+
+ROUNDS = os.environ.get("NOTEBOOK_ROUNDS", "20")
+experiments = next(folder / "experiments" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "experiments").is_dir())
+
+
+def run(*flags: str) -> dict:
+    """A short run in this process."""
+    common = ["--rounds", ROUNDS, "--baselines", "[]", "--local.learning_rate", "0.001", "--pool.backend", "in_process"]
+    experiment = load(experiments / "digits.yaml", [*common, *flags])
+    return simulate(experiment, Path(tempfile.mkdtemp()) / "run", Console(quiet=True))
+
+
+# %% [markdown]
+# ## A strategy
+#
+# It says what a client trains in a round: a function of the view (the model, the ranking, the round) and the client's budget. This one takes
+# turns: in even rounds what RaFFM ranks first, in odd ones what FedRolex rolls to. What a class gets afterwards is the ranked list's.
+
+# %%
+from raffm_ray.axes import Plan
+from raffm_ray.costs import Budget
+from raffm_ray.strategies import STRATEGIES, View
+
+
+def taking_turns(view: View, budget: Budget, client: int) -> Plan | None:
+    """Even rounds as raffm, odd ones as fedrolex."""
+    name = "raffm" if view.round % 2 == 0 else "fedrolex"
+    return STRATEGIES[name].train(view, budget, client)
+
+
+from dataclasses import replace
+
+STRATEGIES["taking_turns"] = replace(STRATEGIES["raffm"], train=taking_turns, nested=False, prefix="none")
+mine, theirs = run("--strategy.name", "taking_turns"), run()
+{name: (round(one["global"], 3), round(one["worst_class"]["metric"], 3)) for name, one in (("mine", mine), ("raffm", theirs))}
+
+# %% [markdown]
+# ## A salience metric
+#
+# It scores every unit of every axis: more is more salient. This one likes what the L1 norm of the weights likes least.
+
+# %%
+import numpy as np
+
+from raffm_ray.salience import METRICS, Scores
+
+
+def upside_down(layout, parameters, statistics, rng: np.random.Generator) -> Scores:
+    """The least of the L1 norm first."""
+    return {name: -values for name, values in METRICS["l1"].score(layout, parameters, statistics, rng).items()}
+
+
+METRICS["upside_down"] = replace(METRICS["l1"], score=upside_down)
+{
+    metric: {name: round(tier["start"], 3) for name, tier in run("--salience.metric", metric)["tiers"].items()}
+    for metric in ("upside_down", "l1", "fisher")
+}
+
+# %% [markdown]
+# The control: before training (`start`), a subnetwork of the least salient units knows next to nothing; `l1` knows more, `fisher` most.
