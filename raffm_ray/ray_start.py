@@ -14,12 +14,14 @@ from threading import Event, Thread, current_thread, main_thread
 
 import ray
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled, without types
 
 from raffm_ray.errors import UserError
 from raffm_ray.running import PoolSettings
 from raffm_ray.temporary import INSIDE, process_folder
 
+NO_HISTORY = {"task_events_report_interval_ms": 0}
+"""Ray's GCS would keep what became of up to 100,000 calls, for a dashboard that is not there: 14 kB a round."""
 PREFIX = "raffm-ray-"
 SOCKET = f"{INSIDE}/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 """The longest path of a socket in Ray's folder; 1234567: a process."""
@@ -69,7 +71,7 @@ def _start(settings: PoolSettings) -> None:
     with _only_this_machine(), _only_who_has_the_token():
         ray.init(
             address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-            _temp_dir=str(_folder()),
+            _temp_dir=str(_folder()), _system_config=NO_HISTORY,
         )  # fmt: skip
 
 

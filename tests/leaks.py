@@ -7,6 +7,7 @@ many processes there are. Of each its growth a round, by least squares over the 
 import argparse
 import gc
 import os
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -91,6 +92,19 @@ def sample() -> dict[str, float]:
     return dict(values)
 
 
+def deep_bytes(value: Any, seen: set[int]) -> int:
+    """What an object of records takes, with all in it that was not seen before."""
+    if id(value) in seen:
+        return 0
+    seen.add(id(value))
+    parts: list[Any] = list(value) if isinstance(value, list | tuple) else []
+    if isinstance(value, dict):
+        parts = [*value, *value.values()]
+    elif hasattr(value, "__dict__"):
+        parts = [vars(value)]
+    return sys.getsizeof(value) + sum(deep_bytes(part, seen) for part in parts)
+
+
 def slope(rounds: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
     """Growth a round by least squares over the last three quarters, and its standard error."""
     first = len(rounds) // 4
@@ -109,7 +123,8 @@ def measured(rounds: int, every: int, folder: Path) -> tuple[list[int], list[Map
         real(recorder, row, *others)
         if row.round % every == 0:
             at.append(row.round)
-            samples.append(sample())
+            kept = deep_bytes([recorder.rounds, recorder.clients], set())
+            samples.append({"driver records bytes": kept} | sample())
 
     Recorder.complete = noted  # type: ignore[method-assign]
     try:
