@@ -117,13 +117,14 @@ def slope(rounds: Sequence[int], values: Sequence[float]) -> tuple[float, float]
 
 def measured(rounds: int, every: int, folder: Path) -> tuple[list[int], list[Mapping[str, float]]]:
     """A run, and what there was after every so many of its rounds."""
-    at, samples, real = list[int](), list[Mapping[str, float]](), Recorder.complete
+    at, samples, real, kept = list[int](), list[Mapping[str, float]](), Recorder.complete, 0
 
-    def noted(recorder: Recorder, row: Any, *others: Any) -> None:
-        real(recorder, row, *others)
+    def noted(recorder: Recorder, row: Any, clients: Any, *others: Any) -> None:
+        nonlocal kept
+        real(recorder, row, clients, *others)
+        kept += deep_bytes([row, *clients], set())
         if row.round % every == 0:
             at.append(row.round)
-            kept = deep_bytes([recorder.rounds, recorder.clients], set())
             samples.append({"driver records bytes": kept} | sample())
 
     Recorder.complete = noted  # type: ignore[method-assign]
