@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,17 +93,13 @@ def sample() -> dict[str, float]:
     return dict(values)
 
 
-def deep_bytes(value: Any, seen: set[int]) -> int:
-    """What an object of records takes, with all in it that was not seen before."""
-    if id(value) in seen:
-        return 0
-    seen.add(id(value))
-    parts: list[Any] = list(value) if isinstance(value, list | tuple) else []
+def record_bytes(value: Any) -> int:
+    """What a row or a value in one takes, without texts and small numbers, which rows share."""
+    if is_dataclass(value):
+        return sys.getsizeof(value) + sum(8 + record_bytes(getattr(value, one.name)) for one in fields(value))
     if isinstance(value, dict):
-        parts = [*value, *value.values()]
-    elif hasattr(value, "__dict__"):
-        parts = [vars(value)]
-    return sys.getsizeof(value) + sum(deep_bytes(part, seen) for part in parts)
+        return sys.getsizeof(value) + sum(map(record_bytes, value.values()))
+    return sys.getsizeof(value) if isinstance(value, float) or (isinstance(value, int) and value > 256) else 0
 
 
 def slope(rounds: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
@@ -122,7 +119,7 @@ def measured(rounds: int, every: int, folder: Path) -> tuple[list[int], list[Map
     def noted(recorder: Recorder, row: Any, clients: Any, *others: Any) -> None:
         nonlocal kept
         real(recorder, row, clients, *others)
-        kept += deep_bytes([row, *clients], set())
+        kept += sum(map(record_bytes, [row, *clients]))
         if row.round % every == 0:
             at.append(row.round)
             samples.append({"driver records bytes": kept} | sample())
