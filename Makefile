@@ -5,13 +5,14 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test bench chaos check lint types clean help
+.PHONY: demo test bench chaos leaks check lint types clean help
 
 help:
 	@echo "make demo    install and run the embedded default: 100 clients, five device classes, a picture"
 	@echo "make test    install and run the tests"
 	@echo "make bench   the speed suite: about ten minutes on two cores, quiet ones"
 	@echo "make chaos   200 kills of actors, raylets and drivers, each with the same bits after it: about half an hour"
+	@echo "make leaks   2,000 rounds on Ray, and what grows in them: about four minutes"
 	@echo "make check   tests, lint and types: what CI runs"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -35,6 +36,9 @@ bench: $(STAMP)
 
 chaos: $(STAMP)
 	$(RUN)/python tests/chaos.py --kills 200
+
+leaks: $(STAMP)
+	$(RUN)/python tests/leaks.py
 
 lint: $(STAMP)
 	$(RUN)/ruff check .

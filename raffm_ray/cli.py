@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raffm_ray import __version__
 from raffm_ray.ending import telling_how_to_resume, terminable
-from raffm_ray.errors import BadUpdateError, ClientError, UserError, WorkerLostError, near_miss
+from raffm_ray.errors import BadUpdateError, ClientError, UserError, WorkerLostError, near_miss, without_secrets
 from raffm_ray.flags import take_flag
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"raffm-ray: {error}", file=sys.stderr)
             return 2
         except (WorkerLostError, ClientError, BadUpdateError) as error:
-            print(f"raffm-ray: {error}", file=sys.stderr)
+            print(f"raffm-ray: {without_secrets(str(error))}", file=sys.stderr)
             return 1
         except KeyboardInterrupt as error:
             print(f"raffm-ray: interrupted{error}", file=sys.stderr)

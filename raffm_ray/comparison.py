@@ -12,7 +12,7 @@ from rich.console import Console
 
 from raffm_ray.config import dump
 from raffm_ray.errors import UserError, shortened
-from raffm_ray.files import locked
+from raffm_ray.files import check_no_links, check_path, locked
 from raffm_ray.pool import open_pool
 from raffm_ray.prepare import alone, check_baselines, prepare, with_strategy
 from raffm_ray.reading import read_rounds, read_summary
@@ -51,6 +51,8 @@ def runs_of(experiment: Experiment, seeds: Sequence[int], folder: Path) -> list[
 
 def check_folder(run: Run) -> None:
     """Raises UserError when the run's folder holds anything but this run, finished or not, or cannot be made."""
+    check_path(run.folder)
+    check_no_links(run.folder)
     kept, wanted = run.folder / "config.yaml", dump(run.experiment)
     if not kept.is_file():
         check_output(run.folder)

@@ -1,12 +1,27 @@
 """The one exception that means: the user can fix this, and here is how."""
 
 import difflib
+import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+SECRET = re.compile(r"TOKEN(?!I)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE)
+"""What names of the environment's secrets are like."""
+SHORTEST_SECRET = 8
+"""Characters: shorter values are words like `true` that any text may hold."""
 MOST = 40
 """Known words that an error lists."""
+
+
+def without_secrets(text: str) -> str:
+    """A text for screens and logs: without the passwords of URLs, and with `$NAME` for the values of the environment's secrets."""
+    text = re.sub(r"(\w://)[^/\s]+@", r"\1***@", text)
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= SHORTEST_SECRET:
+            text = text.replace(value, f"${name}")
+    return text
 
 
 class UserError(ValueError):
@@ -14,7 +29,8 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         # The message quotes what the user gave, which may hold anything; it stays one printable line.
-        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message))
+        told = without_secrets(message)
+        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in told))
 
 
 class TooSmallError(UserError):

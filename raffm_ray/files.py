@@ -52,6 +52,23 @@ def whole_folder(place: Path, unsynced: Iterable[Path] = ()) -> Iterator[Path]:
     sync([place.parent])
 
 
+def check_path(path: Path) -> None:
+    """Raises UserError for what no file system takes as a path: too long, or with a zero byte; whether it exists is not asked."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def check_no_links(folder: Path) -> None:
+    """Raises UserError where something in a folder that is to be written to is a symbolic link: that would be written elsewhere."""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise UserError(f"{path}: a symbolic link: what is in a run's folder is written there and nowhere else")
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds a folder, which is made where it is not there; the system lets go of it when the process ends, however it does.

@@ -3,12 +3,30 @@
 import logging
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+from tempfile import gettempdir
 from threading import Event, Thread, current_thread, main_thread
 
 import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled, without types
 
+from raffm_ray.errors import UserError
 from raffm_ray.running import PoolSettings
+from raffm_ray.temporary import INSIDE, process_folder
+
+NO_HISTORY = {"task_events_report_interval_ms": 0}
+"""Ray's GCS would keep what became of up to 100,000 calls, for a dashboard that is not there: 14 kB a round."""
+PREFIX = "raffm-ray-"
+SOCKET = f"{INSIDE}/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+"""The longest path of a socket in Ray's folder; 1234567: a process."""
+SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
+"""The most that the system takes for a socket's path."""
 
 _ahead: list[Future[None]] = []
 """The start that is under way, if one is: Ray is one a process."""
@@ -50,4 +68,44 @@ def _start(settings: PoolSettings) -> None:
     cores = max(settings.workers or 0, os.cpu_count() or 1)
     if not settings.gpus_per_worker and (settings.workers or cores) == cores:  # one actor for every process that Ray has waiting
         os.environ.setdefault("RAY_preload_python_modules", "raffm_ray.client")
-    ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    with _only_this_machine(), _only_who_has_the_token():
+        ray.init(
+            address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+            _temp_dir=str(_folder()), _system_config=NO_HISTORY,
+        )  # fmt: skip
+
+
+def _folder() -> Path:
+    """Where Ray has its sockets and logs: where it always has them, but in a folder of this process. Raises UserError."""
+    parent = Path(os.environ.get("RAY_TMPDIR") or ("/tmp" if sys.platform == "darwin" else gettempdir())).absolute()
+    longest = len(os.fsencode(parent / f"{PREFIX}12345678" / SOCKET))
+    if longest > SOCKET_BYTES:
+        raise UserError(
+            f"{parent}: too long a path for Ray's sockets, by {longest - SOCKET_BYTES} bytes; RAY_TMPDIR names another folder"
+        )
+    return process_folder(parent, PREFIX, ray.shutdown)
+
+
+@contextmanager
+def _only_this_machine() -> Iterator[None]:
+    """Within it, Ray starts as it does by default where firewalls ask: all that listens does so on 127.0.0.1."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _only_who_has_the_token() -> Iterator[None]:
+    """Within it, what Ray starts inherits a new random token, unless the environment names one; it is on no disk and no command line."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = token_hex(32)
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        yield
+    finally:
+        del os.environ["RAY_AUTH_TOKEN"]  # this process has read it; what it starts besides Ray need not know it

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from raffm_ray.errors import UserError
+from raffm_ray.files import check_path
 
 SUMMARY = "summary.json"
 """Written last: whoever has it is finished."""
@@ -35,6 +36,7 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """A run's summary. Raises UserError when it is missing or unreadable."""
+    check_path(folder)
     path = folder / SUMMARY
     if not path.is_file():
         raise UserError(f"{folder}: no finished run here (summary.json is missing){how_to_resume(folder)}")

@@ -25,7 +25,7 @@ from raffm_ray.architectures import Architecture
 from raffm_ray.checkpoint import Checkpoint
 from raffm_ray.config import dump
 from raffm_ray.errors import UserError
-from raffm_ray.files import sync, whole_folder, write_whole
+from raffm_ray.files import check_path, sync, whole_folder, write_whole
 from raffm_ray.messages import views
 from raffm_ray.reading import SUMMARY, how_to_resume
 from raffm_ray.settings import Experiment
@@ -110,6 +110,7 @@ def schema_of(row: type) -> pa.Schema:
 def check_output(folder: Path) -> None:
     """Raises UserError when the folder holds something already (nothing is ever overwritten; hidden files do not count: a lock, or what
     was being written), or cannot be made."""
+    check_path(folder)
     if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
         raise UserError(f"--out {folder}: exists and is not an empty folder; nothing is overwritten{how_to_resume(folder)}")
     nearest = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())

@@ -14,6 +14,7 @@ from raffm_ray import checkpoint
 from raffm_ray.checkpoint import Checkpoint
 from raffm_ray.config import load
 from raffm_ray.errors import UserError
+from raffm_ray.files import check_no_links, check_path
 from raffm_ray.prepare import Prepared
 from raffm_ray.record import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
 from raffm_ray.settings import Experiment
@@ -57,10 +58,13 @@ def origin_of(prepared: Prepared) -> dict[str, str]:
 
 
 def experiment_in(folder: Path, flags: Sequence[str] = ()) -> Experiment:
-    """The experiment of a run's folder. `flags`: `--key value` pairs for settings of `FREE`. Raises UserError for others."""
+    """The experiment of a run's folder. `flags`: `--key value` pairs for settings of `FREE`. Raises UserError for others, and
+    where something there is a symbolic link."""
+    check_path(folder)
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder}: no run here to go on with (config.yaml is missing)")
+    check_no_links(folder)
     for flag in flags[::2]:
         if flag.split("=")[0].removeprefix("--") not in FREE:
             raise UserError(f"resume: {flag}: a run goes on as it began; only {', '.join(FREE)} may be others")

@@ -249,7 +249,7 @@ class ClockSettings(Settings):
 class Experiment(Settings):
     """Everything that a run's result depends on."""
 
-    name: str = Field("experiment", pattern=r"^[\w.-]+$")
+    name: str = Field("experiment", pattern=r"^[\w.-]+$", max_length=100)
     seed: int = Field(0, ge=0)
     rounds: int = Field(40, ge=1)
     task: TaskSettings = TaskSettings()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raffm_ray.errors import UserError, in_short, near_miss
+from raffm_ray.errors import SECRET, UserError, in_short, near_miss
 
 BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 """A file's ending -> the builder of `datasets` that reads it; folders are recognised by what is in them, images too."""
@@ -40,8 +40,12 @@ class Rows:
 
 
 def expand(path: str) -> str:
-    """`$NAME/sst2` with the environment's NAME. Raises UserError where it is not set."""
+    """`$NAME/sst2` with the environment's NAME. Raises UserError where it is not set, or is a secret's."""
     for name in re.findall(r"\$\{?(\w+)\}?", path):
+        if SECRET.search(name):
+            raise UserError(
+                f"task.data: {path!r}: the environment variable {name} is a secret by its name, not the folder of data"
+            )
         if not os.environ.get(name):
             raise UserError(
                 f"task.data: {path!r} needs the environment variable {name}, which is not set: it names the folder of the data"
@@ -89,18 +93,18 @@ def open_splits(data: str, subset: str | None) -> tuple[Mapping[str, Any], str]:
     path = expand(data)
     where = Path(path)
     if not where.exists() and (path.startswith((".", "/", "~")) or path.count("/") != 1 or where.suffix in BUILDERS):
-        beside = [str(other) for other in where.parent.iterdir()] if where.parent.is_dir() else []
-        told = near_miss(path, beside)
-        raise UserError(f"task.data: {path}: no such file or folder{told if 'did you mean' in told else ''}")
+        beside = [str(Path(data).parent / other.name) for other in where.parent.iterdir()] if where.parent.is_dir() else []
+        told = near_miss(data, beside)
+        raise UserError(f"task.data: {data}: no such file or folder{told if 'did you mean' in told else ''}")
     if where.is_file() and where.suffix not in BUILDERS:
-        raise UserError(f"task.data: {path}: files must end in one of {', '.join(BUILDERS)}")
+        raise UserError(f"task.data: {data}: files must end in one of {', '.join(BUILDERS)}")
     name, arguments = _builder(where) if where.exists() else (path, {})
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(name, subset, **arguments)
     except Exception as error:  # whatever the library raises for files that it cannot read and names that it cannot reach
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise UserError(f"task.data: {path} cannot be read as a data set: {in_short(cause)}") from None
+        raise UserError(f"task.data: {data} cannot be read as a data set: {in_short(cause).replace(path, data)}") from None
     key = content_key(where) if where.exists() else f"{path}:{subset}"
     return loaded, f"{key}:{'/'.join(f'{split}={len(rows)}' for split, rows in loaded.items())}"
 

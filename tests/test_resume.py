@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -381,14 +382,18 @@ def marked(mark: str) -> list[str]:
     return found
 
 
-def test_killed_terminated_and_interrupted(tmp_path, out) -> None:
+def test_killed_terminated_and_interrupted(tmp_path, out, monkeypatch) -> None:
     """On Ray with one worker, then in process, then in this one: a run may go on wherever it is."""
     experiment = tiny_experiment(rounds=24, **{**REALLY, "baselines": ()}, pool={"backend": "ray", "workers": 1})
     config = tmp_path / "tiny.yaml"
     config.write_text(dump(experiment))
 
+    folder = Path(mkdtemp(prefix="r-", dir="/tmp"))  # short: Ray's sockets are in it
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    memory = set(Path("/dev/shm").iterdir())
     process = started(["run", str(config), "--out", str(out)], "killed")
     wait_for((out / "checkpoints" / "round-000002").is_dir)
+    assert len(list(folder.iterdir())) == 1  # control
     with pytest.raises(UserError, match="another process is at work in it"):
         resume(out)
     assert cli.main(["resume", str(out)]) == 2
@@ -407,7 +412,11 @@ def test_killed_terminated_and_interrupted(tmp_path, out) -> None:
         assert "Traceback" not in error
         assert "goes on after round" in error
         wait_for(lambda: not marked("ended"))
+        assert not list(folder.iterdir())  # nor what the killed one left
+        assert {path.name for path in out.iterdir() if path.name.startswith(".")} == {".lock"}
 
+    folder.rmdir()
+    assert not {path.name for path in set(Path("/dev/shm").iterdir()) - memory if path.name.startswith(("plasma", "ray"))}
     assert not (out / "summary.json").exists()
     resume(out, ["--pool.backend", "in_process"])
     simulate(load(config, ["--pool.backend", "in_process"]), tmp_path / "undisturbed")
