@@ -26,7 +26,13 @@ from raffm_ray.axes import Plan
 from raffm_ray.layout import take_all
 
 config = BertConfig(
-    vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, max_position_embeddings=20, num_labels=3
+    vocab_size=50,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=40,
+    max_position_embeddings=20,
+    num_labels=3,
 )
 architecture = architecture_of(config, "sequence_classification", tokens=12)
 layout = architecture.layout
@@ -47,7 +53,11 @@ model = new_model(architecture, seed=0).eval()
 parameters = dict(model.named_parameters())
 plan = Plan({"0/heads": [2, 0], "1/ffn": [7, 30, 1, 12, 3, 22, 8, 9, 10, 39]})
 cut = take_all(parameters, layout, plan)
-{name: (tuple(parameters[name].shape), tuple(values.shape)) for name, values in cut.items() if values.shape != parameters[name].shape}
+{
+    name: (tuple(parameters[name].shape), tuple(values.shape))
+    for name, values in cut.items()
+    if values.shape != parameters[name].shape
+}
 
 # %% [markdown]
 # The part is a model of its own: really smaller, nothing is masked. It computes what the full model does with the other entries set to zero.
@@ -92,7 +102,9 @@ units[:5], len(units)
 from raffm_ray.costs import Budget, costs_of
 
 plans = {
-    share: longest_prefix(architecture, units, rank(scores), cutting, Budget(params=int(share * costs_of(architecture, Plan()).params)))
+    share: longest_prefix(
+        architecture, units, rank(scores), cutting, Budget(params=int(share * costs_of(architecture, Plan()).params))
+    )
     for share in (0.8, 0.9, 1.0)
 }
 {share: (costs_of(architecture, one).params, {name: len(kept) for name, kept in one.items()}) for share, one in plans.items()}

@@ -13,8 +13,8 @@ from tempfile import gettempdir
 from threading import Event, Thread, current_thread, main_thread
 
 import ray
+import ray._raylet
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled, without types
 
 from raffm_ray.errors import UserError
 from raffm_ray.running import PoolSettings
@@ -104,7 +104,8 @@ def _only_who_has_the_token() -> Iterator[None]:
         yield
         return
     os.environ["RAY_AUTH_TOKEN"] = token_hex(32)
-    AuthenticationTokenLoader.instance().reset_cache()
+    if (loader := getattr(ray._raylet, "AuthenticationTokenLoader", None)) is not None:  # releases before tokens have none
+        loader.instance().reset_cache()
     try:
         yield
     finally:
