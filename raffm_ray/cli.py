@@ -2,19 +2,12 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from datetime import datetime
-from pathlib import Path
-from shlex import quote
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 from raffm_ray import __version__
-from raffm_ray.ending import telling_how_to_resume, terminable
+from raffm_ray.commands import COMMANDS
+from raffm_ray.ending import terminable
 from raffm_ray.errors import BadUpdateError, ClientError, UserError, WorkerLostError, near_miss, without_secrets
-from raffm_ray.flags import take_flag
-
-if TYPE_CHECKING:
-    from raffm_ray.settings import Experiment
 
 USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation model on devices that are not alike
 
@@ -23,7 +16,7 @@ USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation mod
   raffm-ray compare CONFIG.yaml [--seeds 0,1,2] [--key.path value ...] [--out DIR]
                                                                  its strategy and every baseline, over seeds: one table, one picture
   raffm-ray shares CONFIG.yaml [--key.path value ...] [--out FILE.png]   a picture and a table of who owns which data; no training
-  raffm-ray report DIR                                           a picture and one HTML page of a finished run
+  raffm-ray report DIR [DIR ...] [--out DIR]                     pictures and one HTML page of a finished run, or of several side by side
   raffm-ray bench [CASE ...] [--quick] [--out DIR]               how fast it is, beside limits measured in the same run; --help: the cases
   raffm-ray bench extraction [--key.path value ...] [--out DIR]  what each way of cutting keeps of a fine-tuned model
   raffm-ray fleet show CONFIG.yaml [--key.path value ...]        every device class: its budget, its plan, what a round costs it
@@ -43,233 +36,6 @@ def _quiet_libraries() -> None:
     }.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
-def _fresh_folder(name: str) -> Path:
-    """runs/<name>-<time>, with a number behind it when another run took that in the same second."""
-    first = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    return next(path for path in (first, *(Path(f"{first}-{number}") for number in range(2, 1000))) if not path.exists())
-
-
-def _config_path(command: str, rest: list[str]) -> Path:
-    """Removes the YAML file's path from a command's words; shows every setting there where help is asked for."""
-    if not rest or rest[0].startswith("-"):
-        raise UserError(f"{command}: expected the path of a YAML file, for example: raffm-ray {command} experiments/digits.yaml")
-    path = Path(rest.pop(0))
-    if {"-h", "--help"} & set(rest):
-        import tyro
-
-        from raffm_ray.config import load
-        from raffm_ray.settings import Experiment
-
-        tyro.cli(Experiment, default=load(path), args=["--help"], prog=f"raffm-ray {command} {path}")
-    return path
-
-
-def _start_ahead(experiment: "Experiment") -> None:
-    """Lets Ray start while everything heavy is imported."""
-    if experiment.pool.backend == "ray":
-        from raffm_ray.ray_start import start_ahead
-
-        start_ahead(experiment.pool)
-
-
-def _show(summary: dict[str, Any], folder: Path) -> int:
-    """A finished run's table, and where its picture, report and records are."""
-    from rich.console import Console
-
-    from raffm_ray.display import summary_table
-    from raffm_ray.report import write_report
-
-    image, page = folder / "report.png", folder / "report.html"
-    if not page.is_file():  # written last
-        write_report(folder)
-    out = Console()
-    out = out if out.is_terminal else Console(width=100)
-    out.print(summary_table(summary))
-    if summary["rejected_updates"]:
-        told = f"{summary['rejected_updates']} updates of clients were refused: {folder / 'clients'} says why"
-        out.print(f"warning: {told}; a lower local.learning_rate may help", style="bold red", highlight=False)
-    out.print(f"picture: {image}\nreport:  {page}\nrecords: {folder}", highlight=False, soft_wrap=True)
-    return 0
-
-
-def run(words: Sequence[str]) -> int:
-    """`raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]`."""
-    rest = list(words)
-    path = _config_path("run", rest)
-    from raffm_ray.config import load
-
-    chosen = take_flag(rest, "--out")
-    experiment = load(path, rest)
-    folder = Path(chosen) if chosen else _fresh_folder(experiment.name)
-    _start_ahead(experiment)
-
-    from rich.console import Console
-
-    from raffm_ray.simulation import simulate
-
-    with telling_how_to_resume(folder):
-        return _show(simulate(experiment, folder, Console(stderr=True)), folder)
-
-
-def resume(words: Sequence[str]) -> int:
-    """`raffm-ray resume DIR [--key.path value ...]`."""
-    if not words or words[0].startswith("-"):
-        raise UserError("resume: expected the folder of a run, for example: raffm-ray resume runs/digits-20250101-120000")
-    folder = Path(words[0])
-
-    from rich.console import Console
-
-    from raffm_ray.simulation import resume as go_on
-
-    with telling_how_to_resume(folder):
-        return _show(go_on(folder, words[1:], Console(stderr=True)), folder)
-
-
-def _seeds(text: str) -> list[int]:
-    """`0,1,2` -> [0, 1, 2]."""
-    words = text.split(",")
-    if not all(word.strip().isascii() and word.strip().isdigit() for word in words):
-        raise UserError(f"--seeds: expected whole numbers with commas between them, such as 0,1,2, got {text!r}")
-    seeds = [int(word) for word in words]
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds: every seed once, got {text!r}")
-    return seeds
-
-
-def compare(words: Sequence[str]) -> int:
-    """`raffm-ray compare CONFIG.yaml [--seeds 0,1,2] [--key.path value ...] [--out DIR]`."""
-    rest = list(words)
-    path = _config_path("compare", rest)
-    from raffm_ray.config import load
-
-    chosen, asked = take_flag(rest, "--out"), take_flag(rest, "--seeds")
-    experiment = load(path, rest)
-    seeds = _seeds(asked) if asked else [experiment.seed]
-    folder = Path(chosen) if chosen else _fresh_folder(f"compare-{experiment.name}")
-    _start_ahead(experiment)
-
-    from rich.console import Console
-
-    from raffm_ray.comparison import compare as compare_strategies
-    from raffm_ray.standings import notes, tables
-
-    try:
-        content = compare_strategies(experiment, seeds, folder, Console(stderr=True))
-    except KeyboardInterrupt:
-        told = f"; the same command with --out {quote(str(folder))} goes on where it stopped" if folder.exists() else ""
-        raise KeyboardInterrupt(told) from None
-    out = Console()
-    out = out if out.is_terminal else Console(width=100)
-    for table in tables(content):
-        out.print(table, "")
-    for note in notes(content):
-        out.print(note, style="dim", highlight=False)
-    out.print(f"picture: {folder / 'comparison.png'}\ntable:   {folder / 'comparison.md'}", highlight=False, soft_wrap=True)
-    out.print(f"runs:    {folder}", highlight=False, soft_wrap=True)
-    return 0
-
-
-def report(words: Sequence[str]) -> int:
-    """`raffm-ray report DIR [DIR ...] [--out DIR]`."""
-    rest = list(words)
-    chosen = take_flag(rest, "--out")
-    if not rest or any(word.startswith("-") for word in rest):
-        raise UserError("report: expected folders of finished runs")
-    if len(rest) > 1:
-        from raffm_ray.several import write_comparison
-
-        print(write_comparison([Path(word) for word in rest], Path(chosen) if chosen else _fresh_folder("report")))
-        return 0
-    if chosen:
-        raise UserError("report: --out is for several runs; the report of one is written into its own folder")
-    from raffm_ray.report import write_report
-
-    for path in write_report(Path(rest[0])):
-        print(path)
-    return 0
-
-
-def shares(words: Sequence[str]) -> int:
-    """`raffm-ray shares CONFIG.yaml [--key.path value ...] [--out FILE.png]`."""
-    rest = list(words)
-    path = _config_path("shares", rest)
-    from raffm_ray.config import load
-
-    chosen = take_flag(rest, "--out")
-    experiment = load(path, rest)
-    image = Path(chosen) if chosen else Path(f"{_fresh_folder(f'{experiment.name}-shares')}.png")
-    if image.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--out {image}: expected a name that ends in .png, .svg or .pdf")
-    if image.exists():
-        raise UserError(f"--out {image}: exists; nothing is overwritten")
-
-    from rich.console import Console
-
-    from raffm_ray.prepare import prepare
-    from raffm_ray.share_picture import picture_of_shares
-    from raffm_ray.shares import by_device, share_table
-
-    prepared = prepare(experiment)
-    tally, devices = prepared.tally, by_device(prepared.setup.classes, prepared.setup.budgets)
-    title = f"{experiment.name}: {experiment.clients.partition}, {experiment.clients.count:,} clients, seed {experiment.seed}"
-    figure = picture_of_shares(tally, devices, title)
-    try:
-        image.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(image, dpi=110)
-    except OSError as error:
-        raise UserError(f"--out {image}: cannot be written: {error.strerror}") from None
-    out = Console()
-    out = out if out.is_terminal else Console(width=100)
-    out.print(share_table(tally, devices, title))
-    if left := len(prepared.task.clients) - int(tally.sizes.sum()):
-        out.print(f"{left:,} of {len(prepared.task.clients):,} examples are nobody's", highlight=False)
-    out.print(f"picture: {image}", highlight=False, soft_wrap=True)
-    return 0
-
-
-def bench(words: Sequence[str]) -> int:
-    """`raffm-ray bench [NAME ...] [flags]`: the speed suite, or `raffm-ray bench extraction [--key.path value ...]`."""
-    from raffm_ray.benchmarks import BENCHMARKS
-
-    rest = list(words)
-    if not rest or rest[0] not in BENCHMARKS:
-        from raffm_ray.benchmarks.suite import command
-
-        return command(rest, _fresh_folder, list(BENCHMARKS))
-    name = rest.pop(0)
-    if {"-h", "--help"} & set(rest):
-        import tyro
-
-        from raffm_ray.benchmarks.extraction import DEFAULTS
-        from raffm_ray.config import parse
-        from raffm_ray.settings import Experiment
-
-        tyro.cli(Experiment, default=parse(DEFAULTS), args=["--help"], prog=f"raffm-ray bench {name}")
-    chosen = take_flag(rest, "--out")
-    folder = Path(chosen) if chosen else _fresh_folder(f"bench-{name}")
-
-    from rich.console import Console
-
-    table = BENCHMARKS[name]()(rest, folder, Console(stderr=True))
-    out = Console()
-    out = out if out.is_terminal else Console(width=100)
-    out.print(table)
-    out.print(f"written to {folder}", highlight=False, soft_wrap=True)
-    return 0
-
-
-def fleet(words: Sequence[str]) -> int:
-    """`raffm-ray fleet show CONFIG.yaml [...]`, `raffm-ray fleet calibrate [...]`."""
-    from raffm_ray.fleet import fleet as command
-
-    return command(words)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": run, "resume": resume, "compare": compare, "shares": shares, "report": report, "bench": bench, "fleet": fleet,
-}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

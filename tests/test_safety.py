@@ -17,7 +17,7 @@ from quick import quick
 from rich.console import Console
 from test_resume import marked, wait_for
 
-from raffm_ray import cli
+from raffm_ray import cli, commands
 from raffm_ray.config import dump
 from raffm_ray.errors import UserError, without_secrets
 from raffm_ray.files import locked
@@ -83,7 +83,7 @@ def test_a_name_is_one_part_of_a_path(name) -> None:
 
 @pytest.mark.parametrize("name", ["..", "-x"])
 def test_a_name_never_is_a_path_alone(name) -> None:
-    folder = cli._fresh_folder(tiny_experiment(name=name).name)
+    folder = commands.fresh_folder(tiny_experiment(name=name).name)
     assert folder.parent == Path("runs")
     assert folder.name.startswith(f"{name}-2")
 

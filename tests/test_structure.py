@@ -22,7 +22,7 @@ FLOORS = [
     "ledger evaluation curve start public resuming loop simulation",
     "share_picture profile_picture unit_picture pictures standings report comparison_picture page several comparison benchmarks benchmarks.extraction benchmarks.crew benchmarks.bare_ray benchmarks.memory benchmarks.synthetic "
     "benchmarks.measure benchmarks.plain_loop benchmarks.rounds benchmarks.nothing benchmarks.training benchmarks.subnetworks "
-    "benchmarks.scale benchmarks.gpu benchmarks.starting benchmarks.suite measuring fleet_plans fleet cli",
+    "benchmarks.scale benchmarks.gpu benchmarks.starting benchmarks.suite measuring fleet_plans fleet commands cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
