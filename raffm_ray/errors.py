@@ -7,14 +7,17 @@ from typing import TypeVar
 T = TypeVar("T")
 MOST = 40
 """Known words that an error lists."""
+LONGEST = 2000
+"""Letters of an error."""
 
 
 class UserError(ValueError):
     """A mistake in what the user gave: shown as one line, exit code 2, no traceback."""
 
     def __init__(self, message: str) -> None:
-        # The message quotes what the user gave, which may hold anything; it stays one printable line.
-        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message))
+        # The message quotes what the user gave, which may hold anything; it stays one printable line, of a length that can be read.
+        line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 300]} ... {line[-290:]}")
 
 
 class TooSmallError(UserError):
@@ -57,7 +60,7 @@ def look_up(table: Mapping[str, T], name: str, what: str) -> T:
     return table[name]
 
 
-def in_short(error: Exception) -> str:
+def in_short(error: object) -> str:
     """The message of a library's error as one line of at most 250 characters."""
     return " ".join(str(error).split())[:250] or type(error).__name__
 
