@@ -5,13 +5,14 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test bench chaos check lint types clean help
+.PHONY: demo test bench chaos fuzz check lint types clean help
 
 help:
 	@echo "make demo    install and run the embedded default: 100 clients, five device classes, a picture"
 	@echo "make test    install and run the tests"
 	@echo "make bench   the speed suite: about ten minutes on two cores, quiet ones"
 	@echo "make chaos   200 kills of actors, raylets and drivers, each with the same bits after it: about half an hour"
+	@echo "make fuzz    thousands of malformed configurations, damaged checkpoints and hostile files: a quarter of an hour"
 	@echo "make check   tests, lint and types: what CI runs"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -35,6 +36,9 @@ bench: $(STAMP)
 
 chaos: $(STAMP)
 	$(RUN)/python tests/chaos.py --kills 200
+
+fuzz: $(STAMP)
+	RAFFM_FUZZ=full $(RUN)/python -m pytest --timeout 3000 tests/test_checkpoint.py tests/test_hostile_*.py
 
 lint: $(STAMP)
 	$(RUN)/ruff check .

@@ -15,7 +15,7 @@ from raffm_ray.errors import UserError, shortened
 from raffm_ray.files import locked
 from raffm_ray.pool import open_pool
 from raffm_ray.prepare import alone, check_baselines, prepare, with_strategy
-from raffm_ray.reading import read_summary
+from raffm_ray.reading import of_a_run, read_summary
 from raffm_ray.record import check_output, write_json
 from raffm_ray.report import write_report
 from raffm_ray.settings import Experiment
@@ -139,7 +139,8 @@ def compare(experiment: Experiment, seeds: Sequence[int], folder: Path, console:
         if not (run.folder / "report.html").is_file():
             write_report(run.folder)
         summaries.setdefault(run.strategy, {})[run.seed] = read_summary(run.folder)
-    content = standings(summaries)
+    with of_a_run(folder):
+        content = standings(summaries)
     write_json(folder / "comparison.json", content)
     (folder / "comparison.csv").write_text(rows_of_runs(summaries), encoding="utf-8")
     (folder / "comparison.md").write_text(markdown(content), encoding="utf-8")

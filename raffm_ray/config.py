@@ -3,8 +3,8 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from math import isfinite
+from pathlib import Path
 from typing import Any, get_args
 
 import yaml

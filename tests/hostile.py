@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from typing import Any, TypeVar, get_args
 
 import numpy as np
 import psutil
-from hypothesis import HealthCheck, settings
+import yaml
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -23,6 +25,7 @@ T = TypeVar("T")
 FULL = os.environ.get("RAFFM_FUZZ") == "full"
 TRIED: Counter[str] = Counter()
 """How many of each kind were tried; printed at the end of the tests where `FULL`."""
+CHECKPOINTS = "damaged checkpoints, alone or with their records"
 MOST_SECONDS, MOST_BYTES, LONGEST = 20, 3 * 2**30, 2000
 """What one attempt may take before it counts as hanging, and may ask for beyond what the process holds; letters of an error."""
 
@@ -35,7 +38,7 @@ def amount(full: int, short: int) -> int:
 def many(full: int, short: int) -> settings:
     """Of hypothesis: so many examples, the same ones every time."""
     return settings(
-        max_examples=amount(full, short), deadline=None, derandomize=True, database=None,
+        max_examples=amount(full, short), deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate),
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
     )  # fmt: skip
 
@@ -48,14 +51,16 @@ class HangingError(BaseException):
 def bounded() -> Iterator[None]:
     """Ends an attempt that takes too long, and refuses it memory beyond a bound."""
 
-    def late(*_: Any) -> None:
-        raise HangingError
+    def late(_: int, frame: Any) -> None:
+        raise HangingError("".join(traceback.format_list(traceback.extract_stack(frame)[-8:])))
 
     before, limits = signal.signal(signal.SIGALRM, late), resource.getrlimit(resource.RLIMIT_AS)
     signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + MOST_BYTES, limits[1]))
     try:
         yield
+    except HangingError as error:
+        raise HangingError(str(error)) from None  # what is raised between any two steps may have a traceback that cannot be shown
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -179,8 +184,31 @@ def mutated(draw: st.DrawFn, values: dict[str, Any], model: type[BaseModel] = Ex
         elif way == 8:
             target[f"{last[:2]}{last[3:]}x"] = target.pop(last, 1)
         else:
-            target[last] = draw(st.sampled_from([[target.get(last)], {last: target.get(last)}, str(target.get(last))]))
+            target[last] = draw(st.sampled_from([[target.get(last)], {last: target.get(last)}, as_word(target.get(last))]))
     return result
+
+
+class _Dumper(yaml.Dumper):
+    """Writes whatever there is, with tags that a safe loader refuses; whole numbers in base 16, which has no limit."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(int, lambda dumper, value: dumper.represent_scalar("tag:yaml.org,2002:int", hex(value)))
+
+
+def as_yaml(values: Any) -> bytes:
+    """Values as YAML, a made-up text for those that are too deep for it."""
+    try:
+        return yaml.dump(values, Dumper=_Dumper).encode(errors="surrogatepass")
+    except RecursionError:
+        return b"a: " + b"{a: " * 5000
+
+
+def as_word(value: Any) -> str:
+    """A value as one writes it behind a flag."""
+    return value if isinstance(value, str) else hex(value) if isinstance(value, int) else repr(value)
 
 
 def _copied(value: Any) -> Any:

@@ -120,9 +120,9 @@ UNDECLARED_FIELDS = {"num_labels", "id2label", "label2id", "decoder_start_token_
 
 def check_model_type(model_type: object) -> None:
     """Raises UserError for a model type without a table; says which have one, and where to add it."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
-            f"model type {model_type!r} has no table of axes{near_miss(str(model_type), FAMILIES)}; there are tables for "
+            f"model type {shortened(model_type)} has no table of axes{near_miss(str(model_type), FAMILIES)}; there are tables for "
             f"{', '.join(FAMILIES)}, and a new one is a file in raffm_ray/architectures and a row of FAMILIES there"
         )
 
