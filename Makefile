@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test bench chaos leaks check lint types clean help
+.PHONY: demo test bench chaos leaks fuzz check lint types clean help
 
 help:
 	@echo "make demo    install and run the embedded default: 100 clients, five device classes, a picture"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench   the speed suite: about ten minutes on two cores, quiet ones"
 	@echo "make chaos   200 kills of actors, raylets and drivers, each with the same bits after it: about half an hour"
 	@echo "make leaks   2,000 rounds on Ray, and what grows in them: about four minutes"
+	@echo "make fuzz    thousands of malformed configurations, damaged checkpoints and hostile files: a quarter of an hour"
 	@echo "make check   tests, lint and types: what CI runs"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -39,6 +40,9 @@ chaos: $(STAMP)
 
 leaks: $(STAMP)
 	$(RUN)/python tests/leaks.py
+
+fuzz: $(STAMP)
+	RAFFM_FUZZ=full $(RUN)/python -m pytest --timeout 3000 tests/test_checkpoint.py tests/test_hostile_*.py
 
 lint: $(STAMP)
 	$(RUN)/ruff check .

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raffm_ray.errors import UserError, in_short, near_miss
+from raffm_ray.files import read_whole
 from raffm_ray.seeding import generator
 from raffm_ray.settings import ClockSettings
 
@@ -96,7 +98,7 @@ TRACE_COLUMNS = ("client", "start_seconds", "end_seconds")
 
 def _read_trace(path: Path, name: str) -> dict[str, NDArray[Any]]:
     try:
-        table = pq.ParquetFile(path).read()
+        table = pq.ParquetFile(BytesIO(read_whole(path))).read()
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -105,6 +107,8 @@ def _read_trace(path: Path, name: str) -> dict[str, NDArray[Any]]:
     for column in TRACE_COLUMNS:
         if column not in table.column_names:
             raise UserError(f"{name}: column {column!r} is missing{near_miss(column, table.column_names)}")
+        if table.column_names.count(column) > 1:
+            raise UserError(f"{name}: column {column!r} is there twice")
         kind = table.schema.field(column).type
         if not (pa.types.is_integer(kind) or (pa.types.is_floating(kind) and column != "client")):
             raise UserError(f"{name}: column {column!r} must hold {'integers' if column == 'client' else 'numbers'}, got {kind}")

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load
 
 from raffm_ray import __version__
-from raffm_ray.files import whole_folder
+from raffm_ray.files import read_whole, whole_folder
 from raffm_ray.plain import pack, unpack
 from raffm_ray.state import ServerState
 
@@ -76,8 +76,8 @@ def _sums(digests: Mapping[str, str]) -> str:
 def read(place: Path) -> Checkpoint:
     """A checkpoint, equal to the bit to the one written. Raises DamagedError, before any of it is parsed where a digest is wrong."""
     try:
-        contents = {name: (place / name).read_bytes() for name in (ARRAYS, MANIFEST)}
-        sums = (place / SUMS).read_bytes()
+        contents = {name: read_whole(place / name) for name in (ARRAYS, MANIFEST)}
+        sums = read_whole(place / SUMS)
     except OSError as error:
         raise DamagedError(f"{error.filename and Path(error.filename).name}: {error.strerror}") from None
     digests = {name: sha256(content).hexdigest() for name, content in contents.items()}

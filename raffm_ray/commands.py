@@ -48,6 +48,7 @@ def _show(summary: dict[str, Any], folder: Path) -> int:
     from rich.console import Console
 
     from raffm_ray.display import summary_table
+    from raffm_ray.reading import of_a_run
     from raffm_ray.report import write_report
 
     image, page = folder / "report.png", folder / "report.html"
@@ -55,9 +56,11 @@ def _show(summary: dict[str, Any], folder: Path) -> int:
         write_report(folder)
     out = Console()
     out = out if out.is_terminal else Console(width=100)
-    out.print(summary_table(summary))
-    if summary["rejected_updates"]:
-        told = f"{summary['rejected_updates']} updates of clients were refused: {folder / 'clients'} says why"
+    with of_a_run(folder):
+        table, refused = summary_table(summary), int(summary["rejected_updates"])
+        out.print(table)
+    if refused:
+        told = f"{refused} updates of clients were refused: {folder / 'clients'} says why"
         out.print(f"warning: {told}; a lower local.learning_rate may help", style="bold red", highlight=False)
     out.print(f"picture: {image}\nreport:  {page}\nrecords: {folder}", highlight=False, soft_wrap=True)
     return 0

@@ -15,7 +15,7 @@ from raffm_ray.errors import UserError, shortened
 from raffm_ray.files import check_no_links, check_path, locked
 from raffm_ray.pool import open_pool
 from raffm_ray.prepare import alone, check_baselines, prepare, with_strategy
-from raffm_ray.reading import read_rounds, read_summary
+from raffm_ray.reading import of_a_run, read_rounds, read_summary
 from raffm_ray.record import check_output
 from raffm_ray.report import write_report
 from raffm_ray.settings import Experiment
@@ -135,6 +135,7 @@ def compare(experiment: Experiment, seeds: Sequence[int], folder: Path, console:
             write_report(run.folder)
         summaries.setdefault(run.strategy, {})[run.seed] = read_summary(run.folder)
         rounds.setdefault(run.strategy, []).append(read_rounds(run.folder))
-    write_page(summaries, rounds, [(run.strategy, run.seed, str(run.folder)) for run in runs], folder)
+    with of_a_run(folder):
+        write_page(summaries, rounds, [(run.strategy, run.seed, str(run.folder)) for run in runs], folder)
     content: dict[str, Any] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     return content

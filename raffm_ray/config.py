@@ -1,14 +1,16 @@
 """Reading an experiment: a YAML file gives the base, flags override it; every mistake is one line."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from raffm_ray.errors import UserError, near_miss
+from raffm_ray.errors import UserError, in_short, near_miss, shortened
 from raffm_ray.settings import Experiment
 
 
@@ -37,12 +39,59 @@ def one_line(error: ValidationError, model: type[BaseModel] = Experiment) -> str
         return f"{where}: is required"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    given = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
+    if problem["type"] == "tuple_type" and isinstance(problem["input"], str):
+        return f"{where}: expected a list, such as [{json.dumps(problem['input'])}], got a text"
+    given = "" if isinstance(problem["input"], dict) else f", got {shortened(problem['input'])}"
     return f"{where}: {message}{given}" if where else message
+
+
+DEEPEST, MOST_VALUES, LARGEST = 50, 100_000, 2**63 - 1
+"""Of settings: how far they are nested, how many there are, each counted wherever an alias repeats it, and the size of a whole number."""
+
+
+def check_plain(values: object, source: str = "") -> None:
+    """Raises UserError unless nested settings are of numbers, texts, lists and mappings that can be written down again.
+
+    What they hold is met in their order, one after the other, so that settings that would never end are refused as well.
+    """
+    waiting, met = [(values, source, 0)], 0
+    while waiting:
+        value, where, depth = waiting.pop()
+        met += 1
+        if met > MOST_VALUES or depth > DEEPEST:
+            rule = f"more than {MOST_VALUES:,} values" if met > MOST_VALUES else f"nested more than {DEEPEST} deep"
+            raise UserError(f"{where[:200]}: {rule}: no settings are so many or so deep")
+        below: list[tuple[Any, Any]] = []
+        if isinstance(value, Mapping):
+            below = [(key, inner) for key, inner in value.items()]
+        elif isinstance(value, list | tuple):
+            below = list(enumerate(value[:MOST_VALUES]))
+        elif isinstance(value, int) and abs(value) > LARGEST:
+            raise UserError(f"{where}: a whole number beyond 64 bits")
+        elif isinstance(value, float) and not isfinite(value):
+            raise UserError(f"{where}: input should be a finite number, got {value}")
+        elif isinstance(value, str):
+            _check_text(value, where)
+        elif value is not None and not isinstance(value, int | float):
+            raise UserError(f"{where}: expected a number, a text, a list or a mapping, got {shortened(value)}")
+        for key, inner in reversed(below):
+            if not isinstance(key, str | int) or (isinstance(key, int) and abs(key) > LARGEST):
+                raise UserError(f"{where or 'settings'}: a key must be a text, got {type(key).__name__}")
+            if isinstance(key, str):
+                _check_text(key, where or "settings")
+            waiting.append((inner, f"{where}{': ' if where == source and where else '.' if where else ''}{key}", depth + 1))
+
+
+def _check_text(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: the text {shortened(text)} cannot be written as UTF-8") from None
 
 
 def parse(values: Mapping[str, Any]) -> Experiment:
     """Validates nested settings. Raises UserError with one line that names the key, the rule and the value."""
+    check_plain(values)
     try:
         return Experiment.model_validate(dict(values))
     except ValidationError as error:
@@ -50,7 +99,19 @@ def parse(values: Mapping[str, Any]) -> Experiment:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also reads 1e-6 and 1.5e9 as numbers, as YAML 1.2 and everybody does."""
+    """YAML's safe loader, which also reads 1e-6 and 1.5e9 as numbers, as YAML 1.2 and everybody does, and refuses a key that is there twice."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Takes in what `<<` names, each key once, so that mappings which take in each other again and again do not grow without end."""
+        keys = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in keys:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+                keys.add((key.tag, key.value))
+        super().flatten_mapping(node)
+        once = {(key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key): (key, value) for key, value in node.value}
+        node.value = list(once.values())
 
 
 _Loader.add_implicit_resolver(
@@ -64,9 +125,18 @@ def _strict_load(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{source}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    except (ValueError, RecursionError) as error:  # dates that do not exist, numbers of thousands of digits, endless nesting
-        raise UserError(f"{source}: not valid YAML: {error}") from None
+        raise UserError(f"{source}{place}: not valid YAML: {in_short(getattr(error, 'problem', None) or error)}") from None
+    # Dates that do not exist, numbers of thousands of digits, endless nesting, tags over what they are not of.
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
+        raise UserError(f"{source}: not valid YAML: {in_short(error)}") from None
+
+
+def _flag_value(word: str, flag: str) -> Any:
+    try:
+        return _strict_load(word, flag)
+    except UserError as error:
+        quoted = json.dumps(word[:40], ensure_ascii=False)
+        raise UserError(f"{error}; a text of such letters needs quotes: '{quoted}', or in a list: '[{quoted}]'") from None
 
 
 def override(values: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
@@ -85,7 +155,7 @@ def override(values: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
                 raise UserError(f"{flag}: {part!r} has no keys below it")
             target[part] = dict(child or {})
             target = target[part]
-        target[last] = _strict_load(words[position + 1], flag)
+        target[last] = _flag_value(words[position + 1], flag)
     return result
 
 
@@ -101,6 +171,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     values = _strict_load(text, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    check_plain(values, str(path))
     return values
 
 

@@ -13,6 +13,8 @@ SHORTEST_SECRET = 8
 """Characters: shorter values are words like `true` that any text may hold."""
 MOST = 40
 """Known words that an error lists."""
+LONGEST = 2000
+"""Letters of an error."""
 
 
 def without_secrets(text: str) -> str:
@@ -31,6 +33,9 @@ class UserError(ValueError):
         # The message quotes what the user gave, which may hold anything; it stays one printable line.
         told = without_secrets(message)
         super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in told))
+        # The message quotes what the user gave, which may hold anything; it stays one printable line, of a length that can be read.
+        line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 300]} ... {line[-290:]}")
 
 
 class TooSmallError(UserError):
@@ -73,7 +78,7 @@ def look_up(table: Mapping[str, T], name: str, what: str) -> T:
     return table[name]
 
 
-def in_short(error: Exception) -> str:
+def in_short(error: object) -> str:
     """The message of a library's error as one line of at most 250 characters."""
     return " ".join(str(error).split())[:250] or type(error).__name__
 

@@ -1,7 +1,9 @@
 """Files that are whole or not there, and folders that one process holds alone."""
 
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +30,13 @@ def sync(paths: Iterable[Path]) -> None:
     if chosen:
         with ThreadPoolExecutor(min(8, len(chosen))) as threads:  # at once: the disk takes several as fast as one
             list(threads.map(_sync, chosen))
+
+
+def read_whole(path: Path) -> bytes:
+    """What a file holds. Raises OSError, also for what is none: a pipe or a device might never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return path.read_bytes()
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -1,7 +1,9 @@
 """From an experiment to everything a run needs, every mistake found before any training starts."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -76,7 +78,14 @@ def _architecture(experiment: Experiment, foundation: Foundation, task: Task) ->
     except Exception as error:  # whatever transformers raises for values that it cannot build from
         raise UserError(f"model.config: transformers cannot build this model: {in_short(error)}") from None
     architecture = replace(architecture, layout=freeze(architecture.layout, experiment.model.freeze))
-    model = new_model(architecture, 0).eval()
+    needed = 4 * sum(prod(shape) for shape in architecture.shapes.values())
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(f"model.config: the parameters of this model take {needed:,} bytes, and this machine has {there:,}")
+    try:
+        model = new_model(architecture, 0).eval()
+    except Exception as error:  # whatever torch raises for values that it cannot draw from, or without memory
+        raise UserError(f"model.config: this model cannot be built: {in_short(error)}") from None
     for part in task.parts.values():
         inputs = {name: values for name, values in part.batch(_longest(part)).items() if name != "labels"}
         try:

@@ -1,14 +1,18 @@
 """What is read back of a run's folder."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raffm_ray.errors import UserError
-from raffm_ray.files import check_path
+from raffm_ray.errors import UserError, in_short
+from raffm_ray.files import check_path, read_whole
 
 SUMMARY = "summary.json"
 """Written last: whoever has it is finished."""
@@ -20,6 +24,19 @@ def how_to_resume(folder: Path) -> str:
     return f"; raffm-ray resume {quote(str(folder))} goes on with the run that is not finished" if there else ""
 
 
+@contextmanager
+def of_a_run(folder: Path) -> Iterator[None]:
+    """Around what is made of a run's records and summary. Raises UserError where they are not what a run leaves: something in them is
+    missing, or of another kind."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, pa.ArrowException) as error:
+        told = f"{type(error).__name__}: {in_short(error)}"
+        raise UserError(f"{folder}: its records or summary are damaged, or not those of a run of this version: {told}") from error
+
+
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
     """A run's round records, in order. Raises UserError when there are none or one is damaged."""
     files = sorted((folder / "rounds").glob("*.parquet"))
@@ -28,9 +45,9 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for file in files:
         try:
-            rows += pq.ParquetFile(file).read().to_pylist()
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: damaged or not a record of a round: {str(error).splitlines()[0]}") from None
+            rows += pq.ParquetFile(BytesIO(read_whole(file))).read().to_pylist()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{file}: damaged or not a record of a round: {in_short(error)}") from None
     return rows
 
 
@@ -41,9 +58,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder}: no finished run here (summary.json is missing){how_to_resume(folder)}")
     try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
+        summary: dict[str, Any] = json.loads(read_whole(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {in_short(error)}") from None
     if not isinstance(summary, dict) or not {"name", "strategy", "tiers", "global", "bytes_full_size"} <= set(summary):
+        raise UserError(f"{path}: not the summary of a run")
+    if not all(isinstance(summary.get(key, {}), dict) for key in ("baselines", "made_from", "tiers")):
         raise UserError(f"{path}: not the summary of a run")
     return summary

@@ -14,7 +14,7 @@ from raffm_ray.metrics import shown, unit
 from raffm_ray.page import STYLE
 from raffm_ray.pictures import picture
 from raffm_ray.profile_picture import picture_of_profile
-from raffm_ray.reading import read_rounds, read_summary
+from raffm_ray.reading import of_a_run, read_rounds, read_summary
 from raffm_ray.share_picture import picture_of_shares
 from raffm_ray.shares import read_shares
 from raffm_ray.unit_picture import picture_of_units
@@ -96,6 +96,11 @@ def write_report(folder: Path) -> tuple[Path, Path]:
 
     Raises UserError when the folder holds no finished run.
     """
+    with of_a_run(folder):
+        return _written(folder)
+
+
+def _written(folder: Path) -> tuple[Path, Path]:
     summary = read_summary(folder)
     image, page = folder / "report.png", folder / "report.html"
     drawn = {"report": picture(folder), "shares": _shares(folder), "profile": picture_of_profile(read_rounds(folder))}

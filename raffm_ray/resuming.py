@@ -14,7 +14,7 @@ from raffm_ray import checkpoint
 from raffm_ray.checkpoint import Checkpoint
 from raffm_ray.config import load
 from raffm_ray.errors import UserError
-from raffm_ray.files import check_no_links, check_path
+from raffm_ray.files import check_no_links, check_path, read_whole
 from raffm_ray.prepare import Prepared
 from raffm_ray.record import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
 from raffm_ray.settings import Experiment
@@ -113,7 +113,7 @@ def _digests(folder: Path) -> list[str]:
     digests = [""]
     for number in count():
         try:
-            contents = [(folder / name).read_bytes() for name in record_names(number)]
+            contents = [read_whole(folder / name) for name in record_names(number)]
         except OSError:
             return digests[1:]
         digests.append(digest_of(digests[-1], contents))

@@ -12,8 +12,9 @@ import yaml
 
 from raffm_ray.comparison_picture import draw_comparison
 from raffm_ray.errors import UserError, shortened
+from raffm_ray.files import read_whole
 from raffm_ray.page import STYLE
-from raffm_ray.reading import read_rounds, read_summary
+from raffm_ray.reading import of_a_run, read_rounds, read_summary
 from raffm_ray.record import write_json
 from raffm_ray.standings import Summaries, headings_and_rows, markdown, notes, progress, rows_of_runs, standings, title
 
@@ -70,7 +71,7 @@ def labels(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
     summary, path = read_summary(folder), folder / "config.yaml"
     try:
-        configuration = yaml.safe_load(path.read_text(encoding="utf-8"))
+        configuration = yaml.safe_load(read_whole(path).decode())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(configuration, dict):
@@ -92,8 +93,18 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
 
     Raises UserError for a folder without a finished run, runs of unlike metrics or device classes, or the same seed twice.
     """
-    read = [_read(folder) for folder in folders]
+    read = []
+    for folder in folders:
+        with of_a_run(folder):
+            read.append(_read(folder))
     _check(folders, [summary for _, summary, _ in read])
+    with of_a_run(out):
+        return _compared(folders, read, out)
+
+
+def _compared(
+    folders: Sequence[Path], read: Sequence[tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]], out: Path
+) -> Path:
     summaries: dict[str, dict[int, dict[str, Any]]] = {}
     rounds: dict[str, list[list[dict[str, Any]]]] = {}
     runs = []

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pyarrow.parquet as pq
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from raffm_ray.errors import UserError
+from raffm_ray.errors import UserError, in_short
+from raffm_ray.files import read_whole
 from raffm_ray.seeding import generator
 from raffm_ray.tally import Indices, Tally
 
@@ -46,12 +48,16 @@ def write_shares(path: Path, tally: Tally, devices: Mapping[str, Indices]) -> No
 def read_shares(path: Path) -> tuple[Tally, dict[str, Indices]]:
     """What `write_shares` wrote: the tally, and the clients of every device class. Raises UserError when it is damaged."""
     try:
-        table = pq.ParquetFile(path).read()
+        table = pq.ParquetFile(BytesIO(read_whole(path))).read()
         about = {name: json.loads(table.schema.metadata[name.encode()]) for name in ("class_names", "devices")}
-        clients, counts = (table[name].to_numpy().astype(np.int64) for name in ("client", "examples"))
-        labels, devices = table["class"].fill_null(0).to_numpy().astype(np.int64), table["device"].to_numpy().astype(str)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged or not a record of shares: {str(error).splitlines()[0]}") from None
+        clients, counts = (table[name].cast(pa.int64()).to_numpy() for name in ("client", "examples"))
+        labels, devices = table["class"].cast(pa.int64()).fill_null(0).to_numpy(), table["device"].to_numpy().astype(str)
+        if not len(clients) or not np.array_equal(np.unique(clients), np.arange(clients.max() + 1)) or counts.min() < 0:
+            raise ValueError("its clients are not 0 to the last one, or have less than no examples")
+        if labels.min() < 0 or labels.max() >= max(len(about["class_names"]), 1):
+            raise ValueError("its classes are not those that it names")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, pa.ArrowException) as error:
+        raise UserError(f"{path}: damaged or not a record of shares: {in_short(error)}") from None
     sizes = np.bincount(clients, counts).astype(np.int64)
     own = np.empty(len(sizes), dtype=devices.dtype)
     own[clients] = devices

@@ -14,7 +14,7 @@ from raffm_ray.files import locked
 from raffm_ray.loop import train
 from raffm_ray.pool import Pool, open_pool
 from raffm_ray.prepare import Prepared, check_baselines, prepare, with_strategy
-from raffm_ray.reading import SUMMARY, read_summary
+from raffm_ray.reading import SUMMARY, of_a_run, read_summary
 from raffm_ray.record import Recorder, check_origin, check_output, write_json
 from raffm_ray.resuming import experiment_in, opened, origin_of
 from raffm_ray.settings import Experiment
@@ -67,7 +67,8 @@ def resume(
                 checkpoint.remove(folder / "checkpoints")  # where it ended in between
                 console.print(f"{folder}: the run is finished, nothing is left to do", highlight=False, soft_wrap=True)
                 return summary
-            origin = summary["made_from"]
+            with of_a_run(folder):
+                origin = dict[str, str](summary["made_from"])
         else:
             recorder = opened(folder, experiment, _teller(console))
             origin = recorder.origin

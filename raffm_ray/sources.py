@@ -66,7 +66,12 @@ def _builder(where: Path) -> tuple[str, dict[str, Any]]:
     A folder's files name its splits (`validation_matched.parquet`, `train-00000-of-00002.parquet`); one without such files is left to
     the library, which knows folders of images.
     """
+    if not where.is_file() and not where.is_dir():
+        raise UserError(f"task.data: {where}: neither a file nor a folder")
     files = [where] if where.is_file() else sorted(file for file in where.iterdir() if file.suffix in BUILDERS)
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"task.data: {file}: not a file")
     if not files:
         return str(where), {}
     endings = {file.suffix for file in files}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raffm_ray.axes import Axes, Plan, dim_axes
-from raffm_ray.errors import UserError
-from raffm_ray.files import write_whole
+from raffm_ray.errors import UserError, in_short
+from raffm_ray.files import read_whole, write_whole
 from raffm_ray.layout import Layout, is_kept
 
 Reached = Mapping[str, NDArray[np.float64]]
@@ -85,13 +86,13 @@ def write_units(path: Path, units: Sequence[Units]) -> None:
 def read_units(path: Path) -> list[Units]:
     """What `write_units` wrote. Raises UserError for anything else."""
     try:
-        table = pq.ParquetFile(path).read().to_pydict()
+        table = pq.ParquetFile(BytesIO(read_whole(path))).read().to_pydict()
         axes = np.array(table.pop("axis"), dtype=str)
         table.pop("unit")
         reached = np.array(table.pop("reached"), dtype=np.float64)
         kept = {name.removeprefix("kept_"): np.array(values, dtype=bool) for name, values in table.items()}
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise UserError(f"{path}: damaged or not a record of units: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: damaged or not a record of units: {in_short(error)}") from None
     return [
         Units(axis, reached[axes == axis], {name: values[axes == axis] for name, values in kept.items()})
         for axis in dict.fromkeys(axes.tolist())

@@ -191,3 +191,11 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "run"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says how many hostile configurations and files were tried, where all were to be."""
+    from hostile import FULL, TRIED
+
+    for kind, count in sorted(TRIED.items()) if FULL else ():
+        terminalreporter.write_line(f"tried: {count:,} {kind}")

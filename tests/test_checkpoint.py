@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_experiment
+from hostile import CHECKPOINTS, TRIED, amount
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from quick import RICH, quick
@@ -149,7 +150,8 @@ def test_every_truncation_and_bit_flip_of_any_file_is_seen(place) -> None:
     rng, names = np.random.default_rng(0), (ARRAYS, MANIFEST, SUMS)
     contents = {name: (place / name).read_bytes() for name in names}
     tried = dict.fromkeys(names, 0)
-    for attempt in range(600):
+    attempts = amount(900, 600)
+    for attempt in range(attempts):
         name = names[attempt % 3]
         content = bytearray(contents[name])
         if attempt % 4 == 0:
@@ -163,7 +165,8 @@ def test_every_truncation_and_bit_flip_of_any_file_is_seen(place) -> None:
             read(place)
         (place / name).write_bytes(contents[name])
         tried[name] += 1
-    assert min(tried.values()) == 200
+        TRIED[CHECKPOINTS] += 1
+    assert min(tried.values()) == attempts // 3
     assert read(place).records == "records"  # control: what was put back is whole
 
 
@@ -215,6 +218,7 @@ def test_no_manifest_whatever_it_says_is_a_traceback(place, data) -> None:
     else:
         outer[data.draw(st.text(max_size=5))] = outer.pop(key)
     with_right_sums(place, json.dumps(manifest).encode())
+    TRIED[CHECKPOINTS] += 1
     with suppress(DamagedError):
         assert isinstance(read(place).state, ServerState)
 

@@ -27,7 +27,7 @@ from raffm_ray.architectures.attention import IMPLEMENTATIONS, fit_attention
 from raffm_ray.architectures.modules import install, remove_layers, without_weights
 from raffm_ray.architectures.saved import Saved
 from raffm_ray.axes import Plan, dim_size, kept_size
-from raffm_ray.errors import UserError, in_short, near_miss
+from raffm_ray.errors import UserError, in_short, near_miss, shortened
 from raffm_ray.layout import Attention, Layout, is_kept
 
 Fit = Callable[[nn.Module, Attention, Plan, Layout], None]
@@ -107,6 +107,11 @@ COUNTS = {
     "n_positions", "num_key_value_heads", "head_dim", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
 }  # fmt: skip
 """Fields that count something, by any family's name for it."""
+MOST = {
+    "num_labels": 1_000_000,
+    **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_decoder_layers"), 1000),
+}
+"""Of things that are made one by one when a model is described; more would take hours."""
 
 
 UNDECLARED_FIELDS = {"num_labels", "id2label", "label2id", "decoder_start_token_id"}
@@ -115,9 +120,9 @@ UNDECLARED_FIELDS = {"num_labels", "id2label", "label2id", "decoder_start_token_
 
 def check_model_type(model_type: object) -> None:
     """Raises UserError for a model type without a table; says which have one, and where to add it."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
-            f"model type {model_type!r} has no table of axes{near_miss(str(model_type), FAMILIES)}; there are tables for "
+            f"model type {shortened(model_type)} has no table of axes{near_miss(str(model_type), FAMILIES)}; there are tables for "
             f"{', '.join(FAMILIES)}, and a new one is a file in raffm_ray/architectures and a row of FAMILIES there"
         )
 
@@ -131,8 +136,10 @@ def parse_config(settings: Mapping[str, Any]) -> PretrainedConfig:
     for name, value in fields.items():
         if name in REFUSED_FIELDS:
             raise UserError(f"model.config: {name!r} cannot be set: {REFUSED_FIELDS[name]}")
-        if name in COUNTS and (not isinstance(value, int) or value < 1):
-            raise UserError(f"model.config.{name}: must be a whole number of at least 1, got {value!r}")
+        if name in COUNTS and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise UserError(f"model.config.{name}: must be a whole number of at least 1, got {shortened(value)}")
+        if name in COUNTS and value > MOST.get(name, 2**31 - 1):
+            raise UserError(f"model.config.{name}: must be at most {MOST.get(name, 2**31 - 1):,}, got {value:,}")
         if name not in UNDECLARED_FIELDS and not hasattr(known, name):
             raise UserError(f"model.config: {name!r} is not a field of {model_type}{near_miss(name, known.to_dict())}")
     try:
