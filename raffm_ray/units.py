@@ -69,7 +69,7 @@ def units_of(layout: Layout, reached: Reached, weight: float, plans: Mapping[str
 
 
 def write_units(path: Path, units: Sequence[Units]) -> None:
-    """One row a unit: axis, unit, reached, and a column `kept_<device>` for every class."""
+    """One row a unit: axis, unit, reached, and a column `kept_<device>` for every class. Raises UserError where it cannot be written."""
     columns: dict[str, list[object]] = {"axis": [], "unit": [], "reached": []}
     for one in units:
         size = len(one.reached)
@@ -80,7 +80,10 @@ def write_units(path: Path, units: Sequence[Units]) -> None:
             columns.setdefault(f"kept_{device}", []).extend(kept.tolist())
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
-    write_whole(path, bytes(sink.getvalue().to_pybytes()))
+    try:
+        write_whole(path, bytes(sink.getvalue().to_pybytes()))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def read_units(path: Path) -> list[Units]:
