@@ -22,6 +22,7 @@ USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation mod
   raffm-ray resume DIR [--key.path value ...]                    goes on with a run that was interrupted
   raffm-ray compare CONFIG.yaml [--seeds 0,1,2] [--key.path value ...] [--out DIR]
                                                                  its strategy and every baseline, over seeds: one table, one picture
+  raffm-ray study STUDY.yaml|DIR [--key.path value ...] [--out DIR]   a search for the best settings, or on with the one in DIR
   raffm-ray shares CONFIG.yaml [--key.path value ...] [--out FILE.png]   a picture and a table of who owns which data; no training
   raffm-ray report DIR                                           a picture and one HTML page of a finished run
   raffm-ray bench [CASE ...] [--quick] [--out DIR]               how fast it is, beside limits measured in the same run; --help: the cases
@@ -76,16 +77,13 @@ def _start_ahead(experiment: "Experiment") -> None:
 
 def _show(summary: dict[str, Any], folder: Path) -> int:
     """A finished run's table, and where its picture, report and records are."""
-    from rich.console import Console
-
-    from raffm_ray.display import summary_table
+    from raffm_ray.display import standard_output, summary_table
     from raffm_ray.report import write_report
 
     image, page = folder / "report.png", folder / "report.html"
     if not page.is_file():  # written last
         write_report(folder)
-    out = Console()
-    out = out if out.is_terminal else Console(width=100)
+    out = standard_output()
     out.print(summary_table(summary))
     if summary["rejected_updates"]:
         told = f"{summary['rejected_updates']} updates of clients were refused: {folder / 'clients'} says why"
@@ -258,8 +256,15 @@ def fleet(words: Sequence[str]) -> int:
     return command(words)
 
 
+def study(words: Sequence[str]) -> int:
+    """`raffm-ray study STUDY.yaml|DIR [--key.path value ...] [--out DIR]`."""
+    from raffm_ray.study import command
+
+    return command(words, _fresh_folder)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": run, "resume": resume, "compare": compare, "shares": shares, "report": report, "bench": bench, "fleet": fleet,
+    "run": run, "resume": resume, "compare": compare, "study": study, "shares": shares, "report": report, "bench": bench, "fleet": fleet,
 }  # fmt: skip
 
 

@@ -51,6 +51,12 @@ class Display:
             self.console.print(line, highlight=False)
 
 
+def standard_output() -> Console:
+    """Standard output, 100 columns wide where it is no terminal."""
+    out = Console()
+    return out if out.is_terminal else Console(width=100)
+
+
 def human_bytes(count: float) -> str:
     """1536 -> `1.5 kB` (powers of 1000)."""
     for name in ("B", "kB", "MB", "GB", "TB"):
