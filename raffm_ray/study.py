@@ -16,7 +16,7 @@ import optuna
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from raffm_ray.display import standard_output
@@ -142,7 +142,14 @@ def _opened(search: Search, folder: Path) -> optuna.Study:
             if trial.number not in _cut_short(kept):
                 parameters = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
                 attributes = {"folder": _folder_name(trial.number), **trial.user_attrs, "continues": trial.number}
-                kept.enqueue_trial(parameters, user_attrs=attributes)
+                # What samplers note of a trial, such as its generation, goes with it; constraints are known at its end.
+                kept.add_trial(
+                    create_trial(
+                        state=TrialState.WAITING,
+                        user_attrs=attributes,
+                        system_attrs={**trial.system_attrs, "fixed_params": parameters},
+                    )
+                )
             kept.tell(trial.number, state=TrialState.FAIL)
     return kept
 
@@ -235,9 +242,9 @@ def run_study(study: Study, base: Experiment, folder: Path, console: Console | N
     often it was interrupted. Raises UserError before any training where something cannot work, and where every trial failed.
     """
     console = console or Console(stderr=True, quiet=True)
-    search = checked(study, base)
-    text = dump_study(study, search.base)
     with _quiet():
+        search = checked(study, base)
+        text = dump_study(study, search.base)
         if not (folder / STUDY).is_file():
             check_output(folder)
         with locked(folder):

@@ -24,7 +24,8 @@ class Desk:
 
     async def report(self, number: int, round_number: int, value: float) -> bool:
         """Asks; a task's side."""
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
         await self._asked.put((number, round_number, value))
         return await answer
 
