@@ -31,7 +31,7 @@ from raffm_ray.settings import Experiment
 from raffm_ray.space import Space, changed, enqueued, space_of
 from raffm_ray.standings import MEASURES, statistic
 from raffm_ray.study_report import Goal, Limit, notes, said, table, write_analysis
-from raffm_ray.study_settings import FREE, Study, dump_study, load_study
+from raffm_ray.study_settings import FREE, Study, described, dump_study, load_study
 from raffm_ray.trial import WATCHED, Outcome, Work, run_trial
 
 STUDY, JOURNAL = "study.yaml", "journal.log"
@@ -275,12 +275,15 @@ def _outcomes(driver: _Driver, study: Study, search: Search) -> Iterator[tuple[i
 def command(words: Sequence[str], fresh_folder: Callable[[str], Path]) -> int:
     """`raffm-ray study STUDY.yaml|DIR [--key.path value ...] [--out DIR]`."""
     rest = list(words)
+    if {"-h", "--help"} & set(rest):
+        print(f"raffm-ray study STUDY.yaml|DIR [--key.path value ...] [--out DIR]; the file's keys:\n{described()}")
+        return 0
     if not rest or rest[0].startswith("-"):
         raise UserError("study: expected the path of a YAML file, or the folder of a study to go on with")
     path = Path(rest.pop(0))
     chosen = take_flag(rest, "--out") or (str(path) if path.is_dir() else None)
     study, base = load_study(path / STUDY if path.is_dir() else path, rest)
-    folder = Path(chosen) if chosen else fresh_folder(study.name)
+    folder = Path(chosen or fresh_folder(study.name))
     try:
         content = run_study(study, base, folder, Console(stderr=True))
     except KeyboardInterrupt:

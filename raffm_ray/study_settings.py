@@ -24,7 +24,9 @@ class Study(Settings):
     space: dict[str, Any] = Field(
         min_length=1, description="key.path of a setting -> a list of choices, or a range {low, high, step, log}"
     )
-    objectives: tuple[str, ...] = Field(min_length=1, description="measures of a run: raffm_ray.standings.MEASURES")
+    objectives: tuple[str, ...] = Field(
+        min_length=1, description="one or several of full, worst_class, curve_area, bytes, simulated_seconds, energy_joules"
+    )
     constraints: tuple[str, ...] = Field((), description="such as 'worst_class >= 0.85' and 'bytes <= 2e8'")
     trials: int = Field(30, ge=1, description="how many are begun; those that were cut short are begun again and count once")
     parallel: int = Field(
@@ -46,6 +48,11 @@ class Study(Settings):
         if len(set(given)) < len(given) or any(isinstance(one, int) and one < 0 for one in given):
             raise ValueError("every one once, and no seed below 0")
         return given
+
+
+def described() -> str:
+    """The keys of a study's file, a line each."""
+    return "\n".join(f"  {name}: {field.description}" for name, field in Study.model_fields.items())
 
 
 FREE = ("trials", "parallel")

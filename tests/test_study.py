@@ -1,6 +1,7 @@
 """Studies: what is searched is checked first; the same seed gives the same study, also when it was killed; what comes out can be run."""
 
 import ast
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import optuna
-import psutil
 import pytest
 import yaml
 from conftest import TINY, tiny_experiment
@@ -324,6 +324,20 @@ def test_a_callback_hears_every_round_once_and_what_it_raises_ends_the_run(tmp_p
     assert [row.metric for row in heard] == [row["metric"] for row in read_rounds(tmp_path / "run")]
 
 
+def own_processes(command: str) -> list[int]:
+    """Numbers of the processes below this one that are at a command."""
+    parents, commands = {}, {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parents[int(place.name)] = int((place / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            commands[int(place.name)] = (place / "cmdline").read_bytes().split(b"\0")[0].decode()
+
+    def below(number: int) -> bool:
+        return number in parents and (parents[number] == os.getpid() or below(parents[number]))
+
+    return [number for number, words in commands.items() if words == command and below(number)]
+
+
 def test_a_trial_whose_process_is_killed_goes_on(tmp_path, four_cores, monkeypatch) -> None:
     changes = {"sampler": {"name": "RandomSampler"}, "trials": 1, "experiment": small(rounds=4).model_dump(mode="json")}
     pruner = {"name": "ThresholdPruner", "lower": 0.0}
@@ -332,9 +346,8 @@ def test_a_trial_whose_process_is_killed_goes_on(tmp_path, four_cores, monkeypat
 
     def kill(driver, number, round_number, value):
         if round_number == 2 and not killed:
-            (task,) = [one for one in psutil.Process().children(recursive=True) if one.cmdline()[:1] == ["ray::_run"]]
-            killed.append(task.pid)
-            task.kill()
+            killed.extend(own_processes("ray::_run"))
+            os.kill(killed[0], signal.SIGKILL)
         return report(driver, number, round_number, value)
 
     monkeypatch.setattr(studies._Driver, "report", kill)
