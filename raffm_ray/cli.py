@@ -15,6 +15,7 @@ USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation mod
   raffm-ray resume DIR [--key.path value ...]                    goes on with a run that was interrupted
   raffm-ray compare CONFIG.yaml [--seeds 0,1,2] [--key.path value ...] [--out DIR]
                                                                  its strategy and every baseline, over seeds: one table, one picture
+  raffm-ray study STUDY.yaml|DIR [--key.path value ...] [--out DIR]   a search for the best settings, or on with the one in DIR
   raffm-ray shares CONFIG.yaml [--key.path value ...] [--out FILE.png]   a picture and a table of who owns which data; no training
   raffm-ray report DIR [DIR ...] [--out DIR]                     pictures and one HTML page of a finished run, or of several side by side
   raffm-ray bench [CASE ...] [--quick] [--out DIR]               how fast it is, beside limits measured in the same run; --help: the cases

@@ -45,17 +45,15 @@ def _start_ahead(experiment: "Experiment") -> None:
 
 def _show(summary: dict[str, Any], folder: Path) -> int:
     """A finished run's table, and where its picture, report and records are."""
-    from rich.console import Console
 
-    from raffm_ray.display import summary_table
+    from raffm_ray.display import standard_output, summary_table
     from raffm_ray.reading import of_a_run
     from raffm_ray.report import write_report
 
     image, page = folder / "report.png", folder / "report.html"
     if not page.is_file():  # written last
         write_report(folder)
-    out = Console()
-    out = out if out.is_terminal else Console(width=100)
+    out = standard_output()
     with of_a_run(folder):
         table, refused = summary_table(summary), int(summary["rejected_updates"])
         out.print(table)
@@ -132,8 +130,7 @@ def compare(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         told = f"; the same command with --out {quote(str(folder))} goes on where it stopped" if folder.exists() else ""
         raise KeyboardInterrupt(told) from None
-    out = Console()
-    out = out if out.is_terminal else Console(width=100)
+    out = standard_output()
     for table in tables(content):
         out.print(table, "")
     for note in notes(content):
@@ -177,8 +174,6 @@ def shares(words: Sequence[str]) -> int:
     if image.exists():
         raise UserError(f"--out {image}: exists; nothing is overwritten")
 
-    from rich.console import Console
-
     from raffm_ray.prepare import prepare
     from raffm_ray.share_picture import picture_of_shares
     from raffm_ray.shares import by_device, share_table
@@ -192,8 +187,7 @@ def shares(words: Sequence[str]) -> int:
         figure.savefig(image, dpi=110)
     except OSError as error:
         raise UserError(f"--out {image}: cannot be written: {error.strerror}") from None
-    out = Console()
-    out = out if out.is_terminal else Console(width=100)
+    out = standard_output()
     out.print(share_table(tally, devices, title))
     if left := len(prepared.task.clients) - int(tally.sizes.sum()):
         out.print(f"{left:,} of {len(prepared.task.clients):,} examples are nobody's", highlight=False)
@@ -225,8 +219,7 @@ def bench(words: Sequence[str]) -> int:
     from rich.console import Console
 
     table = BENCHMARKS[name]()(rest, folder, Console(stderr=True))
-    out = Console()
-    out = out if out.is_terminal else Console(width=100)
+    out = standard_output()
     out.print(table)
     out.print(f"written to {folder}", highlight=False, soft_wrap=True)
     return 0
@@ -239,6 +232,13 @@ def fleet(words: Sequence[str]) -> int:
     return command(words)
 
 
+def study(words: Sequence[str]) -> int:
+    """`raffm-ray study STUDY.yaml|DIR [--key.path value ...] [--out DIR]`."""
+    from raffm_ray.study import command
+
+    return command(words, fresh_folder)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": run, "resume": resume, "compare": compare, "shares": shares, "report": report, "bench": bench, "fleet": fleet,
+    "run": run, "resume": resume, "compare": compare, "study": study, "shares": shares, "report": report, "bench": bench, "fleet": fleet,
 }  # fmt: skip

@@ -59,6 +59,12 @@ def magnitude(largest: float, symbol: str) -> tuple[float, str]:
     return (1e-3, f"m{symbol}") if largest > 0 else (1.0, symbol)
 
 
+def standard_output() -> Console:
+    """Standard output, 100 columns wide where it is no terminal."""
+    out = Console()
+    return out if out.is_terminal else Console(width=100)
+
+
 def human_bytes(count: float) -> str:
     """1536 -> `1.5 kB` (powers of 1000)."""
     for name in ("B", "kB", "MB", "GB", "TB"):

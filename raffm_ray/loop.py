@@ -1,6 +1,6 @@
 """The loop over rounds: an imperative shell. Everything it calls is pure, a pool, a file or the screen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from raffm_ray.pool import Pool
 from raffm_ray.prepare import Prepared
 from raffm_ray.public import public_statistics
 from raffm_ray.ranking import begin_calibration, rank_again, ranking_is_due
-from raffm_ray.record import Recorder, parameters_sha256
+from raffm_ray.record import Recorder, RoundRow, parameters_sha256
 from raffm_ray.resuming import origin_of
 from raffm_ray.salience import METRICS
 from raffm_ray.server import begin_round, finish_round
@@ -30,6 +30,14 @@ from raffm_ray.shares import by_device, write_shares
 from raffm_ray.state import Round, ServerState, Setup, class_plans, copies, new_state
 from raffm_ray.stopping import chosen, compared, is_over
 from raffm_ray.units import units_of, write_units
+
+OnRound = Callable[[RoundRow], None]
+"""What is told of every round, 0 included, once it is recorded, with its evaluation if it has one. Whatever it raises ends the run, which
+can be resumed; rounds that were recorded before are not told again."""
+
+
+def ignore(row: RoundRow) -> None:
+    """Tells nobody."""
 
 
 def run_round(
@@ -170,8 +178,10 @@ def _complete(
     return state
 
 
-def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, console: Console) -> dict[str, Any]:
-    """All rounds of one strategy that are not recorded yet, recorded as they end; returns the summary.
+def train(
+    prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, console: Console, on_round: OnRound = ignore
+) -> dict[str, Any]:  # fmt: skip
+    """All rounds of one strategy that are not recorded yet, recorded as they end and then told to `on_round`; returns the summary.
 
     A round is evaluated beside the next one's training, unless that depends on it (`evaluation.patience`) or there is none.
     """
@@ -181,7 +191,9 @@ def train(prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, con
 
     def complete(ended: Ended, now: Evaluation | None, phases: Mapping[str, float]) -> ServerState:
         with pool.profile.during("checkpoint"):
-            return _complete(prepared, ended, now, phases, recorder, console, display)
+            completed = _complete(prepared, ended, now, phases, recorder, console, display)
+        on_round(recorder.rounds[-1])
+        return completed
 
     state = recorder.state
     ended: Ended | None = None

@@ -186,8 +186,7 @@ def _check_validation(experiment: Experiment) -> None:
             raise UserError(f"evaluation.{key}: {value} needs examples to validate on: set task.validation to how many")
 
 
-def prepare(experiment: Experiment) -> Prepared:
-    """Loads the data, describes the model, builds the fleet, divides the data. Raises UserError for whatever cannot work."""
+def _check_names(experiment: Experiment) -> None:
     setup_strategy(experiment)
     look_up(METRICS, experiment.salience.metric, "salience.metric")
     look_up(LATE, experiment.clock.late, "clock.late")
@@ -195,6 +194,24 @@ def prepare(experiment: Experiment) -> Prepared:
     look_up(SERVER_OPTIMIZERS, experiment.server.optimizer, "server.optimizer")
     _check_validation(experiment)
     look_up(PARTITIONS, experiment.clients.partition, "clients.partition")
+
+
+def check_values(experiment: Experiment, architecture: Architecture) -> None:
+    """Raises UserError for names and numbers of settings that are wrong whatever the data and the rest of the experiment are.
+
+    `architecture`: of the experiment's family, whose axes can be cut.
+    """
+    _check_names(experiment)
+    head_of(experiment.task.name)
+    _check_cutting(experiment, architecture)
+    profiles = known_profiles(experiment.fleet.profiles)
+    shares = fleet_shares(experiment.fleet.mix, experiment.fleet.shares, profiles)
+    _budgets(experiment, architecture, list(shares), profiles.devices)
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """Loads the data, describes the model, builds the fleet, divides the data. Raises UserError for whatever cannot work."""
+    _check_names(experiment)
     settings = experiment.task
     foundation = load_foundation(experiment.model, head_of(settings.name), needs_words(settings.name), settings.max_length)
     first_target = getattr(foundation.config, "decoder_start_token_id", None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from raffm_ray import checkpoint
 from raffm_ray.display import Display
 from raffm_ray.files import locked
-from raffm_ray.loop import train
+from raffm_ray.loop import OnRound, ignore, train
 from raffm_ray.pool import Pool, open_pool
 from raffm_ray.prepare import Prepared, check_baselines, prepare, with_strategy
 from raffm_ray.reading import SUMMARY, of_a_run, read_summary
@@ -23,34 +23,39 @@ from raffm_ray.training import one_thread
 
 
 def completed(
-    prepared: Prepared, start: Tensor, pool: Pool, folder: Path, console: Console, recorder: Recorder | None = None
-) -> dict[str, Any]:
+    prepared: Prepared, start: Tensor, pool: Pool, folder: Path, console: Console, recorder: Recorder | None = None,
+    on_round: OnRound = ignore,
+) -> dict[str, Any]:  # fmt: skip
     """The summary of one strategy's run in a folder that this process holds: begun, gone on with, or read where it is finished."""
     if (folder / SUMMARY).is_file():
         checkpoint.remove(folder / "checkpoints")  # where it ended in between
         return read_summary(folder)
-    return train(prepared, start, pool, recorder or opened(folder, prepared.setup.experiment, _teller(console)), console)
+    recorder = recorder or opened(folder, prepared.setup.experiment, _teller(console))
+    return train(prepared, start, pool, recorder, console, on_round)
 
 
 def _teller(console: Console) -> Callable[[str], None]:
     return lambda line: console.print(line, highlight=False, soft_wrap=True)
 
 
-def simulate(experiment: Experiment, folder: Path, console: Console | None = None, pool: Pool | None = None) -> dict[str, Any]:
+def simulate(
+    experiment: Experiment, folder: Path, console: Console | None = None, pool: Pool | None = None, on_round: OnRound = ignore
+) -> dict[str, Any]:  # fmt: skip
     """Runs an experiment and its baselines; writes `folder` and returns the content of its `summary.json`.
 
-    Raises UserError before any training when something cannot work. A given pool is used and left open.
+    Raises UserError before any training when something cannot work. A given pool is used and left open. `on_round`: see `loop.OnRound`;
+    it is told of the experiment's own strategy, not of baselines.
     """
     console = console or Console(stderr=True, quiet=True)
     with one_thread():
         check_output(folder)
         prepared, beside, start = _ready(experiment, folder, console, {})
         with _using(pool, prepared, console) as used, locked(folder):
-            return _run_all(prepared, beside, start, used, folder, console, None)
+            return _run_all(prepared, beside, start, used, folder, console, None, on_round)
 
 
 def resume(
-    folder: Path, flags: Sequence[str] = (), console: Console | None = None, pool: Pool | None = None
+    folder: Path, flags: Sequence[str] = (), console: Console | None = None, pool: Pool | None = None, on_round: OnRound = ignore
 ) -> dict[str, Any]:  # fmt: skip
     """Goes on with a run that was interrupted: its records and summary become, to the bit, what `simulate` would have left, but for real
     time and memory.
@@ -74,7 +79,7 @@ def resume(
             origin = recorder.origin
         prepared, beside, start = _ready(experiment, folder, console, origin)
         with _using(pool, prepared, console) as used:
-            return _run_all(prepared, beside, start, used, folder, console, recorder)
+            return _run_all(prepared, beside, start, used, folder, console, recorder, on_round)
 
 
 def _ready(
@@ -103,9 +108,9 @@ def _using(pool: Pool | None, prepared: Prepared, console: Console) -> Iterator[
 
 def _run_all(
     prepared: Prepared, beside: Mapping[str, Prepared], start: Tensor, pool: Pool, folder: Path, console: Console,
-    recorder: Recorder | None,
+    recorder: Recorder | None, on_round: OnRound,
 ) -> dict[str, Any]:  # fmt: skip
-    summary = completed(prepared, start, pool, folder, console, recorder)
+    summary = completed(prepared, start, pool, folder, console, recorder, on_round)
     if beside:
         summary["baselines"] = {}
         for name, one in beside.items():

