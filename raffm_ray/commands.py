@@ -123,6 +123,7 @@ def compare(words: Sequence[str]) -> int:
     from rich.console import Console
 
     from raffm_ray.comparison import compare as compare_strategies
+    from raffm_ray.display import standard_output
     from raffm_ray.standings import notes, tables
 
     try:
@@ -174,6 +175,7 @@ def shares(words: Sequence[str]) -> int:
     if image.exists():
         raise UserError(f"--out {image}: exists; nothing is overwritten")
 
+    from raffm_ray.display import standard_output
     from raffm_ray.prepare import prepare
     from raffm_ray.share_picture import picture_of_shares
     from raffm_ray.shares import by_device, share_table
@@ -217,6 +219,8 @@ def bench(words: Sequence[str]) -> int:
     folder = Path(chosen) if chosen else fresh_folder(f"bench-{name}")
 
     from rich.console import Console
+
+    from raffm_ray.display import standard_output
 
     table = BENCHMARKS[name]()(rest, folder, Console(stderr=True))
     out = standard_output()

@@ -1,28 +1,24 @@
 """From an experiment to everything a run needs, every mistake found before any training starts."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from raffm_ray.architectures import Architecture, architecture_of, new_model
+from raffm_ray.architectures import Architecture
 from raffm_ray.availability import AVAILABILITY
 from raffm_ray.axes import Plan
 from raffm_ray.calibration import rankable
 from raffm_ray.client import Runner
 from raffm_ray.clock import LATE
 from raffm_ray.costs import Budget, budget_from, costs_of
-from raffm_ray.data import Task, check_labels, head_of, load_task, needs_words
+from raffm_ray.data import Task, head_of, load_task, needs_words
 from raffm_ray.devices import Device, assign_devices, fleet_shares, known_profiles
-from raffm_ray.errors import UserError, in_short, look_up, near_miss
-from raffm_ray.examples import Examples
+from raffm_ray.errors import UserError, look_up, near_miss
 from raffm_ray.extraction import KINDS, kind_of
+from raffm_ray.fitting import architecture_for
 from raffm_ray.foundation import Foundation, load_foundation
-from raffm_ray.freezing import freeze
 from raffm_ray.gpu import worker_bytes
 from raffm_ray.own import owned_names
 from raffm_ray.partition import PARTITIONS, partition
@@ -59,49 +55,6 @@ class Prepared:
         return Runner(
             setup.architecture, self.task.clients, self.shares, self.task.held_out, self.task.validation, gpu_bytes=needed
         )
-
-
-def _architecture(experiment: Experiment, foundation: Foundation, task: Task) -> Architecture:
-    config = foundation.config
-    if task.labels is not None and "num_labels" not in experiment.model.config:
-        config.num_labels = task.labels
-        if len(task.class_names) == task.labels:
-            config.id2label = dict(enumerate(task.class_names))
-            config.label2id = {name: number for number, name in enumerate(task.class_names)}
-    check_labels(task, config.num_labels)
-    if task.labels == 1 and config.num_labels != 1:
-        raise UserError(f"model.config.num_labels: task {task.name!r} is about one number, got {config.num_labels}")
-    try:
-        architecture = architecture_of(config, task.head, **task.positions(experiment.local.batch_size))
-    except UserError:
-        raise
-    except Exception as error:  # whatever transformers raises for values that it cannot build from
-        raise UserError(f"model.config: transformers cannot build this model: {in_short(error)}") from None
-    architecture = replace(architecture, layout=freeze(architecture.layout, experiment.model.freeze))
-    needed = 4 * sum(prod(shape) for shape in architecture.shapes.values())
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        raise UserError(f"model.config: the parameters of this model take {needed:,} bytes, and this machine has {there:,}")
-    try:
-        model = new_model(architecture, 0).eval()
-    except Exception as error:  # whatever torch raises for values that it cannot draw from, or without memory
-        raise UserError(f"model.config: this model cannot be built: {in_short(error)}") from None
-    for part in task.parts.values():
-        inputs = {name: values for name, values in part.batch(_longest(part)).items() if name != "labels"}
-        try:
-            with torch.inference_mode():
-                model(**inputs)
-        except Exception as error:  # whatever the model raises for shapes that it does not take
-            longest = part.lengths()
-            told = "" if longest is None else f" (texts are up to {longest.max()} tokens long: task.max_length shortens them)"
-            raise UserError(f"model.config does not fit the examples of task {task.name!r}: {in_short(error)}{told}") from None
-    return architecture
-
-
-def _longest(examples: Examples) -> NDArray[np.int64]:
-    """[1]: the example with the longest text, the first where none is longer."""
-    lengths = examples.lengths()
-    return np.array([0 if lengths is None else int(np.argmax(lengths))])
 
 
 def _classes(task: Task) -> NDArray[np.int64] | None:
@@ -222,7 +175,7 @@ def prepare(experiment: Experiment) -> Prepared:
 def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> Prepared:
     """`prepare` on data and a model's description that are there already. Raises UserError for whatever does not fit them."""
     strategy = setup_strategy(experiment)
-    architecture = _architecture(experiment, foundation, task)
+    architecture = architecture_for(experiment, foundation, task)
     _check_cutting(experiment, architecture)
     _check_rotation(experiment, architecture)
     owned_names(architecture.layout, experiment.strategy.own)

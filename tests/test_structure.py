@@ -18,7 +18,7 @@ FLOORS = [
     "state",
     "ranking server work schedule stopping gpu worker",
     "checkpoint",
-    "pool pace flights ray_start ray_pool pretrain prepare reading record display shares",
+    "pool pace flights ray_start ray_pool pretrain fitting prepare reading record display shares",
     "ledger evaluation curve start public resuming loop simulation",
     "share_picture profile_picture unit_picture pictures standings report comparison_picture page several comparison study_settings search space trial trial_tasks study_picture study_report study benchmarks benchmarks.extraction benchmarks.crew benchmarks.bare_ray benchmarks.memory benchmarks.synthetic "
     "benchmarks.measure benchmarks.plain_loop benchmarks.rounds benchmarks.nothing benchmarks.training benchmarks.subnetworks "
