@@ -110,14 +110,14 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
             pool.close()
 
 
-def compare(experiment: Experiment, seeds: Sequence[int], folder: Path, console: Console | None = None) -> dict[str, Any]:
+def compare(experiment: Experiment, seeds: Sequence[int], folder: Path | str, console: Console | None = None) -> dict[str, Any]:
     """Runs the experiment's strategy and each of its baselines on every seed, in `folder`/<strategy>/seed-<n>; returns the content of
     `comparison.json`, which is written beside `.html`, `.csv`, `.md` and `.png`.
 
     A run that is there already, finished and of the same configuration, is reused; one that was interrupted goes on after its last checkpoint. Raises
     UserError before any training when a run cannot work or its folder holds something else.
     """
-    console = console or Console(stderr=True, quiet=True)
+    console, folder = console or Console(stderr=True, quiet=True), Path(folder)
     check_baselines(experiment)
     runs = runs_of(experiment, seeds, folder)
     for run in runs:

@@ -175,9 +175,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def load(path: Path, flags: Sequence[str] = ()) -> Experiment:
+def load(path: Path | str, flags: Sequence[str] = ()) -> Experiment:
     """Reads a YAML file and applies flags. Raises UserError for anything wrong with either."""
-    return parse(override(read_mapping(path), flags))
+    return parse(override(read_mapping(Path(path)), flags))
 
 
 def dump(experiment: Experiment) -> str:

@@ -91,11 +91,12 @@ def _units(folder: Path) -> Figure | None:
     return picture_of_units(read_units(path)) if path.is_file() else None
 
 
-def write_report(folder: Path) -> tuple[Path, Path]:
+def write_report(folder: Path | str) -> tuple[Path, Path]:
     """Writes `report.png`, `shares.png`, `profile.png`, `units.png` and `report.html` into a finished run's folder; returns the first's and the last's path.
 
     Raises UserError when the folder holds no finished run.
     """
+    folder = Path(folder)
     with of_a_run(folder):
         return _written(folder)
 

@@ -88,18 +88,18 @@ def _check(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) -> N
                 )
 
 
-def write_comparison(folders: Sequence[Path], out: Path) -> Path:
+def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
     """Writes `comparison.html`, `.json`, `.csv`, `.md` and `.png` of finished runs into `out`; returns the page's path.
 
     Raises UserError for a folder without a finished run, runs of unlike metrics or device classes, or the same seed twice.
     """
-    read = []
-    for folder in folders:
-        with of_a_run(folder):
-            read.append(_read(folder))
-    _check(folders, [summary for _, summary, _ in read])
-    with of_a_run(out):
-        return _compared(folders, read, out)
+    places, read = [Path(folder) for folder in folders], []
+    for place in places:
+        with of_a_run(place):
+            read.append(_read(place))
+    _check(places, [summary for _, summary, _ in read])
+    with of_a_run(Path(out)):
+        return _compared(places, read, Path(out))
 
 
 def _compared(

@@ -39,14 +39,14 @@ def _teller(console: Console) -> Callable[[str], None]:
 
 
 def simulate(
-    experiment: Experiment, folder: Path, console: Console | None = None, pool: Pool | None = None, on_round: OnRound = ignore
+    experiment: Experiment, folder: Path | str, console: Console | None = None, pool: Pool | None = None, on_round: OnRound = ignore
 ) -> dict[str, Any]:  # fmt: skip
     """Runs an experiment and its baselines; writes `folder` and returns the content of its `summary.json`.
 
     Raises UserError before any training when something cannot work. A given pool is used and left open. `on_round`: see `loop.OnRound`;
     it is told of the experiment's own strategy, not of baselines.
     """
-    console = console or Console(stderr=True, quiet=True)
+    console, folder = console or Console(stderr=True, quiet=True), Path(folder)
     with one_thread():
         check_output(folder)
         prepared, beside, start = _ready(experiment, folder, console, {})
@@ -55,7 +55,7 @@ def simulate(
 
 
 def resume(
-    folder: Path, flags: Sequence[str] = (), console: Console | None = None, pool: Pool | None = None, on_round: OnRound = ignore
+    folder: Path | str, flags: Sequence[str] = (), console: Console | None = None, pool: Pool | None = None, on_round: OnRound = ignore
 ) -> dict[str, Any]:  # fmt: skip
     """Goes on with a run that was interrupted: its records and summary become, to the bit, what `simulate` would have left, but for real
     time and memory.
@@ -63,7 +63,7 @@ def resume(
     `flags`: as for `resuming.experiment_in`. A run that is finished stays as it is. Raises UserError before any training where the run
     cannot go on, what it is made from has changed, or another process is at it.
     """
-    console = console or Console(stderr=True, quiet=True)
+    console, folder = console or Console(stderr=True, quiet=True), Path(folder)
     experiment, recorder = experiment_in(folder, flags), None
     with one_thread(), locked(folder):
         if (folder / SUMMARY).is_file():

@@ -235,13 +235,13 @@ class _Driver:
         )
 
 
-def run_study(study: Study, base: Experiment, folder: Path, console: Console | None = None) -> dict[str, Any]:
+def run_study(study: Study, base: Experiment, folder: Path | str, console: Console | None = None) -> dict[str, Any]:
     """Runs a study in `folder`, or goes on with the one that is there; returns the content of `study.json`.
 
     Every trial's runs are in `folder`/trials/<number>/seed-<n>. With the same seed and one trial at a time a study is the same, however
     often it was interrupted. Raises UserError before any training where something cannot work, and where every trial failed.
     """
-    console = console or Console(stderr=True, quiet=True)
+    console, folder = console or Console(stderr=True, quiet=True), Path(folder)
     with _quiet():
         search = checked(study, base)
         text = dump_study(study, search.base)

@@ -68,8 +68,9 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return result
 
 
-def load_study(path: Path, flags: Sequence[str] = ()) -> tuple[Study, Experiment]:
+def load_study(path: Path | str, flags: Sequence[str] = ()) -> tuple[Study, Experiment]:
     """A study and the configuration that its trials change. Raises UserError for anything wrong with either."""
+    path = Path(path)
     values = {"name": path.stem, **override(read_mapping(path), flags)}
     try:
         study = Study.model_validate(values)
