@@ -189,8 +189,10 @@ def _span(answers: Any, first: list[int], last: list[int]) -> tuple[int, int]:
         raise UserError(f"task.columns.answers: expected lists `text` and `answer_start` of one length, got {shortened(answers)}")
     if not texts:
         return 0, 0
-    begin = int(answers["answer_start"][0])
-    end = begin + len(answers["text"][0])
+    begin, text = starts_at[0], texts[0]
+    if not isinstance(begin, int) or not isinstance(text, str):
+        raise UserError(f"task.columns.answers: expected texts and whole numbers, got {shortened(answers)}")
+    end = begin + len(text)
     starts = [token for token, place in enumerate(first) if 0 <= place <= begin < last[token]]
     ends = [token for token, place in enumerate(last) if place >= end > first[token] >= 0]
     return (starts[0], ends[0]) if starts and ends and starts[0] <= ends[0] else (0, 0)

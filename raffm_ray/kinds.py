@@ -43,7 +43,7 @@ def _labels(rows: Rows, loading: Loading) -> NDArray[np.int64]:
                 raise UserError(f"task.columns.label: expected the name of a class, got {shortened(value)} in row {row}")
         return np.array([code[value] for value in values], dtype=np.int64)
     for row, value in enumerate(values):
-        if not isinstance(value, (int, np.integer)):
+        if not isinstance(value, (int, np.integer)) or not -(2**63) <= value < 2**63:
             raise UserError(f"task.columns.label: expected classes (whole numbers or names), got {shortened(value)} in row {row}")
     return np.array(values, dtype=np.int64)
 

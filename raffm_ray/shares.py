@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from raffm_ray.errors import UserError, in_short
-from raffm_ray.files import read_whole
+from raffm_ray.files import read_whole, write_whole
 from raffm_ray.seeding import generator
 from raffm_ray.tally import Indices, Tally
 
@@ -42,7 +42,9 @@ def write_shares(path: Path, tally: Tally, devices: Mapping[str, Indices]) -> No
         "examples": pa.array(counts),
     }
     about = {"class_names": json.dumps(tally.class_names), "devices": json.dumps(list(devices))}
-    pq.write_table(pa.table(columns).replace_schema_metadata(about), path)
+    sink = BytesIO()
+    pq.write_table(pa.table(columns).replace_schema_metadata(about), sink)
+    write_whole(path, sink.getvalue())
 
 
 def read_shares(path: Path) -> tuple[Tally, dict[str, Indices]]:

@@ -113,7 +113,7 @@ def damaged(original: bytes, rng: np.random.Generator) -> bytes:
 
 NUMBERS = st.one_of(
     st.sampled_from([0, -1, 1, 2, 3, 0.5, -0.5, 1e-300, 1e300, -1e300, -0.0, 2**31, 2**53 + 1, 2**63, 2**64, 10**30, 10**400, -(10**400)]),
-    st.sampled_from([float("nan"), float("inf"), float("-inf"), 1 << 20000]),
+    st.sampled_from([float("nan"), float("inf"), float("-inf"), 1 << 14000]),
     st.integers(), st.floats(), st.integers(1, 64), st.floats(0, 1),
 )  # fmt: skip
 TEXTS = st.one_of(
@@ -208,7 +208,10 @@ def as_yaml(values: Any) -> bytes:
 
 def as_word(value: Any) -> str:
     """A value as one writes it behind a flag."""
-    return value if isinstance(value, str) else hex(value) if isinstance(value, int) else repr(value)
+    try:
+        return value if isinstance(value, str) else hex(value) if isinstance(value, int) else repr(value)
+    except RecursionError:
+        return "{a: " * 2000
 
 
 def _copied(value: Any) -> Any:
