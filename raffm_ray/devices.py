@@ -7,14 +7,24 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from raffm_ray.config import one_line, read_mapping
 from raffm_ray.correlation import correlated_ranks
 from raffm_ray.errors import UserError, look_up
 from raffm_ray.strict import Settings
 
-Positive = Annotated[float, Field(gt=0, strict=True)]
+LEAST = 1e-9
+"""Of a rate, a size or a share: a smaller number is a mistake, and what is divided by it is infinite."""
+
+
+def _not_tiny(value: float) -> float:
+    if value < LEAST:
+        raise ValueError(f"must be at least {LEAST:g}")
+    return value
+
+
+Positive = Annotated[float, Field(gt=0, strict=True), AfterValidator(_not_tiny)]
 AtLeastZero = Annotated[float, Field(ge=0, strict=True)]
 
 
@@ -30,7 +40,9 @@ class Device(Settings):
     dispatch_seconds: AtLeastZero = Field(0.0, description="of a training step, per parameter tensor, whatever its size")
     power_watts: Positive = Field(description="while it computes")
     radio_watts: AtLeastZero = Field(description="of its network interface while it sends or receives")
-    sustained: Annotated[float, Field(gt=0, le=1, strict=True)] = Field(0.3, description="fraction of every rate that is reached")
+    sustained: Annotated[float, Field(gt=0, le=1, strict=True), AfterValidator(_not_tiny)] = Field(
+        0.3, description="fraction of every rate that is reached"
+    )
     source: str = Field(min_length=1)
 
 

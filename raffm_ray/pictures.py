@@ -156,7 +156,7 @@ def _bytes(axes: Axes, runs: Runs) -> None:
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
     )
     whole = own["bytes_down"] + own["bytes_up"]
-    axes.axvline(100 * whole / own["bytes_full_size"], color=COLORS[1], linestyle="--", zorder=0)
+    axes.axvline(100 * whole / max(1, own["bytes_full_size"]), color=COLORS[1], linestyle="--", zorder=0)
     axes.set(title="bytes a client moves in a round", xlabel="% of full-size FedAvg's (dashed: this whole run)")
     axes.margins(x=0.2)
 

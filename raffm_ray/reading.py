@@ -45,7 +45,7 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for file in files:
         try:
-            rows += pq.ParquetFile(BytesIO(read_whole(file))).read().to_pylist()
+            rows += pq.ParquetFile(BytesIO(read_whole(file)), page_checksum_verification=True).read().to_pylist()
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{file}: damaged or not a record of a round: {in_short(error)}") from None
     return rows

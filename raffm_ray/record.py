@@ -153,7 +153,7 @@ def digest_of(before: str, contents: Sequence[bytes]) -> str:
 
 def _parquet(kind: type, rows: Sequence[Any]) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema_of(kind)), sink)
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema_of(kind)), sink, write_page_checksum=True)
     return bytes(sink.getvalue().to_pybytes())
 
 
@@ -192,8 +192,11 @@ class Recorder:
                 write_whole(folder / "config.yaml", dump(experiment).encode())
             except OSError as error:
                 raise UserError(f"--out {folder}: cannot be made: {error.strerror}") from None
-        for part in ("rounds", "clients", "checkpoints"):
-            (folder / part).mkdir(exist_ok=True)
+        try:
+            for part in ("rounds", "clients", "checkpoints"):
+                (folder / part).mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder / part}: cannot be made: {error.strerror}") from None
         kept = past.checkpoint if past else None
         self.rounds, self.clients = list(past.rounds if past else ()), list(past.clients if past else ())
         self.state = kept.state if kept else None

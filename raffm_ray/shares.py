@@ -43,14 +43,14 @@ def write_shares(path: Path, tally: Tally, devices: Mapping[str, Indices]) -> No
     }
     about = {"class_names": json.dumps(tally.class_names), "devices": json.dumps(list(devices))}
     sink = BytesIO()
-    pq.write_table(pa.table(columns).replace_schema_metadata(about), sink)
+    pq.write_table(pa.table(columns).replace_schema_metadata(about), sink, write_page_checksum=True)
     write_whole(path, sink.getvalue())
 
 
 def read_shares(path: Path) -> tuple[Tally, dict[str, Indices]]:
     """What `write_shares` wrote: the tally, and the clients of every device class. Raises UserError when it is damaged."""
     try:
-        table = pq.ParquetFile(BytesIO(read_whole(path))).read()
+        table = pq.ParquetFile(BytesIO(read_whole(path)), page_checksum_verification=True).read()
         about = {name: json.loads(table.schema.metadata[name.encode()]) for name in ("class_names", "devices")}
         clients, counts = (table[name].cast(pa.int64()).to_numpy() for name in ("client", "examples"))
         labels, devices = table["class"].cast(pa.int64()).fill_null(0).to_numpy(), table["device"].to_numpy().astype(str)

@@ -79,7 +79,7 @@ def write_units(path: Path, units: Sequence[Units]) -> None:
         for device, kept in one.kept.items():
             columns.setdefault(f"kept_{device}", []).extend(kept.tolist())
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
+    pq.write_table(pa.table(columns), sink, write_page_checksum=True)
     try:
         write_whole(path, bytes(sink.getvalue().to_pybytes()))
     except OSError as error:
@@ -89,7 +89,7 @@ def write_units(path: Path, units: Sequence[Units]) -> None:
 def read_units(path: Path) -> list[Units]:
     """What `write_units` wrote. Raises UserError for anything else."""
     try:
-        table = pq.ParquetFile(BytesIO(read_whole(path))).read().to_pydict()
+        table = pq.ParquetFile(BytesIO(read_whole(path)), page_checksum_verification=True).read().to_pydict()
         axes = np.array(table.pop("axis"), dtype=str)
         table.pop("unit")
         reached = np.array(table.pop("reached"), dtype=np.float64)

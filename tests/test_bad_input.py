@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from raffm_ray import cli
 from raffm_ray.config import load, override, parse
 from raffm_ray.errors import UserError
+from raffm_ray.record import Past, Recorder
 from raffm_ray.simulation import simulate
 
 ROOT = Path(__file__).parent.parent
@@ -219,3 +220,24 @@ def test_help_lists_every_setting(capsys) -> None:
     assert "--clients.count" in capsys.readouterr().out
     assert cli.main(["--help"]) == 0
     assert cli.main([]) == 2
+
+
+@pytest.mark.parametrize("key", ["flops_per_second", "up_bytes_per_second", "sustained"])
+def test_a_rate_that_is_next_to_nothing_is_refused(key, tmp_path, capsys) -> None:
+    profiles = tmp_path / "profiles.yaml"
+    whole = yaml.safe_load((ROOT / "raffm_ray" / "profiles.yaml").read_text())
+    whole["devices"]["laptop"][key] = 5e-324
+    profiles.write_text(yaml.safe_dump(whole))
+    assert cli.main(["fleet", "show", str(ROOT / "experiments" / "digits.yaml"), "--fleet.profiles", str(profiles)]) == 2
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    assert "must be at least 1e-09" in told
+
+
+def test_a_file_where_records_go_is_one_line(tmp_path) -> None:
+    out = tmp_path / "run"
+    recorder = Recorder(out, tiny_experiment())
+    del recorder
+    (out / "rounds").rmdir()
+    (out / "rounds").write_text("")
+    with pytest.raises(UserError, match="rounds: cannot be made: File exists"):
+        Recorder(out, tiny_experiment(), Past(None))
