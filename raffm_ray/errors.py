@@ -30,11 +30,8 @@ class UserError(ValueError):
     """A mistake in what the user gave: shown as one line, exit code 2, no traceback."""
 
     def __init__(self, message: str) -> None:
-        # The message quotes what the user gave, which may hold anything; it stays one printable line.
-        told = without_secrets(message)
-        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in told))
         # The message quotes what the user gave, which may hold anything; it stays one printable line, of a length that can be read.
-        line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
+        line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in without_secrets(message))
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 300]} ... {line[-290:]}")
 
 
@@ -80,10 +77,10 @@ def look_up(table: Mapping[str, T], name: str, what: str) -> T:
 
 def in_short(error: object) -> str:
     """The message of a library's error as one line of at most 250 characters."""
-    return " ".join(str(error).split())[:250] or type(error).__name__
+    return " ".join(without_secrets(str(error)).split())[:250] or type(error).__name__
 
 
 def shortened(value: object) -> str:
     """A value as an error shows it: at most 60 characters."""
-    text = repr(value)
+    text = without_secrets(repr(value))  # before it is cut: a part of a secret is not known again
     return text if len(text) <= 60 else f"{text[:57]}..."

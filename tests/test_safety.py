@@ -19,7 +19,7 @@ from test_resume import marked, wait_for
 
 from raffm_ray import cli, commands
 from raffm_ray.config import dump
-from raffm_ray.errors import UserError, without_secrets
+from raffm_ray.errors import UserError, in_short, shortened, without_secrets
 from raffm_ray.files import locked
 from raffm_ray.ray_start import PREFIX, SOCKET_BYTES
 from raffm_ray.record import check_output
@@ -145,6 +145,15 @@ def test_secrets_are_not_shown(monkeypatch) -> None:
     assert without_secrets("parallelism: false") == "parallelism: false"
 
 
+def test_what_is_cut_short_shows_no_part_of_a_secret(monkeypatch) -> None:
+    texts = (in_short, "x" * 240 + HIDDEN), (shortened, "x" * 48 + HIDDEN), (shortened, f"s3://me:{HIDDEN * 4}@host")
+    assert all(HIDDEN[:4] in cut(text) for cut, text in texts[:2])  # control
+    monkeypatch.setenv("HF_TOKEN", HIDDEN)
+    assert not [text for cut, text in texts if HIDDEN[:4] in cut(text)]
+    monkeypatch.delenv("HF_TOKEN")
+    assert shortened(texts[2][1]) == "'s3://***@host'"
+
+
 def test_a_secret_is_not_a_part_of_a_path(monkeypatch) -> None:
     monkeypatch.setenv("HF_TOKEN", HIDDEN)
     with pytest.raises(UserError, match="the environment variable HF_TOKEN is a secret by its name") as caught:
@@ -165,9 +174,12 @@ def test_what_was_given_is_shown_and_stored_not_what_the_environment_has(monkeyp
 
 def test_a_password_in_a_url_is_not_shown(tmp_path, capsys) -> None:
     config = tmp_path / "tiny.yaml"
-    config.write_text(dump(tiny_experiment(task={"name": "text", "data": "https://me:opensesame@example.org/a/b.parquet"})))
+    config.write_text(
+        dump(tiny_experiment(task={"name": "image_classification", "data": "https://me:opensesame@example.org/a/b.parquet"}))
+    )
     assert cli.main(["run", str(config), "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
+    assert "https://***@example.org/a/b.parquet" in error
     assert "opensesame" not in error
     assert not (tmp_path / "run").exists()
 
