@@ -21,9 +21,9 @@ from raffm_ray.own import saved_copies, with_copies
 from raffm_ray.pool import Pool
 from raffm_ray.prepare import Prepared
 from raffm_ray.public import public_statistics
-from raffm_ray.ranking import begin_calibration, rank_again, ranking_is_due
+from raffm_ray.ranking import begin_calibration, plain_scores, rank_again, ranking_is_due
 from raffm_ray.record import Recorder, RoundRow, parameters_sha256
-from raffm_ray.resuming import origin_of
+from raffm_ray.resuming import check_fits, origin_of
 from raffm_ray.salience import METRICS
 from raffm_ray.server import begin_round, finish_round
 from raffm_ray.shares import by_device, write_shares
@@ -195,7 +195,9 @@ def train(
         on_round(recorder.rounds[-1])
         return completed
 
-    state = recorder.state
+    state, first = recorder.state, new_state(with_copies(start, setup.architecture, setup.owned, len(setup.budgets)))
+    if state is not None:
+        check_fits(state, replace(first, scores=plain_scores(setup.architecture)), recorder.folder)
     ended: Ended | None = None
     with Display(console, experiment.strategy.name, experiment.rounds) as display:
         display.stage(
@@ -204,7 +206,6 @@ def train(
         )
         pool.profile.taken()
         if state is None:
-            first = new_state(with_copies(start, setup.architecture, setup.owned, len(setup.budgets)))
             first, work, updates = _first_ranking(prepared, first, pool, display)
             with pool.profile.during("plan"):
                 ended = Ended(first, work, updates, True, evaluation_of(setup, first, prepared.task))

@@ -18,6 +18,7 @@ from raffm_ray.files import check_no_links, check_path, read_whole
 from raffm_ray.prepare import Prepared
 from raffm_ray.record import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
 from raffm_ray.settings import Experiment
+from raffm_ray.state import ServerState
 
 Row = TypeVar("Row")
 Tell = Callable[[str], None]
@@ -89,6 +90,24 @@ def opened(folder: Path, experiment: Experiment, tell: Tell) -> Recorder:
     else:
         tell(f"{folder}: no checkpoint was written: the run begins again")
     return recorder
+
+
+def check_fits(state: ServerState, start: ServerState, folder: Path) -> None:
+    """Raises UserError where a checkpoint's arrays, whose digests may be right, have other names, sizes or kinds than those of the state
+    that the run began with."""
+    for one in (state, state.best.state if state.best else None):
+        if one is not None and (
+            _form(one) != _form(start) or any(kept.shape != start.parameters.shape for kept in one.moments.values())
+        ):
+            raise UserError(f"{folder}: the run cannot go on: what its checkpoint holds is not of this model")
+
+
+def _form(state: ServerState) -> tuple[Any, ...]:
+    return (
+        state.parameters.dtype,
+        state.parameters.shape,
+        {name: (one.dtype.kind, one.shape) for name, one in state.scores.items()},
+    )
 
 
 def _past(folder: Path, tell: Tell) -> Past:

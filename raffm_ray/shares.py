@@ -27,7 +27,7 @@ def by_device(classes: Sequence[str], names: Iterable[str]) -> dict[str, Indices
 def write_shares(path: Path, tally: Tally, devices: Mapping[str, Indices]) -> None:
     """Who owns what, as Parquet: a row for every client and class that it has, and one for a client without examples.
 
-    The names of the task's classes and of the device classes, weakest first, are in the schema's metadata.
+    The names of the task's classes and of the device classes, weakest first, are in the schema's metadata. Raises UserError where it cannot be written.
     """
     empty, own = np.flatnonzero(tally.sizes == 0), np.empty(len(tally.sizes), dtype=np.int64)
     for number, mine in enumerate(devices.values()):
@@ -44,7 +44,10 @@ def write_shares(path: Path, tally: Tally, devices: Mapping[str, Indices]) -> No
     about = {"class_names": json.dumps(tally.class_names), "devices": json.dumps(list(devices))}
     sink = BytesIO()
     pq.write_table(pa.table(columns).replace_schema_metadata(about), sink, write_page_checksum=True)
-    write_whole(path, sink.getvalue())
+    try:
+        write_whole(path, sink.getvalue())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def read_shares(path: Path) -> tuple[Tally, dict[str, Indices]]:

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import TINY, tiny_experiment
@@ -15,6 +16,7 @@ from hostile import (
     as_yaml,
     bounded,
     content,
+    damaged,
     many,
     mutated,
     one_clear_line,
@@ -121,6 +123,10 @@ def test_control_what_takes_the_memory_or_the_time_is_seen(monkeypatch) -> None:
         settled("control", lambda: time.sleep(5))
     with pytest.raises(AssertionError):
         one_clear_line("two lines\nof an error")
+    with pytest.raises(KeyError):
+        settled("control", lambda: {}["a fault"])
+    content, rng = bytes(100), np.random.default_rng(0)
+    assert all(damaged(content, rng) != content for _ in range(100))
     del TRIED["control"]
 
 

@@ -236,7 +236,7 @@ def test_hostile_arrays_with_right_sums(runs, tmp_path) -> None:
 
     interrupted, _, _ = runs
     rng = np.random.default_rng(4)
-    for number in range(amount(60, 4)):
+    for number in range(amount(120, 4)):
         folder = tmp_path / str(number)
         shutil.copytree(interrupted, folder)
         place = max(folder.glob("checkpoints/round-*"))
