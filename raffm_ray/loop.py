@@ -29,7 +29,7 @@ from raffm_ray.server import begin_round, finish_round
 from raffm_ray.shares import by_device, write_shares
 from raffm_ray.state import Round, ServerState, Setup, class_plans, copies, new_state
 from raffm_ray.stopping import chosen, compared, is_over
-from raffm_ray.units import units_of, write_units
+from raffm_ray.units import add_reached, units_of, write_units
 
 OnRound = Callable[[RoundRow], None]
 """What is told of every round, 0 included, once it is recorded, with its evaluation if it has one. Whatever it raises ends the run, which
@@ -197,7 +197,9 @@ def train(
 
     state, first = recorder.state, new_state(with_copies(start, setup.architecture, setup.owned, len(setup.budgets)))
     if state is not None:
-        check_fits(state, replace(first, scores=plain_scores(setup.architecture)), recorder.folder)
+        layout = setup.architecture.layout
+        begun = replace(first, scores=plain_scores(setup.architecture), reached=add_reached({}, {}, [], layout))
+        check_fits(state, begun, recorder.folder)
     ended: Ended | None = None
     with Display(console, experiment.strategy.name, experiment.rounds) as display:
         display.stage(

@@ -1,7 +1,7 @@
 """Going on with a run: which of its checkpoints fits its records, and whether it is still the same run."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from raffm_ray import checkpoint
 from raffm_ray.checkpoint import Checkpoint
@@ -97,9 +98,15 @@ def check_fits(state: ServerState, start: ServerState, folder: Path) -> None:
     that the run began with."""
     for one in (state, state.best.state if state.best else None):
         if one is not None and (
-            _form(one) != _form(start) or any(kept.shape != start.parameters.shape for kept in one.moments.values())
+            _form(one) != _form(start)
+            or any(kept.shape != start.parameters.shape for kept in one.moments.values())
+            or (one.reached and _shapes(one.reached) != _shapes(start.reached))
         ):
             raise UserError(f"{folder}: the run cannot go on: what its checkpoint holds is not of this model")
+
+
+def _shapes(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: (str(values.dtype), values.shape) for name, values in arrays.items()}
 
 
 def _form(state: ServerState) -> tuple[Any, ...]:
