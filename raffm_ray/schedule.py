@@ -16,7 +16,7 @@ from raffm_ray.messages import Job, Package, Report, Update
 from raffm_ray.norms import norm_statistics_size
 from raffm_ray.seeding import generator
 from raffm_ray.settings import ClockSettings
-from raffm_ray.state import Round, ServerState, Setup, blocks_of, view_of
+from raffm_ray.state import Round, ServerState, Setup, blocks_of, least_clients, view_of
 from raffm_ray.training import choose
 from raffm_ray.work import reported_work
 
@@ -141,7 +141,8 @@ def schedule(setup: Setup, package: Package, jobs: Sequence[Job], start_seconds:
     used = [visit for visit in visits if visit.outcome == "used"]
     stale = tuple((visit.job,) for visit in visits if visit.outcome == "stale")
     jobs_used, steps = [visit.job for visit in used], [visit.report.steps for visit in used]
-    blocks = blocks_of(jobs_used, steps, experiment.pool.block_clients, package.stack)
+    least = least_clients([visit.cost.flops for visit in used], setup.costs(Plan()).bytes)
+    blocks = blocks_of(jobs_used, steps, experiment.pool.block_clients, package.stack, least)
     return Round(package, blocks + stale, tuple(visits), late=len(stale), start_seconds=start_seconds, seconds=end)
 
 

@@ -21,7 +21,7 @@ from raffm_ray.pretrain import pretrained
 from raffm_ray.simulation import simulate
 from raffm_ray.stacked import StackedModule, stacked_skeleton, why_not_stacked
 from raffm_ray.stacking import _batch
-from raffm_ray.state import blocks_of, new_state, stack_sizes
+from raffm_ray.state import LEAST_BLOCKS, blocks_of, least_clients, new_state, stack_sizes
 
 CLIENTS, EXAMPLES, TOKENS = 3, 2, 12
 HEADS = [(name, head) for name in TINY for head in FAMILIES[TINY[name]["model_type"]].heads]
@@ -255,3 +255,18 @@ def test_runs_with_and_without_stacks_agree_to_rounding(tmp_path: Any) -> None:
     assert summaries[None]["global"] == pytest.approx(summaries[1]["global"], abs=0.01)
     assert summaries[None]["bytes_up"] == summaries[1]["bytes_up"]
     assert summaries[None]["params_sha256"] != summaries[1]["params_sha256"]  # rounding differs: it is another path
+
+
+def test_blocks_hold_what_makes_their_sum_worth_moving() -> None:
+    jobs = [Job(client, 0) for client in range(50)]
+    assert {len(block) for block in blocks_of(jobs, [1] * 50, None, ())} == {1}
+    assert least_clients([1e12] * 50, 45_000_000) == 1
+    assert least_clients([3e8] * 50, 45_000_000) == 2
+    assert least_clients([1e6] * 50, 45_000_000) == 50 // LEAST_BLOCKS
+    assert least_clients([0.0] * 50, 45_000_000) == 50 // LEAST_BLOCKS
+    assert least_clients([1.0] * 15, 45_000_000) == 1
+    assert least_clients([], 45_000_000) == 1
+    blocks = blocks_of(jobs, [1] * 50, None, (), 2)
+    assert [len(block) for block in blocks] == [2] * 25
+    assert [job.client for block in blocks for job in block] == list(range(50))
+    assert [len(block) for block in blocks_of(jobs, [1] * 50, 7, (), 2)] == [7] * 7 + [1]
