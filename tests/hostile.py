@@ -81,6 +81,7 @@ def settled(kind: str, call: Callable[[], T]) -> T | UserError:
             return call()
     except UserError as error:
         one_clear_line(str(error))
+        TRIED[f"{kind}: refused"] += 1
         return error
 
 

@@ -80,7 +80,7 @@ def small(values: dict[str, Any]) -> bool:
 def test_whatever_is_taken_can_be_prepared_or_is_refused(values) -> None:
     experiment = settled(KIND, lambda: parse(values))
     if isinstance(experiment, Experiment) and small(experiment.model_dump(mode="json")):
-        assert isinstance(settled("of them prepared", lambda: prepare(experiment)), Prepared | UserError)
+        assert isinstance(settled("configurations: prepared", lambda: prepare(experiment)), Prepared | UserError)
 
 
 FIELDS = ["model_type", *sorted({key for settings in TINY.values() for key in settings} - {"model_type"})]
@@ -92,7 +92,7 @@ def test_a_model_of_any_fields(field, value) -> None:
     values = {**TINY_VALUES, "model": {"config": {**TINY_VALUES["model"]["config"], field: value}}}
     experiment = settled(KIND, lambda: parse(values))
     if isinstance(experiment, Experiment):
-        settled("of them prepared", lambda: prepare(experiment))
+        settled("configurations: prepared", lambda: prepare(experiment))
 
 
 HUGE = [
@@ -235,6 +235,7 @@ def test_the_command_says_one_line_and_makes_nothing(path, capsys, data) -> None
         experiment = load(path)
         prepare(experiment) if small(experiment.model_dump(mode="json")) else None
     except UserError:
+        TRIED[f"{KIND}: refused"] += 1
         before = content(path.parent)
         with bounded():
             assert cli.main([*command, str(path), *out]) == 2
