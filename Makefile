@@ -12,12 +12,8 @@ help:
 	@echo "make test    install and run the tests"
 	@echo "make bench   the speed suite: about ten minutes on two cores, quiet ones"
 	@echo "make chaos   200 kills of actors, raylets and drivers, each with the same bits after it: about half an hour"
-<<<<<<< HEAD
 	@echo "make leaks   2,000 rounds on Ray, and what grows in them: about four minutes"
-	@echo "make fuzz    thousands of malformed configurations, damaged checkpoints and hostile files: a quarter of an hour"
-=======
 	@echo "make fuzz    thousands of malformed configurations, damaged checkpoints and hostile files: about ten minutes"
->>>>>>> part-fuzz2
 	@echo "make check   tests, lint and types: what CI runs"
 
 $(STAMP): pyproject.toml constraints.txt
