@@ -1,4 +1,4 @@
-"""A few of the kills of `make chaos`, one of each kind; and that what compares runs would notice."""
+"""A few of the kills of `make chaos`; and that what compares runs would notice."""
 
 import subprocess
 import sys
@@ -13,11 +13,12 @@ from raffm_ray.checkpoint import Checkpoint
 from raffm_ray.simulation import simulate
 
 
-def test_a_kill_of_each_kind_changes_no_bit() -> None:
-    command = [sys.executable, str(Path(chaos.__file__)), "--kills", "4", "--rounds", "12"]
+def test_a_raylet_and_an_actor_are_killed_and_no_bit_changes() -> None:
+    """The driver's kill is in test_resume.py, hung actors are in test_hung.py."""
+    command = [sys.executable, str(Path(chaos.__file__)), "--kills", "2", "--rounds", "8"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout
-    assert "4 of 4 kills with equal bits (1 actor, 1 driver, 1 hung, 1 raylet)" in done.stdout
+    assert "2 of 2 kills with equal bits (1 actor, 1 raylet)" in done.stdout
 
 
 def test_control_another_run_differs_before_its_end_and_after(tmp_path, monkeypatch) -> None:

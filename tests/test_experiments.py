@@ -21,7 +21,7 @@ STUDIES = ["study_digits"]
 SHORT = {
     "digits": ["--model.pretrain.epochs", "1"],
     "cifar_vit": ["--task.examples", "600", "--task.public", "100", "--task.held_out", "0.02", "--model.pretrain.epochs", "1"],
-    "sst2_minilm": ["--task.examples", "1500", "--task.public", "32", "--model.pretrain.epochs", "1"],
+    "sst2_minilm": ["--task.examples", "1500", "--task.public", "32", "--task.held_out", "0.001", "--model.pretrain.epochs", "1"],
     "domains_minilm": [
         "--task.examples",
         "1500",

@@ -260,7 +260,7 @@ def test_calibration_is_of_the_whole_model_whatever_is_frozen() -> None:
         ({"model": {"freeze": ["*embedings*"]}}, r"model.freeze: '\*embedings\*' matches no parameter .did you mean 'vit.embeddings'"),
         ({"model": {"freeze": ["vit.layer.*"]}}, r"model.freeze: 'vit.layer.\*' matches no parameter .did you mean 'vit.layers"),
         ({"model": {"freeze": ["vit.*", "class*"]}}, r"model.freeze: vit.\*, class\*: all 56 parameters match"),
-        ({"model": {"freeze": "*embeddings*"}}, "model.freeze: .*valid tuple"),
+        ({"model": {"freeze": "*embeddings*"}}, "model.freeze: expected a list"),
         (
             {"model": {"freeze": ["*embeddings*", "vit.layers.[01].*", "vit.layernorm*", "class*"]}, "strategy": {"name": "depth"}},
             "model.freeze: nothing is left to train in the subnetwork of device class",
