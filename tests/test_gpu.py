@@ -165,7 +165,7 @@ def test_a_worker_needs_its_largest_stack_and_the_round_s_parameters(prepared) -
 
 def test_only_a_run_that_asks_computes_what_a_worker_needs() -> None:
     assert prepare(tiny_experiment()).runner().gpu_bytes == 0
-    asked = tiny_experiment(pool={"gpus_per_worker": "auto"})
+    asked = tiny_experiment(pool={"gpus_per_worker": "auto", "stack_clients": 4})
     alone = asked.model_copy(update={"pool": asked.pool.model_copy(update={"stack_clients": 1})})
     assert CONTEXT_BYTES < prepare(alone).runner().gpu_bytes < prepare(asked).runner().gpu_bytes
     assert device_of(asked.pool) == "cuda"
