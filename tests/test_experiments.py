@@ -31,6 +31,8 @@ SHORT = {
         "1",
         "--task.max_length",
         "24",
+        "--task.held_out",
+        "0.001",
     ],
     "sizes_sst2": ["--task.examples", "1500", "--task.public", "64", "--task.held_out", "0.001", "--model.pretrain.epochs", "1"],
     "rivals_cifar": ["--task.examples", "600", "--task.public", "100", "--task.held_out", "0.02", "--model.pretrain.epochs", "1"],
