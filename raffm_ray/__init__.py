@@ -12,6 +12,8 @@ Everything that the commands do, from Python:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from raffm_ray.registration import tell_transformers
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -46,3 +48,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+tell_transformers()

@@ -225,12 +225,17 @@ def skeleton(architecture: Architecture, plan: Plan, attention: str = "sdpa") ->
             # Training needs no cache, and what has been through one is laid out so that fused attention refuses it on a CPU.
             # `generate` asks for a cache itself.
             module.config.use_cache = False
+    fit_modules(architecture, plan, model)
+    return model
+
+
+def fit_modules(architecture: Architecture, plan: Plan, model: nn.Module) -> None:
+    """Takes the layers that a plan drops out of a full model and fits its attention modules to the plan, whatever its weights are."""
     layout = architecture.layout
     for site in layout.attentions:
         if is_kept(site.layer, plan):
             architecture.fit(model.get_submodule(site.module), site, plan, layout)
     remove_layers(model, layout, plan)
-    return model
 
 
 def skeleton_key(architecture: Architecture, plan: Plan) -> object:

@@ -95,3 +95,15 @@ def fit_attention(module: Any, site: Attention, plan: Plan, layout: Layout, size
     """
     setattr(module, size, 1)
     module.subnetwork_heads = kept_length(site.heads, layout.axes, plan)
+
+
+def keep_indices(module: Any, name: str, indices: Tensor) -> None:
+    """Gives a module kept indices as a buffer that no checkpoint holds, and what to fill it with again where a loader leaves it empty."""
+    module.register_buffer(name, indices, persistent=False)
+    module.subnetwork_indices = {name: tuple(indices.tolist())}
+
+
+def restore_indices(module: nn.Module) -> None:
+    """Fills the buffers of `keep_indices` again."""
+    for name, values in getattr(module, "subnetwork_indices", {}).items():
+        getattr(module, name).copy_(torch.tensor(values))

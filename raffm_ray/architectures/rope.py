@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from raffm_ray.architectures.attention import keep_indices
 from raffm_ray.architectures.decoder import head_parameters
 from raffm_ray.architectures.saved import Saved, ffn_widths
 from raffm_ray.axes import Axis, Dim, Plan, axis_named
@@ -126,7 +127,7 @@ def fit(module: Any, site: Attention, plan: Plan, layout: Layout) -> None:
 def _choose_pairs(module: Any, kept: Tensor, pairs: int) -> None:
     """Makes a module rotate the kept ones, shape [k], of a head's pairs by their own frequencies."""
     module.head_dim = 2 * len(kept)
-    module.register_buffer("subnetwork_pairs", torch.cat((kept, kept + pairs)), persistent=False)
+    keep_indices(module, "subnetwork_pairs", torch.cat((kept, kept + pairs)))
 
     def choose(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         chosen = tuple(states.index_select(-1, module.subnetwork_pairs) for states in named["position_embeddings"])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from raffm_ray.architectures.attention import fit_attention
+from raffm_ray.architectures.attention import fit_attention, keep_indices
 from raffm_ray.architectures.saved import Saved, ffn_widths
 from raffm_ray.axes import Axis, Dim, Plan
 from raffm_ray.layout import Attention, Layer, Layout, Parameter
@@ -99,4 +99,4 @@ def fit(module: Any, site: Attention, plan: Plan, layout: Layout) -> None:
     fit_attention(module, site, plan, layout, size="key_value_proj_dim")
     (heads,) = site.heads
     if isinstance(heads, str) and heads in plan:
-        module.register_buffer("subnetwork_bias_rows", torch.from_numpy(plan[heads].copy()), persistent=False)
+        keep_indices(module, "subnetwork_bias_rows", torch.from_numpy(plan[heads].copy()))

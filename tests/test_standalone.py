@@ -1,0 +1,121 @@
+"""A deployed subnetwork is a model of its own: transformers loads it, in every family, and it answers as it did before, to the bit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import architecture_case, outputs
+from plans import random_cut
+
+from raffm_ray.architectures import Architecture, build, new_model
+from raffm_ray.axes import Plan
+from raffm_ray.errors import UserError
+from raffm_ray.layout import take_all
+from raffm_ray.standalone import kept_of, load_standalone, plan_from, save_standalone
+
+KINDS = ("groups", "heads", "qk", "vo", "ffn", "residual")
+
+
+def test_a_round_trip_is_exact_in_every_family(
+    architecture: Architecture, model: torch.nn.Module, inputs: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    parameters = {name: values.detach() for name, values in model.named_parameters()}
+    for seed in range(3):
+        plan = random_cut(architecture.layout, np.random.default_rng(seed), KINDS, layers=seed > 0) if seed < 2 else Plan()
+        cut = take_all(parameters, architecture.layout, plan)
+        expected = outputs(build(architecture, {name: values.clone() for name, values in cut.items()}, plan).eval(), inputs)
+        first, second = tmp_path / f"{seed}", tmp_path / f"{seed}-again"
+        first.mkdir()
+        save_standalone(first, architecture, plan, cut)
+        loaded = load_standalone(first, architecture.head)
+        for module in loaded.modules():
+            if hasattr(module, "config"):
+                module.config.use_cache = False  # what has been through a cache is laid out otherwise, and rounds otherwise
+        torch.testing.assert_close(outputs(loaded, inputs), expected, rtol=0, atol=0)
+        loaded.save_pretrained(second)
+        again = load_standalone(second, architecture.head)
+        assert all(torch.equal(one, other) for one, other in zip(loaded.parameters(), again.parameters(), strict=True))
+        torch.testing.assert_close(outputs(again, inputs), expected, rtol=0, atol=1e-5)
+
+
+def test_control_another_plan_of_the_same_widths_answers_otherwise(tmp_path: Path) -> None:
+    architecture = architecture_case("bert", "sequence_classification")
+    model = new_model(architecture, 0).eval()
+    inputs = {"input_ids": torch.arange(2, 14)[None]}
+    answers = []
+    for kept in (np.arange(20), np.arange(20, 40)):
+        plan = Plan({"0/ffn": kept})
+        folder = tmp_path / str(kept[0])
+        folder.mkdir()
+        save_standalone(folder, architecture, plan, take_all(dict(model.named_parameters()), architecture.layout, plan))
+        answers.append(outputs(load_standalone(folder, architecture.head), inputs))
+    assert not torch.equal(*answers)
+
+
+@pytest.mark.parametrize(("name", "head"), [("qwen3", "causal_language_modelling"), ("t5", "sequence_to_sequence")])
+def test_a_loaded_model_writes_as_before(name: str, head: str, tmp_path: Path) -> None:
+    architecture = architecture_case(name, head)
+    plan = random_cut(architecture.layout, np.random.default_rng(5), KINDS)
+    cut = take_all(dict(new_model(architecture, 3).named_parameters()), architecture.layout, plan)
+    save_standalone(tmp_path, architecture, plan, cut)
+    words = torch.tensor([[5, 9, 17, 2]])
+    built = build(architecture, {name: values.detach().clone() for name, values in cut.items()}, plan).eval()
+    loaded = load_standalone(tmp_path, head)
+    written = [one.generate(words, max_new_tokens=6, do_sample=False) for one in (built, loaded)]
+    assert torch.equal(*written)
+
+
+@pytest.mark.parametrize("order", ["import raffm_ray, transformers", "import transformers, raffm_ray"])
+def test_importing_the_package_is_all_that_a_stranger_does(order: str, tmp_path: Path) -> None:
+    architecture = architecture_case("vit", "image_classification")
+    plan = Plan({"0/ffn": np.arange(8), "layers": np.array([0, 2])})
+    save_standalone(tmp_path, architecture, plan, take_all(dict(new_model(architecture, 0).named_parameters()), architecture.layout, plan))
+    told = (
+        f"{order}\n"
+        f"model = transformers.AutoModelForImageClassification.from_pretrained({str(tmp_path)!r})\n"
+        "print(type(model).__name__, sum(one.numel() for one in model.parameters()))"
+    )
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False)
+    assert done.stdout.split()[0] == "ViTForImageClassification", done.stderr
+
+
+def test_importing_the_package_imports_no_transformers() -> None:
+    told = "import sys, raffm_ray, raffm_ray.cli; print('transformers' in sys.modules, 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout.split() == ["False"] * 2
+
+
+def test_what_is_kept_is_enough_for_the_module() -> None:
+    for name, head in (("llama", "causal_language_modelling"), ("t5", "sequence_to_sequence"), ("bert", "question_answering")):
+        architecture = architecture_case(name, head)
+        plan = random_cut(architecture.layout, np.random.default_rng(1), KINDS, layers=True)
+        kept = json.loads(json.dumps(kept_of(architecture, plan)))
+        assert kept_of(architecture, plan_from(architecture, kept)) == kept
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"subnetwork": {"0/fnn": 4}}, "0/fnn"),
+        ({"subnetwork": {"0/ffn": 400}}, "0..39"),
+        ({"subnetwork": {"layers": "all"}}, "configuration"),
+        ({"base_model_type": "brt"}, "did you mean 'bert'"),
+        ({"subnetwork": {"0/ffn": 9}}, "read"),
+    ],
+)
+def test_a_foreign_configuration_is_refused_in_one_line(change: dict[str, object], told: str, tmp_path: Path) -> None:
+    architecture = architecture_case("bert", "sequence_classification")
+    plan = Plan({"0/ffn": np.arange(8)})
+    save_standalone(tmp_path, architecture, plan, take_all(dict(new_model(architecture, 0).named_parameters()), architecture.layout, plan))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=told):
+        load_standalone(tmp_path, architecture.head)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model"):
+        load_standalone(tmp_path, "sequence_classification")
