@@ -4,14 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from raffm_ray.drawing import plt
 from raffm_ray.metrics import METRICS, scaled
 from raffm_ray.pictures import GREY, draw_sizes, label_of, style
 

@@ -5,14 +5,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raffm_ray.display import human_bytes, magnitude, time_unit
+from raffm_ray.drawing import plt
 from raffm_ray.metrics import scaled, unit, worst
 from raffm_ray.reading import read_rounds, read_summary
 

@@ -2,6 +2,8 @@ import os
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Notebooks, shortened; `pytest notebooks` alone runs them as they are.
+os.environ |= {"NOTEBOOK_ROUNDS": "1", "NOTEBOOK_TRIALS": "2", "NOTEBOOK_BACKEND": "in_process"}
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
-    "errors flags files temporary ending axes layout strict running settings config seeding cache examples metrics correlation tally plain phases",
+    "errors flags files temporary ending axes layout strict running settings config seeding cache examples metrics correlation tally plain phases drawing",
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures freezing gradients devices partition objectives sources availability",
     "stacked encoding units observing calibration salience rotation norms costs device_costs",
