@@ -71,8 +71,8 @@ cut = take_all(parameters, layout, plan)
 
 name = "bert.encoder.layer.1.intermediate.dense.weight"
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.5), layout="constrained")
-left.imshow(parameters[name].detach(), cmap="RdBu", aspect="auto")
-right.imshow(cut[name].detach(), cmap="RdBu", aspect="auto")
+left.imshow(parameters[name].detach(), cmap="RdBu", aspect="auto", vmin=-0.06, vmax=0.06)
+right.imshow(cut[name].detach(), cmap="RdBu", aspect="auto", vmin=-0.06, vmax=0.06)
 left.set(title="layer 1: 40 neurons", ylabel="neurons", xlabel="residual stream")
 right.set(
     title="the ten that the plan keeps, in its order", xlabel="residual stream", yticks=range(10), yticklabels=plan["1/ffn"]
