@@ -27,7 +27,7 @@ from rich.console import Console
 
 import raffm_ray
 
-ROUNDS, TRIALS = os.environ.get("NOTEBOOK_ROUNDS", "10"), os.environ.get("NOTEBOOK_TRIALS", "12")
+ROUNDS, TRIALS = os.environ.get("NOTEBOOK_ROUNDS", "10"), os.environ.get("NOTEBOOK_TRIALS", "10")
 experiments = next(folder / "experiments" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "experiments").is_dir())
 folder = Path(tempfile.mkdtemp())
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from raffm_ray.drawing import plt
@@ -73,6 +74,7 @@ def _over_rounds(axes: Axes, content: Mapping[str, Any]) -> None:
         )
         axes.fill_between(rounds, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set(title="full model over rounds", xlabel="round", ylabel=label_of(metric))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 STANDS = {

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from raffm_ray.display import human_bytes, magnitude, time_unit
 from raffm_ray.drawing import plt
@@ -91,6 +92,7 @@ def _curves(axes: Axes, runs: Rounds, metric: str, place: Callable[[Sequence[Map
 def _over_rounds(axes: Axes, runs: Rounds, metric: str) -> None:
     _curves(axes, runs, metric, lambda rows: [row["round"] for row in rows])
     axes.set(title=f"{metric} over rounds", xlabel="round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _over_bytes(axes: Axes, runs: Rounds, metric: str) -> None:
