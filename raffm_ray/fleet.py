@@ -149,7 +149,7 @@ def calibrate(words: Sequence[str]) -> int:
     if rest and rest[0].startswith("-"):
         raise UserError(f"fleet calibrate: {rest[0]!r} is not a flag of it{near_miss(rest[0], ('--out', '--name', '--watts'))}")
     prepared = prepare(load(Path(rest[0]), rest[1:])) if rest else None
-    stages = 3 + (len(SIZES) if prepared else 0)
+    stages = 2 + (len(SIZES) if prepared else 0)
     with Display(Console(stderr=True), "calibrate", 1) as display:
         display.stage("measuring this machine, some seconds", stages)
         begun = iter(range(stages))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import ray
 
 from raffm_ray.architectures import Architecture
+from raffm_ray.dispatch import DEPTH, takes_another
 from raffm_ray.errors import ClientError, WorkerLostError
 from raffm_ray.gpu import HELP, NoRoomError, Turns, told
 from raffm_ray.messages import Call, Progress, Result, described
@@ -18,11 +19,6 @@ from raffm_ray.worker import NotBegunError
 
 READY_SECONDS = 180.0
 """How long workers may take to start before that is an error."""
-DEPTH = 4
-"""Calls that an actor has at most, the one that it is at included, so that it never waits for the driver."""
-AHEAD = 2
-"""It has another only while more than so many an actor wait for each that it has: the last calls go to whoever is idle, so that nobody
-ends much later than the others."""
 
 
 class HungError(Exception):
@@ -117,7 +113,7 @@ class Flights:
         seats = [seat for seat in seated if seat.place not in closed]
         for depth in range(DEPTH):
             for seat in seats:
-                if len(seat.flying) <= depth and len(self.waiting) > depth * AHEAD * len(self.seats):
+                if takes_another(len(seat.flying), depth, len(self.waiting), len(self.seats)):
                     if seat.flying and not self.suspects.isdisjoint([self.waiting[-1], seat.flying[-1].call]):
                         continue
                     self.send(seat, self.waiting.pop())
