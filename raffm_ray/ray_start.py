@@ -16,7 +16,7 @@ import ray
 import ray._raylet
 from ray._private import ray_constants
 
-from raffm_ray.errors import UserError
+from raffm_ray.errors import UserError, in_short
 from raffm_ray.running import PoolSettings
 from raffm_ray.temporary import INSIDE, process_folder
 
@@ -62,8 +62,8 @@ def _start_and_stay(settings: PoolSettings, started: Future[None]) -> None:
 def _start(settings: PoolSettings) -> None:
     # A call that fails also leaves its second result unread, which Ray would report on top of our own error.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", log_to_driver=False)
+    if address := os.environ.get("RAY_ADDRESS"):
+        _join(address)
         return
     cores = max(settings.workers or 0, os.cpu_count() or 1)
     if not settings.gpus_per_worker and (settings.workers or cores) == cores:  # one actor for every process that Ray has waiting
@@ -73,6 +73,17 @@ def _start(settings: PoolSettings) -> None:
             address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
             _temp_dir=str(_folder()), _system_config=NO_HISTORY,
         )  # fmt: skip
+
+
+def _join(address: str) -> None:
+    """Joins the cluster at an address. Raises UserError where none answers, or it refuses."""
+    if address.startswith(("http://", "https://", "ray://")):
+        told = "a run joins a cluster at the address that `ray start` gives, such as 10.0.0.1:6379; raffm-ray submit takes a dashboard's"
+        raise UserError(f"RAY_ADDRESS: {address}: {told}")
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise UserError(f"RAY_ADDRESS: {address}: no cluster that can be joined: {in_short(error)}") from None
 
 
 def _folder() -> Path:
