@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -27,6 +28,9 @@ SOCKET = f"{INSIDE}/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_st
 """The longest path of a socket in Ray's folder; 1234567: a process."""
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 """The most that the system takes for a socket's path."""
+
+ANSWER_SECONDS = 10.0
+"""How long a cluster may take to answer."""
 
 _ahead: list[Future[None]] = []
 """The start that is under way, if one is: Ray is one a process."""
@@ -81,8 +85,15 @@ def _join(address: str) -> None:
         told = "a run joins a cluster at the address that `ray start` gives, such as 10.0.0.1:6379; raffm-ray submit takes a dashboard's"
         raise UserError(f"RAY_ADDRESS: {address}: {told}")
     try:
+        if address != "auto":  # what Ray would try again for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+            ray._raylet.GcsClient(address=address)
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except ray.exceptions.AuthenticationError as error:
+        told = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) say which token"
+        raise UserError(f"RAY_ADDRESS: {address}: the cluster refuses: {in_short(str(error).split('.')[0])} ({told})") from None
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise UserError(f"RAY_ADDRESS: {address}: no cluster that can be joined: {in_short(error)}") from None
 
 

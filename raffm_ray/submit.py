@@ -140,7 +140,7 @@ def client_at(address: str) -> "JobSubmissionClient":
     from ray.job_submission import JobSubmissionClient
 
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray would take RAY_ADDRESS instead of what it is given
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with _one_line(f"submit: {address}"):
         requests.get(f"{address}/api/version", timeout=ANSWER_SECONDS)
@@ -196,5 +196,5 @@ def ended(client: "JobSubmissionClient", job: Any, name: str, folder: Path) -> i
             answer = client._do_request("GET", "/api/v0/logs/file", params=asked, timeout=FETCH_SECONDS)
             answer.raise_for_status()
             (folder / file).write_bytes(answer.content)
-    print(f"report:  {folder / BROUGHT[0]}")
+    print(f"brought here: {folder / BROUGHT[0]}")
     return 0
