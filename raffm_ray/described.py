@@ -20,6 +20,7 @@ class NodeGroup(Settings):
     cpu: str = Field("server_core", description="device class of one core")
     gpus: int = Field(0, ge=0, description="GPUs of a node")
     gpu: str | None = Field(None, description="device class of a GPU")
+    labels: dict[str, str] = Field({}, description="of the nodes in Ray, which pool.placement chooses by")
     network_bytes_per_second: Positive = Field(1.25e9, description="of a node's link, each way; default: 10 Gb/s")
 
     @model_validator(mode="after")

@@ -15,21 +15,26 @@ def takes_another(held: int, depth: int, waiting: int, workers: int) -> bool:
     return held <= depth and waiting > depth * AHEAD * workers
 
 
-def ends(costs: Sequence[float], seconds: Callable[[int, int], float], workers: int) -> tuple[list[float], list[int]]:
+def ends(
+    costs: Sequence[float], seconds: Callable[[int, int], float], members: Sequence[int], team_of: Sequence[int]
+) -> tuple[list[float], list[int]]:
     """When each call ends, in seconds from the first one's start, and which worker it was on.
 
-    `costs`: by which calls are ordered; `seconds`: (call, worker) -> how long it takes there. It is list scheduling, longest processing
-    time first (Graham 1969), with calls given ahead as `flights.Flights` gives them.
+    `costs`: by which calls are ordered; `seconds`: (call, worker) -> how long it takes there; `members`: the team of every worker;
+    `team_of`: which team does a call. It is list scheduling, longest processing time first (Graham 1969), with calls given ahead as
+    `flights.Flights` gives them.
     """
-    waiting = sorted(range(len(costs)), key=lambda index: (costs[index], -index))
-    flying: list[deque[int]] = [deque() for _ in range(workers)]
-    ended, where, due = [0.0] * len(costs), [0] * len(costs), [0.0] * workers
+    waiting: dict[int, list[int]] = {team: [] for team in members}
+    for index in sorted(range(len(costs)), key=lambda index: (costs[index], -index)):
+        waiting[team_of[index]].append(index)
+    flying: list[deque[int]] = [deque() for _ in members]
+    ended, where, due = [0.0] * len(costs), [0] * len(costs), [0.0] * len(members)
     now = 0.0
     while True:
         for depth in range(DEPTH):
-            for worker, held in enumerate(flying):
-                if takes_another(len(held), depth, len(waiting), workers):
-                    held.append(waiting.pop())
+            for worker, (held, team) in enumerate(zip(flying, members, strict=True)):
+                if takes_another(len(held), depth, len(waiting[team]), members.count(team)):
+                    held.append(waiting[team].pop())
                     if len(held) == 1:
                         due[worker] = now + seconds(held[0], worker)
         busy = [worker for worker, held in enumerate(flying) if held]

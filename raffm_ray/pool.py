@@ -55,12 +55,17 @@ class InProcessPool:
         """Nothing to end."""
 
 
-def open_pool(runner: Runner, settings: PoolSettings, note: Callable[[str], None] = lambda line: None) -> Pool:
-    """The pool that the settings ask for; `note` is told what the user should know of what happens there."""
+def open_pool(
+    runner: Runner, settings: PoolSettings, note: Callable[[str], None] = lambda line: None, classes: Sequence[str] = ()
+) -> Pool:
+    """The pool that the settings ask for; `note` is told what the user should know of what happens there. `classes`: the device class of
+    every client, where `pool.placement` names some."""
     if settings.backend == "ray":
         from raffm_ray.ray_pool import RayPool
 
-        return RayPool(runner, settings, note)
+        return RayPool(runner, settings, note, classes)
+    if settings.placement:
+        note("note: pool.placement is not used: pool.backend is in_process")
     runner.device = device_of(settings)
     if runner.device == "cuda" and not torch.cuda.is_available():
         raise UserError("pool.device: cuda, but torch sees no GPU here")

@@ -1,8 +1,9 @@
 """What a round of training takes on workers whose rates are known: predicted from the round's own jobs, blocks and order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from raffm_ray.schedule import planned_work
 from raffm_ray.seeding import generator
 from raffm_ray.stacking import Member, passes_of
 from raffm_ray.state import Round, Setup
+from raffm_ray.teams import team_of
 from raffm_ray.work import block_costs, reported_work
 
 CUT, CHANGE, SUM, ADD = 4, 6, 6, 3
@@ -88,11 +90,12 @@ def block_seconds(device: Device, block: BlockWork) -> float:
 
 @dataclass(frozen=True)
 class Seat:
-    """A worker: its node's number, 0 the driver's, its rates, and those of its node's link."""
+    """A worker: the number of its node, 0 the driver's, its rates, those of its node's link, and its team (see teams.py)."""
 
     node: int
     device: Device
     network_bytes_per_second: float
+    team: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,10 @@ class RoundSeconds:
         return self.sending + self.training + self.server
 
 
-def round_seconds(setup: Setup, work: Round, seats: Sequence[Seat], driver: Device) -> RoundSeconds:
-    """A round without evaluation: sending + training + server.
+def round_seconds(
+    setup: Setup, work: Round, seats: Sequence[Seat], driver: Device, by_class: Mapping[str, int] = MappingProxyType({})
+) -> RoundSeconds:
+    """A round without evaluation: sending + training + server. `by_class`: device class -> its team, as `teams.teams_of` gives it.
 
     Sending: the parameters, B bytes, are copied to the object store, and go from the driver's node to every other one over its link (Hockney
     1994, without latency): 2 B / M + (nodes - 1) B / network. Training: blocks last `block_seconds` and run in `dispatch.ends`' order;
@@ -133,7 +138,8 @@ def round_seconds(setup: Setup, work: Round, seats: Sequence[Seat], driver: Devi
             known[key] = block_seconds(seats[seat].device, blocks[block])
         return known[key]
 
-    done, where = ends(block_costs(setup, work), seconds, len(seats))
+    teams = [team_of(("block", work.package, (block,)), setup.classes, by_class) for block in work.blocks]
+    done, where = ends(block_costs(setup, work), seconds, [seat.team for seat in seats], teams)
     links = {seat.node: seat.network_bytes_per_second for seat in seats if seat.node}
     end = 0.0
     for when, seat in zip(done, where, strict=True):

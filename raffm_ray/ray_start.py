@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ import ray
 import ray._raylet
 from ray._private import ray_constants
 
-from raffm_ray.errors import UserError
+from raffm_ray.errors import UserError, in_short
 from raffm_ray.running import PoolSettings
 from raffm_ray.temporary import INSIDE, process_folder
 
@@ -27,6 +28,9 @@ SOCKET = f"{INSIDE}/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_st
 """The longest path of a socket in Ray's folder; 1234567: a process."""
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 """The most that the system takes for a socket's path."""
+
+ANSWER_SECONDS = 10.0
+"""How long a cluster may take to answer."""
 
 _ahead: list[Future[None]] = []
 """The start that is under way, if one is: Ray is one a process."""
@@ -62,8 +66,8 @@ def _start_and_stay(settings: PoolSettings, started: Future[None]) -> None:
 def _start(settings: PoolSettings) -> None:
     # A call that fails also leaves its second result unread, which Ray would report on top of our own error.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", log_to_driver=False)
+    if address := os.environ.get("RAY_ADDRESS"):
+        _join(address)
         return
     cores = max(settings.workers or 0, os.cpu_count() or 1)
     if not settings.gpus_per_worker and (settings.workers or cores) == cores:  # one actor for every process that Ray has waiting
@@ -73,6 +77,24 @@ def _start(settings: PoolSettings) -> None:
             address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
             _temp_dir=str(_folder()), _system_config=NO_HISTORY,
         )  # fmt: skip
+
+
+def _join(address: str) -> None:
+    """Joins the cluster at an address. Raises UserError where none answers, or it refuses."""
+    if address.startswith(("http://", "https://", "ray://")):
+        told = "a run joins a cluster at the address that `ray start` gives, such as 10.0.0.1:6379; raffm-ray submit takes a dashboard's"
+        raise UserError(f"RAY_ADDRESS: {address}: {told}")
+    try:
+        if address != "auto":  # what Ray would try again for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+            ray._raylet.GcsClient(address=address)
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    except ray.exceptions.AuthenticationError as error:
+        told = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) say which token"
+        raise UserError(f"RAY_ADDRESS: {address}: the cluster refuses: {in_short(str(error).split('.')[0])} ({told})") from None
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise UserError(f"RAY_ADDRESS: {address}: no cluster that can be joined: {in_short(error)}") from None
 
 
 def _folder() -> Path:
