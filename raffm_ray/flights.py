@@ -56,6 +56,7 @@ class Owner(Protocol):
 
     attempts: int
     workers: int
+    lost_workers: int
     profile: Profile
     pace: Pace
     architecture: Architecture
@@ -216,6 +217,7 @@ class Flights:
 
     def replace(self, seat: Seat) -> None:
         """Kills an actor that failed and has another started in its place."""
+        self.pool.lost_workers += 1
         ray.kill(seat.actor)
         seat.actor, seat.starting = self.pool.spawn(seat.team)
         seat.place, seat.since = None, monotonic()

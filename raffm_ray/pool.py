@@ -18,9 +18,10 @@ from raffm_ray.training import one_thread
 
 
 class Pool(Protocol):
-    """Runs calls over one set of parameters."""
+    """Runs calls over one set of parameters. `lost_workers`: how many died or hung so far and were replaced."""
 
     workers: int
+    lost_workers: int
     profile: Profile
 
     def run(self, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress) -> Iterator[Result]:
@@ -36,7 +37,7 @@ class InProcessPool:
     """Runs every call in this process, one after the other."""
 
     def __init__(self, runner: Runner) -> None:
-        self.runner, self.workers, self.profile = runner, 1, Profile()
+        self.runner, self.workers, self.lost_workers, self.profile = runner, 1, 0, Profile()
 
     def run(self, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress) -> Iterator[Result]:
         """See `Pool.run`."""

@@ -4,6 +4,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count as numbers
 from time import monotonic
 from typing import Any
 
@@ -51,7 +52,7 @@ class RayPool:
         self.attempts, self.profile, self.pace = settings.attempts, Profile(), Pace(settings.patience_seconds)
         self._sent: tuple[Flat, Any] | None = None
         self.architecture, self.note = runner.architecture, note
-        self._runner = ray.put(runner)
+        self._runner, self._numbers, self.lost_workers = ray.put(runner), numbers(1), 0
         self._runs = 0
         wanted = [team.workers or count for team, count in zip(self._teams, found, strict=True)]
         self._seats = [Seat(*self.spawn(team), team) for team, count in enumerate(wanted) for _ in range(count)]
@@ -72,7 +73,7 @@ class RayPool:
         options |= {"num_gpus" if resource == "GPU" else "num_cpus": each}
         if asked.labels:
             options["label_selector"] = dict(asked.labels)
-        actor: Any = ray.remote(_Worker).options(**options).remote(self._runner, asked.device, asked.share)
+        actor: Any = ray.remote(_Worker).options(**options).remote(self._runner, asked.device, asked.share, next(self._numbers))
         return actor, actor.place.remote()
 
     def team_of(self, call: Call) -> int:

@@ -50,6 +50,10 @@ class PoolSettings(Settings):
         300.0, gt=0, description="a block hangs that takes so much longer than ten times what its cost predicts"
     )
 
+    metrics: bool | None = Field(
+        None,
+        description="whether rounds are exported as metrics of Ray, for Prometheus; default: on a cluster that the run joins",
+    )
     placement: dict[str, PlacementSettings] = Field(
         {}, description="device class -> the hardware that trains its clients: labels of nodes, GPU share, workers; default: any"
     )
@@ -58,6 +62,8 @@ class PoolSettings(Settings):
     def _share(self) -> "PoolSettings":
         if self.gpus_per_worker != "auto":
             check_share(self.gpus_per_worker)
+        if self.metrics and self.backend != "ray":
+            raise ValueError(f"metrics: are Ray's, and backend is {self.backend}")
         return self
 
 

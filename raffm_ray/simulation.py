@@ -1,5 +1,6 @@
 """Whole runs: begun, gone on with, finished, with their baselines beside them."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,6 +125,7 @@ def _run_all(
         copied(row)
         on_round(row)
 
+    on_round = _exporting(prepared.setup.experiment, pool, on_round)
     summary = completed(prepared, start, pool, folder, console, recorder, copied_and_told)
     if beside:
         summary["baselines"] = {}
@@ -135,6 +137,16 @@ def _run_all(
     if mirror is not None:
         mirror.save(folder)
     return summary
+
+
+def _exporting(experiment: Experiment, pool: Pool, on_round: OnRound) -> OnRound:
+    """What is told of rounds, which exports them besides where that is wanted."""
+    wanted = experiment.pool.metrics
+    if wanted or (wanted is None and experiment.pool.backend == "ray" and os.environ.get("RAY_ADDRESS")):
+        from raffm_ray.telemetry import exporting
+
+        return exporting(experiment, pool, on_round)
+    return on_round
 
 
 def starting(prepared: Prepared, console: Console) -> Tensor:

@@ -4,15 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ray.util.metrics import Counter, Gauge, Histogram
+from ray.util.metrics import Counter, Gauge
 
 from raffm_ray.loop import OnRound
 from raffm_ray.pool import Pool
 from raffm_ray.record import RoundRow
 from raffm_ray.settings import Experiment
 
-BOUNDARIES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0]
-"""Seconds at which the histogram of rounds is divided."""
 COMMON = ("run", "strategy")
 """What every metric is labelled by."""
 
@@ -21,15 +19,15 @@ COMMON = ("run", "strategy")
 class Exported:
     """A metric: its kind, what it is, the label of its parts ("" where it has none), and what a round adds to each, or sets it to."""
 
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Literal["counter", "gauge"]
     what: str
     label: str
     values: Callable[[RoundRow], Mapping[str, float]]
 
 
 EXPORTED: dict[str, Exported] = {
-    "raffm_rounds": Exported("counter", "rounds that ended", "", lambda row: {"": 1}),
-    "raffm_round_seconds": Exported("histogram", "real seconds of a round", "", lambda row: {"": row.wall_seconds}),
+    "raffm_rounds": Exported("counter", "rounds that ended", "", lambda row: {"": min(1, row.round)}),
+    "raffm_round_seconds": Exported("counter", "real seconds of rounds", "", lambda row: {"": row.wall_seconds}),
     "raffm_phase_seconds": Exported("counter", "real seconds of rounds by phase", "phase", lambda row: row.phase_seconds),
     "raffm_clients": Exported(
         "counter", "clients by what became of their round", "outcome",
@@ -75,8 +73,6 @@ def exporting(experiment: Experiment, pool: Pool, on_round: OnRound) -> OnRound:
 
 def _made(name: str, one: Exported) -> Any:
     keys = COMMON + ((one.label,) if one.label else ())
-    if one.kind == "histogram":
-        return Histogram(name, description=one.what, boundaries=BOUNDARIES, tag_keys=keys)
     return {"counter": Counter, "gauge": Gauge}[one.kind](name, description=one.what, tag_keys=keys)
 
 
@@ -84,7 +80,5 @@ def _tell(metric: Any, value: float, labels: dict[str, str]) -> None:
     if isinstance(metric, Counter):
         if value > 0:  # Ray refuses to add nothing
             metric.inc(value, labels)
-    elif isinstance(metric, Histogram):
-        metric.observe(value, labels)
     else:
         metric.set(value, labels)
