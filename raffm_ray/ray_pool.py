@@ -70,8 +70,8 @@ class RayPool:
         resource, each = asked.need
         options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0, "max_restarts": 0, "max_task_retries": 0}
         options |= {"num_gpus" if resource == "GPU" else "num_cpus": each}
-        if asked.labels:
-            options["label_selector"] = dict(asked.labels)
+        if asked.selector:
+            options["label_selector"] = asked.selector
         actor: Any = ray.remote(_Worker).options(**options).remote(self._runner, asked.device, asked.share)
         return actor, actor.place.remote()
 
