@@ -56,7 +56,7 @@ def bucket() -> Iterator[Callable[[str], str]]:
 def url(request, tmp_path) -> str:
     """Where a run may go."""
     if request.param == "file":
-        return f"file:{tmp_path / 'store' / 'a run'}"
+        return f"file:{tmp_path / 'store' / 'run'}"
     return request.getfixturevalue("bucket")(tmp_path.name)
 
 
@@ -64,7 +64,7 @@ def names(url: str) -> set[str]:
     return Mirror(url)._names()
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -73,7 +73,7 @@ def run(folder: Path, url: str | None, last: int = 99) -> None:
 
     def stop(row) -> None:
         if row.round == last:
-            raise Stop
+            raise StopError
 
     prepared, _, pool = quick(**RICH)
     simulate(prepared.setup.experiment, folder, pool=pool, on_round=stop, mirror=Mirror(url) if url else None)
@@ -99,7 +99,7 @@ def test_what_is_there_at_the_end_is_the_whole_run(url, tmp_path, undisturbed) -
 
 @pytest.mark.parametrize("last", [0, 2])
 def test_an_interrupted_run_goes_on_from_there(url, tmp_path, undisturbed, last) -> None:
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         run(tmp_path / "here", url, last)
     with pytest.raises(UserError, match="raffm-ray resume .* goes on with the run that is not finished"):
         Mirror(url).begin()
@@ -108,7 +108,7 @@ def test_an_interrupted_run_goes_on_from_there(url, tmp_path, undisturbed, last)
     }
     mirror = Mirror(url)
     mirror.fetch(tmp_path / "there")
-    prepared, _, pool = quick(**RICH)
+    *_, pool = quick(**RICH)
     resume(tmp_path / "there", pool=pool, mirror=mirror)
     Mirror(url).fetch(tmp_path / "again")
     assert outcome(tmp_path / "again") == undisturbed
@@ -134,11 +134,11 @@ def test_wherever_copying_ends_a_run_is_left_that_goes_on(tmp_path, undisturbed,
     url = f"file:{tmp_path / 'store'}"
     with monkeypatch.context() as patched:
         Breaks(patched, writes)
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             run(tmp_path / "here", url, 2)
     mirror = Mirror(url)
     mirror.fetch(tmp_path / "there")
-    prepared, _, pool = quick(**RICH)
+    *_, pool = quick(**RICH)
     resume(tmp_path / "there", pool=pool, mirror=mirror)
     Mirror(url).fetch(tmp_path / "again")
     assert outcome(tmp_path / "again") == undisturbed
@@ -205,14 +205,14 @@ def test_a_place_that_cannot_be_is_one_line_before_any_work(words, told, tmp_pat
     words = [word.format(tmp_path) for word in words]
     assert cli.main([word if word != "s3://missing/x" else bucket("x").replace("/bucket/", "/missing/") for word in words]) == 2
     error = capsys.readouterr().err
-    assert (told if "missing" not in told else "NO_SUCH_BUCKET") in error
+    assert ("NO_SUCH_BUCKET" if told.startswith("s3://missing") else told) in error
     assert len(error.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
 def test_killed_and_resumed_from_the_url_by_another_machine(bucket, tmp_path, capfd) -> None:
     """Another machine: another folder, in which nothing is."""
-    prepared, *_ = quick(rounds=40, checkpoint={"every": 1})
+    prepared, *_ = quick(rounds=12, evaluation={"sizes": 0})
     config, url = tmp_path / "tiny.yaml", bucket("killed")
     config.write_text(dump(prepared.setup.experiment))
     simulate(prepared.setup.experiment, tmp_path / "whole")
@@ -225,7 +225,7 @@ def test_killed_and_resumed_from_the_url_by_another_machine(bucket, tmp_path, ca
         )  # fmt: skip
 
     driver = command("first", "run", str(config), "--out", url)
-    wait_for(lambda: any("checkpoints/round-00000" in name for name in names(url)), "some rounds")
+    wait_for(lambda: any(name.endswith("2/SHA256SUMS") for name in names(url)), "some rounds")
     driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL
     assert "summary.json" not in names(url)

@@ -76,7 +76,7 @@ def test_two_nodes_and_a_third_that_joins_and_one_that_is_lost_within_a_round(cl
             third = cluster.add("--labels=hardware=small")
             assert third.actors() == 0
         elif moment == "after-2":
-            wait_for(lambda: third.actors() == 1, "the node that joined is used from the next round")
+            wait_for(lambda node=third: node.actors() == 1, "the node that joined is used from the next round")
         elif moment == "within-4":
             second.kill()
         (tmp_path / f"{moment}.done").touch()
@@ -148,7 +148,13 @@ def test_a_job_that_fails_says_so_in_its_log_and_its_code(cluster) -> None:
 
 def test_a_submitted_run_comes_back_as_a_report_and_keeps_its_bits_where_classes_are_placed(cluster, work, sha256) -> None:
     (work / ".rayignore").write_text("in-process\nlocal\nother\njob\n")
-    words = ["experiments/tiny.yaml", "--address", cluster.dashboard, "--pool.placement", "{jetson_agx_orin: {labels: {hardware: small}}}"]
+    words = [
+        "experiments/tiny.yaml",
+        "--address",
+        cluster.dashboard,
+        "--pool.placement",
+        "{jetson_agx_orin: {labels: {hardware: small}}}",
+    ]
     done = cluster.run("raffm-ray", "submit", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (work / "runs").iterdir()
