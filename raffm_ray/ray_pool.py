@@ -25,6 +25,10 @@ from raffm_ray.worker import Worker
 NO_GPU = "pool: workers are to compute on a GPU, but torch sees none there (pool.device: cpu would do without)"
 
 
+LOOK_SECONDS = 5.0
+"""How often it is looked which nodes there are, while workers are waited for."""
+
+
 class _Worker(Worker):
     """The actor."""
 
@@ -71,8 +75,8 @@ class RayPool:
         resource, each = asked.need
         options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0, "max_restarts": 0, "max_task_retries": 0}
         options |= {"num_gpus" if resource == "GPU" else "num_cpus": each}
-        if asked.labels:
-            options["label_selector"] = dict(asked.labels)
+        if asked.selector:
+            options["label_selector"] = asked.selector
         actor: Any = ray.remote(_Worker).options(**options).remote(self._runner, asked.device, asked.share, next(self._numbers))
         return actor, actor.place.remote()
 
@@ -82,15 +86,21 @@ class RayPool:
 
     def _await_ready(self, found: Sequence[int]) -> None:
         """Waits for as many workers of each team as there is room for, and for one at least."""
-        missing = Counter({team: max(1, count) for team, count in enumerate(found)})
         died, end = Counter[int](), monotonic() + READY_SECONDS
-        while missing.total():
+        while True:
+            started = Counter(seat.team for seat in self._seats if seat.place is not None)
+            missing = sum(max(0, max(1, count) - started[team]) for team, count in enumerate(found))
+            if not missing:
+                return
             asked = {seat.starting: seat for seat in self._seats if seat.place is None}
-            ready, _ = ray.wait(list(asked), num_returns=1, timeout=max(0.0, end - monotonic()))
+            ready, _ = ray.wait(list(asked), num_returns=1, timeout=min(LOOK_SECONDS, max(0.0, end - monotonic())))
+            if not ready and monotonic() < end:
+                found = room(self._teams, ray.nodes())  # one may be gone
+                continue
             if not ready:
                 free = {name: ray.available_resources().get(name, 0) for name in ("CPU", "GPU")}
                 raise UserError(
-                    f"pool: {missing.total()} of {self.workers} workers did not start within {READY_SECONDS:.0f} s; free now: {free} "
+                    f"pool: {missing} of {self.workers} workers did not start within {READY_SECONDS:.0f} s; free now: {free} "
                     "(is another run using them? pool.workers sets how many are wanted)"
                 )
             seat = asked[ready[0]]
@@ -105,7 +115,6 @@ class RayPool:
             if place is None:
                 raise UserError(NO_GPU)
             seat.started(place)
-            missing[seat.team] = max(0, missing[seat.team] - 1)
 
     def _fit(self) -> None:
         """Gives nodes that joined their workers, and lets go of those that wait for a node that left."""

@@ -48,8 +48,11 @@ def connect(settings: PoolSettings) -> None:
 
 
 def start_ahead(settings: PoolSettings) -> None:
-    """Begins to start Ray in the background if the pool will need it: it takes seconds, as does what a driver imports."""
+    """Begins to start Ray in the background if the pool will need it: it takes seconds, as does what a driver imports. Raises UserError
+    where a cluster is to be joined that does not answer, or refuses."""
     if settings.backend == "ray" and not ray.is_initialized() and not _ahead:
+        if address := os.environ.get("RAY_ADDRESS"):
+            _check_address(address)
         _ahead.append(Future())
         Thread(target=_start_and_stay, args=(settings, _ahead[0]), daemon=True).start()
 
@@ -67,6 +70,7 @@ def _start(settings: PoolSettings) -> None:
     # A call that fails also leaves its second result unread, which Ray would report on top of our own error.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if address := os.environ.get("RAY_ADDRESS"):
+        _check_address(address)
         _join(address)
         return
     cores = max(settings.workers or 0, os.cpu_count() or 1)
@@ -79,22 +83,31 @@ def _start(settings: PoolSettings) -> None:
         )  # fmt: skip
 
 
-def _join(address: str) -> None:
-    """Joins the cluster at an address. Raises UserError where none answers, or it refuses."""
-    if address.startswith(("http://", "https://", "ray://")):
-        told = "a run joins a cluster at the address that `ray start` gives, such as 10.0.0.1:6379; raffm-ray submit takes a dashboard's"
-        raise UserError(f"RAY_ADDRESS: {address}: {told}")
+def _check_address(address: str) -> None:
+    """Raises UserError where no cluster answers, or it refuses: Ray itself would try again for minutes."""
+    if address == "auto":
+        return
+    told = f"RAY_ADDRESS: {address}"
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        example = "a cluster's address, such as 10.0.0.1:6379, or auto (raffm-ray submit takes its dashboard's)"
+        raise UserError(f"{told}: expected {example}")
     try:
-        if address != "auto":  # what Ray would try again for minutes
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
-            ray._raylet.GcsClient(address=address)
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        ray._raylet.GcsClient(address=address)
     except ray.exceptions.AuthenticationError as error:
-        told = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) say which token"
-        raise UserError(f"RAY_ADDRESS: {address}: the cluster refuses: {in_short(str(error).split('.')[0])} ({told})") from None
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise UserError(f"RAY_ADDRESS: {address}: no cluster that can be joined: {in_short(error)}") from None
+        which = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) say which token"
+        raise UserError(f"{told}: the cluster refuses: {in_short(str(error).split('.')[0])} ({which})") from None
+    except (OSError, OverflowError, RuntimeError, ray.exceptions.RayError) as error:
+        raise UserError(f"{told}: no cluster answers there: {in_short(error)}") from None
+
+
+def _join(address: str) -> None:
+    """Joins the cluster at an address. Raises UserError where it cannot be joined."""
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise UserError(f"RAY_ADDRESS: {address}: the cluster cannot be joined: {in_short(error)}") from None
 
 
 def _folder() -> Path:
