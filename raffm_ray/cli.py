@@ -24,7 +24,9 @@ USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation mod
   raffm-ray report DIR|URL [DIR|URL ...] [--out DIR]             pictures and one HTML page of a finished run, or of several side by side
   raffm-ray bench [CASE ...] [--quick] [--out DIR]               how fast it is, beside limits measured in the same run; --help: the cases
   raffm-ray bench extraction [--key.path value ...] [--out DIR]  what each way of cutting keeps of a fine-tuned model
-  raffm-ray fleet show CONFIG.yaml [--key.path value ...]        every device class: its budget, its plan, what a round costs it
+  raffm-ray fleet show CONFIG.yaml [--cluster FILE.yaml] [--key.path value ...]
+                                                                 every device class: its budget, its plan, what a round costs it; and a
+                                                                 cluster's workers and seconds a round
   raffm-ray fleet calibrate [CONFIG.yaml] [--out FILE.yaml]      measures this machine: a profile for fleet.profiles
 
   raffm-ray run CONFIG.yaml --help                               every setting, its type and its value there
