@@ -18,9 +18,10 @@ from raffm_ray.training import one_thread
 
 
 class Pool(Protocol):
-    """Runs calls over one set of parameters."""
+    """Runs calls over one set of parameters. `lost_workers`: how many died or hung so far and were replaced."""
 
     workers: int
+    lost_workers: int
     profile: Profile
 
     def run(self, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress) -> Iterator[Result]:
@@ -36,7 +37,7 @@ class InProcessPool:
     """Runs every call in this process, one after the other."""
 
     def __init__(self, runner: Runner) -> None:
-        self.runner, self.workers, self.profile = runner, 1, Profile()
+        self.runner, self.workers, self.lost_workers, self.profile = runner, 1, 0, Profile()
 
     def run(self, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress) -> Iterator[Result]:
         """See `Pool.run`."""
@@ -55,12 +56,17 @@ class InProcessPool:
         """Nothing to end."""
 
 
-def open_pool(runner: Runner, settings: PoolSettings, note: Callable[[str], None] = lambda line: None) -> Pool:
-    """The pool that the settings ask for; `note` is told what the user should know of what happens there."""
+def open_pool(
+    runner: Runner, settings: PoolSettings, note: Callable[[str], None] = lambda line: None, classes: Sequence[str] = ()
+) -> Pool:
+    """The pool that the settings ask for; `note` is told what the user should know of what happens there. `classes`: the device class of
+    every client, where `pool.placement` names some."""
     if settings.backend == "ray":
         from raffm_ray.ray_pool import RayPool
 
-        return RayPool(runner, settings, note)
+        return RayPool(runner, settings, note, classes)
+    if settings.placement:
+        note("note: pool.placement is not used: pool.backend is in_process")
     runner.device = device_of(settings)
     if runner.device == "cuda" and not torch.cuda.is_available():
         raise UserError("pool.device: cuda, but torch sees no GPU here")

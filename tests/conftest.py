@@ -101,7 +101,10 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def four_cores() -> Iterator[None]:
     """A local Ray with four logical cores and two logical GPUs, for every test that needs workers."""
-    ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    often = {"metrics_report_interval_ms": 500}  # the default of ten seconds is long for a test
+    ray.init(
+        address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", _system_config=often
+    )  # fmt: skip
     yield
     ray.shutdown()
 
