@@ -42,6 +42,7 @@ def test_what_is_sent_is_all_that_no_ignore_file_names(here) -> None:
         (["tiny.yaml", "--address"], "--address: expected a value after it"),
         (["tiny.yml", "--address", "a:1"], "tiny.yml: no such file (did you mean 'tiny.yaml'?)"),
         (["tiny.yaml", "--address", "a:1", "--rounds", "0"], "rounds: input should be greater than or equal to 1, got 0"),
+        (["tiny.yaml", "--address", "a:1", "--out", "runs/x"], "--out runs/x: expected a URL or a whole path"),
         (["../out.yaml", "--address", "a:1"], "../out.yaml: outside of the working directory"),
         (["left.yaml", "--address", "a:1"], "left.yaml: left out by a .gitignore or .rayignore"),
     ],
