@@ -20,6 +20,7 @@ from raffm_ray.prepare import prepare
 from raffm_ray.ray_pool import RayPool
 from raffm_ray.running import PoolSettings
 from raffm_ray.settings import LocalSettings
+from raffm_ray.simulation import simulate
 from raffm_ray.teams import check_room, room, team_of, teams_of
 
 # Workers cannot import this module: what it defines travels by value.
@@ -116,6 +117,14 @@ def test_a_block_is_trained_where_the_first_of_its_placed_classes_is() -> None:
 def test_bad_settings_are_one_line(placed, told) -> None:
     with pytest.raises(UserError, match=told):
         prepare(tiny_experiment(pool={"placement": placed}))
+
+
+def test_nodes_that_are_not_there_are_missed_before_any_work(four_cores, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("raffm_ray.simulation.starting", lambda *_: pytest.fail("no work"))
+    experiment = tiny_experiment(pool={"backend": "ray", "placement": {"v100": {"labels": {"kind": "H100"}}}})
+    with pytest.raises(UserError, match="pool.placement.v100.labels: no node has kind=H100"):
+        simulate(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_in_one_process_it_is_said_that_nothing_is_placed() -> None:
