@@ -1,9 +1,9 @@
 """Which workers train whose clients, how many of them there is room for, and what is said where there is none."""
 
-import json
+import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -134,64 +134,58 @@ def test_in_one_process_it_is_said_that_nothing_is_placed() -> None:
     assert told == ["note: pool.placement is not used: pool.backend is in_process"]
 
 
-class _Places(Runner):
-    """Tells which process trains a block, and where its data is."""
+class _Tells(Runner):
+    """Tells which process trains a block, and in which files its data is mapped; and a copy of it."""
 
     def block(self, package: Package, flat: Any, jobs: Any) -> Any:
-        import os
-
-        return os.getpid(), flat
-
-    def data(self, package: Package, flat: Any) -> Any:
         columns = [*self.examples.inputs.values(), self.examples.labels, self.held_out.labels, *self.shares]
         arrays = [one for column in columns for one in ([column] if isinstance(column, np.ndarray) else column.arrays())]
-        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()] if MAPS.exists() else []
         named = [(*(int(edge, 16) for edge in words[0].split("-")), " ".join(words[5:])) for words in maps]
-        found = {name for one in arrays for low, high, name in named if low <= one.ctypes.data < high and one.size}
-        return json.dumps(sorted(found)), flat
+
+        def mapped(some: Sequence[Any]) -> list[str]:
+            return sorted({name for one in some for low, high, name in named if low <= one.ctypes.data < high and one.size})
+
+        return (os.getpid(), mapped(arrays), mapped([one.copy() for one in arrays])), flat
 
 
-def _pool(placement: dict[str, Any], examples: Any = None, workers: int = 1) -> RayPool:
-    plain = prepare(tiny_experiment()).runner()
-    runner = _Places(plain.architecture, examples or plain.examples, plain.shares, plain.held_out)
-    return RayPool(runner, settings(workers=workers, **placement), classes=["laptop"] * 6 + ["v100"] * 6)
-
-
+MAPS = Path("/proc/self/maps")
 PACKAGE = Package(0, 1, (Plan(),), LocalSettings(), 0.1)
 FLAT = np.arange(4, dtype=np.float32)
+CALLS = [("block", PACKAGE, ((Job(client, 0),),)) for client in range(12)]
 
 
-def test_classes_have_workers_of_their_own_also_after_one_is_lost(four_cores) -> None:
-    pool = _pool({"v100": {"workers": 1}})
-    try:
-        calls = [("block", PACKAGE, ((Job(client, 0),),)) for client in range(12)]
-        for _ in range(2):
-            trained = [small for small, _ in pool.run(FLAT, calls, [1.0] * 12, lambda *_: None)]
-            laptops, others = set(trained[:6]), set(trained[6:])
-            assert len(others) == 1
-            assert laptops.isdisjoint(others)
-            ray.kill(next(seat.actor for seat in pool._seats if seat.team == 1))
-    finally:
-        pool.close()
+@pytest.fixture(scope="module")
+def runner() -> _Tells:
+    plain = prepare(tiny_experiment()).runner()
+    return _Tells(plain.architecture, plain.examples, plain.shares, plain.held_out)
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
-def test_workers_of_a_node_share_one_copy_of_the_data(four_cores) -> None:
-    pool = _pool({}, workers=2)
-    try:
-        where = [small for small, _ in pool.run(FLAT, [("data", PACKAGE, ())] * 4, [1.0] * 4, lambda *_: None)]
-    finally:
-        pool.close()
-    assert len(set(where)) == 1
-    (name,) = json.loads(where[0])
+@pytest.fixture(scope="module")
+def pool(four_cores, runner) -> Iterator[RayPool]:
+    """Two workers, one of which is there for the clients of one class."""
+    opened = RayPool(runner, settings(workers=1, v100={"workers": 1}), classes=["laptop"] * 6 + ["v100"] * 6)
+    yield opened
+    opened.close()
+
+
+def test_workers_that_are_lost_are_replaced_in_their_team(pool) -> None:
+    seen: list[set[int]] = []
+    for _ in range(2):
+        trained = [small[0] for small, _ in pool.run(FLAT, CALLS, [1.0] * 12, lambda *_: None)]
+        laptops, others = set(trained[:6]), set(trained[6:])
+        assert len(laptops) == len(others) == 1
+        assert laptops != others
+        seen += [laptops, others]
+        ray.kill(next(seat.actor for seat in pool._seats if seat.team == 1))
+    assert seen[0] == seen[2]
+    assert seen[1] != seen[3]  # control: it was another
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="needs Linux's /proc")
+def test_workers_of_a_node_share_one_copy_of_the_data(pool) -> None:
+    told = [small for small, _ in pool.run(FLAT, CALLS, [1.0] * 12, lambda *_: None)]
+    assert len({pid for pid, _, _ in told}) == 2
+    ((name,),) = {tuple(data) for _, data, _ in told}
     assert "plasma" in name
-    plain = prepare(tiny_experiment()).runner().examples
-    copied = SimpleNamespace(
-        inputs={}, labels=plain.labels.copy().view(np.memmap)
-    )  # control: what is not a plain array is copied
-    pool = _pool({}, copied)
-    try:
-        ((where, _),) = pool.run(FLAT, [("data", PACKAGE, ())], [1.0], lambda *_: None)
-    finally:
-        pool.close()
-    assert len(json.loads(where)) > 1
+    assert not [copy for _, _, copies in told for copy in copies if "plasma" in copy]  # control
