@@ -3,6 +3,7 @@
 Both give results in the order of the calls, whatever the order of their completion: sums are made in one order (law 6).
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -54,6 +55,15 @@ class InProcessPool:
 
     def close(self) -> None:
         """Nothing to end."""
+
+
+def check_pool(settings: PoolSettings) -> None:
+    """Raises UserError where a pool will not find the nodes that the settings ask for. It is asked before anything is trained, of clusters
+    that are joined and nodes that are chosen; else Ray would have to be waited for, which starts meanwhile."""
+    if settings.backend == "ray" and (settings.placement or os.environ.get("RAY_ADDRESS")):
+        from raffm_ray.ray_pool import check_cluster
+
+        check_cluster(settings)
 
 
 def open_pool(

@@ -150,6 +150,14 @@ class RayPool:
         self._seats, self._sent = [], None
 
 
+def check_cluster(settings: PoolSettings) -> None:
+    """Joins or starts Ray. Raises UserError where it has no room for workers as they are asked for."""
+    connect(settings)
+    if settings.gpus_per_worker != "auto":
+        nodes, (teams, _) = ray.nodes(), teams_of(settings, settings.gpus_per_worker)
+        check_room(teams, room(teams, nodes), nodes, bool(os.environ.get("RAY_ADDRESS")))
+
+
 def _share(settings: PoolSettings, need_bytes: int, resources: Mapping[str, float]) -> float:
     """The part of a GPU that a worker gets."""
     if settings.gpus_per_worker != "auto":

@@ -94,7 +94,7 @@ def _check_address(address: str) -> None:
         raise UserError(f"{told}: expected {example}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
-        ray._raylet.GcsClient(address=address)
+        ray._raylet.GcsClient(address=address)  # type: ignore[attr-defined]  # compiled
     except ray.exceptions.AuthenticationError as error:
         which = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) say which token"
         raise UserError(f"{told}: the cluster refuses: {in_short(str(error).split('.')[0])} ({which})") from None

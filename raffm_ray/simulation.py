@@ -14,7 +14,7 @@ from raffm_ray.display import Display
 from raffm_ray.files import locked
 from raffm_ray.loop import OnRound, ignore, train
 from raffm_ray.mirror import Mirror
-from raffm_ray.pool import Pool, open_pool
+from raffm_ray.pool import Pool, check_pool, open_pool
 from raffm_ray.prepare import Prepared, check_baselines, prepare, with_strategy
 from raffm_ray.reading import SUMMARY, of_a_run, read_summary
 from raffm_ray.record import Recorder, RoundRow, check_origin, check_output, write_json
@@ -54,7 +54,7 @@ def simulate(
         check_output(folder)
         if mirror is not None:
             mirror.begin()
-        prepared, beside, start = _ready(experiment, folder, console, {})
+        prepared, beside, start = _ready(experiment, folder, console, {}, pool)
         with _using(pool, prepared, console) as used, locked(folder):
             return _run_all(prepared, beside, start, used, folder, console, None, on_round, mirror)
 
@@ -83,18 +83,20 @@ def resume(
         else:
             recorder = opened(folder, experiment, _teller(console))
             origin = recorder.origin
-        prepared, beside, start = _ready(experiment, folder, console, origin)
+        prepared, beside, start = _ready(experiment, folder, console, origin, pool)
         with _using(pool, prepared, console) as used:
             return _run_all(prepared, beside, start, used, folder, console, recorder, on_round, mirror)
 
 
 def _ready(
-    experiment: Experiment, folder: Path, console: Console, origin: Mapping[str, str]
+    experiment: Experiment, folder: Path, console: Console, origin: Mapping[str, str], pool: Pool | None
 ) -> tuple[Prepared, dict[str, Prepared], Tensor]:
     """The experiment and its baselines, checked, and the flat parameters that all start from."""
     check_baselines(experiment)
     prepared = prepare(experiment)
     check_origin(folder, origin, origin_of(prepared))
+    if pool is None:
+        check_pool(experiment.pool)
     beside = {name: with_strategy(prepared, name) for name in experiment.baselines}
     for name in sorted(set(experiment.fleet.budgets) - set(prepared.setup.budgets)):
         console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)

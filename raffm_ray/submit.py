@@ -15,7 +15,7 @@ import ray
 
 from raffm_ray.config import load
 from raffm_ray.errors import UserError, in_short
-from raffm_ray.flags import take_flag
+from raffm_ray.flags import is_url, take_flag
 from raffm_ray.places import fresh_folder
 from raffm_ray.ray_start import connect
 from raffm_ray.settings import Experiment
@@ -52,6 +52,8 @@ def command(words: Sequence[str], path: Path) -> int:
     rest = list(words)
     address, out, pip = (take_flag(rest, flag) for flag in ("--address", "--out", "--pip"))
     experiment = load(path, rest)
+    if out and not is_url(out) and not Path(out).is_absolute():
+        raise UserError(f"submit: --out {out}: expected a URL or a whole path: the job's own folder goes away with it")
     here = Path.cwd()
     if not path.resolve().is_relative_to(here):
         raise UserError(f"submit: {path}: outside of the working directory {here}, which is what the cluster gets")

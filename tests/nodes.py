@@ -133,7 +133,7 @@ class Cluster:
         (self.folder / "token").write_text(secrets.token_hex(32))
         self.networks = Networks()
         self.prefix, address = self.networks.head()
-        gcs, dashboard, *others = free_ports(6)
+        gcs, dashboard, client = free_ports(3)
         self.address, self.dashboard = f"{address}:{gcs}", f"http://127.0.0.1:{dashboard}"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.environment = clean | {
@@ -141,19 +141,19 @@ class Cluster:
             "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": f"{BIN}:{os.environ['PATH']}",
             "HOME": str(self.folder),
         }  # fmt: skip
-        names = ("ray-client-server", "dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent")
-        ports = [f"--{name}-port={port}" for name, port in zip(names, others, strict=True)]
         self.nodes: list[Node] = []
         try:
             self._start(
                 self.prefix, "--head", f"--node-ip-address={address}", f"--port={gcs}", f"--dashboard-port={dashboard}",
-                f"--num-cpus={cores}", *ports,
+                f"--ray-client-server-port={client}", f"--num-cpus={cores}",
             )  # fmt: skip
         except BaseException:
             self.close()
             raise
 
     def _start(self, prefix: Sequence[str], *words: str) -> Node:
+        names = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
+        words = (*words, *(f"--{name}-port={port}" for name, port in zip(names, free_ports(4), strict=True)))
         # Nodes share this machine's files, but must not take each other's packages away.
         words = (*words, f"--temp-dir={self.folder / str(len(self.nodes))}")
         command = [

@@ -114,6 +114,29 @@ def test_an_interrupted_run_goes_on_from_there(url, tmp_path, undisturbed, last)
     assert outcome(tmp_path / "again") == undisturbed
 
 
+def test_baselines_are_copied_as_they_grow_and_gone_on_with(tmp_path, monkeypatch) -> None:
+    url, settings, saves, real = f"file:{tmp_path / 'store'}", RICH | {"baselines": ("full",)}, list[int](), Mirror.try_to_save
+    prepared, _, pool = quick(**settings)
+    simulate(prepared.setup.experiment, tmp_path / "whole", pool=pool)
+
+    def saved(mirror: Mirror, *words) -> None:
+        real(mirror, *words)
+        saves.append(0)
+        if len(saves) == RICH["rounds"] + 3:
+            raise StopError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Mirror, "try_to_save", saved)
+        with pytest.raises(StopError):
+            simulate(prepared.setup.experiment, tmp_path / "here", pool=pool, mirror=Mirror(url))
+    assert "baselines/full/checkpoints/round-000001/SHA256SUMS" in names(url)
+    mirror = Mirror(url)
+    mirror.fetch(tmp_path / "there")
+    resume(tmp_path / "there", pool=pool, mirror=mirror)
+    Mirror(url).fetch(tmp_path / "again")
+    assert outcome(tmp_path / "again") == outcome(tmp_path / "whole")
+
+
 class Breaks:
     """A store that fails after so many writes."""
 
