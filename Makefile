@@ -31,7 +31,7 @@ demo: $(STAMP)
 	$(RUN)/raffm-ray run experiments/digits.yaml
 
 test: $(STAMP)
-	$(RUN)/python -m pytest
+	$(RUN)/python tests/side_by_side.py
 
 bench: $(STAMP)
 	$(RUN)/raffm-ray bench

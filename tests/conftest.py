@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ |= {"NOTEBOOK_ROUNDS": "1", "NOTEBOOK_TRIALS": "2", "NOTEBOOK_BACKEND": "in_process"}
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -196,6 +197,25 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "run"
+
+
+STARTS_PROCESSES = re.compile(r"four_cores|import ray\b|subprocess|Popen|\bnodes\b|nbmake")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--half", choices=["processes", "alone"], help="only tests of files that start processes, or of all others")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--half`, leaves the tests of one half: notebooks and files that start processes, or all other files."""
+    half = config.getoption("--half")
+    if half is None:
+        return
+    files = {item.path for item in items}
+    starting = {path for path in files if path.suffix == ".ipynb" or STARTS_PROCESSES.search(path.read_text(encoding="utf-8"))}
+    chosen = [item for item in items if (item.path in starting) == (half == "processes")]
+    config.hook.pytest_deselected(items=[item for item in items if (item.path in starting) != (half == "processes")])
+    items[:] = chosen
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
