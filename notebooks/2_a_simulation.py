@@ -14,64 +14,82 @@
 # %% [markdown]
 # # A simulation and its report
 #
-# A hundred devices of five classes fine-tune one small ViT on their own, unequal shares of the digits. `ROUNDS` is small here; the demo has 60.
+# A hundred devices of five classes fine-tune one small ViT on their own, unequal shares of the digits. `ROUNDS` is small here; the demo has 100.
 
 # %%
 import os
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-
-from raffm_ray.config import load
-from raffm_ray.simulation import simulate
-
-ROUNDS = os.environ.get("NOTEBOOK_ROUNDS", "20")
-experiments = next(folder / "experiments" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "experiments").is_dir())
-experiment = load(experiments / "digits.yaml", ["--rounds", ROUNDS, "--baselines", "[]", "--local.learning_rate", "0.001"])
-{name: getattr(experiment, name) for name in ("clients", "strategy", "salience")}
-
-# %% [markdown]
-# Any setting of the YAML can be given on the command line, as a flag here, or in the file. Running is one call; the summary is a plain dictionary.
-
-# %%
-folder = Path(tempfile.mkdtemp()) / "run"
-summary = simulate(experiment, folder, Console())
-{name: (round(tier["params_fraction"], 2), round(tier["metric"], 3)) for name, tier in summary["tiers"].items()}
-
-# %% [markdown]
-# The same experiment gives the same bits again, with any number of workers, here in this process:
-
-# %%
-again = simulate(load(folder / "config.yaml", ["--pool.backend", "in_process"]), folder.parent / "again", Console(quiet=True))
-summary["params_sha256"] == again["params_sha256"]
-
-# %% [markdown]
-# Records are Parquet: one row a client and round. What a class costs is estimated from its device's data sheet.
-
-# %%
 import pyarrow.parquet as pq
-
-clients = pq.read_table(folder / "clients").to_pylist()
-clients[-1]
-
-# %% [markdown]
-# And the report: `report.html` is one file with everything in it.
-
-# %%
-from IPython.display import Image, display
-
-from raffm_ray.report import write_report
-
-image, page = write_report(folder)
-display(Image(str(image), width=1000))
-display(Image(str(folder / "units.png"), width=1000))
-
-# %% [markdown]
-# What comes out is a plain transformers checkpoint:
-
-# %%
+from IPython.display import Image
 from transformers import AutoModelForImageClassification
 
-model = AutoModelForImageClassification.from_pretrained(folder / "checkpoints" / "final")
-sum(values.numel() for values in model.parameters()) == summary["params"]
+import raffm_ray
+
+ROUNDS, BACKEND = os.environ.get("NOTEBOOK_ROUNDS", "20"), os.environ.get("NOTEBOOK_BACKEND", "ray")
+experiments = next(folder / "experiments" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "experiments").is_dir())
+folder = Path(tempfile.mkdtemp())
+
+# %% [markdown]
+# An experiment is a YAML file. Any setting in it can be given as a flag instead, here as on the command line.
+
+# %%
+flags = ["--rounds", ROUNDS, "--baselines", "[]", "--local.learning_rate", "0.001", "--pool.backend", "in_process"]
+experiment = raffm_ray.load(experiments / "digits.yaml", flags)
+experiment.fleet.budgets
+
+# %% [markdown]
+# Running is one call (the first one also pretrains the model, which is kept for the next). What it leaves is a folder, and a summary: here
+# the part of the parameters that each class keeps, and its subnetwork's held-out accuracy before and after training.
+
+# %%
+summary = raffm_ray.simulate(
+    experiment, folder / "run", on_round=lambda row: row.metric and print(row.round, f"{row.metric:.3f}")
+)
+{name: tuple(round(tier[key], 3) for key in ("params_fraction", "start", "metric")) for name, tier in summary["tiers"].items()}
+
+# %% [markdown]
+# ## The report
+#
+# `report.html` is one file with everything in it; these are two of its pictures.
+
+# %%
+image, page = raffm_ray.write_report(folder / "run")
+Image(image, width=1100)
+
+# %% [markdown]
+# Which heads and neurons each class keeps, and how much of the training reached them:
+
+# %%
+Image(folder / "run" / "units.png", width=900)
+
+# %% [markdown]
+# ## The records
+#
+# Parquet, one row a client and round. Bytes are counted; seconds and joules are estimated from the device's data sheet.
+
+# %%
+rows = pq.read_table(folder / "run" / "clients").to_pylist()
+{key: rows[-1][key] for key in ("round", "client", "device", "examples", "loss", "bytes_up", "round_seconds", "energy_joules")}
+
+# %% [markdown]
+# ## The model
+#
+# A plain transformers checkpoint:
+
+# %%
+model = AutoModelForImageClassification.from_pretrained(folder / "run" / "checkpoints" / "final")
+assert model.num_parameters() == summary["params"]
+type(model).__name__, model.num_parameters()
+
+# %% [markdown]
+# ## Again, elsewhere
+#
+# The folder holds its configuration. Run again, now on Ray with a worker for every core, it gives the same bits:
+
+# %%
+again = raffm_ray.load(folder / "run" / "config.yaml", ["--pool.backend", BACKEND])
+same = raffm_ray.simulate(again, folder / "again")["params_sha256"] == summary["params_sha256"]
+assert same
+same

@@ -19,22 +19,27 @@
 # %%
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
+import matplotlib.pyplot as plt
+import numpy as np
 
-from raffm_ray.config import load
-from raffm_ray.simulation import simulate
+import raffm_ray
+from raffm_ray.axes import Plan
+from raffm_ray.costs import Budget
+from raffm_ray.salience import METRICS, Scores
+from raffm_ray.strategies import STRATEGIES, View
 
 ROUNDS = os.environ.get("NOTEBOOK_ROUNDS", "20")
 experiments = next(folder / "experiments" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "experiments").is_dir())
 
 
 def run(*flags: str) -> dict:
-    """A short run in this process."""
+    """The summary of a short run in this process."""
     common = ["--rounds", ROUNDS, "--baselines", "[]", "--local.learning_rate", "0.001", "--pool.backend", "in_process"]
-    experiment = load(experiments / "digits.yaml", [*common, *flags])
-    return simulate(experiment, Path(tempfile.mkdtemp()) / "run", Console(quiet=True))
+    experiment = raffm_ray.load(experiments / "digits.yaml", [*common, *flags])
+    return raffm_ray.simulate(experiment, Path(tempfile.mkdtemp()) / "run")
 
 
 # %% [markdown]
@@ -43,19 +48,13 @@ def run(*flags: str) -> dict:
 # It says what a client trains in a round: a function of the view (the model, the ranking, the round) and the client's budget. This one takes
 # turns: in even rounds what RaFFM ranks first, in odd ones what FedRolex rolls to. What a class gets afterwards is the ranked list's.
 
+
 # %%
-from raffm_ray.axes import Plan
-from raffm_ray.costs import Budget
-from raffm_ray.strategies import STRATEGIES, View
-
-
 def taking_turns(view: View, budget: Budget, client: int) -> Plan | None:
     """Even rounds as raffm, odd ones as fedrolex."""
     name = "raffm" if view.round % 2 == 0 else "fedrolex"
     return STRATEGIES[name].train(view, budget, client)
 
-
-from dataclasses import replace
 
 STRATEGIES["taking_turns"] = replace(STRATEGIES["raffm"], train=taking_turns, nested=False, prefix="none")
 mine, theirs = run("--strategy.name", "taking_turns"), run()
@@ -64,24 +63,26 @@ mine, theirs = run("--strategy.name", "taking_turns"), run()
 # %% [markdown]
 # ## A salience metric
 #
-# It scores every unit of every axis: more is more salient. This one likes what the L1 norm of the weights likes least.
+# It scores every unit of every axis: more is more salient. This one likes best what the L1 norm of the weights likes least.
+
 
 # %%
-import numpy as np
-
-from raffm_ray.salience import METRICS, Scores
-
-
 def upside_down(layout, parameters, statistics, rng: np.random.Generator) -> Scores:
     """The least of the L1 norm first."""
     return {name: -values for name, values in METRICS["l1"].score(layout, parameters, statistics, rng).items()}
 
 
 METRICS["upside_down"] = replace(METRICS["l1"], score=upside_down)
-{
-    metric: {name: round(tier["start"], 3) for name, tier in run("--salience.metric", metric)["tiers"].items()}
-    for metric in ("upside_down", "l1", "fisher")
-}
+tiers = {metric: run("--rounds", "1", "--salience.metric", metric)["tiers"] for metric in ("upside_down", "l1", "fisher")}
 
 # %% [markdown]
-# The control: before training (`start`), a subnetwork of the least salient units knows next to nothing; `l1` knows more, `fisher` most.
+# Cut before any training, a subnetwork of the least salient units knows least:
+
+# %%
+figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+for metric, own in tiers.items():
+    sizes = [100 * tier["params_fraction"] for tier in own.values()]
+    axes.plot(sizes, [100 * tier["start"] for tier in own.values()], marker="o", label=metric)
+axes.set(xlabel="parameters kept (%)", ylabel="held-out accuracy before training (%)")
+axes.legend()
+plt.show()

@@ -8,19 +8,25 @@ from raffm_ray import __version__
 from raffm_ray.commands import COMMANDS
 from raffm_ray.ending import terminable
 from raffm_ray.errors import BadUpdateError, ClientError, UserError, WorkerLostError, near_miss, without_secrets
+from raffm_ray.flags import is_url, take_flag
 
 USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation model on devices that are not alike
 
-  raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]   a simulation; DIR defaults to runs/<name>-<time>
-  raffm-ray resume DIR [--key.path value ...]                    goes on with a run that was interrupted
+  raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]   a simulation; DIR defaults to runs/<name>-<time>; s3://bucket/run
+                                                                 and the like: copied there after every round
+  raffm-ray submit CONFIG.yaml [--address URL] [--key.path value ...] [--out DIR|URL] [--pip PACKAGE,...]
+                                                                 the same as a job on a Ray cluster: its log, then its report here
+  raffm-ray resume DIR|URL [--key.path value ...]                goes on with a run that was interrupted
   raffm-ray compare CONFIG.yaml [--seeds 0,1,2] [--key.path value ...] [--out DIR]
                                                                  its strategy and every baseline, over seeds: one table, one picture
   raffm-ray study STUDY.yaml|DIR [--key.path value ...] [--out DIR]   a search for the best settings, or on with the one in DIR
   raffm-ray shares CONFIG.yaml [--key.path value ...] [--out FILE.png]   a picture and a table of who owns which data; no training
-  raffm-ray report DIR [DIR ...] [--out DIR]                     pictures and one HTML page of a finished run, or of several side by side
+  raffm-ray report DIR|URL [DIR|URL ...] [--out DIR]             pictures and one HTML page of a finished run, or of several side by side
   raffm-ray bench [CASE ...] [--quick] [--out DIR]               how fast it is, beside limits measured in the same run; --help: the cases
   raffm-ray bench extraction [--key.path value ...] [--out DIR]  what each way of cutting keeps of a fine-tuned model
-  raffm-ray fleet show CONFIG.yaml [--key.path value ...]        every device class: its budget, its plan, what a round costs it
+  raffm-ray fleet show CONFIG.yaml [--cluster FILE.yaml] [--key.path value ...]
+                                                                 every device class: its budget, its plan, what a round costs it; and a
+                                                                 cluster's workers and seconds a round
   raffm-ray fleet calibrate [CONFIG.yaml] [--out FILE.yaml]      measures this machine: a profile for fleet.profiles
 
   raffm-ray run CONFIG.yaml --help                               every setting, its type and its value there
@@ -53,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if words[0] not in COMMANDS:
                 raise UserError(f"{words[0]!r} is not a command{near_miss(words[0], COMMANDS)}")
+            if words[0] not in ("run", "submit") and is_url(out := take_flag(words[1:], "--out") or ""):
+                raise UserError(f"{words[0]}: --out {out}: only run and submit write to a URL")
             return COMMANDS[words[0]](words[1:])
         except UserError as error:
             print(f"raffm-ray: {error}", file=sys.stderr)

@@ -1,23 +1,18 @@
 """What each command does with its words. What is heavy is imported where it is needed: `raffm-ray --help` takes a tenth of a second."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from raffm_ray.ending import telling_how_to_resume
-from raffm_ray.errors import UserError
+from raffm_ray.errors import UserError, without_secrets
 from raffm_ray.flags import take_flag
+from raffm_ray.places import fetched, fresh_folder, mirror_at
 
 if TYPE_CHECKING:
+    from raffm_ray.mirror import Mirror
     from raffm_ray.settings import Experiment
-
-
-def fresh_folder(name: str) -> Path:
-    """runs/<name>-<time>, with a number behind it when another run took that in the same second."""
-    first = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    return next(path for path in (first, *(Path(f"{first}-{number}") for number in range(2, 1000))) if not path.exists())
 
 
 def _config_path(command: str, rest: list[str]) -> Path:
@@ -43,7 +38,7 @@ def _start_ahead(experiment: "Experiment") -> None:
         start_ahead(experiment.pool)
 
 
-def _show(summary: dict[str, Any], folder: Path) -> int:
+def _show(summary: dict[str, Any], folder: Path, mirror: "Mirror | None" = None) -> int:
     """A finished run's table, and where its picture, report and records are."""
 
     from raffm_ray.display import standard_output, summary_table
@@ -53,6 +48,8 @@ def _show(summary: dict[str, Any], folder: Path) -> int:
     image, page = folder / "report.png", folder / "report.html"
     if not page.is_file():  # written last
         write_report(folder)
+    if mirror is not None:
+        mirror.save(folder)
     out = standard_output()
     with of_a_run(folder):
         table, refused = summary_table(summary), int(summary["rejected_updates"])
@@ -61,40 +58,57 @@ def _show(summary: dict[str, Any], folder: Path) -> int:
         told = f"{refused} updates of clients were refused: {folder / 'clients'} says why"
         out.print(f"warning: {told}; a lower local.learning_rate may help", style="bold red", highlight=False)
     out.print(f"picture: {image}\nreport:  {page}\nrecords: {folder}", highlight=False, soft_wrap=True)
+    if mirror is not None:
+        out.print(f"copy:    {without_secrets(mirror.url)}", highlight=False, soft_wrap=True)
     return 0
 
 
 def run(words: Sequence[str]) -> int:
-    """`raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR]`."""
+    """`raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR|URL]`."""
     rest = list(words)
     path = _config_path("run", rest)
     from raffm_ray.config import load
 
-    chosen = take_flag(rest, "--out")
+    chosen, handed = take_flag(rest, "--out"), take_flag(rest, "--hand-over")
     experiment = load(path, rest)
-    folder = Path(chosen) if chosen else fresh_folder(experiment.name)
+    mirror = mirror_at(chosen)
+    folder = Path(chosen) if chosen and mirror is None else fresh_folder(experiment.name)
     _start_ahead(experiment)
 
     from rich.console import Console
 
     from raffm_ray.simulation import simulate
 
-    with telling_how_to_resume(folder):
-        return _show(simulate(experiment, folder, Console(stderr=True)), folder)
+    with telling_how_to_resume(folder, mirror.url if mirror else ""):
+        code = _show(simulate(experiment, folder, Console(stderr=True), mirror=mirror), folder, mirror)
+    if handed:
+        from raffm_ray.submit import hand_over
+
+        hand_over(folder, handed, experiment)
+    return code
+
+
+def submit(words: Sequence[str]) -> int:
+    """`raffm-ray submit CONFIG.yaml [--address URL] [--key.path value ...] [--out DIR|URL] [--pip PACKAGE,...]`."""
+    rest = list(words)
+    path = _config_path("submit", rest)
+    from raffm_ray.submit import command
+
+    return command(rest, path)
 
 
 def resume(words: Sequence[str]) -> int:
-    """`raffm-ray resume DIR [--key.path value ...]`."""
+    """`raffm-ray resume DIR|URL [--key.path value ...]`."""
     if not words or words[0].startswith("-"):
         raise UserError("resume: expected the folder of a run, for example: raffm-ray resume runs/digits-20250101-120000")
-    folder = Path(words[0])
+    folder, mirror = fetched(words[0])
 
     from rich.console import Console
 
     from raffm_ray.simulation import resume as go_on
 
-    with telling_how_to_resume(folder):
-        return _show(go_on(folder, words[1:], Console(stderr=True)), folder)
+    with telling_how_to_resume(folder, mirror.url if mirror else ""):
+        return _show(go_on(folder, words[1:], Console(stderr=True), mirror=mirror), folder, mirror)
 
 
 def _seeds(text: str) -> list[int]:
@@ -142,7 +156,7 @@ def compare(words: Sequence[str]) -> int:
 
 
 def report(words: Sequence[str]) -> int:
-    """`raffm-ray report DIR [DIR ...] [--out DIR]`."""
+    """`raffm-ray report DIR|URL [DIR|URL ...] [--out DIR]`."""
     rest = list(words)
     chosen = take_flag(rest, "--out")
     if not rest or any(word.startswith("-") for word in rest):
@@ -150,14 +164,18 @@ def report(words: Sequence[str]) -> int:
     if len(rest) > 1:
         from raffm_ray.several import write_comparison
 
-        print(write_comparison([Path(word) for word in rest], Path(chosen) if chosen else fresh_folder("report")))
+        folders = [fetched(word, checkpoints=False)[0] for word in rest]
+        print(write_comparison(folders, Path(chosen) if chosen else fresh_folder("report")))
         return 0
     if chosen:
         raise UserError("report: --out is for several runs; the report of one is written into its own folder")
     from raffm_ray.report import write_report
 
-    for path in write_report(Path(rest[0])):
+    folder, mirror = fetched(rest[0], checkpoints=False)
+    for path in write_report(folder):
         print(path)
+    if mirror is not None:
+        mirror.save(folder)
     return 0
 
 
@@ -244,5 +262,5 @@ def study(words: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": run, "resume": resume, "compare": compare, "study": study, "shares": shares, "report": report, "bench": bench, "fleet": fleet,
+    "run": run, "submit": submit, "resume": resume, "compare": compare, "study": study, "shares": shares, "report": report, "bench": bench, "fleet": fleet,
 }  # fmt: skip

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
             continue
         prepared = prepare(experiment.model_copy(update={"seed": seed}))
         start = starting(prepared, console)
-        pool = open_pool(prepared.runner(), experiment.pool, lambda line: console.print(line, highlight=False))
+        tell = partial(console.print, highlight=False)
+        pool = open_pool(prepared.runner(), experiment.pool, tell, prepared.setup.classes)
         try:
             for run in missing:
                 number = 1 + runs.index(run)

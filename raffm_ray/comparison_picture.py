@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from raffm_ray.drawing import plt
 from raffm_ray.metrics import METRICS, scaled
 from raffm_ray.pictures import GREY, draw_sizes, label_of, style
 
@@ -33,6 +31,11 @@ def mean_curve(curves: list[list[Mapping[str, Any]]]) -> tuple[NDArray[np.float6
     return sizes, values.mean(axis=0), error
 
 
+def _wrapped(name: str) -> str:
+    """A line a setting."""
+    return name.replace(", ", "\n")
+
+
 def _curves(axes: Axes, content: Mapping[str, Any]) -> None:
     metric = content["metric"]
     for position, (name, one) in enumerate(content["strategies"].items()):
@@ -45,11 +48,11 @@ def _curves(axes: Axes, content: Mapping[str, Any]) -> None:
         if not all(one["curves"]):
             continue
         if len(one["curves"]) == 1:
-            draw_sizes(axes, one["curves"][0], metric, label=name, **drawn)
+            draw_sizes(axes, one["curves"][0], metric, label=_wrapped(name), **drawn)
             continue
         sizes, mean, error = mean_curve(one["curves"])
         shown, low, high = ([scaled(metric, value) for value in values] for values in (mean, mean - error, mean + error))
-        axes.plot(100 * sizes, shown, label=name, markevery=(position, 12), **drawn)
+        axes.plot(100 * sizes, shown, label=_wrapped(name), markevery=(position, 12), **drawn)
         axes.fill_between(100 * sizes, low, high, color=drawn["color"], alpha=0.15, linewidth=0)
     axes.set(title="every size, trained or not", xlabel="parameters kept (% of the full model)", ylabel=label_of(metric))
 
@@ -62,10 +65,16 @@ def _over_rounds(axes: Axes, content: Mapping[str, Any]) -> None:
         shown, low, high = ([scaled(metric, value) for value in values.tolist()] for values in (mean, mean - error, mean + error))
         color = style(position)["color"]
         axes.plot(
-            rounds, shown, color=color, label=name, linewidth=2.6 if position == 0 else 1.3, zorder=3 if position == 0 else 2
+            rounds,
+            shown,
+            color=color,
+            label=_wrapped(name),
+            linewidth=2.6 if position == 0 else 1.3,
+            zorder=3 if position == 0 else 2,
         )
         axes.fill_between(rounds, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set(title="full model over rounds", xlabel="round", ylabel=label_of(metric))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 STANDS = {
@@ -92,7 +101,7 @@ def _stands(axes: Axes, content: Mapping[str, Any]) -> None:
         axes.plot([], [], marker, color=GREY, markersize=7, label=called)
     axes.set_yticks(
         range(len(names))[::-1],
-        [f"{name.replace(', ', chr(10))}{'' if strategies[name]['within_budgets'] else ' (no budget)'}" for name in names],
+        [f"{_wrapped(name)}{'' if strategies[name]['within_budgets'] else ' (no budget)'}" for name in names],
     )
     for label, position in zip(axes.get_yticklabels(), range(len(names)), strict=True):
         label.set_color(style(position)["color"])
@@ -104,7 +113,8 @@ def _stands(axes: Axes, content: Mapping[str, Any]) -> None:
 
 def draw_comparison(content: Mapping[str, Any], path: Path) -> None:
     """Writes the picture of a `comparison.json`. Bands and bars are standard errors over seeds."""
-    height = max(4.8, 2.6 + 0.36 * len(content["strategies"]))
+    lines = [len(_wrapped(name).splitlines()) for name in content["strategies"]]
+    height = max(4.8, 2.6 + sum(max(0.36, 0.22 * count) for count in lines))
     sizes = any(all(one["curves"]) for one in content["strategies"].values())
     figure, panels = plt.subplots(1, 2 + sizes, figsize=(19 if sizes else 14, height), layout="constrained")
     first, *between, right = panels
@@ -112,7 +122,8 @@ def draw_comparison(content: Mapping[str, Any], path: Path) -> None:
     for axes in between:
         _curves(axes, content)
     _stands(right, content)
-    (between or [first])[0].legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
+    if max(lines) < 3:  # longer names would leave the panels no room; beside the last one they stand in their colours
+        (between or [first])[0].legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
     for axes in panels[:-1]:
         axes.grid(alpha=0.25)
     right.grid(alpha=0.25, axis="x")

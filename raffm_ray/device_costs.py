@@ -78,13 +78,15 @@ def training_work(costs: Costs, examples: float, batch_size: float) -> Work:
 def compute_seconds(device: Device, work: Work) -> float:
     """Estimate by the roofline (Williams et al. 2009): the longer of computing and moving to and from memory, which overlap:
 
-    max(FLOPs / (sustained x FLOP/s), bytes / (sustained x memory bytes/s)) + dispatches x dispatch seconds.
+    max(c, m) + (1 - overlap) x min(c, m) + dispatches x dispatch seconds, c = FLOPs / (sustained x FLOP/s), m = bytes / (sustained x memory bytes/s).
 
-    The last term, of starting operators, is the overhead `o` of LogP (Culler et al. 1993): it does not depend on their size.
+    An overlap of 1, the default, is the roofline; one thread that does one operator after the other, each bound by one of the two, has
+    0. The last term, of starting operators, is the overhead `o` of LogP (Culler et al. 1993): it does not depend on their size.
     """
     computing = work.flops / (device.flops_per_second * device.sustained)
     moving = work.traffic_bytes / (device.memory_bytes_per_second * device.sustained)
-    return max(computing, moving) + work.dispatches * device.dispatch_seconds
+    shorter = (1 - device.overlap) * min(computing, moving)
+    return max(computing, moving) + shorter + work.dispatches * device.dispatch_seconds
 
 
 def transfer_seconds(device: Device, moved_bytes: float, bytes_per_second: float) -> float:

@@ -28,6 +28,18 @@ Positive = Annotated[float, Field(gt=0, strict=True), AfterValidator(_not_tiny)]
 AtLeastZero = Annotated[float, Field(ge=0, strict=True)]
 
 
+class Host(Settings):
+    """What a device takes besides to run the simulation itself, as a core of a cluster's node."""
+
+    stacked_dispatch_seconds: AtLeastZero = Field(
+        0.0, description="of a step of several clients trained at once, per parameter tensor, in place of dispatch_seconds"
+    )
+    round_seconds: AtLeastZero = Field(0.0, description="of a round's planning, records and checkpoint, whatever the model")
+    round_bytes_per_second: Positive = Field(
+        1e12, description="how fast the driver averages, and writes down, the bytes of the full model"
+    )
+
+
 class Device(Settings):
     """A device class: the rates of one whole device, and where its figures are from. profiles.yaml says what each field means."""
 
@@ -38,11 +50,15 @@ class Device(Settings):
     up_bytes_per_second: Positive
     latency_seconds: AtLeastZero = Field(0.0, description="before the first byte of a transfer")
     dispatch_seconds: AtLeastZero = Field(0.0, description="of a training step, per parameter tensor, whatever its size")
+    overlap: Annotated[float, Field(ge=0, le=1, strict=True)] = Field(
+        1.0, description="how much of the shorter of computing and moving to and from memory is hidden behind the longer"
+    )
     power_watts: Positive = Field(description="while it computes")
     radio_watts: AtLeastZero = Field(description="of its network interface while it sends or receives")
     sustained: Annotated[float, Field(gt=0, le=1, strict=True), AfterValidator(_not_tiny)] = Field(
         0.3, description="fraction of every rate that is reached"
     )
+    host: Host | None = Field(None, description="of one that runs the simulation")
     source: str = Field(min_length=1)
 
 

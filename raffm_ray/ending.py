@@ -11,13 +11,13 @@ from raffm_ray.errors import BadUpdateError, ClientError, WorkerLostError
 
 
 @contextmanager
-def telling_how_to_resume(folder: Path) -> Iterator[None]:
-    """Adds to whatever ends a run before its time how to go on with it."""
+def telling_how_to_resume(folder: Path, url: str = "") -> Iterator[None]:
+    """Adds to whatever ends a run before its time how to go on with it: from its folder, or the URL that has a copy of it."""
     try:
         yield
     except (KeyboardInterrupt, WorkerLostError, ClientError, BadUpdateError) as error:
         begun = (folder / "config.yaml").is_file()
-        told = f"raffm-ray resume {quote(str(folder))} goes on" if begun else "nothing was recorded yet"
+        told = f"raffm-ray resume {quote(url or str(folder))} goes on" if begun else "nothing was recorded yet"
         raise type(error)(f"{error}; {told}") from None
 
 

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 
@@ -96,4 +96,14 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(f"{folder}: another process is at work in it") from None
         except OSError as error:
             raise UserError(f"{folder}: its file system cannot lock files: {error.strerror}") from None
+        yield
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Waits for whoever is in it with the same lock file, of this machine or of others that share the file system; the system lets go
+    of it when a process ends, however it does. Where a file system cannot lock files nobody waits: for work that may be done twice."""
+    with path.open("a") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

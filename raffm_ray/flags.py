@@ -1,6 +1,16 @@
 """Flags of a command that are not settings."""
 
+import re
+
 from raffm_ray.errors import UserError
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""How the URL of a folder begins; one letter before the colon would be a drive."""
+
+
+def is_url(text: str) -> bool:
+    """Whether a folder is named by a URL."""
+    return URL.match(text) is not None
 
 
 def take_flag(words: list[str], name: str) -> str | None:

@@ -13,11 +13,13 @@ from rich.text import Text
 from raffm_ray.axes import Plan
 from raffm_ray.config import load
 from raffm_ray.costs import Budget
+from raffm_ray.described import load_cluster
 from raffm_ray.device_costs import compute_seconds, training_work
 from raffm_ray.devices import Device
 from raffm_ray.display import Display, human_bytes, human_joules, human_seconds
 from raffm_ray.errors import UserError, near_miss
 from raffm_ray.flags import take_flag
+from raffm_ray.fleet_cluster import notes, placed, placement_table, predicted
 from raffm_ray.fleet_plans import ClassRow, class_rows, provisional_metric, provisional_ranking, widths
 from raffm_ray.measuring import Progress, measure, profile_text, step_seconds
 from raffm_ray.prepare import Prepared, prepare
@@ -88,18 +90,29 @@ def _table(title: str) -> Table:
 
 
 def show(words: Sequence[str]) -> int:
-    """`raffm-ray fleet show CONFIG.yaml [--key.path value ...]`. Nothing is trained or written."""
+    """`raffm-ray fleet show CONFIG.yaml [--cluster FILE.yaml] [--key.path value ...]`. Nothing is trained or written."""
     rest = list(words)
+    described = take_flag(rest, "--cluster")
     if not rest or rest[0].startswith("-"):
         raise UserError("fleet show: expected the path of a YAML file, for example: raffm-ray fleet show experiments/digits.yaml")
+    cluster = load_cluster(Path(described)) if described else None
     prepared = prepare(load(Path(rest[0]), rest[1:]))
     setup = prepared.setup
+    placement = placed(prepared, cluster) if cluster else None
     examples = int(np.median([count for count in setup.examples if count]))
-    rows = class_rows(setup, provisional_ranking(prepared), examples)
+    state = provisional_ranking(prepared)
+    rows = class_rows(setup, state, examples)
     console = _console()
     console.print(cost_table(setup, rows, examples))
     console.print()
     console.print(width_table(setup, rows))
+    if placement is not None:
+        rounds = predicted(prepared, state, placement)
+        title = f"{setup.experiment.name} on {Path(str(described)).name}: {len(placement.seats)} workers"
+        console.print()
+        console.print(
+            placement_table(placement, rounds, _table(title)), notes(placement, rounds, setup.experiment.rounds), sep="\n"
+        )
     return 0
 
 
@@ -149,7 +162,7 @@ def calibrate(words: Sequence[str]) -> int:
     if rest and rest[0].startswith("-"):
         raise UserError(f"fleet calibrate: {rest[0]!r} is not a flag of it{near_miss(rest[0], ('--out', '--name', '--watts'))}")
     prepared = prepare(load(Path(rest[0]), rest[1:])) if rest else None
-    stages = 3 + (len(SIZES) if prepared else 0)
+    stages = 2 + (len(SIZES) if prepared else 0)
     with Display(Console(stderr=True), "calibrate", 1) as display:
         display.stage("measuring this machine, some seconds", stages)
         begun = iter(range(stages))

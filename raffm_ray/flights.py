@@ -1,6 +1,6 @@
 """The calls of one run on Ray's actors: waiting, in flight, done; and what becomes of those whose actor is lost."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import ray
 
 from raffm_ray.architectures import Architecture
+from raffm_ray.dispatch import DEPTH, takes_another
 from raffm_ray.errors import ClientError, WorkerLostError
 from raffm_ray.gpu import HELP, NoRoomError, Turns, told
 from raffm_ray.messages import Call, Progress, Result, described
@@ -18,11 +19,6 @@ from raffm_ray.worker import NotBegunError
 
 READY_SECONDS = 180.0
 """How long workers may take to start before that is an error."""
-DEPTH = 4
-"""Calls that an actor has at most, the one that it is at included, so that it never waits for the driver."""
-AHEAD = 2
-"""It has another only while more than so many an actor wait for each that it has: the last calls go to whoever is idle, so that nobody
-ends much later than the others."""
 
 
 class HungError(Exception):
@@ -40,10 +36,12 @@ class _Flight(NamedTuple):
 @dataclass
 class Seat:
     """An actor and its calls, which it works off in this order. `starting`: the promise of its place; `place`: where it is, None until it
-    has started, and no call goes to it before; `since`: when it began with its first call, or to start (`time.monotonic`)."""
+    has started, and no call goes to it before; `since`: when it began with its first call, or to start (`time.monotonic`); `team`: of its
+    pool's, which does only some of the calls."""
 
     actor: Any
     starting: Any
+    team: int = 0
     place: str | None = None
     flying: deque[_Flight] = field(default_factory=deque)
     since: float = field(default_factory=monotonic)
@@ -58,6 +56,7 @@ class Owner(Protocol):
 
     attempts: int
     workers: int
+    lost_workers: int
     profile: Profile
     pace: Pace
     architecture: Architecture
@@ -65,8 +64,11 @@ class Owner(Protocol):
     def note(self, line: str, /) -> None:
         """Tells the user."""
 
-    def spawn(self) -> tuple[Any, Any]:
-        """A new actor, and the promise of its place."""
+    def spawn(self, team: int, /) -> tuple[Any, Any]:
+        """A new actor of a team, and the promise of its place."""
+
+    def team_of(self, call: Call, /) -> int:
+        """Which team does a call."""
 
 
 class Flights:
@@ -81,7 +83,10 @@ class Flights:
         number_of: dict[int, int] = {}
         self.package_of = [number_of.setdefault(id(package), len(number_of)) for _, package, _ in calls]
         self.packages = ray.put([calls[self.package_of.index(number)][1] for number in number_of.values()])
-        self.waiting = sorted(range(len(calls)), key=lambda index: (costs[index], -index))
+        self.team_of = [pool.team_of(call) for call in calls]
+        self.waiting: dict[int, list[int]] = {seat.team: [] for seat in seats}
+        for index in sorted(range(len(calls)), key=lambda index: (costs[index], -index)):
+            self.waiting[self.team_of[index]].append(index)
         self.tries = [0] * len(calls)
         self.done: dict[int, tuple[Any, Any]] = {}
         self.told: set[int] = set()
@@ -108,19 +113,26 @@ class Flights:
         for gpu in self.turns.waiting():
             beside = [seat for seat in seated if seat.place == gpu]
             if not beside:
-                self.waiting += self.turns.leave(gpu)
+                for index in self.turns.leave(gpu):
+                    self.waits(index)
             elif not any(seat.flying for seat in beside):
                 emptied = [seat.actor.make_room.remote() for seat in beside]
                 ray.wait(emptied, num_returns=len(emptied))
                 self.send(beside[0], self.turns.begin(gpu), alone=True)
         closed = self.turns.closed()
         seats = [seat for seat in seated if seat.place not in closed]
+        members = Counter(seat.team for seat in self.seats)
         for depth in range(DEPTH):
             for seat in seats:
-                if len(seat.flying) <= depth and len(self.waiting) > depth * AHEAD * len(self.seats):
-                    if seat.flying and not self.suspects.isdisjoint([self.waiting[-1], seat.flying[-1].call]):
+                waiting = self.waiting[seat.team]
+                if takes_another(len(seat.flying), depth, len(waiting), members[seat.team]):
+                    if seat.flying and not self.suspects.isdisjoint([waiting[-1], seat.flying[-1].call]):
                         continue
-                    self.send(seat, self.waiting.pop())
+                    self.send(seat, waiting.pop())
+
+    def waits(self, index: int) -> None:
+        """Puts a call first in its team's queue."""
+        self.waiting[self.team_of[index]].append(index)
 
     def send(self, seat: Seat, index: int, alone: bool = False) -> None:
         """Puts a call behind those that an actor has."""
@@ -205,8 +217,9 @@ class Flights:
 
     def replace(self, seat: Seat) -> None:
         """Kills an actor that failed and has another started in its place."""
+        self.pool.lost_workers += 1
         ray.kill(seat.actor)
-        seat.actor, seat.starting = self.pool.spawn()
+        seat.actor, seat.starting = self.pool.spawn(seat.team)
         seat.place, seat.since = None, monotonic()
 
     def crowded(self, seat: Seat, index: int, error: NoRoomError) -> None:
@@ -228,7 +241,7 @@ class Flights:
             other = seat.flying.pop().call
             self.suspects.add(other)
             self.tries[other] -= 1
-            self.waiting.append(other)
+            self.waits(other)
         self.again(index, error)
         self.replace(seat)
 
@@ -250,7 +263,7 @@ class Flights:
         if self.tries[index] >= self.pool.attempts:
             what = f"round {self.calls[index][1].round}, {described(self.calls[index])}"
             raise WorkerLostError(f"{what}: the worker was lost {self.tries[index]} times, {cause(error)}")
-        self.waiting.append(index)
+        self.waits(index)
 
 
 def cause(error: Exception) -> str:

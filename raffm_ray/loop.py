@@ -9,7 +9,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from raffm_ray.axes import Plan
 from raffm_ray.calibration import Statistics
 from raffm_ray.curve import curve_of
 from raffm_ray.display import Display
@@ -30,6 +29,7 @@ from raffm_ray.shares import by_device, write_shares
 from raffm_ray.state import Round, ServerState, Setup, class_plans, copies, new_state
 from raffm_ray.stopping import chosen, compared, is_over
 from raffm_ray.units import add_reached, units_of, write_units
+from raffm_ray.work import block_costs
 
 OnRound = Callable[[RoundRow], None]
 """What is told of every round, 0 included, once it is recorded, with its evaluation if it has one. Whatever it raises ends the run, which
@@ -48,19 +48,12 @@ def run_round(
     Returns the flat sum, added in block order, the blocks' updates, the sums of its late blocks, which are not in it, and the
     evaluation.
     """
-    flops = [
-        sum(
-            setup.examples[job.client] * setup.costs(Plan() if job.plan is None else work.package.plans[job.plan]).training_flops
-            for job in block
-        )
-        for block in work.blocks
-    ]
     calls: list[Call] = [("block", work.package, (block,)) for block in work.blocks]
     summed, done = torch.zeros_like(state.parameters), 0
     updates: list[Update] = []
     late: list[Tensor] = []
     told: list[Any] = []
-    costs = [float(cost) for cost in flops]
+    costs = block_costs(setup, work)
     if beside is not None:
         calls, costs = [*calls, *beside.calls], [*costs, *beside.costs]
 

@@ -5,14 +5,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from raffm_ray.display import human_bytes, magnitude, time_unit
+from raffm_ray.drawing import plt
 from raffm_ray.metrics import scaled, unit, worst
 from raffm_ray.reading import read_rounds, read_summary
 
@@ -94,6 +92,7 @@ def _curves(axes: Axes, runs: Rounds, metric: str, place: Callable[[Sequence[Map
 def _over_rounds(axes: Axes, runs: Rounds, metric: str) -> None:
     _curves(axes, runs, metric, lambda rows: [row["round"] for row in rows])
     axes.set(title=f"{metric} over rounds", xlabel="round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _over_bytes(axes: Axes, runs: Rounds, metric: str) -> None:

@@ -3,6 +3,7 @@
 Both give results in the order of the calls, whatever the order of their completion: sums are made in one order (law 6).
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -18,9 +19,10 @@ from raffm_ray.training import one_thread
 
 
 class Pool(Protocol):
-    """Runs calls over one set of parameters."""
+    """Runs calls over one set of parameters. `lost_workers`: how many died or hung so far and were replaced."""
 
     workers: int
+    lost_workers: int
     profile: Profile
 
     def run(self, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress) -> Iterator[Result]:
@@ -36,7 +38,7 @@ class InProcessPool:
     """Runs every call in this process, one after the other."""
 
     def __init__(self, runner: Runner) -> None:
-        self.runner, self.workers, self.profile = runner, 1, Profile()
+        self.runner, self.workers, self.lost_workers, self.profile = runner, 1, 0, Profile()
 
     def run(self, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress) -> Iterator[Result]:
         """See `Pool.run`."""
@@ -55,12 +57,26 @@ class InProcessPool:
         """Nothing to end."""
 
 
-def open_pool(runner: Runner, settings: PoolSettings, note: Callable[[str], None] = lambda line: None) -> Pool:
-    """The pool that the settings ask for; `note` is told what the user should know of what happens there."""
+def check_pool(settings: PoolSettings) -> None:
+    """Raises UserError where a pool will not find the nodes that the settings ask for. It is asked before anything is trained, of clusters
+    that are joined and nodes that are chosen; else Ray would have to be waited for, which starts meanwhile."""
+    if settings.backend == "ray" and (settings.placement or os.environ.get("RAY_ADDRESS")):
+        from raffm_ray.ray_pool import check_cluster
+
+        check_cluster(settings)
+
+
+def open_pool(
+    runner: Runner, settings: PoolSettings, note: Callable[[str], None] = lambda line: None, classes: Sequence[str] = ()
+) -> Pool:
+    """The pool that the settings ask for; `note` is told what the user should know of what happens there. `classes`: the device class of
+    every client, where `pool.placement` names some."""
     if settings.backend == "ray":
         from raffm_ray.ray_pool import RayPool
 
-        return RayPool(runner, settings, note)
+        return RayPool(runner, settings, note, classes)
+    if settings.placement:
+        note("note: pool.placement is not used: pool.backend is in_process")
     runner.device = device_of(settings)
     if runner.device == "cuda" and not torch.cuda.is_available():
         raise UserError("pool.device: cuda, but torch sees no GPU here")

@@ -96,6 +96,8 @@ def _budgets(
     fleet, local = experiment.fleet, experiment.local
     for name in fleet.budgets:
         look_up(devices, name, "fleet.budgets: device class")
+    for name in experiment.pool.placement:
+        look_up(devices, name, "pool.placement: device class")
     full = costs_of(architecture, Plan(), local.batch_size, local.optimizer)
     budgets = {}
     for name in names:

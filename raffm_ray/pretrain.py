@@ -19,6 +19,7 @@ from raffm_ray.axes import Plan
 from raffm_ray.cache import writable_cache
 from raffm_ray.errors import UserError
 from raffm_ray.examples import Examples, batches, batches_by_length, steps_of
+from raffm_ray.files import in_turn
 from raffm_ray.foundation import pretrained_weights
 from raffm_ray.freezing import for_training
 from raffm_ray.messages import flatten, views
@@ -90,17 +91,20 @@ def pretrained(
     ]
     key = json.dumps(described, sort_keys=True, default=str)
     path = writable_cache() / f"pretrained-{sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    if path.is_dir():
-        rmtree(path)
-    if path.is_file():
-        try:
-            return flatten(load_file(path), architecture.shapes)
-        except (safetensors.SafetensorError, KeyError, OSError):
-            path.unlink()
-    flat = pretrain(architecture, source, public, settings, seed, progress)
-    if not bool(flat.isfinite().all()):
-        raise UserError(f"model.pretrain: training diverged at learning_rate {settings.learning_rate}: parameters are not finite")
-    temporary = path.with_suffix(f".{os.getpid()}")
-    save_file({name: values.clone() for name, values in views(flat, architecture.shapes).items()}, temporary)
-    temporary.replace(path)
-    return flat
+    with in_turn(path.with_suffix(".lock")):  # processes that start at once train it once
+        if path.is_dir():
+            rmtree(path)
+        if path.is_file():
+            try:
+                return flatten(load_file(path), architecture.shapes)
+            except (safetensors.SafetensorError, KeyError, OSError):
+                path.unlink()
+        flat = pretrain(architecture, source, public, settings, seed, progress)
+        if not bool(flat.isfinite().all()):
+            raise UserError(
+                f"model.pretrain: training diverged at learning_rate {settings.learning_rate}: parameters are not finite"
+            )
+        temporary = path.with_suffix(f".{os.getpid()}")
+        save_file({name: values.clone() for name, values in views(flat, architecture.shapes).items()}, temporary)
+        temporary.replace(path)
+        return flat

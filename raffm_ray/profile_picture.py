@@ -3,15 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from raffm_ray.display import human_seconds
+from raffm_ray.drawing import plt
 from raffm_ray.phases import PHASES
 
 COLORS = {

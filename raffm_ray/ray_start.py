@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ import ray
 import ray._raylet
 from ray._private import ray_constants
 
-from raffm_ray.errors import UserError
+from raffm_ray.errors import UserError, in_short
 from raffm_ray.running import PoolSettings
 from raffm_ray.temporary import INSIDE, process_folder
 
@@ -27,6 +28,9 @@ SOCKET = f"{INSIDE}/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_st
 """The longest path of a socket in Ray's folder; 1234567: a process."""
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 """The most that the system takes for a socket's path."""
+
+ANSWER_SECONDS = 10.0
+"""How long a cluster may take to answer."""
 
 _ahead: list[Future[None]] = []
 """The start that is under way, if one is: Ray is one a process."""
@@ -44,8 +48,11 @@ def connect(settings: PoolSettings) -> None:
 
 
 def start_ahead(settings: PoolSettings) -> None:
-    """Begins to start Ray in the background if the pool will need it: it takes seconds, as does what a driver imports."""
+    """Begins to start Ray in the background if the pool will need it: it takes seconds, as does what a driver imports. Raises UserError
+    where a cluster is to be joined that does not answer, or refuses."""
     if settings.backend == "ray" and not ray.is_initialized() and not _ahead:
+        if address := os.environ.get("RAY_ADDRESS"):
+            _check_address(address)
         _ahead.append(Future())
         Thread(target=_start_and_stay, args=(settings, _ahead[0]), daemon=True).start()
 
@@ -62,8 +69,9 @@ def _start_and_stay(settings: PoolSettings, started: Future[None]) -> None:
 def _start(settings: PoolSettings) -> None:
     # A call that fails also leaves its second result unread, which Ray would report on top of our own error.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", log_to_driver=False)
+    if address := os.environ.get("RAY_ADDRESS"):
+        _check_address(address)
+        _join(address)
         return
     cores = max(settings.workers or 0, os.cpu_count() or 1)
     if not settings.gpus_per_worker and (settings.workers or cores) == cores:  # one actor for every process that Ray has waiting
@@ -73,6 +81,33 @@ def _start(settings: PoolSettings) -> None:
             address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
             _temp_dir=str(_folder()), _system_config=NO_HISTORY,
         )  # fmt: skip
+
+
+def _check_address(address: str) -> None:
+    """Raises UserError where no cluster answers, or it refuses: Ray itself would try again for minutes."""
+    if address == "auto":
+        return
+    told = f"RAY_ADDRESS: {address}"
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        example = "a cluster's address, such as 10.0.0.1:6379, or auto (raffm-ray submit takes its dashboard's)"
+        raise UserError(f"{told}: expected {example}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        ray._raylet.GcsClient(address=address)  # type: ignore[attr-defined]  # compiled
+    except ray.exceptions.AuthenticationError as error:
+        which = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) say which token"
+        raise UserError(f"{told}: the cluster refuses: {in_short(str(error).split('.')[0])} ({which})") from None
+    except (OSError, OverflowError, RuntimeError, ray.exceptions.RayError) as error:
+        raise UserError(f"{told}: no cluster answers there: {in_short(error)}") from None
+
+
+def _join(address: str) -> None:
+    """Joins the cluster at an address. Raises UserError where it cannot be joined."""
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise UserError(f"RAY_ADDRESS: {address}: the cluster cannot be joined: {in_short(error)}") from None
 
 
 def _folder() -> Path:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from raffm_ray.display import human_bytes, human_joules, human_seconds
+from raffm_ray.drawing import plt
 from raffm_ray.metrics import shown, unit
 from raffm_ray.page import STYLE
 from raffm_ray.pictures import picture

@@ -28,6 +28,7 @@ FREE = (
     "pool.workers",
     "pool.attempts",
     "pool.patience_seconds",
+    "pool.metrics",
     "checkpoint.every",
     "checkpoint.keep",
     "server.bad_updates",

@@ -7,6 +7,28 @@ from pydantic import Field, model_validator
 from raffm_ray.strict import Settings
 
 
+def check_share(share: float) -> float:
+    """What a worker has of GPUs. Raises ValueError unless it is 0, 1/k or whole."""
+    if 0 < share < 1 and abs(1 / share - round(1 / share)) > 1e-6:
+        raise ValueError(f"gpus_per_worker {share} must be 1/k, such as 0.5, 0.3333333 or 0.25: other shares never fill a GPU")
+    if share < 0 or (share > 1 and share != int(share)):
+        raise ValueError(f"gpus_per_worker {share} must be {'0 or more' if share < 0 else 'whole above 1'}")
+    return share
+
+
+class PlacementSettings(Settings):
+    """Workers that device classes have of their own, on the nodes that the user chooses for them."""
+
+    labels: dict[str, str] = Field({}, description="labels of their nodes in Ray, such as ray.io/accelerator-type: H100")
+    gpus_per_worker: float = Field(0.0, description="1/k of a GPU, or whole GPUs; 0: they compute on a core")
+    workers: int | None = Field(None, ge=1, description="default: as many as their nodes have room for")
+
+    @model_validator(mode="after")
+    def _share(self) -> "PlacementSettings":
+        check_share(self.gpus_per_worker)
+        return self
+
+
 class PoolSettings(Settings):
     """Where clients run. None of these changes a result except `block_clients` and `stack_clients`, which change how it is rounded."""
 
@@ -28,17 +50,20 @@ class PoolSettings(Settings):
         300.0, gt=0, description="a block hangs that takes so much longer than ten times what its cost predicts"
     )
 
+    metrics: bool | None = Field(
+        None,
+        description="whether rounds are exported as metrics of Ray, for Prometheus; default: on a cluster that the run joins",
+    )
+    placement: dict[str, PlacementSettings] = Field(
+        {}, description="device class -> the hardware that trains its clients: labels of nodes, GPU share, workers; default: any"
+    )
+
     @model_validator(mode="after")
     def _share(self) -> "PoolSettings":
-        share = self.gpus_per_worker
-        if share == "auto":
-            return self
-        if 0 < share < 1 and abs(1 / share - round(1 / share)) > 1e-6:
-            raise ValueError(
-                f"gpus_per_worker {share} must be 1/k, such as 0.5, 0.3333333 or 0.25: other shares never fill a GPU"
-            )
-        if share < 0 or (share > 1 and share != int(share)):
-            raise ValueError(f"gpus_per_worker {share} must be {'0 or more' if share < 0 else 'whole above 1'}")
+        if self.gpus_per_worker != "auto":
+            check_share(self.gpus_per_worker)
+        if self.metrics and self.backend != "ray":
+            raise ValueError(f"metrics: are Ray's, and backend is {self.backend}")
         return self
 
 

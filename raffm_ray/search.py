@@ -2,9 +2,11 @@
 
 import inspect
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, Union
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +18,8 @@ PLAIN: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "
 """What an argument can be that YAML can say."""
 NOT_OFFERED = ("BaseGASampler", "BaseSampler", "GridSampler", "PartialFixedSampler", "BasePruner", "PatientPruner")
 """They take what YAML cannot say, or are none. BruteForceSampler tries every point of a grid."""
+NEEDED = {"CmaEsSampler": "cmaes"}
+"""Samplers that need a package which Optuna does not bring."""
 STEADY = ("QMCSampler",)
 """Samplers whose seed names one sequence, in which a trial's number is a place."""
 
@@ -40,6 +44,8 @@ def _made(what: str, kinds: Mapping[str, Any], given: Mapping[str, Any], seed: i
     if not isinstance(name := values.pop("name", None), str):
         raise UserError(f"{what}.name: is required (known: {', '.join(kinds)})")
     kind = look_up(kinds, name, f"{what}.name")
+    if name in NEEDED and find_spec(NEEDED[name]) is None:
+        raise UserError(f"{what}.name: {name} needs a package that is not installed: pip install {NEEDED[name]}")
     known = _arguments(kind)
     for key, value in values.items():
         if key not in known:
@@ -63,6 +69,15 @@ def sampler_of(given: Mapping[str, Any], seed: int, position: int) -> BaseSample
     own = torch_seed(seed, "sampler", *(() if steady else (position,))) % 2**32
     sampler: BaseSampler = _made("sampler", _offered(optuna.samplers, "Sampler"), given, own)
     return sampler
+
+
+def check_sampler(given: Mapping[str, Any], seed: int, distributions: Mapping[str, BaseDistribution]) -> None:
+    """Raises UserError as `sampler_of`, and for a sampler that cannot choose from these distributions by key."""
+    study = optuna.create_study(sampler=sampler_of(given, seed, 0))
+    try:
+        study.ask(dict(distributions))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"sampler {given['name']}: {in_short(error)}") from None
 
 
 def pruner_of(given: Mapping[str, Any] | None) -> BasePruner:

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,22 +49,37 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def labels(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for every run from the settings in which they differ, all but the seed; runs of the same settings have the same one.
 
-    The strategy's name stands for itself; other settings by the last part of theirs, and not at all where a run leaves them at "default".
+    The strategy's name stands for itself; other settings by the shortest end of theirs that is no other's, and not at all where a run
+    leaves them at "default". Numbers have four digits where that leaves them different.
     """
     ignored = ("seed", "name", "baselines", "pool.", "checkpoint.")
     own = [{key: value for key, value in flat(one).items() if not key.startswith(ignored)} for one in configurations]
     keys = [key for key in dict.fromkeys(key for one in own for key in one) if len({repr(one.get(key)) for one in own}) > 1]
-    last = Counter(key.rsplit(".", 1)[-1] for key in keys)
-    shown = {key: short if last[short := key.rsplit(".", 1)[-1]] == 1 else key for key in keys if key != "strategy.name"}
+    named = {key: _short(key, keys) for key in keys if key != "strategy.name"}
+    values = {key: _values([one.get(key) for one in own]) for key in named}
     return [
         ", ".join(
             [
                 str(one.get("strategy.name")),
-                *(f"{name} {shortened(one.get(key)).strip(QUOTE)}" for key, name in shown.items() if one.get(key) != "default"),
+                *(f"{name} {values[key][position]}" for key, name in named.items() if one.get(key) != "default"),
             ]
         )
-        for one in own
+        for position, one in enumerate(own)
     ]
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    """The shortest end of a key, in whole parts, that no other key has."""
+    parts = key.split(".")
+    ends = (".".join(parts[start:]) for start in range(len(parts) - 1, 0, -1))
+    return next((end for end in ends if not any(other != key and f".{other}".endswith(f".{end}") for other in keys)), key)
+
+
+def _values(values: Sequence[Any]) -> list[str]:
+    """What is shown of one setting's values: different values differently."""
+    brief = [f"{value:.4g}" if isinstance(value, float) else shortened(value).strip(QUOTE) for value in values]
+    whole = [shortened(value).strip(QUOTE) for value in values]
+    return brief if len(set(brief)) == len(set(whole)) else whole
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:

@@ -2,11 +2,7 @@
 
 from collections.abc import Mapping
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import ListedColormap, Normalize, to_hex
@@ -15,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import ScalarFormatter
 
+from raffm_ray.drawing import plt
 from raffm_ray.shares import dealt_at_random
 from raffm_ray.tally import Indices, Tally
 

@@ -64,7 +64,7 @@ def _batch(examples: Examples, drawn: Sequence[NDArray[np.int64] | None], device
     return examples.batch(rows.reshape(-1), device), sent(torch.from_numpy(real), device)
 
 
-def _passes(
+def passes_of(
     members: Sequence[Member], drawn: Sequence[NDArray[np.int64] | None], prefix: str, prefixes: int, step: int
 ) -> dict[int | None, list[int]]:
     """Which rows go through the own plan (None) and through each prefix in a step, as `training.choose` says for each client."""
@@ -131,7 +131,7 @@ def train_stack(
         counts = [0 if indices is None else len(indices) for indices in drawn]
         batch, real = _batch(examples, drawn, device)
         optimizer.zero_grad(set_to_none=True)
-        passes = _passes(members, drawn, prefix, prefixes, step)
+        passes = passes_of(members, drawn, prefix, prefixes, step)
         for position, rows in sorted(passes.items(), key=lambda one: -1 if one[0] is None else one[0]):
             at = torch.tensor(rows, device=device)
             everybody = position is None and len(rows) == sum(indices is not None for indices in drawn)

@@ -26,7 +26,7 @@ from raffm_ray.flags import take_flag
 from raffm_ray.metrics import METRICS
 from raffm_ray.prepare import prepare
 from raffm_ray.record import check_output
-from raffm_ray.search import pruner_of, sampler_of
+from raffm_ray.search import check_sampler, pruner_of, sampler_of
 from raffm_ray.settings import Experiment
 from raffm_ray.space import Space, changed, enqueued, space_of
 from raffm_ray.standings import MEASURES, statistic
@@ -73,7 +73,6 @@ def checked(study: Study, base: Experiment) -> Search:
     for name in study.objectives:
         look_up(MEASURES, name, "objectives: measure")
     limits = [_limit(text) for text in study.constraints]
-    sampler_of(study.sampler, study.seed, 0)
     pruner_of(study.pruner)
     if study.pruner and (len(study.objectives) > 1 or study.objectives[0] not in WATCHED):
         raise UserError(f"pruner: prunes by one objective that is known after every round: {' or '.join(WATCHED)}")
@@ -85,6 +84,7 @@ def checked(study: Study, base: Experiment) -> Search:
         raise UserError(f"pool.gpus_per_worker: auto is for one trial at a time, got parallel {study.parallel}: give a number")
     prepared = prepare(base)
     space = space_of(study.space, base, prepared.setup.architecture)
+    check_sampler(study.sampler, study.seed, {key: dimension.distribution for key, dimension in space.items()})
     metric = prepared.task.metric
     goals = [Goal(name, METRICS[metric].higher if name in OF_THE_METRIC else False) for name in study.objectives]
     return Search(study, base, space, metric, goals, limits, [enqueued(space, base, given) for given in study.enqueue])

@@ -5,14 +5,12 @@ from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from raffm_ray.display import time_unit
+from raffm_ray.drawing import plt
 from raffm_ray.metrics import scaled, unit
 from raffm_ray.pictures import COLORS, GREY
 
@@ -30,14 +28,27 @@ def _scale(content: Mapping[str, Any], measure: str) -> tuple[float, str]:
     if measure == "simulated_seconds":
         seconds, name = time_unit(largest)
         return 1 / seconds, f"{name} of the simulated devices (estimated)"
-    what, sign = ("moved", "B") if measure == "bytes" else ("energy (estimated)", "J")
+    what, sign = ("bytes moved", "B") if measure == "bytes" else ("energy (estimated)", "J")
     power = next((power for power in (12, 9, 6, 3) if largest >= 10**power), 0)
     return 10.0**-power, f"{what} ({ {12: 'T', 9: 'G', 6: 'M', 3: 'k', 0: ''}[power] }{sign})"
 
 
 def _numbered(axes: Axes, places: Mapping[int, tuple[float, float]]) -> None:
-    for number, place in places.items():
-        axes.annotate(str(number), place, textcoords="offset points", xytext=(5, 5), fontsize=8, color="#222222")
+    """Trials' numbers, above and below in turn from left to right, so that neighbours leave each other room."""
+    for position, (number, place) in enumerate(sorted(places.items(), key=lambda item: item[1])):
+        above = position % 2 == 0
+        drawn: dict[str, Any] = {"ha": "center", "va": "bottom" if above else "top", "fontsize": 8, "color": "#222222"}
+        axes.annotate(str(number), place, textcoords="offset points", xytext=(0, 9 if above else -9), **drawn)
+
+
+def _view(values: Sequence[float], shown: Sequence[float]) -> tuple[float, float]:
+    """The range of an axis: without what is further from the quartiles than 1.5 times their distance (Tukey's fences), but with all
+    of `shown`, and a margin."""
+    low, high = np.quantile(values, (0.25, 0.75))
+    reach = 1.5 * (high - low)
+    kept = [*(value for value in values if low - reach <= value <= high + reach), *shown]
+    margin = 0.08 * (max(kept) - min(kept)) or 0.5 * abs(max(kept)) or 1.0
+    return min(kept) - margin, max(kept) + margin
 
 
 def _pair(axes: Axes, content: Mapping[str, Any], first: str, second: str) -> None:
@@ -66,8 +77,12 @@ def _pair(axes: Axes, content: Mapping[str, Any], first: str, second: str) -> No
         look: dict[str, Any] = {"markersize": 12, "markerfacecolor": "none", "markeredgewidth": 1.8, "markeredgecolor": COLORS[2]}
         axes.plot(*_columns(asked), "s", linestyle="none", label="asked for first", zorder=3, **look)
     _numbered(axes, {**asked, **front})
-    axes.set(xlabel=labels[0], ylabel=labels[1], title=f"{len(front)} of {len(rows)} finished trials are on the front")
-    axes.margins(0.08)
+    every, shown = list(places(rows).values()), [*front.values(), *asked.values()]
+    (left, right), (bottom, top) = (_view([one[at] for one in every], [one[at] for one in shown]) for at in (0, 1))
+    outside = sum(not (left <= x <= right and bottom <= y <= top) for x, y in every)
+    axes.set(xlabel=labels[0], ylabel=labels[1], xlim=(left, right), ylim=(bottom, top))
+    if outside:
+        axes.set_title(f"{outside} far off {'is' if outside == 1 else 'are'} not shown", fontsize=9, loc="right", color="#555555")
 
 
 def _columns(places: Mapping[int, tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -103,7 +118,7 @@ def _history(axes: Axes, content: Mapping[str, Any]) -> None:
 def _importances(axes: Axes, content: Mapping[str, Any]) -> None:
     shares = dict(reversed(content["importances"].items()))
     axes.barh(list(shares), [100 * share for share in shares.values()], color=COLORS[0])
-    axes.set(title="which settings mattered", xlabel="importance for being among the best trials (%, PED-ANOVA)")
+    axes.set(title="which settings mattered", xlabel="share in being among the best trials (%, PED-ANOVA)")
 
 
 def draw_study(content: Mapping[str, Any], path: Path) -> None:
@@ -113,20 +128,24 @@ def draw_study(content: Mapping[str, Any], path: Path) -> None:
         return
     pairs = list(combinations(content["objectives"], 2))[:3]
     count = max(1, len(pairs)) + bool(content["importances"])
-    figure, panels = plt.subplots(1, count, figsize=(1 + 6.2 * count, 5.4), layout="constrained", squeeze=False)
-    for axes, pair in zip(panels[0], pairs, strict=False):
+    rows, columns = (2, 2) if count == 4 else (1, count)
+    size = (1 + 6.2 * columns, 0.6 + 4.8 * rows)
+    figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axes, pair in zip(panels.flat, pairs, strict=False):
         _pair(axes, content, *pair)
     if not pairs:
-        _history(panels[0][0], content)
-    if content["importances"]:
-        _importances(panels[0][-1], content)
-    for axes in panels[0][: max(1, len(pairs))]:
+        _history(panels.flat[0], content)
+    for axes in panels.flat[: max(1, len(pairs))]:
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=5, frameon=False)
-    for axes in panels[0]:
+    named = dict(pair for axes in panels.flat for pair in zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    if content["importances"]:
+        _importances(panels.flat[-1], content)
+    figure.legend(named.values(), named.keys(), fontsize=9, loc="outside lower center", ncols=6, frameon=False)
+    for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
-    seeds = content["seeds"]
+    seeds, done = content["seeds"], sum(bool(row["values"]) for row in content["trials"])
     told = f"means over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    figure.suptitle(f"{content['name']}: {len(content['trials'])} trials, {told}")
+    front = f", {len(content['front'])} of them on the front" if pairs else ""
+    figure.suptitle(f"{content['name']}: {done} of {len(content['trials'])} trials finished{front}; {told}")
     figure.savefig(path, dpi=110)
     plt.close(figure)

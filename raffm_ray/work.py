@@ -7,7 +7,7 @@ from raffm_ray.calibration import backward_passes
 from raffm_ray.device_costs import Work, training_work
 from raffm_ray.examples import steps_of
 from raffm_ray.messages import Package, Report
-from raffm_ray.state import Setup
+from raffm_ray.state import Round, Setup
 
 
 def training_flops(setup: Setup, package: Package, report: Report) -> float:
@@ -59,3 +59,17 @@ def expected_work(setup: Setup, plan: Plan, smaller: Sequence[Plan], examples: i
     for one, count in passes.items():
         total = total.plus(training_work(setup.costs(one), count, batch_size))
     return total
+
+
+def block_costs(setup: Setup, work: Round) -> list[float]:
+    """By which a round's blocks are ordered: examples x training FLOPs of what trains on them."""
+    return [
+        float(
+            sum(
+                setup.examples[job.client]
+                * setup.costs(Plan() if job.plan is None else work.package.plans[job.plan]).training_flops
+                for job in block
+            )
+        )
+        for block in work.blocks
+    ]

@@ -31,16 +31,20 @@ class NotBegunError(Exception):
 class Worker:
     """A `Runner` on a device, with its share of a GPU, and what all calls of a run share."""
 
-    def __init__(self, runner: Runner, device: str, share: float) -> None:
+    def __init__(self, runner: Runner, device: str, share: float, number: int = 0) -> None:
         torch.set_num_threads(1)
         keep_memory()
         self.runner, self.run = runner, -1
-        self.runner.device, self.share = device, share
+        self.runner.device, self.share, self.number = device, share, number
         if device == "cuda":
             repeatable()
             limit(share)
         gc.collect()
         gc.freeze()
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard and logs call the actor: `raffm worker 3 (0.25 GPU)`."""
+        return f"raffm worker {self.number} ({f'{self.share:.3g} GPU' if self.share else '1 core'})"
 
     def place(self) -> str | None:
         """The machine and GPUs of this process; None if it cannot compute where it was told to."""

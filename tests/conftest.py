@@ -2,8 +2,11 @@ import os
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Notebooks, shortened; `pytest notebooks` alone runs them as they are.
+os.environ |= {"NOTEBOOK_ROUNDS": "1", "NOTEBOOK_TRIALS": "2", "NOTEBOOK_BACKEND": "in_process"}
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -99,7 +102,10 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def four_cores() -> Iterator[None]:
     """A local Ray with four logical cores and two logical GPUs, for every test that needs workers."""
-    ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    often = {"metrics_report_interval_ms": 500}  # the default of ten seconds is long for a test
+    ray.init(
+        address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", _system_config=often
+    )  # fmt: skip
     yield
     ray.shutdown()
 
@@ -191,6 +197,25 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "run"
+
+
+STARTS_PROCESSES = re.compile(r"four_cores|import ray\b|subprocess|Popen|\bnodes\b|nbmake")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--half", choices=["processes", "alone"], help="only tests of files that start processes, or of all others")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--half`, leaves the tests of one half: notebooks and files that start processes, or all other files."""
+    half = config.getoption("--half")
+    if half is None:
+        return
+    files = {item.path for item in items}
+    starting = {path for path in files if path.suffix == ".ipynb" or STARTS_PROCESSES.search(path.read_text(encoding="utf-8"))}
+    chosen = [item for item in items if (item.path in starting) == (half == "processes")]
+    config.hook.pytest_deselected(items=[item for item in items if (item.path in starting) != (half == "processes")])
+    items[:] = chosen
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from raffm_ray import cli
 from raffm_ray.axes import Plan
+from raffm_ray.benchmarks.synthetic import vit
 from raffm_ray.config import dump
 from raffm_ray.costs import Budget
 from raffm_ray.device_costs import Work, compute_seconds, device_cost, training_work
-from raffm_ray.devices import DEVICES, MIXES, PACKAGED, Device, fleet_shares, load_profiles
+from raffm_ray.devices import DEVICES, MIXES, PACKAGED, Device, Host, fleet_shares, load_profiles
 from raffm_ray.errors import UserError
 from raffm_ray.fleet_plans import budget_in_words, class_rows, in_runs, provisional_ranking, widths
 from raffm_ray.ledger import client_row
@@ -71,7 +72,8 @@ def test_packaged_figures_of_old_devices_stay() -> None:
     assert rows["laptop"] == (16, 358e9, 150e6, 150e6, 28)
     assert rows["jetson_agx_orin"] == (32, 5.3e12, 1.25e9, 1.25e9, 60)
     assert rows["v100"] == (32, 15.7e12, 1.25e9, 1.25e9, 300)
-    assert {one.sustained for one in DEVICES.values()} == {0.3}
+    assert {one.sustained for name, one in DEVICES.items() if name != "server_core"} == {0.3}
+    assert {one.overlap for name, one in DEVICES.items() if name != "server_core"} == {1.0}
 
 
 def test_a_users_file_adds_and_replaces(tmp_path) -> None:
@@ -324,12 +326,16 @@ def test_budgets_in_words() -> None:
 
 def test_what_is_measured_is_a_profile(tmp_path) -> None:
     stages: list[str] = []
-    device = measure(None, stages.append, 0.0, ((16, 16, 16),), 2**16)
-    assert len(stages) == 3
+    few = ((vit(8, 1, 1), "grey", 2, (1.0,), (1, 2)), (vit(16, 1, 1), "grey", 4, (1.0,), (1,)))
+    device = measure(None, stages.append, 0.0, few, 0, lambda: Host(round_seconds=0.1))
+    assert len(stages) == 2
+    assert device.overlap == 0
+    assert device.host is not None
+    assert device.host.round_seconds == 0.1
     assert device.sustained == 1
     assert "power 15 W (--watts)" in device.source
     assert load_profiles(written(tmp_path, profile_text("here", device))).devices == {"here": device}
-    assert "--watts" not in measure(7.5, stages.append, 0.0, ((16, 16, 16),), 2**16).source
+    assert "--watts" not in measure(7.5, stages.append, 0.0, few, 0, Host).source
     assert torch.get_num_threads() >= 1
 
 

@@ -44,6 +44,28 @@ def test_a_family_is_added_by_the_row_that_is_shown(electra, seed) -> None:
 
 
 def test_every_local_link_leads_somewhere() -> None:
-    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "experiments" / "README.md"]:
+    root = DOCS.parent
+    for page in [*DOCS.glob("*.md"), root / "README.md", root / "experiments" / "README.md", *root.glob("cluster/**/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_what_is_said_of_running_is_there_and_adds_up() -> None:
+    page, root = (DOCS / "running.md").read_text(), DOCS.parent
+    named = re.findall(
+        r"(?:cluster|experiments)/[\w/]+\.\w+",
+        "\n".join(path.read_text() for path in [DOCS / "running.md", *root.glob("cluster/**/*.md")]),
+    )
+    assert len(named) > 10
+    assert [path for path in named if not (root / path).exists()] == []
+    rounds, start, again, seconds, part, total = re.search(
+        r"([\d,]+) rounds, .* (\d+) s of start and end are (\d+) \+ 1,000 x ([\d.]+) x ([\d.]+) = ([\d,]+) s", page
+    ).groups()
+    assert start == again
+    assert float(start) + int(rounds.replace(",", "")) * float(seconds) * float(part) == pytest.approx(
+        float(total.replace(",", "")), abs=0.6
+    )
+    dollars = [
+        float(number) for number in re.findall(r"assumed (\d+)[^,]*,[^,]*?(\d+)(?= dollars|\.)", page.split("An example.")[1])[0]
+    ]
+    assert dollars[1] == round(float(total.replace(",", "")) / 3600 * dollars[0])

@@ -4,13 +4,14 @@ import json
 import re
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import tiny_experiment
 
-from raffm_ray import cli
+from raffm_ray import cli, comparison_picture
 from raffm_ray.errors import UserError
 from raffm_ray.several import labels, write_comparison
 from raffm_ray.simulation import simulate
@@ -57,6 +58,10 @@ def test_names_come_from_settings_in_which_runs_differ() -> None:
         "raffm, salience.every 1, evaluation.every 2",
     ]
     assert labels([base, {**base, "strategy": {"name": "full", "prefix": "none"}}]) == ["raffm", "full"]
+    budgets = [{**base, "fleet": {"budgets": {name: {"params": share} for name in ("pi", "laptop")}}} for share in (1 / 3, 0.5)]
+    assert labels(budgets) == ["raffm, pi.params 0.3333, laptop.params 0.3333", "raffm, pi.params 0.5, laptop.params 0.5"]
+    rates = [{**base, "local": {"learning_rate": rate}} for rate in (0.00123451, 0.00123452)]
+    assert labels(rates) == ["raffm, learning_rate 0.00123451", "raffm, learning_rate 0.00123452"]
 
 
 def test_progress_is_of_rounds_that_all_seeds_evaluated() -> None:
@@ -78,6 +83,22 @@ def test_what_cannot_be_shown_together_is_told(runs, tmp_path) -> None:
     assert not (tmp_path / "page").exists()
     assert cli.main(["report", str(runs["a0"]), "--out", str(other)]) == 2
     assert cli.main(["report", str(runs["a0"]), str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("settings", [1, 8])
+def test_names_of_many_settings_leave_the_panels_room(runs, tmp_path, settings, monkeypatch) -> None:
+    write_comparison(list(runs.values()), tmp_path / "page")
+    content = json.loads((tmp_path / "page" / "comparison.json").read_text())
+    many = ", ".join(f"raspberry_pi_{number}.params 0.1234" for number in range(settings))
+    strategies = {f"{name}, {many}": one for name, one in content["strategies"].items()}
+    drawn = []
+    monkeypatch.setattr(comparison_picture.plt, "close", drawn.append)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        comparison_picture.draw_comparison({**content, "strategies": strategies}, tmp_path / "long.png")
+    (figure,) = drawn
+    wide = [axes.get_position().width * figure.get_figwidth() for axes in figure.axes]
+    assert min(wide) > 2.5, "inches"
 
 
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)

@@ -2,27 +2,33 @@
 
 import ast
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
+import torch
 import yaml
 from conftest import TINY, tiny_experiment
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from raffm_ray import pretrain, search, study_picture, study_report
 from raffm_ray import study as studies
-from raffm_ray import study_report
 from raffm_ray.cli import main
 from raffm_ray.config import load
 from raffm_ray.errors import UserError
+from raffm_ray.files import in_turn
+from raffm_ray.prepare import prepare
 from raffm_ray.reading import read_rounds, read_summary
 from raffm_ray.simulation import resume, simulate
 from raffm_ray.standings import MEASURES
@@ -287,6 +293,10 @@ BAD = [
     ({"sampler": {"name": "TPESample"}}, r"sampler.name 'TPESample' is not known \(did you mean 'TPESampler'\?\)"),
     ({"sampler": {"name": "TPESampler", "n_startup": 3}}, r"sampler.n_startup: .*did you mean 'n_startup_trials'"),
     ({"sampler": {"name": "TPESampler", "n_startup_trials": "3"}}, "sampler.n_startup_trials: input should be a valid integer, got '3'"),
+    ({"sampler": {"name": "CmaEsSampler"}}, "sampler.name: CmaEsSampler needs a package that is not installed: pip install cmaes"),
+    ({"sampler": {"name": "BruteForceSampler"}}, "sampler BruteForceSampler: .*step must be given"),
+    ({"sampler": {"name": "GridSampler"}}, "sampler.name 'GridSampler' is not known"),
+    ({"pruner": {"name": "PercentilePruner"}}, "pruner PercentilePruner: .*missing.*'percentile'"),
     ({"pruner": {"name": "MedianPruna"}}, "pruner.name 'MedianPruna' is not known"),
     ({"pruner": {"name": "PercentilePruner", "percentile": 120.0}}, "pruner PercentilePruner: "),
     ({"pruner": {"name": "MedianPruner"}, "objectives": ["full", "bytes"]}, "pruner: prunes by one objective"),
@@ -298,6 +308,13 @@ BAD = [
 ]  # fmt: skip
 
 
+@pytest.fixture
+def no_cmaes(monkeypatch) -> None:
+    """As where the package is not installed, which is no dependency."""
+    monkeypatch.setattr(search, "find_spec", lambda name: None)
+
+
+@pytest.mark.usefixtures("no_cmaes")
 @pytest.mark.parametrize(("changes", "message"), BAD, ids=lambda one: "" if isinstance(one, str) else str(one)[:50])
 def test_a_mistake_is_one_line_before_any_work(tmp_path, quick, changes, message) -> None:
     with pytest.raises(UserError, match=message):
@@ -357,6 +374,102 @@ def test_a_trial_whose_process_is_killed_goes_on(tmp_path, four_cores, monkeypat
     monkeypatch.setattr(studies._Driver, "report", report)
     (whole,) = run_study(load_study(written(tmp_path, **changes))[0], base, tmp_path / "whole")["trials"]
     assert (row["settings"], row["values"]) == (whole["settings"], whole["values"])
+
+
+def test_ctrl_c_ends_all_trials_and_the_study_goes_on_with_them(tmp_path, four_cores, monkeypatch) -> None:
+    changes = {"sampler": {"name": "RandomSampler"}, "trials": 2, "experiment": small(rounds=6).model_dump(mode="json")}
+    study, base = load_study(written(tmp_path, parallel=2, pruner={"name": "ThresholdPruner", "lower": 0.0}, **changes))
+    at_work, report = [], studies._Driver.report
+
+    def interrupt(driver, number, round_number, value):
+        if round_number == 2:
+            at_work.extend(own_processes("ray::_run"))
+            raise KeyboardInterrupt
+        return report(driver, number, round_number, value)
+
+    monkeypatch.setattr(studies._Driver, "report", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, base, tmp_path / "out")
+    assert len(at_work) == 2
+    patience = time.monotonic() + 60
+    while set(at_work) & set(own_processes("ray::_run")):
+        assert time.monotonic() < patience, "trials go on after the study's end"
+        time.sleep(0.1)
+    monkeypatch.setattr(studies._Driver, "report", report)
+    again = run_study(study.model_copy(update={"parallel": 1}), base, tmp_path / "out")["trials"]
+    assert {row["folder"]: row["state"] for row in again} == {"trials/0000": "complete", "trials/0001": "complete"}
+    assert all(len(read_rounds(tmp_path / "out" / row["folder"] / "seed-0")) == 7 for row in again)
+
+
+class BothError(Exception):
+    pass
+
+
+def pretrain_twice_at_once(monkeypatch) -> int:
+    """How often a model is pretrained. Raises BothError where two do it at the same time."""
+    prepared, count, train = prepare(small()), [], pretrain.pretrain
+    both = threading.Barrier(2)
+
+    def counted(*arguments):
+        count.append(threading.get_ident())
+        try:
+            both.wait(1.0)
+        except threading.BrokenBarrierError:
+            return train(*arguments)
+        raise BothError
+
+    monkeypatch.setattr(pretrain, "pretrain", counted)
+    arguments = (prepared.setup.architecture, None, prepared.task.public, small().model.pretrain, 0, lambda *_: None)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda _: pretrain.pretrained(*arguments), range(2))
+    assert torch.equal(first, second)
+    return len(count)
+
+
+def test_runs_that_start_at_once_pretrain_a_model_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAFFM_CACHE", str(tmp_path))
+    assert pretrain_twice_at_once(monkeypatch) == 1
+
+
+def test_control_without_a_lock_both_pretrain(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAFFM_CACHE", str(tmp_path))
+    monkeypatch.setattr(pretrain, "in_turn", lambda path: contextlib.nullcontext())
+    with pytest.raises(BothError):
+        pretrain_twice_at_once(monkeypatch)
+
+
+def test_a_lock_of_a_killed_process_is_free(tmp_path) -> None:
+    held = f"import sys, time; from pathlib import Path; from raffm_ray.files import in_turn\nwith in_turn(Path({str(tmp_path / 'lock')!r})):\n print(1, flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", held], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    with (tmp_path / "lock").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    process.kill()
+    process.wait()
+    with in_turn(tmp_path / "lock"):
+        pass
+
+
+def test_what_is_far_off_leaves_the_picture_to_the_others() -> None:
+    values = [90.0, 91.0, 92.0, 93.0, 94.0, 20.0]
+    low, high = study_picture._view(values, [94.0])
+    assert 85 < low < 90
+    assert 94 < high < 95
+    assert study_picture._view(values, [20.0])[0] < 20
+    assert study_picture._view([5.0], [5.0]) == (2.5, 7.5)
+
+
+@pytest.mark.parametrize("objectives", [["bytes"], ["full", "bytes"], ["full", "bytes", "energy_joules"]], ids=len)
+def test_a_study_of_any_number_of_objectives_is_drawn(tmp_path, quick, objectives, monkeypatch) -> None:
+    drawn = []
+    study, base = load_study(written(tmp_path, objectives=objectives, trials=12))
+    content = run_study(study, base, tmp_path / "out")
+    monkeypatch.setattr(study_picture.plt, "close", drawn.append)
+    study_picture.draw_study(content, tmp_path / "study.png")
+    (figure,) = drawn
+    pairs = {1: 1, 2: 1, 3: 3}[len(objectives)]
+    assert len(figure.axes) == pairs + 1
+    assert len(figure.legends) == 1
 
 
 def top_level_imports(path: Path) -> set[str]:

@@ -10,7 +10,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
@@ -26,6 +25,7 @@ from raffm_ray.config import override, parse
 from raffm_ray.costs import Budget, costs_of
 from raffm_ray.dims import dim_products, innermost
 from raffm_ray.display import Display
+from raffm_ray.drawing import plt
 from raffm_ray.evaluation import measure
 from raffm_ray.extraction import Cutting, common_rate, kind_of, longest_prefix, ranked_list
 from raffm_ray.layout import Layout
@@ -42,9 +42,6 @@ from raffm_ray.settings import Experiment, StrategySettings
 from raffm_ray.start import rotated, trained
 from raffm_ray.state import new_state
 from raffm_ray.training import one_thread
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 FRACTIONS = (0.75, 0.6, 0.5, 0.35, 0.25)
 """Parts of the parameters in layers (of the encoder) that are kept."""
