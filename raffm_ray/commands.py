@@ -261,6 +261,13 @@ def study(words: Sequence[str]) -> int:
     return command(words, fresh_folder)
 
 
+def deploy(words: Sequence[str]) -> int:
+    """`raffm-ray deploy RUN|CHECKPOINT --budget KIND=VALUE|--device NAME|--sizes LIST [--out DIR]`, `raffm-ray deploy compare ...`."""
+    from raffm_ray.deploy import command
+
+    return command(words, fresh_folder)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": run, "submit": submit, "resume": resume, "compare": compare, "study": study, "shares": shares, "report": report, "bench": bench, "fleet": fleet,
+    "run": run, "submit": submit, "resume": resume, "compare": compare, "study": study, "shares": shares, "report": report, "bench": bench, "fleet": fleet, "deploy": deploy,
 }  # fmt: skip

@@ -28,7 +28,7 @@ class Costs:
     """One example's and one model's costs. `layer_params`: of `params`, those inside layers, without embeddings and head; `bytes`: of all
     parameters, which a client is given; `bytes_up`: of those that are trained, which it sends back; `training_flops`: forward and backward of one example, `calibration_flops`: with every gradient, frozen or not. `example_traffic_bytes`, `step_traffic_bytes`: read from and written to
     main memory for an example of a training step, and for a step whatever its batch (see `traffic_bytes`). `tensors`: parameter
-    tensors, which the number of operators that a step starts is proportional to."""
+    tensors, which the number of operators that a step starts is proportional to. `inference_bytes`: of answering one example (see `live_floats`)."""
 
     params: int
     layer_params: int
@@ -41,6 +41,12 @@ class Costs:
     example_traffic_bytes: int
     step_traffic_bytes: int
     tensors: int
+    inference_bytes: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of a forward pass of one example: half of its FLOPs."""
+        return self.forward_flops // 2
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Budget:
     bytes: float | None = None
     training_flops: float | None = None
     memory_bytes: float | None = None
+    macs: float | None = None
+    inference_bytes: float | None = None
 
     def allows(self, costs: Costs) -> bool:
         """Whether no limit is exceeded."""
@@ -65,6 +73,8 @@ class Budget:
             "bytes": costs.bytes,
             "training_flops": costs.training_flops,
             "memory_bytes": costs.memory_bytes,
+            "macs": costs.macs,
+            "inference_bytes": costs.inference_bytes,
         }
         return [
             f"{name} {value:,} > {limit:,.0f}"
@@ -162,7 +172,7 @@ def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimi
     return Costs(
         params, layer_params, params * FLOAT_BYTES, trained * FLOAT_BYTES, forward, forward + backward, forward + unfrozen,
         (params + trained * (1 + state) + batch_size * activations) * FLOAT_BYTES,
-        *traffic_bytes(params, trained, state, activations), tensors,
+        *traffic_bytes(params, trained, state, activations), tensors, (params + live_floats(architecture, plan)) * FLOAT_BYTES,
     )  # fmt: skip
 
 
@@ -217,6 +227,29 @@ def activation_floats(architecture: Architecture, plan: Plan) -> int:
     return total
 
 
+def live_floats(architecture: Architecture, plan: Plan) -> int:
+    """Estimate of the most activations that are in memory at once while one example is answered, without gradients.
+
+    Where a layer is at work: the residual stream and its normed copy, and the larger of two: queries, keys and values (all padded to the
+    larger size where sizes differ) with the context; or the FFN before and after its activation. Or the stream and the output at every
+    position. Fused attention keeps no matrix of scores; a cache of keys and values is not counted.
+    """
+    layout, positions = architecture.layout, architecture.positions
+    residual, most = kept_size("residual", layout.axes, plan), 0
+    for site in layout.attentions:
+        if not is_kept(site.layer, plan):
+            continue
+        heads, qk, vo = (kept_length(dim, layout.axes, plan) for dim in (site.heads, site.qk, site.vo))
+        queries, keys = positions[site.queries], positions[site.keys]
+        inside = heads * max(qk, vo) * (2 * queries + 2 * keys)
+        ffn = 2 * queries * kept_length(site.ffn, layout.axes, plan) if site.ffn is not None else 0
+        most = max(most, 2 * queries * residual + max(inside, ffn))
+    for name, spec in layout.parameters.items():
+        if spec.matmul and len(spec.dims) == 2 and not spec.dims[1 - spec.reads]:
+            most = max(most, positions[spec.matmul] * (residual + architecture.shapes[name][1 - spec.reads]))
+    return most
+
+
 def budget_from(settings: Mapping[str, float], full: Costs) -> Budget:
     """A budget from settings such as `{"params": 0.5}`: numbers up to 1 are fractions of the full model's cost.
 
@@ -229,6 +262,8 @@ def budget_from(settings: Mapping[str, float], full: Costs) -> Budget:
         "bytes": full.bytes,
         "training_flops": full.training_flops,
         "memory_bytes": full.memory_bytes,
+        "macs": full.macs,
+        "inference_bytes": full.inference_bytes,
     }
     for kind, value in settings.items():
         whole = look_up(known, kind, "budget kind")

@@ -125,7 +125,7 @@ def _model_class(stock: Any, config_class: type[PretrainedConfig], head: str) ->
             },
         )
 
-    def load(cls: Any, *arguments: Any, config: Any = None, **named: Any) -> Any:
+    def load(cls: Any, /, *arguments: Any, config: Any = None, **named: Any) -> Any:
         config = config or config_class.from_pretrained(arguments[0])
         full_architecture(config, head)  # remembered: where weights are loaded, transformers ties none that are built on the way
         loaded = super(made, cls).from_pretrained(*arguments, config=config, **named)

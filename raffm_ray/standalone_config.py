@@ -7,7 +7,7 @@ from transformers.configuration_utils import PretrainedConfig
 MODEL_TYPE = "raffm_subnetwork"
 
 
-class SubnetworkConfig(PretrainedConfig):
+class SubnetworkConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is not followed
     """What `model_type: raffm_subnetwork` stands for. What it is read from decides which stock configuration it is one of."""
 
     model_type = MODEL_TYPE

@@ -1,0 +1,168 @@
+"""One subnetwork as a folder that stands alone: weights, configuration, tokenizer, other forms, and a card that says what it is worth."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raffm_ray.architectures import build
+from raffm_ray.axes import Plan
+from raffm_ray.costs import Budget, costs_of
+from raffm_ray.errors import TooSmallError, UserError
+from raffm_ray.examples import batches
+from raffm_ray.exports import TOLERANCE, export_onnx, export_torch, largest_difference, onnx_answer, quantize
+from raffm_ray.inference import Answer, latencies, metric_of, torch_answer, typical_inputs
+from raffm_ray.model_card import card
+from raffm_ray.objectives import OBJECTIVES
+from raffm_ray.record import write_json
+from raffm_ray.seeding import generator
+from raffm_ray.standalone import kept_of, load_standalone, save_standalone
+from raffm_ray.trained import Trained
+from raffm_ray.training import OPTIMIZERS, backward, one_thread
+
+CLIP = 1.0
+"""Norm of a gradient at most while tuning."""
+GRID = 64
+"""Sizes that a search by latency chooses from: parts of the parameters in layers."""
+
+
+@dataclass(frozen=True)
+class Forms:
+    """What is written beside the weights. `tune`: steps of training on the public part before that, none by default."""
+
+    onnx: bool = False
+    int8: bool = False
+    torch_export: bool = False
+    tune: int = 0
+
+
+def within_latency(trained: Trained, limit_ms: float) -> Plan:
+    """The largest subnetwork, of a grid over its parameters in layers, whose median answer to one example of middling length takes at
+    most `limit_ms` here, with one thread. Raises TooSmallError where not even the smallest is as fast."""
+    architecture = trained.prepared.setup.architecture
+    full, inputs = costs_of(architecture, Plan()).layer_params, typical_inputs(trained.prepared.task)
+    plans: list[Plan] = []
+    for step in range(1, GRID + 1):
+        try:
+            plans.append(trained.plan(Budget(layer_params=full * step / GRID)))
+        except TooSmallError:
+            continue
+    times: dict[Plan, float] = {}
+
+    def fits(plan: Plan) -> bool:
+        if plan not in times:
+            module = build(architecture, trained.cut(plan), plan).eval()
+            times[plan] = latencies({"": torch_answer(module)}, inputs, 0.3)[""][0]
+        return times[plan] <= limit_ms
+
+    low, high = 0, len(plans) - 1
+    if not fits(plans[0]):
+        raise TooSmallError([f"latency_ms {times[plans[0]]:.3g} > {limit_ms:g}"])
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(plans[middle]) else (low, middle - 1)
+    return plans[low]
+
+
+def tuned(trained: Trained, plan: Plan, tensors: Mapping[str, Tensor], steps: int) -> dict[str, Tensor]:
+    """A subnetwork after so many steps on the public part, as clients train: their optimizer, learning rate and batch size."""
+    prepared, local = trained.prepared, trained.prepared.setup.experiment.local
+    module = build(prepared.setup.architecture, {name: values.clone() for name, values in tensors.items()}, plan).train()
+    parameters = list(module.parameters())
+    optimizer = OPTIMIZERS[local.optimizer](parameters, local.learning_rate, local.weight_decay)
+    rng, everything = generator(prepared.setup.experiment.seed, "tuning"), np.arange(len(prepared.task.public))
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for indices in batches(everything, local.batch_size, steps, rng):
+            optimizer.zero_grad(set_to_none=True)
+            backward(module, prepared.task.public.batch(indices), OBJECTIVES[prepared.task.head])
+            nn.utils.clip_grad_norm_(parameters, CLIP)
+            optimizer.step()
+    return {name: values.detach() for name, values in module.named_parameters()}
+
+
+def _widths(trained: Trained, plan: Plan) -> dict[str, int]:
+    """What every axis that is cut keeps."""
+    kept = kept_of(trained.prepared.setup.architecture, plan)
+    return {name: one if isinstance(one, int) else int(np.asarray(one).shape[-1]) for name, one in kept.items()}
+
+
+def write_model(trained: Trained, plan: Plan, folder: Path, forms: Forms) -> dict[str, Any]:
+    """Writes a subnetwork into an empty folder and returns what is measured of it: all but what takes time, which is done side by side.
+
+    Raises UserError where an export cannot be made or does not answer as torch does.
+    """
+    prepared = trained.prepared
+    architecture, task, experiment = prepared.setup.architecture, prepared.task, prepared.setup.experiment
+    costs, full = costs_of(architecture, plan), costs_of(architecture, Plan())
+    tensors = trained.cut(plan)
+    told: dict[str, Any] = {
+        "params": costs.params, "params_fraction": costs.params / full.params,
+        "layer_fraction": costs.layer_params / max(1, full.layer_params), "macs": costs.macs, "inference_bytes": costs.inference_bytes,
+        "metric_name": task.metric, "widths": _widths(trained, plan), "plain": not kept_of(architecture, plan), "forms": {},
+    }  # fmt: skip
+    if forms.tune:
+        before = build(architecture, {name: values.clone() for name, values in tensors.items()}, plan).eval()
+        told["before_tuning"] = metric_of(torch_answer(before), task, experiment.evaluation.batch_size)
+        told["tuning_steps"] = forms.tune
+        tensors = tuned(trained, plan, tensors, forms.tune)
+    save_standalone(folder, architecture, plan, tensors)
+    _save_inputs(trained, folder)
+    shown = {name: values for name, values in task.held_out.batch(slice(0, 2)).items() if name != "labels"}
+    if forms.onnx or forms.int8:
+        export_onnx(load_standalone(folder, task.head), shown, task.head, folder / "model.onnx")
+    if forms.int8:
+        quantize(folder / "model.onnx", folder / "model.int8.onnx")
+    if forms.torch_export:
+        export_torch(load_standalone(folder, task.head), shown, task.head, folder / "model.pt2")
+    for form, answer in answers_of(folder, task.head).items():
+        file = folder / FILES[form]
+        metric = metric_of(answer, task, experiment.evaluation.batch_size)
+        told["forms"][form] = {"file": file.name, "bytes": file.stat().st_size, "metric": metric}
+    if forms.onnx or forms.int8:
+        both = answers_of(folder, task.head)
+        apart = largest_difference(both["torch"], both["onnx"], shown, task.head)
+        if not apart <= TOLERANCE:
+            raise UserError(f"--onnx: the file's answers differ from torch's by {apart:.2g} (at most {TOLERANCE:g} are allowed)")
+        told["forms"]["onnx"]["difference"] = apart
+    return told
+
+
+FILES = {"torch": "model.safetensors", "onnx": "model.onnx", "int8": "model.int8.onnx"}
+"""A form that answers -> its file."""
+
+
+def answers_of(folder: Path, head: str) -> dict[str, Answer]:
+    """What answers in a deployed folder, by form. Raises UserError for what cannot be read."""
+    found: dict[str, Answer] = {"torch": torch_answer(load_standalone(folder, head))}
+    for form in ("onnx", "int8"):
+        if (folder / FILES[form]).is_file():
+            found[form] = onnx_answer(folder / FILES[form], head)
+    return found
+
+
+def _save_inputs(trained: Trained, folder: Path) -> None:
+    """What turns texts or images into the model's inputs."""
+    words, pictures = trained.prepared.foundation.words, trained.prepared.foundation.pictures
+    if words is not None:
+        words.tokenizer.save_pretrained(folder)
+    if pictures is not None:
+        sides = {"height": pictures.size, "width": pictures.size}
+        write_json(
+            folder / "preprocessor_config.json",
+            {
+                "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": sides, "resample": 2, "do_rescale": True,
+                "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(pictures.mean), "image_std": list(pictures.deviation),
+            },
+        )  # fmt: skip
+
+
+def write_card(trained: Trained, told: Mapping[str, Any], folder: Path) -> None:
+    """Writes README.md and deployed.json."""
+    (folder / "README.md").write_text(card(trained.origin, trained.prepared.setup.architecture, told), encoding="utf-8")
+    write_json(folder / "deployed.json", dict(told))
+

@@ -1,0 +1,51 @@
+"""The card of a deployed model: what it is, what it was cut from, what it keeps and what it is worth."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from raffm_ray.architectures import HEADS, Architecture
+from raffm_ray.extraction import kind_of
+from raffm_ray.metrics import shown, unit
+
+NAMES = {"torch": "PyTorch", "onnx": "onnxruntime", "int8": "onnxruntime, 8 bit integers"}
+
+
+def widths_table(architecture: Architecture, widths: Mapping[str, int]) -> list[str]:
+    """Markdown lines: what every layer keeps of what it had, by kind of axis; empty where nothing is cut."""
+    axes, counted = architecture.layout.axes, architecture.layout.layer_axes
+    layers = [name.rpartition("/")[0] for name in axes if name in widths and "/" in name and name not in counted]
+    rows, kinds = list(dict.fromkeys(layers)), list(dict.fromkeys(kind_of(name) for name in axes if name in widths and "/" in name and name not in counted))
+    lines = [f"{name}: {widths[name]} of {axes[name].size}" for name in axes if name in widths and (name in counted or "/" not in name)]
+    lines += [""] * bool(lines)
+    if rows:
+        lines += [f"| layer | {' | '.join(kinds)} |", f"| --- |{' --- |' * len(kinds)}"]
+    for row in rows:
+        cells = [f"{widths.get(name, axes[name].size)} / {axes[name].size}" if (name := f"{row}/{kind}") in axes else "" for kind in kinds]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return lines
+
+
+def card(origin: str, architecture: Architecture, told: Mapping[str, Any]) -> str:
+    """The card's text. `told`: what was measured."""
+    auto, metric = HEADS[architecture.head].__name__, told["metric_name"]
+    use = ["import raffm_ray"] * (not told["plain"]) + [f"from transformers import {auto}", "", f'model = {auto}.from_pretrained("DIR")']
+    lines = [
+        "---", "library_name: transformers", "tags: [raffm_ray, subnetwork]", "---", "",
+        f"# A subnetwork of a {architecture.config.model_type} model: {100 * told['params_fraction']:.0f}% of its parameters", "",
+        f"Cut out of {origin}, {'and then tuned for ' + str(told['tuning_steps']) + ' steps' if 'tuning_steps' in told else 'without further training'}.", "",
+        "```python", *use, "```", "",
+        "It is a plain checkpoint: transformers loads it without raffm_ray." if told["plain"]
+        else "`import raffm_ray` tells transformers of such models; no code of this folder is run.", "",
+        f"{told['params']:,} parameters, {told['macs']:,} multiply-accumulates an example, about {told['inference_bytes']:,} bytes of memory to answer one (estimated).", "",
+        f"| form | file | bytes | {metric} (held out){', ' + unit(metric) if unit(metric) else ''} | median ms | 95th percentile |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for name, form in told["forms"].items():
+        times = f"{form['median_ms']:.3g} | {form['p95_ms']:.3g}" if "median_ms" in form else " | "
+        lines.append(f"| {NAMES[name]} | {form['file']} | {form['bytes']:,} | {shown(metric, form['metric'])} | {times} |")
+    if "before_tuning" in told:
+        lines += ["", f"Before tuning: {shown(metric, told['before_tuning'])}."]
+    lines += ["", "Times are of one example of middling length, with one thread, on the machine that made this folder.", ""]
+    if table := widths_table(architecture, told["widths"]):
+        lines += ["## What it keeps", "", *table, ""]
+    return "\n".join(lines)
