@@ -7,6 +7,7 @@ Everything that the commands do, from Python:
     experiment = raffm_ray.load("experiments/digits.yaml", ["--rounds", "20"])
     summary = raffm_ray.simulate(experiment, "runs/mine", on_round=lambda row: print(row.round, row.metric))
     raffm_ray.write_report("runs/mine")
+    raffm_ray.deploy("runs/mine", "small", {"params": 0.35})
 """
 
 from importlib import import_module
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from raffm_ray.comparison import compare
     from raffm_ray.config import load, parse
+    from raffm_ray.deploy import deploy
     from raffm_ray.errors import UserError
     from raffm_ray.report import write_report
     from raffm_ray.settings import Experiment
@@ -28,14 +30,14 @@ if TYPE_CHECKING:
     from raffm_ray.study_settings import Study, load_study
 
 _HOMES = {
-    "Experiment": "settings", "Study": "study_settings", "UserError": "errors", "compare": "comparison", "load": "config",
+    "Experiment": "settings", "Study": "study_settings", "UserError": "errors", "compare": "comparison", "deploy": "deploy", "load": "config",
     "load_study": "study_settings", "parse": "config", "resume": "simulation", "run_study": "study", "simulate": "simulation",
     "write_comparison": "several", "write_report": "report",
 }  # fmt: skip
 """Public name -> its module, imported when it is first used: a command that needs no torch does not wait for it."""
 
 __all__ = [
-    "Experiment", "Study", "UserError", "__version__", "compare", "load", "load_study", "parse", "resume", "run_study", "simulate",
+    "Experiment", "Study", "UserError", "__version__", "compare", "deploy", "load", "load_study", "parse", "resume", "run_study", "simulate",
     "write_comparison", "write_report",
 ]  # fmt: skip
 

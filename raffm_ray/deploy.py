@@ -69,7 +69,9 @@ def plan_for(trained: Trained, budgets: Mapping[str, float], device: str | None 
     return plan
 
 
-def deploy(trained: Trained, plans: Mapping[str, Plan], folder: Path, forms: Forms, console: Console) -> dict[str, dict[str, Any]]:
+def write_models(
+    trained: Trained, plans: Mapping[str, Plan], folder: Path, forms: Forms, console: Console
+) -> dict[str, dict[str, Any]]:
     """Writes every plan's model into `folder`/name, or into `folder` itself where the name is empty; returns what was measured by name.
 
     Times of all are taken in turns, in one go.
@@ -80,7 +82,10 @@ def deploy(trained: Trained, plans: Mapping[str, Plan], folder: Path, forms: For
     with one_thread(), whole_folder(folder) as place:
         told: dict[str, dict[str, Any]] = {}
         for name, plan in plans.items():
-            console.print(f"cutting and measuring {name or 'the subnetwork'} ({costs_of(trained.prepared.setup.architecture, plan).params:,} parameters)", highlight=False)
+            console.print(
+                f"cutting and measuring {name or 'the subnetwork'} ({costs_of(trained.prepared.setup.architecture, plan).params:,} parameters)",
+                highlight=False,
+            )
             (place / name).mkdir(exist_ok=True)
             told[name] = write_model(trained, plan, place / name, forms)
         console.print("taking times", highlight=False)
@@ -95,6 +100,23 @@ def deploy(trained: Trained, plans: Mapping[str, Plan], folder: Path, forms: For
         if set(plans) != {""}:
             write_json(place / "sizes.json", told)
     return told
+
+
+def deploy(
+    source: Path | str, folder: Path | str, budgets: Mapping[str, float] | None = None, device: str | None = None,
+    flags: Sequence[str] = (), forms: Forms | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes the subnetwork of a finished run, or of a checkpoint, that fits; returns what was measured of it.
+
+    `budgets`: such as {"params": 0.5}, by the kinds of `costs.budget_from` or `latency_ms`; `device`: a device class or profile; `flags`:
+    settings for a checkpoint, as on the command line. Raises UserError for whatever cannot work.
+    """
+    forms, console = forms or Forms(), Console(stderr=True, quiet=True)
+    if forms.onnx or forms.int8:
+        check_onnx()
+    check_output(Path(folder))
+    trained = find(str(source), flags)
+    return write_models(trained, {"": plan_for(trained, budgets or {}, device)}, Path(folder), forms, console)[""]
 
 
 def table_of(told: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -129,15 +151,18 @@ def command(words: Sequence[str], fresh: Any) -> int:
     comparing = bool(rest) and rest[0] == "compare"
     rest = rest[comparing:]
     if not rest or rest[0].startswith("-"):
-        raise UserError("deploy: expected the folder of a finished run, or of a checkpoint: raffm-ray deploy runs/mine --budget params=0.5 --out small")
+        raise UserError(
+            "deploy: expected the folder of a finished run, or of a checkpoint: raffm-ray deploy runs/mine --budget params=0.5 --out small"
+        )
     source, budgets = rest.pop(0), dict[str, float]()
     while (text := take_flag(rest, "--budget")) is not None:
         kind, value = parse_budget(text)
         budgets[kind] = value
     device, sizes, out, steps = (take_flag(rest, name) for name in ("--device", "--sizes", "--out", "--tune"))
-    forms = Forms(*(_take_switch(rest, name) for name in ("--onnx", "--int8", "--torch-export")), tune=_steps(steps))
+    onnx, int8, exported = (_take_switch(rest, name) for name in ("--onnx", "--int8", "--torch-export"))
+    forms = Forms(onnx or comparing, int8 or comparing, exported, _steps(steps))
     if comparing:
-        forms, sizes = Forms(True, True, forms.torch_export, forms.tune), sizes or SIZES
+        sizes = sizes or SIZES
     if forms.onnx or forms.int8:
         check_onnx()
     if not (budgets or device or sizes):
@@ -150,8 +175,12 @@ def command(words: Sequence[str], fresh: Any) -> int:
     console = Console(stderr=True)
     with console.status(f"reading {source}"):
         trained = find(source, rest)
-    plans = {f"size-{size:g}": plan_for(trained, {"layer_params": size}) for size in asked} if asked else {"": plan_for(trained, budgets, device)}
-    told = deploy(trained, plans, folder, forms, console)
+    plans = (
+        {f"size-{size:g}": plan_for(trained, {"layer_params": size}) for size in asked}
+        if asked
+        else {"": plan_for(trained, budgets, device)}
+    )
+    told = write_models(trained, plans, folder, forms, console)
     standard_output().print(table_of(told))
     if comparing:
         from raffm_ray.deploy_picture import write_picture

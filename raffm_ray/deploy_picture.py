@@ -4,13 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
+from raffm_ray.drawing import plt
 from raffm_ray.metrics import scaled, shown, unit
 from raffm_ray.model_card import NAMES
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 MARKS = {"torch": ("o", "#1f77b4"), "onnx": ("s", "#2ca02c"), "int8": ("^", "#d62728")}
 
@@ -32,7 +28,14 @@ def write_picture(told: Mapping[str, Mapping[str, Any]], origin: str, folder: Pa
         axes[2].plot([values["median_ms"] for _, values in points], values, **drawn)
         for (size, at), value in zip(points, values, strict=True):
             if form == "torch":
-                axes[1].annotate(f"{100 * size:.0f}%", (at["bytes"] / 1e6, value), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
+                axes[1].annotate(
+                    f"{100 * size:.0f}%",
+                    (at["bytes"] / 1e6, value),
+                    textcoords="offset points",
+                    xytext=(0, 7),
+                    ha="center",
+                    fontsize=8,
+                )
     axes[0].set(xlabel="parameters in layers that are kept (%)", ylabel=label, title="size")
     axes[1].set(xlabel="file (MB)", title="bytes on disk")
     axes[2].set(xlabel="median of an answer (ms, one example, one thread)", title="time")

@@ -165,4 +165,3 @@ def write_card(trained: Trained, told: Mapping[str, Any], folder: Path) -> None:
     """Writes README.md and deployed.json."""
     (folder / "README.md").write_text(card(trained.origin, trained.prepared.setup.architecture, told), encoding="utf-8")
     write_json(folder / "deployed.json", dict(told))
-

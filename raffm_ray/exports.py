@@ -5,11 +5,10 @@ ONNX needs `pip install 'raffm-ray[onnx]'`.
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +95,20 @@ def export_onnx(model: nn.Module, inputs: Mapping[str, Tensor], head: str, path:
             )  # fmt: skip
     except Exception as error:  # whatever torch raises for what it cannot trace
         raise UserError(f"--onnx: torch cannot export this model: {in_short(error)}") from None
+    _strip(path)
+
+
+def _strip(path: Path) -> None:
+    """Takes out of an ONNX file what says where in the code each node came from: more bytes than a small model's weights."""
+    import onnx
+
+    model = onnx.load(path)
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    onnx.save(model, path)
 
 
 def quantize(source: Path, path: Path) -> None:

@@ -45,7 +45,9 @@ def typical_inputs(task: Task, examples: int = 1) -> dict[str, Tensor]:
     return {name: values for name, values in task.held_out.batch(order[start : start + examples]).items() if name != "labels"}
 
 
-def latencies(answers: Mapping[str, Answer], inputs: Mapping[str, Tensor], seconds: float = 1.0) -> dict[str, tuple[float, float]]:
+def latencies(
+    answers: Mapping[str, Answer], inputs: Mapping[str, Tensor], seconds: float = 1.0
+) -> dict[str, tuple[float, float]]:
     """(median, 95th percentile) of the milliseconds of an answer, by name, in turns, so that what else the machine does meets all alike.
 
     `seconds`: about how long each is timed. With one torch thread.

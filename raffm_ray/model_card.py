@@ -14,13 +14,21 @@ def widths_table(architecture: Architecture, widths: Mapping[str, int]) -> list[
     """Markdown lines: what every layer keeps of what it had, by kind of axis; empty where nothing is cut."""
     axes, counted = architecture.layout.axes, architecture.layout.layer_axes
     layers = [name.rpartition("/")[0] for name in axes if name in widths and "/" in name and name not in counted]
-    rows, kinds = list(dict.fromkeys(layers)), list(dict.fromkeys(kind_of(name) for name in axes if name in widths and "/" in name and name not in counted))
-    lines = [f"{name}: {widths[name]} of {axes[name].size}" for name in axes if name in widths and (name in counted or "/" not in name)]
+    rows, kinds = (
+        list(dict.fromkeys(layers)),
+        list(dict.fromkeys(kind_of(name) for name in axes if name in widths and "/" in name and name not in counted)),
+    )
+    lines = [
+        f"{name}: {widths[name]} of {axes[name].size}" for name in axes if name in widths and (name in counted or "/" not in name)
+    ]
     lines += [""] * bool(lines)
     if rows:
         lines += [f"| layer | {' | '.join(kinds)} |", f"| --- |{' --- |' * len(kinds)}"]
     for row in rows:
-        cells = [f"{widths.get(name, axes[name].size)} / {axes[name].size}" if (name := f"{row}/{kind}") in axes else "" for kind in kinds]
+        cells = [
+            f"{widths.get(name, axes[name].size)} / {axes[name].size}" if (name := f"{row}/{kind}") in axes else ""
+            for kind in kinds
+        ]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines
 
@@ -28,7 +36,11 @@ def widths_table(architecture: Architecture, widths: Mapping[str, int]) -> list[
 def card(origin: str, architecture: Architecture, told: Mapping[str, Any]) -> str:
     """The card's text. `told`: what was measured."""
     auto, metric = HEADS[architecture.head].__name__, told["metric_name"]
-    use = ["import raffm_ray"] * (not told["plain"]) + [f"from transformers import {auto}", "", f'model = {auto}.from_pretrained("DIR")']
+    use = ["import raffm_ray"] * (not told["plain"]) + [
+        f"from transformers import {auto}",
+        "",
+        f'model = {auto}.from_pretrained("DIR")',
+    ]
     lines = [
         "---", "library_name: transformers", "tags: [raffm_ray, subnetwork]", "---", "",
         f"# A subnetwork of a {architecture.config.model_type} model: {100 * told['params_fraction']:.0f}% of its parameters", "",

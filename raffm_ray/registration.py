@@ -10,15 +10,31 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
+
+from raffm_ray.standalone_config import MODEL_TYPE
 
 TOLD = "transformers.models.auto.configuration_auto"
 """The module of the table that a folder's `model_type` is looked up in."""
 
 
 def _tell() -> None:
-    from raffm_ray.standalone_config import register
+    from transformers.configuration_utils import PretrainedConfig
+    from transformers.models.auto.configuration_auto import AutoConfig
 
-    register()
+    class SubnetworkConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is not followed
+        """What `model_type: raffm_subnetwork` stands for. What it is read from decides which stock configuration it is one of."""
+
+        model_type = MODEL_TYPE
+
+        @classmethod
+        def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+            """A configuration of the family's own class. Raises UserError where the family is not known or what is kept does not fit."""
+            from raffm_ray.standalone import config_class_of
+
+            return config_class_of(config_dict).from_dict(config_dict, **kwargs)
+
+    AutoConfig.register(MODEL_TYPE, SubnetworkConfig, exist_ok=True)
 
 
 class _WhenImported(MetaPathFinder):

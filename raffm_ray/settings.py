@@ -103,7 +103,8 @@ class FleetSettings(Settings):
     profiles: str | None = Field(None, description="a YAML file like raffm_ray/profiles.yaml that adds devices and mixes")
     shares: dict[str, float] = Field({}, description="share of a device class; the mix is scaled to the rest")
     budgets: dict[str, dict[str, float]] = Field(
-        {}, description="device class -> {params|layer_params|bytes|training_flops|memory_bytes|macs|inference_bytes: limit}; <= 1 is a fraction"
+        {},
+        description="device class -> {params|layer_params|bytes|training_flops|memory_bytes|macs|inference_bytes: limit}; <= 1 is a fraction",
     )
     memory_fraction: float = Field(0.25, gt=0, le=1, description="part of a device's memory that training may use")
     correlation: float = Field(

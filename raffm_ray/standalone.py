@@ -23,22 +23,14 @@ from raffm_ray.architectures.modules import install
 from raffm_ray.axes import AxisError, Plan, check_plan, dim_axes, selected_shape
 from raffm_ray.errors import UserError, in_short
 from raffm_ray.layout import is_kept, selections
-from raffm_ray.standalone_config import MODEL_TYPE
-
-OWN_FIELDS = ("base_model_type", "head", "subnetwork")
-Kept = Mapping[str, int | list[Any]]
-"""By axis that is cut: how many indices are kept, or which."""
+from raffm_ray.standalone_config import MODEL_TYPE, OWN_FIELDS, Kept
 
 
 def kept_of(architecture: Architecture, plan: Plan) -> Kept:
     """What a subnetwork's module must know of a plan: modules of two plans that agree in it are the same, whatever else they keep."""
     layout = architecture.layout
     present = {
-        name
-        for spec in layout.parameters.values()
-        if is_kept(spec.layer, plan)
-        for dim in spec.dims
-        for name in dim_axes(dim)
+        name for spec in layout.parameters.values() if is_kept(spec.layer, plan) for dim in spec.dims for name in dim_axes(dim)
     }
     known = layout.layer_axes | {name for site in layout.attentions for name in site.positional}
     return {
@@ -94,9 +86,18 @@ def _config_class(base: str) -> type[PretrainedConfig]:
     made: type[PretrainedConfig] = type(
         f"Subnetwork{stock.__name__}",
         (stock,),
-        {"model_type": MODEL_TYPE, "__module__": __name__, "base_model_type": base, "head": "", "subnetwork": None, "__annotations__": annotations},
+        {
+            "model_type": MODEL_TYPE,
+            "__module__": __name__,
+            "base_model_type": base,
+            "head": "",
+            "subnetwork": None,
+            "__annotations__": annotations,
+        },
     )
-    AutoModel._model_mapping.register(made, AutoModel._model_mapping[stock])  # what some task heads build inside themselves, to be cut with them
+    AutoModel._model_mapping.register(
+        made, AutoModel._model_mapping[stock]
+    )  # what some task heads build inside themselves, to be cut with them
     for head, auto in HEADS.items():
         if stock in auto._model_mapping:
             models = auto._model_mapping[stock]
@@ -120,7 +121,9 @@ def _model_class(stock: Any, config_class: type[PretrainedConfig], head: str) ->
         install(
             self,
             {
-                name: torch.empty(selected_shape(architecture.shapes[name], selected), device=present[name].device, dtype=present[name].dtype)
+                name: torch.empty(
+                    selected_shape(architecture.shapes[name], selected), device=present[name].device, dtype=present[name].dtype
+                )
                 for name, selected in selections(architecture.shapes, architecture.layout, plan).items()
             },
         )
@@ -145,9 +148,13 @@ def _tie(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 
 def save_standalone(folder: Path, architecture: Architecture, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
-    """Writes `config.json` and `model.safetensors` of a plan's subnetwork. `tensors`: its parameters, by name."""
-    standalone_config(architecture, plan).save_pretrained(folder)
-    save_file({name: values.detach().contiguous() for name, values in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    """Writes `config.json` and `model.safetensors` of a plan's subnetwork; where nothing is cut, they are a plain checkpoint. `tensors`: its
+    parameters, by name."""
+    config = standalone_config(architecture, plan) if kept_of(architecture, plan) else architecture.config
+    config.save_pretrained(folder)
+    save_file(
+        {name: values.detach().contiguous() for name, values in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
 
 
 def load_standalone(folder: Path, head: str) -> nn.Module:

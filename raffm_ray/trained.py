@@ -66,9 +66,10 @@ class Trained:
 
 def _arrays(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        arrays: dict[str, Tensor] = load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: cannot be read: {in_short(error)}") from None
+    return arrays
 
 
 def of_run(folder: Path) -> Trained:

@@ -73,7 +73,9 @@ def test_a_loaded_model_writes_as_before(name: str, head: str, tmp_path: Path) -
 def test_importing_the_package_is_all_that_a_stranger_does(order: str, tmp_path: Path) -> None:
     architecture = architecture_case("vit", "image_classification")
     plan = Plan({"0/ffn": np.arange(8), "layers": np.array([0, 2])})
-    save_standalone(tmp_path, architecture, plan, take_all(dict(new_model(architecture, 0).named_parameters()), architecture.layout, plan))
+    save_standalone(
+        tmp_path, architecture, plan, take_all(dict(new_model(architecture, 0).named_parameters()), architecture.layout, plan)
+    )
     told = (
         f"{order}\n"
         f"model = transformers.AutoModelForImageClassification.from_pretrained({str(tmp_path)!r})\n"
@@ -85,7 +87,9 @@ def test_importing_the_package_is_all_that_a_stranger_does(order: str, tmp_path:
 
 def test_importing_the_package_imports_no_transformers() -> None:
     told = "import sys, raffm_ray, raffm_ray.cli; print('transformers' in sys.modules, 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout.split() == ["False"] * 2
+    assert (
+        subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout.split() == ["False"] * 2
+    )
 
 
 def test_what_is_kept_is_enough_for_the_module() -> None:
@@ -109,7 +113,9 @@ def test_what_is_kept_is_enough_for_the_module() -> None:
 def test_a_foreign_configuration_is_refused_in_one_line(change: dict[str, object], told: str, tmp_path: Path) -> None:
     architecture = architecture_case("bert", "sequence_classification")
     plan = Plan({"0/ffn": np.arange(8)})
-    save_standalone(tmp_path, architecture, plan, take_all(dict(new_model(architecture, 0).named_parameters()), architecture.layout, plan))
+    save_standalone(
+        tmp_path, architecture, plan, take_all(dict(new_model(architecture, 0).named_parameters()), architecture.layout, plan)
+    )
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=told):

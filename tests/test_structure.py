@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
 FLOORS = [
-    "errors flags files temporary ending axes layout strict running settings config seeding cache examples metrics correlation tally plain phases drawing",
+    "errors standalone_config flags files temporary ending axes layout strict running settings config seeding cache examples metrics correlation tally plain phases drawing",
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures freezing gradients devices partition objectives sources availability",
     "stacked encoding units observing calibration salience rotation norms costs device_costs",
-    "extraction messages own kinds foundation",
+    "extraction messages own kinds foundation standalone registration",
     "data strategies training stacking workshop client aggregate clock server_optimizers",
     "state",
     "ranking server work schedule stopping gpu worker",
@@ -23,7 +23,7 @@ FLOORS = [
     "ledger evaluation curve start public resuming loop telemetry simulation",
     "share_picture profile_picture unit_picture pictures standings report comparison_picture page several comparison study_settings search space trial trial_tasks study_picture study_report study benchmarks benchmarks.extraction benchmarks.crew benchmarks.bare_ray benchmarks.memory benchmarks.synthetic "
     "benchmarks.measure benchmarks.plain_loop benchmarks.rounds benchmarks.nothing benchmarks.training benchmarks.subnetworks "
-    "benchmarks.scale benchmarks.gpu benchmarks.starting benchmarks.suite described prediction references measuring fleet_plans fleet_cluster fleet places submit commands cli",
+    "benchmarks.scale benchmarks.gpu benchmarks.starting benchmarks.suite described prediction references measuring fleet_plans fleet_cluster fleet places submit trained inference exports model_card deployment deploy_picture deploy commands cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 

@@ -1,0 +1,285 @@
+"""Deploying: what comes out is what the run measured, in every form, for any budget; mistakes are one line."""
+
+import json
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CASES, TINY, architecture_case, tiny_experiment
+from hostile import FULL
+from plans import random_cut
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from raffm_ray.architectures import architecture_of, build, new_model, parse_config
+from raffm_ray.axes import Plan
+from raffm_ray.cli import main
+from raffm_ray.costs import costs_of
+from raffm_ray.deploy import deploy, parse_budget, parse_sizes, plan_for
+from raffm_ray.deployment import Forms, answers_of, write_model
+from raffm_ray.errors import UserError
+from raffm_ray.exports import export_onnx, largest_difference, onnx_answer
+from raffm_ray.inference import latencies, metric_of, torch_answer
+from raffm_ray.layout import take_all
+from raffm_ray.simulation import simulate
+from raffm_ray.trained import Trained, find, of_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deploy") / "run"
+    simulate(tiny_experiment(strategy={"own": ["norms"]}), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(run: Path) -> Trained:
+    return of_run(run)
+
+
+def test_every_class_gets_what_the_run_measured(run: Path, trained: Trained, tmp_path: Path) -> None:
+    tiers = json.loads((run / "summary.json").read_text())["tiers"]
+    for name, tier in tiers.items():
+        told = deploy(run, tmp_path / name, device=name)
+        assert told["params"] == tier["params"]
+        assert told["forms"]["torch"]["metric"] == tier["metric"]
+    assert len({tier["params"] for tier in tiers.values()}) > 2
+
+
+def test_control_without_its_own_norms_a_class_is_not_what_was_measured(run: Path, trained: Trained) -> None:
+    own = {key.split("/")[0] for key in _own(run)}
+    assert own
+    plan = plan_for(trained, {}, sorted(own)[0])
+    architecture = trained.prepared.setup.architecture
+    bare = Trained(trained.prepared, _without_copies(trained), trained.origin)
+    with_own, without = (torch.cat([values.flatten() for values in one.cut(plan).values()]) for one in (trained, bare))
+    assert with_own.shape == without.shape
+    assert not torch.equal(with_own, without)
+    assert architecture.layout.norms
+
+
+def _own(run: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(run / "checkpoints" / "final" / "own.safetensors", "pt") as file:
+        return list(file.keys())
+
+
+def _without_copies(trained: Trained) -> Any:
+    from dataclasses import replace
+
+    setup = trained.prepared.setup
+    size = sum(int(np.prod(shape)) for shape in setup.architecture.shapes.values())
+    model = trained.state.parameters[:size]
+    extra = trained.state.parameters[size:]
+    own = torch.cat([model[_places(trained)]] * (len(setup.budgets) - 1))
+    assert own.shape == extra.shape
+    return replace(trained.state, parameters=torch.cat([model, own]))
+
+
+def _places(trained: Trained) -> torch.Tensor:
+    setup, start, places = trained.prepared.setup, 0, []
+    by_name = {}
+    for name, shape in setup.architecture.shapes.items():
+        size = int(np.prod(shape))
+        by_name[name] = torch.arange(start, start + size)
+        start += size
+    places = [by_name[name] for name in setup.owned]
+    return torch.cat(places)
+
+
+def test_forms_agree_and_the_card_says_what_was_measured(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    told = deploy(run, tmp_path / "half", {"params": 0.6}, forms=Forms(onnx=True, int8=True, torch_export=True))
+    forms = told["forms"]
+    assert set(forms) == {"torch", "onnx", "int8"}
+    assert forms["onnx"]["metric"] == forms["torch"]["metric"]
+    assert forms["onnx"]["difference"] < 1e-5
+    assert forms["int8"]["bytes"] < forms["onnx"]["bytes"]
+    text = (tmp_path / "half" / "README.md").read_text()
+    assert f"{told['params']:,} parameters" in text
+    assert "import raffm_ray" in text
+    assert json.loads((tmp_path / "half" / "deployed.json").read_text()) == told
+    loaded = torch.export.load(tmp_path / "half" / "model.pt2").module()
+    assert loaded(torch.zeros(5, 1, 8, 8))[0].shape == (5, 10)
+
+
+EXPORTED = [("vit", "image_classification"), ("bert", "sequence_classification"), ("gpt2", "causal_language_modelling")]
+
+
+@pytest.mark.parametrize(("name", "head"), CASES if FULL else EXPORTED)
+def test_exports_answer_as_torch_for_any_length_and_number(name: str, head: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    architecture = architecture_case(name, head)
+    plan = random_cut(architecture.layout, np.random.default_rng(2), ("groups", "heads", "qk", "vo", "ffn"))
+    cut = take_all({key: one.detach() for key, one in new_model(architecture, 0).named_parameters()}, architecture.layout, plan)
+    model = build(architecture, {key: one.clone() for key, one in cut.items()}, plan).eval()
+
+    def inputs(examples: int, length: int) -> dict[str, torch.Tensor]:
+        rng = torch.Generator().manual_seed(length)
+        if head == "image_classification":
+            return {"pixel_values": torch.randn(examples, 1, 8, 8, generator=rng)}
+        mask = (torch.arange(length) < torch.randint(2, length + 1, (examples, 1), generator=rng)).long()
+        mask[0] = 1
+        words = torch.where(mask.bool(), torch.randint(4, 50, (examples, length), generator=rng), 1)
+        given = {"input_ids": words, "attention_mask": mask}
+        return given | ({"decoder_input_ids": words[:, :3]} if head == "sequence_to_sequence" else {})
+
+    export_onnx(model, inputs(2, 6), head, tmp_path / "model.onnx")
+    session = onnx_answer(tmp_path / "model.onnx", head)
+    for given in (inputs(3, 9), inputs(1, 4)):
+        assert largest_difference(torch_answer(model), session, given, head) < 1e-4
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    assert largest_difference(torch_answer(model), session, inputs(3, 9), head) > 1e-4  # the control
+
+
+def test_budgets_of_every_kind_bind(trained: Trained) -> None:
+    architecture = trained.prepared.setup.architecture
+    full = costs_of(architecture, Plan())
+    for kind in ("params", "layer_params", "bytes", "macs", "inference_bytes"):
+        costs = costs_of(architecture, plan_for(trained, {kind: 0.7}))
+        assert 0.45 * getattr(full, kind) < getattr(costs, kind) <= 0.7 * getattr(full, kind), kind
+    both = costs_of(architecture, plan_for(trained, {"params": 0.7, "macs": 0.5}))
+    assert both.macs <= 0.5 * full.macs
+
+
+def test_a_latency_is_searched_with_real_timings(trained: Trained) -> None:
+    assert plan_for(trained, {"latency_ms": 1e4}) == Plan()
+    with pytest.raises(UserError, match="latency_ms"):
+        plan_for(trained, {"latency_ms": 1e-6})
+
+
+def test_tuning_is_off_unless_asked_for_and_reported_apart(trained: Trained, tmp_path: Path) -> None:
+    plan = plan_for(trained, {"params": 0.6})
+    told = []
+    for steps in (0, 20):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        told.append(write_model(trained, plan, folder, Forms(tune=steps)))
+    assert "before_tuning" not in told[0]
+    assert told[1]["before_tuning"] == told[0]["forms"]["torch"]["metric"]
+    assert (tmp_path / "0" / "model.safetensors").read_bytes() != (tmp_path / "20" / "model.safetensors").read_bytes()
+
+
+def test_the_full_model_is_a_plain_checkpoint_that_is_deployed_again(run: Path, tmp_path: Path) -> None:
+    told = deploy(run, tmp_path / "full", {"params": 1.0})
+    assert told["plain"] is (json.loads((tmp_path / "full" / "config.json").read_text())["model_type"] == "vit")
+    assert told["plain"]
+    again = deploy(tmp_path / "full", tmp_path / "again", {"params": 0.6}, flags=["--extraction.steps", "{ffn: 4, qk: 2, vo: 2}"])
+    assert again["params_fraction"] <= 0.6
+
+
+class _Live(TorchDispatchMode):
+    """Bytes of tensors made inside it that are there at once, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known = weakref.WeakSet[Any]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for one in tree_leaves(result):
+            if isinstance(one, torch.Tensor) and one.untyped_storage() not in self.known:
+                storage = one.untyped_storage()
+                self.known.add(storage)
+                size = storage.nbytes()
+                self.now += size
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, size)
+        return result
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+def test_times_are_taken_in_turns() -> None:
+    calls: list[str] = []
+    found = latencies({name: lambda _, name=name: calls.append(name) for name in "ab"}, {}, 0.0)
+    assert calls[:4] == ["a", "b", "a", "b"]
+    assert all(0 <= median <= late for median, late in found.values())
+
+
+def test_the_metric_is_that_of_all_examples_whatever_the_batch(trained: Trained) -> None:
+    task, architecture = trained.prepared.task, trained.prepared.setup.architecture
+    answer = torch_answer(build(architecture, trained.cut(Plan()), Plan()).eval())
+    assert metric_of(answer, task, 7) == metric_of(answer, task, 1000)
+    assert set(answers_of.__annotations__) == {"folder", "head", "return"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--budget", "parms=0.5"], "did you mean 'params'"),
+        (["--budget", "params"], "KIND=VALUE"),
+        (["--budget", "params=-1"], "positive number"),
+        (["--budget", "params=0.001"], "below the smallest subnetwork"),
+        (["--device", "raspbery_pi_4"], "did you mean 'raspberry_pi_4'"),
+        (["--sizes", "0.5,0.5"], "each once"),
+        (["--sizes", "1.5"], "up to 1"),
+        (["--sizes", "0.5", "--budget", "params=0.5"], "by itself"),
+        (["--tune", "many", "--sizes", "0.5"], "whole number"),
+        (["--rounds", "3", "--sizes", "0.5"], "deployed as it is"),
+        ([], "how small"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    run: Path, words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["deploy", str(run), *words, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert told in error[-1], error
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_and_foreign_folders_are_one_line(run: Path, tmp_path: Path) -> None:
+    from shutil import copytree
+
+    with pytest.raises(UserError, match="no such folder"):
+        find(str(tmp_path / "nothing"), [])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty"):
+        find(str(tmp_path / "empty"), [])
+    for number, name in enumerate(("model.safetensors", "salience.safetensors", "own.safetensors")):
+        folder = tmp_path / str(number)
+        copytree(run, folder)
+        path = folder / "checkpoints" / "final" / name
+        path.write_bytes(path.read_bytes()[:-50])
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            of_run(folder)
+    (folder / "summary.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        of_run(folder)
+
+
+def test_words_of_the_command_are_read() -> None:
+    assert parse_budget("latency_ms=20") == ("latency_ms", 20.0)
+    assert parse_sizes("1,0.5") == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("vit", "image_classification"), ("bert", "sequence_classification"), ("llama", "causal_language_modelling")],
+)
+def test_memory_while_answering_is_near_what_is_measured(name: str, head: str) -> None:
+
+    config = parse_config(
+        {**TINY[name], "hidden_size": 96, "intermediate_size": 384, "num_attention_heads": 4, "num_hidden_layers": 2}
+        | ({"head_dim": 24} if name == "llama" else {})
+        | ({"max_position_embeddings": 128} if name != "vit" else {"image_size": 32})
+    )
+    architecture = architecture_of(config, head, 64)
+    model = new_model(architecture, 0).eval()
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
+    example = {"pixel_values": torch.zeros(1, 1, 32, 32)} if name == "vit" else {"input_ids": torch.full((1, 64), 5)}
+    with torch.inference_mode(), _Live() as live:
+        model(**example)
+    costs = costs_of(architecture, Plan())
+    estimated = costs.inference_bytes - costs.bytes
+    assert 0.6 < estimated / live.most < 1.6, (estimated, live.most)
