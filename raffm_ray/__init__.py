@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from raffm_ray.comparison import compare
     from raffm_ray.config import load, parse
-    from raffm_ray.deploy import deploy
+    from raffm_ray.deploying import deploy
     from raffm_ray.errors import UserError
     from raffm_ray.report import write_report
     from raffm_ray.settings import Experiment
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from raffm_ray.study_settings import Study, load_study
 
 _HOMES = {
-    "Experiment": "settings", "Study": "study_settings", "UserError": "errors", "compare": "comparison", "deploy": "deploy", "load": "config",
+    "Experiment": "settings", "Study": "study_settings", "UserError": "errors", "compare": "comparison", "deploy": "deploying", "load": "config",
     "load_study": "study_settings", "parse": "config", "resume": "simulation", "run_study": "study", "simulate": "simulation",
     "write_comparison": "several", "write_report": "report",
 }  # fmt: skip

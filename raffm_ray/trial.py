@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raffm_ray.errors import BadUpdateError, ClientError, UserError, WorkerLostError
+from raffm_ray.files import LOCK, in_turn
 from raffm_ray.loop import ignore
 from raffm_ray.metrics import worst
 from raffm_ray.record import RoundRow
@@ -59,6 +60,9 @@ def run_trial(work: Work, report: Report) -> Outcome:
         folder = work.folder / f"seed-{experiment.seed}"
         watch = on_round if position == 0 else ignore
         try:
+            if folder.is_dir():
+                with in_turn(folder / LOCK):  # a trial of before an interruption may not have let go of it yet
+                    pass
             begun = (folder / "config.yaml").is_file()
             summary = resume(folder, on_round=watch) if begun else simulate(experiment, folder, on_round=watch)
         except _PrunedError:

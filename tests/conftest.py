@@ -199,7 +199,11 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-STARTS_PROCESSES = re.compile(r"four_cores|import ray\b|subprocess|Popen|\bnodes\b|nbmake")
+STARTS_PROCESSES = re.compile(r"four_cores|import ray\b|subprocess|Popen|\bnodes\b")
+ALONE_EVEN_SO = {
+    f"test_{name}.py" for name in ("api", "cluster_files", "documentation", "notebooks", "pages", "standalone", "structure")
+}
+"""Files whose processes are short and start no Ray."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -207,12 +211,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--half`, leaves the tests of one half: notebooks and files that start processes, or all other files."""
+    """With `--half`, leaves the tests of one half: files that start processes which others might stumble over, or all other files."""
     half = config.getoption("--half")
     if half is None:
         return
     files = {item.path for item in items}
-    starting = {path for path in files if path.suffix == ".ipynb" or STARTS_PROCESSES.search(path.read_text(encoding="utf-8"))}
+    texts = {path: path.read_text(encoding="utf-8") for path in files if path.suffix == ".py" and path.name not in ALONE_EVEN_SO}
+    starting = {path for path, text in texts.items() if STARTS_PROCESSES.search(text)}
     chosen = [item for item in items if (item.path in starting) == (half == "processes")]
     config.hook.pytest_deselected(items=[item for item in items if (item.path in starting) != (half == "processes")])
     items[:] = chosen

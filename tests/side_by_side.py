@@ -3,17 +3,23 @@
 import os
 import subprocess
 import sys
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
+
+
+def _command(half: str, place: str) -> list[str]:
+    """Both keep what they remember and write in places of their own: pytest removes the folders of all but its last few runs."""
+    own = ["-o", f"cache_dir=.pytest_cache/{half}", "--basetemp", f"{place}/{half}"]
+    return [sys.executable, "-m", "pytest", "--half", half, *own, *sys.argv[1:]]
 
 
 def main() -> int:
     """Runs both halves; shows the one as it goes and the other at its end; returns 0 where both passed."""
-    command = [sys.executable, "-m", "pytest", "-o", "cache_dir=.pytest_cache/{half}", "--half", "{half}", *sys.argv[1:]]
-    first, second = ([word.format(half=half) for word in command] for half in ("alone", "processes"))
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with TemporaryFile("w+") as kept, subprocess.Popen(first, stdout=kept, stderr=subprocess.STDOUT, env=one_thread) as beside:
-        codes = [subprocess.run(second, check=False).returncode]
-        codes.append(beside.wait())
+    with TemporaryDirectory(prefix="raffm-tests-") as place, TemporaryFile("w+") as kept:
+        first, second = (_command(half, place) for half in ("alone", "processes"))
+        with subprocess.Popen(first, stdout=kept, stderr=subprocess.STDOUT, env=one_thread) as beside:
+            codes = [subprocess.run(second, check=False).returncode]
+            codes.append(beside.wait())
         kept.seek(0)
         print(kept.read())
     # 5: nothing of what was asked for is in that half.

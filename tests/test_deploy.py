@@ -18,7 +18,7 @@ from raffm_ray.architectures import architecture_of, build, new_model, parse_con
 from raffm_ray.axes import Plan
 from raffm_ray.cli import main
 from raffm_ray.costs import costs_of
-from raffm_ray.deploy import deploy, parse_budget, parse_sizes, plan_for
+from raffm_ray.deploying import deploy, parse_budget, parse_sizes, plan_for
 from raffm_ray.deployment import Forms, answers_of, write_model
 from raffm_ray.errors import UserError
 from raffm_ray.exports import export_onnx, largest_difference, onnx_answer

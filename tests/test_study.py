@@ -397,7 +397,8 @@ def test_ctrl_c_ends_all_trials_and_the_study_goes_on_with_them(tmp_path, four_c
         time.sleep(0.1)
     monkeypatch.setattr(studies._Driver, "report", report)
     again = run_study(study.model_copy(update={"parallel": 1}), base, tmp_path / "out")["trials"]
-    assert {row["folder"]: row["state"] for row in again} == {"trials/0000": "complete", "trials/0001": "complete"}
+    told = {row["folder"]: (row["state"], row["reason"]) for row in again}
+    assert told == {"trials/0000": ("complete", ""), "trials/0001": ("complete", "")}
     assert all(len(read_rounds(tmp_path / "out" / row["folder"] / "seed-0")) == 7 for row in again)
 
 
