@@ -22,7 +22,7 @@ USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation mod
   raffm-ray study STUDY.yaml|DIR [--key.path value ...] [--out DIR]   a search for the best settings, or on with the one in DIR
   raffm-ray shares CONFIG.yaml [--key.path value ...] [--out FILE.png]   a picture and a table of who owns which data; no training
   raffm-ray report DIR|URL [DIR|URL ...] [--out DIR]             pictures and one HTML page of a finished run, or of several side by side
-  raffm-ray deploy DIR --budget KIND=VALUE|--device NAME|--sizes 0.75,0.5 [--onnx] [--int8] [--out DIR]
+  raffm-ray deploy DIR --budget KIND=VALUE|--device NAME|--sizes 0.75,0.5 [--onnx] [--int8] [--elastic] [--out DIR]
                                                                  a finished run's model, or a checkpoint's, in the size that fits
   raffm-ray deploy compare DIR [--sizes 1,0.5] [--out DIR]       metric, bytes, MACs, memory and time of every size in three forms
   raffm-ray bench [CASE ...] [--quick] [--out DIR]               how fast it is, beside limits measured in the same run; --help: the cases

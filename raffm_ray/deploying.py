@@ -10,7 +10,8 @@ from rich.table import Table
 
 from raffm_ray.axes import Plan
 from raffm_ray.costs import Budget, budget_from, costs_of
-from raffm_ray.deployment import Forms, answers_of, within_latency, write_card, write_model
+from raffm_ray.deployment import Forms, answers_of, save_inputs, within_latency, write_card, write_model
+from raffm_ray.elastic import DESCRIBED, FILE, check_supernet, write_supernet
 from raffm_ray.errors import UserError, look_up
 from raffm_ray.exports import check_onnx
 from raffm_ray.files import whole_folder
@@ -88,6 +89,11 @@ def write_models(
             )
             (place / name).mkdir(exist_ok=True)
             told[name] = write_model(trained, plan, place / name, forms)
+        if forms.elastic:
+            write_supernet(trained, place)
+            save_inputs(trained, place)
+        if not told:
+            return told
         console.print("taking times", highlight=False)
         answers = {(name, form): answer for name in told for form, answer in answers_of(place / name, task.head).items()}
         inputs = typical_inputs(task)
@@ -159,14 +165,16 @@ def command(words: Sequence[str], fresh: Any) -> int:
         kind, value = parse_budget(text)
         budgets[kind] = value
     device, sizes, out, steps = (take_flag(rest, name) for name in ("--device", "--sizes", "--out", "--tune"))
-    onnx, int8, exported = (_take_switch(rest, name) for name in ("--onnx", "--int8", "--torch-export"))
-    forms = Forms(onnx or comparing, int8 or comparing, exported, _steps(steps))
+    onnx, int8, exported, elastic = (_take_switch(rest, name) for name in ("--onnx", "--int8", "--torch-export", "--elastic"))
+    forms = Forms(onnx or comparing, int8 or comparing, exported, _steps(steps), elastic)
     if comparing:
         sizes = sizes or SIZES
     if forms.onnx or forms.int8:
         check_onnx()
-    if not (budgets or device or sizes):
-        raise UserError("deploy: how small? --budget KIND=VALUE, --device NAME or --sizes 0.75,0.5")
+    if not (budgets or device or sizes or elastic):
+        raise UserError(
+            "deploy: how small? --budget KIND=VALUE, --device NAME, --sizes 0.75,0.5, or --elastic for all in one file"
+        )
     if sizes and (budgets or device):
         raise UserError("--sizes: says how small by itself; leave out --budget and --device")
     asked = parse_sizes(sizes) if sizes else []
@@ -175,13 +183,18 @@ def command(words: Sequence[str], fresh: Any) -> int:
     console = Console(stderr=True)
     with console.status(f"reading {source}"):
         trained = find(source, rest)
-    plans = (
-        {f"size-{size:g}": plan_for(trained, {"layer_params": size}) for size in asked}
-        if asked
-        else {"": plan_for(trained, budgets, device)}
-    )
+    if elastic:
+        check_supernet(trained)
+    plans = {f"size-{size:g}": plan_for(trained, {"layer_params": size}) for size in asked}
+    if budgets or device:
+        plans = {"": plan_for(trained, budgets, device)}
     told = write_models(trained, plans, folder, forms, console)
-    standard_output().print(table_of(told))
+    if told:
+        standard_output().print(table_of(told))
+    if elastic:
+        print(
+            f"all sizes: {folder / FILE} and {folder / DESCRIBED}: raffm_ray.open_supernet({str(folder)!r}).read({{'params': 0.5}})"
+        )
     if comparing:
         from raffm_ray.deploy_picture import write_picture
 

@@ -32,12 +32,14 @@ GRID = 64
 
 @dataclass(frozen=True)
 class Forms:
-    """What is written beside the weights. `tune`: steps of training on the public part before that, none by default."""
+    """What is written beside the weights. `tune`: steps of training on the public part before that, none by default; `elastic`: one file of
+    all sizes (elastic.py)."""
 
     onnx: bool = False
     int8: bool = False
     torch_export: bool = False
     tune: int = 0
+    elastic: bool = False
 
 
 def within_latency(trained: Trained, limit_ms: float) -> Plan:
@@ -111,7 +113,7 @@ def write_model(trained: Trained, plan: Plan, folder: Path, forms: Forms) -> dic
         told["tuning_steps"] = forms.tune
         tensors = tuned(trained, plan, tensors, forms.tune)
     save_standalone(folder, architecture, plan, tensors)
-    _save_inputs(trained, folder)
+    save_inputs(trained, folder)
     shown = {name: values for name, values in task.held_out.batch(slice(0, 2)).items() if name != "labels"}
     if forms.onnx or forms.int8:
         export_onnx(load_standalone(folder, task.head), shown, task.head, folder / "model.onnx")
@@ -145,7 +147,7 @@ def answers_of(folder: Path, head: str) -> dict[str, Answer]:
     return found
 
 
-def _save_inputs(trained: Trained, folder: Path) -> None:
+def save_inputs(trained: Trained, folder: Path) -> None:
     """What turns texts or images into the model's inputs."""
     words, pictures = trained.prepared.foundation.words, trained.prepared.foundation.pictures
     if words is not None:

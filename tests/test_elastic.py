@@ -1,0 +1,109 @@
+"""A sorted supernet: every prefix of its file is the subnetwork that is deployed for a budget, and nothing behind it is looked at."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import architecture_case, tiny_experiment
+
+from raffm_ray.architectures import build
+from raffm_ray.axes import Plan
+from raffm_ray.costs import Budget, costs_of
+from raffm_ray.elastic import FILE, entry_levels, levels_of, open_supernet, write_supernet
+from raffm_ray.errors import TooSmallError, UserError
+from raffm_ray.extraction import Cutting, plan_of, ranked_list
+from raffm_ray.salience import METRICS, rank
+from raffm_ray.seeding import generator
+from raffm_ray.simulation import simulate
+from raffm_ray.trained import Trained, of_run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("elastic") / "run"
+    simulate(tiny_experiment(), folder)
+    return of_run(folder)
+
+
+def test_every_prefix_is_what_is_deployed_to_the_bit(trained: Trained, tmp_path: Path) -> None:
+    architecture = trained.prepared.setup.architecture
+    write_supernet(trained, tmp_path)
+    supernet, full = open_supernet(tmp_path), costs_of(architecture, Plan())
+    assert trained.state.norms
+    for fraction in (0.4, 0.5, 0.7, 0.9, 1.0):
+        plan = trained.plan(Budget(params=fraction * full.params))
+        module, read = supernet.read({"params": fraction})
+        assert read == costs_of(architecture, plan).bytes
+        expected = build(architecture, trained.cut(plan), plan).state_dict()
+        assert all(torch.equal(values, expected[name]) for name, values in module.state_dict().items())
+
+
+def test_nothing_behind_the_prefix_is_looked_at(trained: Trained, tmp_path: Path) -> None:
+    path = write_supernet(trained, tmp_path)
+    supernet = open_supernet(tmp_path)
+    module, read = supernet.read({"params": 0.5})
+    before = {name: values.clone() for name, values in module.state_dict().items()}
+    whole = path.read_bytes()
+    total = costs_of(supernet.architecture, Plan()).bytes
+    start = len(whole) - total
+    for end, same in ((start + read, True), (start + read - 4, False)):
+        path.write_bytes(whole[:end] + b"\xff" * (len(whole) - end))
+        after = open_supernet(tmp_path).read({"params": 0.5})[0].state_dict()
+        assert all(torch.equal(values, before[name]) for name, values in after.items()) is same
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("bert", "question_answering"),
+        ("gpt2", "causal_language_modelling"),
+        ("llama", "sequence_classification"),
+        ("t5", "sequence_to_sequence"),
+    ],
+)
+def test_prefixes_are_nested_in_every_kind_of_family(name: str, head: str) -> None:
+    architecture = architecture_case(name, head)
+    layout, rng = architecture.layout, generator(0, "elastic")
+    scores = METRICS["random"].score(layout, {}, {}, rng)
+    cutting = Cutting({"groups": 1, "heads": 1, "qk": 2, "vo": 2, "ffn": 8, "residual": 4}, {})
+    units, orders = ranked_list(architecture, scores, cutting), rank(scores)
+    floors = {axis: cutting.floor(axis, layout) for axis in cutting.axes(layout)}
+    levels = entry_levels(architecture, levels_of(orders, floors, units), Plan())
+    for length in np.linspace(0, len(units), 7).astype(int):
+        plan = plan_of(floors | dict(units[:length]), orders, layout)
+        assert (levels <= length).sum() == costs_of(architecture, plan).params
+        inside = entry_levels(architecture, levels_of(orders, floors, units), plan)
+        assert inside.max() <= length
+        assert np.array_equal(np.sort(inside), np.sort(levels[levels <= length]))
+
+
+def test_what_has_no_list_or_is_damaged_is_one_line(trained: Trained, tmp_path: Path) -> None:
+    other = trained.prepared.setup.experiment.model_copy(
+        update={"extraction": trained.prepared.setup.experiment.extraction.model_copy(update={"kind": "common_rate"})}
+    )
+    prepared = replace(trained.prepared, setup=replace(trained.prepared.setup, experiment=other))
+    with pytest.raises(UserError, match="no ranked list"):
+        write_supernet(Trained(prepared, trained.state, ""), tmp_path)
+    with pytest.raises(UserError, match="no supernet"):
+        open_supernet(tmp_path)
+    path = write_supernet(trained, tmp_path)
+    with pytest.raises(TooSmallError):
+        open_supernet(tmp_path).read({"params": 0.01})
+    described = json.loads((tmp_path / "elastic.json").read_text())
+    for change, told in (
+        ({"units": [["0/ffn", 1000]]}, "0/ffn"),
+        ({"floors": {}}, "not of its model"),
+        ({"schema": 7}, "schema"),
+        ({"units": 3}, "no supernet"),
+    ):
+        (tmp_path / "elastic.json").write_text(json.dumps({**described, **change}))
+        with pytest.raises(UserError, match=told):
+            open_supernet(tmp_path)
+    (tmp_path / "elastic.json").write_text(json.dumps(described))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match="no supernet"):
+        open_supernet(tmp_path)
+    assert path.name == FILE
