@@ -105,14 +105,14 @@ def write_model(trained: Trained, plan: Plan, folder: Path, forms: Forms) -> dic
     told: dict[str, Any] = {
         "params": costs.params, "params_fraction": costs.params / full.params,
         "layer_fraction": costs.layer_params / max(1, full.layer_params), "macs": costs.macs, "inference_bytes": costs.inference_bytes,
-        "metric_name": task.metric, "widths": _widths(trained, plan), "plain": not kept_of(architecture, plan), "forms": {},
+        "metric_name": task.metric, "widths": _widths(trained, plan), "forms": {},
     }  # fmt: skip
     if forms.tune:
         before = build(architecture, {name: values.clone() for name, values in tensors.items()}, plan).eval()
         told["before_tuning"] = metric_of(torch_answer(before), task, experiment.evaluation.batch_size)
         told["tuning_steps"] = forms.tune
         tensors = tuned(trained, plan, tensors, forms.tune)
-    save_standalone(folder, architecture, plan, tensors)
+    told["plain"] = save_standalone(folder, architecture, plan, tensors)
     save_inputs(trained, folder)
     shown = {name: values for name, values in task.held_out.batch(slice(0, 2)).items() if name != "labels"}
     if forms.onnx or forms.int8:

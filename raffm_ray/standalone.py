@@ -24,6 +24,11 @@ from raffm_ray.axes import AxisError, Plan, check_plan, dim_axes, selected_shape
 from raffm_ray.errors import UserError, in_short
 from raffm_ray.layout import is_kept, selections
 from raffm_ray.standalone_config import MODEL_TYPE, OWN_FIELDS, Kept
+from raffm_ray.stock import stock_form
+
+
+OF_A_LOADER = ("model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures")
+"""Fields that change while a model is loaded, and describe no part of it."""
 
 
 def kept_of(architecture: Architecture, plan: Plan) -> Kept:
@@ -69,7 +74,7 @@ def config_class_of(fields: Mapping[str, Any]) -> type[PretrainedConfig]:
 
 def full_architecture(config: PretrainedConfig, head: str | None = None) -> Architecture:
     """The full model that a deployed subnetwork is of. Raises UserError where its family has no such head."""
-    fields = {name: value for name, value in config.to_dict().items() if name not in (*OWN_FIELDS, "model_type")}
+    fields = {name: value for name, value in config.to_dict().items() if name not in (*OWN_FIELDS, *OF_A_LOADER)}
     return _full_architecture(json.dumps(fields, sort_keys=True, default=str), config.base_model_type, head or config.head)
 
 
@@ -147,14 +152,15 @@ def _tie(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
     model.get_submodule(owner)._parameters[attribute] = parameter
 
 
-def save_standalone(folder: Path, architecture: Architecture, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
-    """Writes `config.json` and `model.safetensors` of a plan's subnetwork; where nothing is cut, they are a plain checkpoint. `tensors`: its
-    parameters, by name."""
-    config = standalone_config(architecture, plan) if kept_of(architecture, plan) else architecture.config
+def save_standalone(folder: Path, architecture: Architecture, plan: Plan, tensors: Mapping[str, Tensor]) -> bool:
+    """Writes `config.json` and `model.safetensors` of a plan's subnetwork; returns whether they are a plain checkpoint, as where nothing is cut.
+    `tensors`: its parameters, by name."""
+    stock = stock_form(architecture, plan)
+    config = standalone_config(architecture, plan) if stock is None else stock.architecture.config
     config.save_pretrained(folder)
-    save_file(
-        {name: values.detach().contiguous() for name, values in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
+    named = {name if stock is None else stock.names[name]: values.detach().contiguous() for name, values in tensors.items()}
+    save_file(named, folder / "model.safetensors", {"format": "pt"})
+    return stock is not None
 
 
 def load_standalone(folder: Path, head: str) -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from conftest import architecture_case, outputs
 from plans import random_cut
 
-from raffm_ray.architectures import Architecture, build, new_model
+from raffm_ray.architectures import HEADS, Architecture, build, new_model
 from raffm_ray.axes import Plan
 from raffm_ray.errors import UserError
 from raffm_ray.layout import take_all
@@ -125,3 +125,23 @@ def test_a_foreign_configuration_is_refused_in_one_line(change: dict[str, object
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no model"):
         load_standalone(tmp_path, "sequence_classification")
+
+
+def test_what_the_stock_configuration_can_say_is_a_plain_checkpoint(
+    architecture: Architecture, model: torch.nn.Module, inputs: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    layout, rng = architecture.layout, np.random.default_rng(0)
+    narrow = {name: rng.permutation(axis.size)[:24] for name, axis in layout.axes.items() if name.endswith("/ffn")}
+    fewer = {name: np.array([0, *range(2, layout.axes[name].size)]) for name in layout.layer_axes}
+    for number, (kept, plain) in enumerate(((narrow, True), (fewer, True), (narrow | {"0/ffn": np.arange(8)}, False))):
+        if not kept or ("0/ffn" not in layout.axes and not plain):
+            continue
+        plan = Plan(kept)
+        cut = take_all({name: values.detach() for name, values in model.named_parameters()}, layout, plan)
+        expected = outputs(build(architecture, {name: values.clone() for name, values in cut.items()}, plan).eval(), inputs)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert save_standalone(folder, architecture, plan, cut) is plain
+        assert (json.loads((folder / "config.json").read_text())["model_type"] == architecture.config.model_type) is plain
+        loaded = HEADS[architecture.head].from_pretrained(folder).eval()
+        torch.testing.assert_close(outputs(loaded, inputs), expected, rtol=0, atol=1e-5)

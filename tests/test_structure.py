@@ -14,7 +14,7 @@ FLOORS = [
     "dims nesting architectures.attention architectures.saved architectures.modules architectures.vit architectures.decoder architectures.encoder architectures.gpt2 "
     "architectures.rope architectures.t5 architectures freezing gradients devices partition objectives sources availability",
     "stacked encoding units observing calibration salience rotation norms costs device_costs",
-    "extraction messages own kinds foundation standalone registration",
+    "extraction messages own kinds foundation stock standalone registration",
     "data strategies training stacking workshop client aggregate clock server_optimizers",
     "state",
     "ranking server work schedule stopping gpu worker",

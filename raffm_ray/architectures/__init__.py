@@ -40,35 +40,39 @@ class Family:
 
     `layout(config, head)`: axes and dims of the model with that task head. `positions(config, tokens, targets)`: how many
     positions an example has of each kind that `Parameter.matmul` names; `tokens` is the length of a text, `targets` of the one that
-    is written. `saved(config)`: what autograd keeps of it. `heads`: the task heads that are described. `fit`: adapts a built
-    attention module to a plan.
+    is written. `saved(config)`: what autograd keeps of it. `heads`: the task heads that are described. `stock`: a kind of axis, the same in
+    every layer, or an axis of layers -> the field of the configuration that says how long it is, where that is all it says. `fit`: adapts a
+    built attention module to a plan.
     """
 
     layout: Callable[[PretrainedConfig, str], Layout]
     positions: Callable[[PretrainedConfig, int | None, int | None], Mapping[str, int]]
     saved: Callable[[PretrainedConfig], Saved]
     heads: tuple[str, ...]
+    stock: Mapping[str, str]
     fit: Fit = fit_attention
 
 
-_VISION = Family(vit.layout, vit.positions, vit.saved, ("image_classification",))
+_USUAL = {"ffn": "intermediate_size", "layers": "num_hidden_layers"}
+_VISION = Family(vit.layout, vit.positions, vit.saved, ("image_classification",), _USUAL)
 _TEXT = Family(
-    encoder.layout, encoder.positions, encoder.saved, ("sequence_classification", "question_answering"),
-    fit=partial(fit_attention, size="attention_head_size"),
+    encoder.layout, encoder.positions, encoder.saved, ("sequence_classification", "question_answering"), _USUAL,
+    partial(fit_attention, size="attention_head_size"),
 )  # fmt: skip
-_ROPE = Family(rope.layout, decoder.positions, rope.saved, decoder.HEADS, fit=rope.fit)
+_ROPE = Family(rope.layout, decoder.positions, rope.saved, decoder.HEADS, _USUAL, rope.fit)
+_T5 = {"ffn": "d_ff", "encoder/layers": "num_layers", "decoder/layers": "num_decoder_layers"}
 FAMILIES: dict[str, Family] = {
     "vit": _VISION,
     "deit": _VISION,
     "bert": _TEXT,
     "roberta": _TEXT,
-    "distilbert": _TEXT,
-    "gpt2": Family(gpt2.layout, decoder.positions, gpt2.saved, decoder.HEADS, fit=gpt2.fit),
+    "distilbert": replace(_TEXT, stock={"ffn": "hidden_dim", "layers": "n_layers"}),
+    "gpt2": Family(gpt2.layout, decoder.positions, gpt2.saved, decoder.HEADS, {"ffn": "n_inner", "layers": "n_layer"}, gpt2.fit),
     "llama": _ROPE,
     "qwen2": _ROPE,
     "qwen3": _ROPE,
     "mistral": _ROPE,
-    "t5": Family(t5.layout, t5.positions, t5.saved, ("sequence_to_sequence",), fit=t5.fit),
+    "t5": Family(t5.layout, t5.positions, t5.saved, ("sequence_to_sequence",), _T5, t5.fit),
 }
 
 HEADS: dict[str, Any] = {
