@@ -26,7 +26,6 @@ from raffm_ray.layout import is_kept, selections
 from raffm_ray.standalone_config import MODEL_TYPE, OWN_FIELDS, Kept
 from raffm_ray.stock import stock_form
 
-
 OF_A_LOADER = ("model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures")
 """Fields that change while a model is loaded, and describe no part of it."""
 
