@@ -6,7 +6,7 @@ from typing import Any
 
 from raffm_ray.drawing import plt
 from raffm_ray.metrics import scaled, shown, unit
-from raffm_ray.model_card import NAMES
+from raffm_ray.model_card import NAMES, at_once
 
 MARKS = {"torch": ("o", "#1f77b4"), "onnx": ("s", "#2ca02c"), "int8": ("^", "#d62728")}
 
@@ -38,7 +38,7 @@ def write_picture(told: Mapping[str, Mapping[str, Any]], origin: str, folder: Pa
                 )
     axes[0].set(xlabel="parameters in layers that are kept (%)", ylabel=label, title="size")
     axes[1].set(xlabel="file (MB)", title="bytes on disk")
-    axes[2].set(xlabel="median of an answer (ms, one example, one thread)", title="time")
+    axes[2].set(xlabel=f"median of an answer (ms, {at_once(ordered[0][1])}, one thread)", title="time")
     for one in axes:
         one.grid(alpha=0.3)
         one.margins(y=0.15)
@@ -56,5 +56,5 @@ def write_picture(told: Mapping[str, Mapping[str, Any]], origin: str, folder: Pa
                 f"| {name} | {NAMES[form]} | {one['params']:,} | {shown(metric, values['metric'])} | {values['bytes']:,} | {one['macs']:,} | "
                 f"{one['inference_bytes']:,} | {values['median_ms']:.3g} | {values['p95_ms']:.3g} |"
             )
-    lines += ["", "Times are of one example of middling length, with one thread."]
+    lines += ["", f"Times are of {at_once(ordered[0][1])} of middling length, with one thread."]
     (folder / "compare.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

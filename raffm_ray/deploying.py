@@ -18,7 +18,7 @@ from raffm_ray.files import whole_folder
 from raffm_ray.flags import take_flag
 from raffm_ray.inference import latencies, typical_inputs
 from raffm_ray.metrics import shown
-from raffm_ray.model_card import NAMES
+from raffm_ray.model_card import NAMES, at_once
 from raffm_ray.record import check_output, write_json
 from raffm_ray.trained import Trained, find
 from raffm_ray.training import one_thread
@@ -54,8 +54,8 @@ def parse_sizes(text: str) -> list[float]:
     return sizes
 
 
-def plan_for(trained: Trained, budgets: Mapping[str, float], device: str | None = None) -> Plan:
-    """The subnetwork that all budgets, and a device, allow. Raises UserError for an unknown kind or device, TooSmallError for too little."""
+def plan_for(trained: Trained, budgets: Mapping[str, float], device: str | None = None, examples: int = 1) -> Plan:
+    """The subnetwork that all budgets, and a device, allow; `latency_ms` is that of so many `examples` at once. Raises UserError for an unknown kind or device, TooSmallError for too little."""
     setup = trained.prepared.setup
     limits = {kind: value for kind, value in budgets.items() if kind != LATENCY}
     budget = budget_from(limits, costs_of(setup.architecture, Plan()))
@@ -65,7 +65,7 @@ def plan_for(trained: Trained, budgets: Mapping[str, float], device: str | None 
         budget = budget.both(setup.budgets.get(device, Budget(memory_bytes=memory)))
     plan = trained.plan(budget)
     if LATENCY in budgets:
-        fast = within_latency(trained, budgets[LATENCY])
+        fast = within_latency(trained, budgets[LATENCY], examples)
         plan = min(plan, fast, key=lambda one: costs_of(setup.architecture, one).params)
     return plan
 
@@ -96,7 +96,7 @@ def write_models(
             return told
         console.print("taking times", highlight=False)
         answers = {(name, form): answer for name in told for form, answer in answers_of(place / name, task.head).items()}
-        inputs = typical_inputs(task)
+        inputs = typical_inputs(task, forms.examples)
         named = {f"{name}\n{form}": answer for (name, form), answer in answers.items()}
         for key, (median, late) in latencies(named, inputs).items():
             name, form = key.split("\n")
@@ -122,7 +122,7 @@ def deploy(
         check_onnx()
     check_output(Path(folder))
     trained = find(str(source), flags)
-    return write_models(trained, {"": plan_for(trained, budgets or {}, device)}, Path(folder), forms, console)[""]
+    return write_models(trained, {"": plan_for(trained, budgets or {}, device, forms.examples)}, Path(folder), forms, console)[""]
 
 
 def table_of(told: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -138,7 +138,7 @@ def table_of(told: Mapping[str, Mapping[str, Any]]) -> Table:
                 name, NAMES[form], f"{one['params']:,} ({100 * one['params_fraction']:.0f}%)", shown(metric, values["metric"]), f"{values['bytes']:,}",
                 f"{one['macs']:,}", f"{one['inference_bytes']:,}", f"{values['median_ms']:.3g}", f"{values['p95_ms']:.3g}",
             )  # fmt: skip
-    table.caption = "times of one example with one thread; * estimated"
+    table.caption = f"times of {at_once(next(iter(told.values())))} with one thread; * estimated"
     return table
 
 
@@ -164,9 +164,11 @@ def command(words: Sequence[str], fresh: Any) -> int:
     while (text := take_flag(rest, "--budget")) is not None:
         kind, value = parse_budget(text)
         budgets[kind] = value
-    device, sizes, out, steps = (take_flag(rest, name) for name in ("--device", "--sizes", "--out", "--tune"))
+    device, sizes, out, steps, many = (take_flag(rest, name) for name in ("--device", "--sizes", "--out", "--tune", "--examples"))
     onnx, int8, exported, elastic = (_take_switch(rest, name) for name in ("--onnx", "--int8", "--torch-export", "--elastic"))
-    forms = Forms(onnx or comparing, int8 or comparing, exported, _steps(steps), elastic)
+    forms = Forms(
+        onnx or comparing, int8 or comparing, exported, _whole("--tune", steps, 0), elastic, _whole("--examples", many, 1)
+    )
     if comparing:
         sizes = sizes or SIZES
     if forms.onnx or forms.int8:
@@ -187,7 +189,7 @@ def command(words: Sequence[str], fresh: Any) -> int:
         check_supernet(trained)
     plans = {f"size-{size:g}": plan_for(trained, {"layer_params": size}) for size in asked}
     if budgets or device:
-        plans = {"": plan_for(trained, budgets, device)}
+        plans = {"": plan_for(trained, budgets, device, forms.examples)}
     told = write_models(trained, plans, folder, forms, console)
     if told:
         standard_output().print(table_of(told))
@@ -204,9 +206,9 @@ def command(words: Sequence[str], fresh: Any) -> int:
     return 0
 
 
-def _steps(text: str | None) -> int:
+def _whole(flag: str, text: str | None, default: int) -> int:
     if text is None:
-        return 0
+        return default
     if not text.isdecimal() or not int(text):
-        raise UserError(f"--tune: expected a whole number of steps, got {text!r}")
+        raise UserError(f"{flag}: expected a whole number from 1, got {text!r}")
     return int(text)

@@ -33,20 +33,21 @@ GRID = 64
 @dataclass(frozen=True)
 class Forms:
     """What is written beside the weights. `tune`: steps of training on the public part before that, none by default; `elastic`: one file of
-    all sizes (elastic.py)."""
+    all sizes (elastic.py); `examples`: how many are answered at once where times are taken."""
 
     onnx: bool = False
     int8: bool = False
     torch_export: bool = False
     tune: int = 0
     elastic: bool = False
+    examples: int = 1
 
 
-def within_latency(trained: Trained, limit_ms: float) -> Plan:
-    """The largest subnetwork, of a grid over its parameters in layers, whose median answer to one example of middling length takes at
-    most `limit_ms` here, with one thread. Raises TooSmallError where not even the smallest is as fast."""
+def within_latency(trained: Trained, limit_ms: float, examples: int = 1) -> Plan:
+    """The largest subnetwork, of a grid over its parameters in layers, whose median answer to so many examples of middling length takes
+    at most `limit_ms` here, with one thread. Raises TooSmallError where not even the smallest is as fast."""
     architecture = trained.prepared.setup.architecture
-    full, inputs = costs_of(architecture, Plan()).layer_params, typical_inputs(trained.prepared.task)
+    full, inputs = costs_of(architecture, Plan()).layer_params, typical_inputs(trained.prepared.task, examples)
     plans: list[Plan] = []
     for step in range(1, GRID + 1):
         try:
@@ -106,6 +107,7 @@ def write_model(trained: Trained, plan: Plan, folder: Path, forms: Forms) -> dic
         "params": costs.params, "params_fraction": costs.params / full.params,
         "layer_fraction": costs.layer_params / max(1, full.layer_params), "macs": costs.macs, "inference_bytes": costs.inference_bytes,
         "metric_name": task.metric, "widths": _widths(trained, plan), "forms": {},
+        "timed_examples": forms.examples,
     }  # fmt: skip
     if forms.tune:
         before = build(architecture, {name: values.clone() for name, values in tensors.items()}, plan).eval()

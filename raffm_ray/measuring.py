@@ -25,6 +25,7 @@ from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.references import REFERENCES, Row, driver, fitted, others_busy, references
 from raffm_ray.settings import LocalSettings
 from raffm_ray.training import one_thread, train
+from raffm_ray.worker import keep_memory
 
 STEPS = 4
 """Training steps that are timed together."""
@@ -91,6 +92,7 @@ def measure(
     beside = (os.cpu_count() or 1) - 1 if others is None else others
     with one_thread(), torch.random.fork_rng(devices=[]):
         progress("training reference models")
+        keep_memory()
         with others_busy(beside):
             rates = fitted(list(references(rows, seconds, median_seconds)))
         progress("a driver's rounds")

@@ -10,6 +10,11 @@ from raffm_ray.metrics import shown, unit
 NAMES = {"torch": "PyTorch", "onnx": "onnxruntime", "int8": "onnxruntime, 8 bit integers"}
 
 
+def at_once(told: Mapping[str, Any]) -> str:
+    """How many examples were answered at once where times were taken."""
+    return "one example" if told["timed_examples"] == 1 else f"{told['timed_examples']} examples at once"
+
+
 def widths_table(architecture: Architecture, widths: Mapping[str, int]) -> list[str]:
     """Markdown lines: what every layer keeps of what it had, by kind of axis; empty where nothing is cut."""
     axes, counted = architecture.layout.axes, architecture.layout.layer_axes
@@ -57,7 +62,7 @@ def card(origin: str, architecture: Architecture, told: Mapping[str, Any]) -> st
         lines.append(f"| {NAMES[name]} | {form['file']} | {form['bytes']:,} | {shown(metric, form['metric'])} | {times} |")
     if "before_tuning" in told:
         lines += ["", f"Before tuning: {shown(metric, told['before_tuning'])}."]
-    lines += ["", "Times are of one example of middling length, with one thread, on the machine that made this folder.", ""]
+    lines += ["", f"Times are of {at_once(told)} of middling length, with one thread, on the machine that made this folder.", ""]
     if table := widths_table(architecture, told["widths"]):
         lines += ["## What it keeps", "", *table, ""]
     return "\n".join(lines)

@@ -31,6 +31,7 @@ from raffm_ray.prepare import Prepared
 from raffm_ray.record import RoundRow
 from raffm_ray.resuming import opened
 from raffm_ray.training import one_thread
+from raffm_ray.worker import keep_memory
 
 Row = tuple[dict[str, Any], str, int, tuple[float, ...], tuple[int, ...]]
 REFERENCES: tuple[Row, ...] = (
@@ -104,6 +105,7 @@ def fitted(measured: Sequence[tuple[BlockWork, float]]) -> Rates:
 def keep_busy() -> None:
     """Trains a reference model until this process is ended; says so once it is at it."""
     config, kind, batch_size, *_ = REFERENCES[-2]
+    keep_memory()
     prepared = prepared_reference(config, kind, batch_size, 1)
     runner, flat, local = prepared.runner(), starting_flat(prepared).numpy(), prepared.setup.experiment.local
     with one_thread():

@@ -14,7 +14,8 @@ from raffm_ray.axes import Plan
 from raffm_ray.calibration import rankable
 from raffm_ray.config import override, parse
 from raffm_ray.costs import Budget
-from raffm_ray.errors import UserError, in_short
+from raffm_ray.errors import UserError, in_short, near_miss
+from raffm_ray.foundation import PACKAGED
 from raffm_ray.layout import take_all
 from raffm_ray.messages import flatten, views
 from raffm_ray.norms import correct_norms, norm_factors
@@ -130,9 +131,10 @@ def of_checkpoint(place: str, flags: Sequence[str]) -> Trained:
 
 def find(source: str, flags: Sequence[str]) -> Trained:
     """A run's folder, or a checkpoint. Raises UserError as `of_run` and `of_checkpoint`."""
-    folder = Path(source)
-    if not folder.is_dir() and source.count("/") != 1 and "MiniLM" not in source:
-        raise UserError(f"{source}: no such folder")
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and source not in PACKAGED and (folder.parent.is_dir() or source.count("/") != 1):
+        beside = [str(one) for one in folder.parent.iterdir() if one.is_dir()] if folder.parent.is_dir() else []
+        raise UserError(f"{source}: no such folder{near_miss(str(folder), beside) if beside else ''}")
     if (folder / "config.yaml").is_file() or (folder / "rounds").is_dir():
         if flags:
             raise UserError(f"{flags[0]}: a run is deployed as it is; settings are for plain checkpoints")

@@ -11,6 +11,7 @@ import torch
 from conftest import CASES, TINY, architecture_case, tiny_experiment
 from hostile import FULL
 from plans import random_cut
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,6 +21,7 @@ from raffm_ray.cli import main
 from raffm_ray.costs import costs_of
 from raffm_ray.deploying import deploy, parse_budget, parse_sizes, plan_for
 from raffm_ray.deployment import Forms, answers_of, write_model
+from raffm_ray.elastic import open_supernet
 from raffm_ray.errors import UserError
 from raffm_ray.exports import export_onnx, largest_difference, onnx_answer
 from raffm_ray.inference import latencies, metric_of, torch_answer
@@ -223,7 +225,8 @@ def test_the_metric_is_that_of_all_examples_whatever_the_batch(trained: Trained)
         (["--sizes", "0.5,0.5"], "each once"),
         (["--sizes", "1.5"], "up to 1"),
         (["--sizes", "0.5", "--budget", "params=0.5"], "by itself"),
-        (["--tune", "many", "--sizes", "0.5"], "whole number"),
+        (["--tune", "many", "--sizes", "0.5"], "--tune: expected a whole number"),
+        (["--examples", "0", "--sizes", "0.5"], "--examples: expected a whole number"),
         (["--rounds", "3", "--sizes", "0.5"], "deployed as it is"),
         ([], "how small"),
     ],
@@ -237,11 +240,30 @@ def test_a_mistake_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_sizes_and_the_supernet_are_written_by_one_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = tmp_path / "plain"
+    simulate(tiny_experiment(), plain)
+    out = tmp_path / "out"
+    assert main(["deploy", str(plain), "--sizes", "1,0.6", "--elastic", "--examples", "3", "--out", str(out)]) == 0
+    told = json.loads((out / "sizes.json").read_text())
+    assert [one["timed_examples"] for one in told.values()] == [3, 3]
+    assert "times of 3 examples at once" in capsys.readouterr().out
+    assert "Times are of 3 examples at once" in (out / "size-0.6" / "README.md").read_text()
+    module, _ = open_supernet(out).read({"layer_params": 0.6})
+    stored = load_file(out / "size-0.6" / "model.safetensors")
+    assert all(torch.equal(values, stored[name]) for name, values in module.named_parameters())
+    assert main(["deploy", str(run), "--elastic", "--out", str(tmp_path / "own")]) == 2
+    assert "--elastic: sizes have parameters of their own" in capsys.readouterr().err
+    assert not (tmp_path / "own").exists()
+
+
 def test_damaged_and_foreign_folders_are_one_line(run: Path, tmp_path: Path) -> None:
     from shutil import copytree
 
     with pytest.raises(UserError, match="no such folder"):
         find(str(tmp_path / "nothing"), [])
+    with pytest.raises(UserError, match=f"no such folder .did you mean '{run}'"):
+        find(str(run.with_name("rn")), [])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty"):
         find(str(tmp_path / "empty"), [])
