@@ -195,7 +195,7 @@ def activation_floats(architecture: Architecture, plan: Plan) -> int:
     of every query head (padded to the larger of the two sizes when they differ, see architectures/attention.py; keys and values
     that heads share are repeated), a copy of the context and one log-sum-exp a head, `saved.scores` attention matrices, and
     `saved.qk` queries and unrepeated keys. The copy is only made where the sizes differ; it is always counted, so that more units never cost less. `saved.logits` copies of
-    the output at every position. Dropout, if the configuration has any, keeps masks that are not counted.
+    the output at every position. Dropout adds what architectures/saved.py says.
 
     Where parameters are frozen, what only their gradients need is not kept, nor anything before the first trained one.
     """

@@ -6,9 +6,7 @@ to do it is the time that passes, and what else a busy one does is left out (but
 
 import os
 import platform
-import time
 from collections.abc import Callable, Sequence
-from statistics import median
 
 import numpy as np
 import torch
@@ -22,7 +20,7 @@ from raffm_ray.freezing import for_training
 from raffm_ray.layout import take_all
 from raffm_ray.messages import views
 from raffm_ray.objectives import OBJECTIVES
-from raffm_ray.references import REFERENCES, Row, driver, fitted, others_busy, references
+from raffm_ray.references import REFERENCES, Row, driver, fitted, others_busy, references, seconds_in_turns
 from raffm_ray.settings import LocalSettings
 from raffm_ray.training import one_thread, train
 from raffm_ray.worker import keep_memory
@@ -33,18 +31,6 @@ LINK_BYTES_PER_SECOND, RADIO_WATTS, WATTS = 12.5e6, 1.0, 15.0
 """What is not measured: a link of 100 Mb/s each way, its interface's power, and the machine's, of the order of a laptop's core."""
 
 Progress = Callable[[str], None]
-
-
-def median_seconds(action: Callable[[], object], seconds: float, least: int = 3) -> float:
-    """The median CPU time of an action that is repeated for so long, at least so often, after one run that does not count."""
-    action()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < least or time.perf_counter() < end:
-        start = time.process_time()
-        action()
-        times.append(time.process_time() - start)
-    return median(times)
 
 
 def memory_bytes() -> tuple[int, int]:
@@ -66,7 +52,7 @@ def step_seconds(architecture: Architecture, parameters: torch.Tensor, plan: Pla
         train(module, objective, examples, share, timed, local.learning_rate, np.random.default_rng(0))
 
     with torch.random.fork_rng(devices=[]), one_thread():
-        return median_seconds(run, seconds) / STEPS
+        return seconds_in_turns([run], seconds)[0] / STEPS
 
 
 def processor() -> str:
@@ -94,7 +80,9 @@ def measure(
         progress("training reference models")
         keep_memory()
         with others_busy(beside):
-            rates = fitted(list(references(rows, seconds, median_seconds)))
+            blocks = list(references(rows))
+            taken = seconds_in_turns([block for _, block in blocks], seconds)
+            rates = fitted([(work, each) for (work, _), each in zip(blocks, taken, strict=True)])
         progress("a driver's rounds")
         host = host_of()
     total, free = memory_bytes()

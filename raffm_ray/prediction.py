@@ -27,6 +27,11 @@ its change is taken (two read, one written) and added (two read, one written); f
 filled and returned, and when the driver adds it."""
 
 
+MOVED = 0.2
+"""Operators that cutting a parameter and adding its change take, as a part of those of a training step: three of some fifteen. A pass of
+a smaller plan takes them twice: to cut it, and to read the client's own entries and add their gradients."""
+
+
 class BlockWork(NamedTuple):
     """A block's work: of clients trained one by one, and `stacked` dispatches of those trained at once, whose other work is in `work`."""
 
@@ -53,11 +58,13 @@ def _passes(setup: Setup, package: Package, plan: int, group: Sequence[Job]) -> 
         for position, rows in passes_of(members, drawn, first.prefix, len(first.prefixes), step).items():
             costs = setup.costs(package.plans[plan if position is None else first.prefixes[position]])
             clients = len(group) if position is None and len(rows) == active else len(rows)
+            moves = 0 if position is None else 2
+            moved = moves * CUT * costs.bytes
             total = total.plus(
                 Work(
                     clients * longest * costs.training_flops,
-                    clients * (longest * costs.example_traffic_bytes + costs.step_traffic_bytes),
-                    costs.tensors,
+                    clients * (longest * costs.example_traffic_bytes + costs.step_traffic_bytes + moved),
+                    (1 + moves * MOVED) * costs.tensors,
                 )
             )
     return total, len(group)
@@ -74,7 +81,8 @@ def block_work(setup: Setup, package: Package, jobs: Sequence[Job]) -> BlockWork
             moved = clients * (CUT + CHANGE) * costs.bytes
             once = len(group) > 1
             stacked += trained.dispatches if once else 0.0
-            alone = alone.plus(Work(trained.flops, trained.traffic_bytes + moved, 0.0 if once else trained.dispatches))
+            started = MOVED * clients * costs.tensors + (0.0 if once else trained.dispatches)
+            alone = alone.plus(Work(trained.flops, trained.traffic_bytes + moved, started))
         for job in group:
             if job.calibrate:
                 report = replace(planned_work(setup, package, job), forward_backward=())

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -69,10 +71,8 @@ def prepared_reference(config: dict[str, Any], kind: str, batch_size: int, clien
     return synthetic(config, kind, clients, clients, local, STEPS * batch_size, **changes)
 
 
-def references(
-    rows: Sequence[Row], seconds: float, timed: Callable[[Callable[[], object], float], float]
-) -> Iterator[tuple[BlockWork, float]]:
-    """(the work of a block, seconds that it takes) for every reference, part and number of clients; `seconds`: for each."""
+def references(rows: Sequence[Row]) -> Iterator[tuple[BlockWork, Callable[[], object]]]:
+    """(the work of a block, what does it) for every reference, part and number of clients."""
     for config, kind, batch_size, fractions, numbers in rows:
         for clients in numbers:
             prepared = prepared_reference(config, kind, batch_size, clients)
@@ -85,7 +85,26 @@ def references(
                 def block(package: Package = package, jobs: Sequence[Job] = jobs, runner: Any = runner, flat: Any = flat) -> None:
                     runner.block(package, flat, jobs)
 
-                yield block_work(prepared.setup, package, jobs), timed(block, seconds)
+                yield block_work(prepared.setup, package, jobs), block
+
+
+def seconds_in_turns(actions: Sequence[Callable[[], object]], seconds: float, least: int = 3) -> list[float]:
+    """Medians of the CPU time of actions, done in turns for about `seconds` each, after one turn that does not count.
+
+    In turns, as every block of a run follows another: what it needs is no longer in the caches, and fast and slow periods meet all alike.
+    """
+    times: list[list[float]] = [[] for _ in actions]
+    end = float("inf")
+    for turn in count():
+        for action, taken in zip(actions, times, strict=True):
+            start = time.process_time()
+            action()
+            taken.append(time.process_time() - start)
+        if not turn:
+            end = time.perf_counter() + seconds * len(actions)
+        elif turn >= least and time.perf_counter() > end:
+            return [median(taken[1:]) for taken in times]
+    raise AssertionError
 
 
 def fitted(measured: Sequence[tuple[BlockWork, float]]) -> Rates:

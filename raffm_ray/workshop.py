@@ -56,6 +56,7 @@ class Workshop:
     skeletons: dict[object, Skeleton] = field(default_factory=dict)
     stacks: dict[object, StackedModule] = field(default_factory=dict)
     cuts: dict[object, Selections] = field(default_factory=dict)
+    inner_cuts: dict[object, Selections] = field(default_factory=dict)
     in_use: list[Skeleton | StackedModule] = field(default_factory=list)
 
     def selections(self, plan: Plan) -> Selections:
@@ -115,7 +116,11 @@ class Workshop:
         """How a plan's parameters `theirs` share those of a larger plan, `own`: of all, or of these `rows` of a stack."""
         layout, stacked = self.architecture.layout, rows is not None
         sizes = {name: tuple(values.shape[stacked:]) for name, values in own.items()}
-        chosen = self._placed(selections(sizes, cut_layout(layout, outer), within(plan, outer, layout)))
+        chosen = _remember(
+            self.inner_cuts,
+            (plan.key, outer.key),
+            lambda: self._placed(selections(sizes, cut_layout(layout, outer), within(plan, outer, layout))),
+        )
         factors = relative_factors(*(norm_factors(one, layout, norms) for one in (plan, outer)))
         corrected = [
             (theirs[f"{name}.weight"], theirs.get(f"{name}.bias"), scale, shift)

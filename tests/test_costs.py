@@ -79,6 +79,17 @@ REALISTIC: dict[str, dict[str, Any]] = {
     "t5": _T5,
     "t5_gated": {**_T5, "feed_forward_proj": "gated-gelu"},
 }  # fmt: skip
+DROPPING = {
+    "bert": {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
+    "cifar": {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
+    "roberta": {"attention_probs_dropout_prob": 0.2},
+    "distilbert": {"dropout": 0.1, "attention_dropout": 0.1},
+    "gpt2": {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1},
+    "llama": {"attention_dropout": 0.1},
+    "t5": {"dropout_rate": 0.1},
+    "t5_gated": {"dropout_rate": 0.1},
+}
+REALISTIC |= {f"{name}_dropping": REALISTIC[name] | chances for name, chances in DROPPING.items()}
 LEARNS = {
     "vit": "image_classification", "bert": "sequence_classification", "roberta": "sequence_classification",
     "distilbert": "sequence_classification", "t5": "sequence_to_sequence",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from raffm_ray.architectures.saved import Saved, ffn_widths
+from raffm_ray.architectures.saved import Saved, ffn_widths, with_dropout
 from raffm_ray.axes import Axis
 from raffm_ray.layout import Attention, Layout, Parameter
 
@@ -134,4 +134,6 @@ def positions(config: PretrainedConfig, tokens: int | None, targets: int | None)
 
 def saved(config: PretrainedConfig) -> Saved:
     """What autograd keeps of it."""
-    return Saved(ffn=ffn_widths(config.activation if config.model_type == "distilbert" else config.hidden_act))
+    if config.model_type == "distilbert":
+        return with_dropout(Saved(ffn=ffn_widths(config.activation)), config.dropout, config.attention_dropout)
+    return with_dropout(Saved(ffn=ffn_widths(config.hidden_act)), config.hidden_dropout_prob, config.attention_probs_dropout_prob)

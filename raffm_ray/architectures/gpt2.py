@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from raffm_ray.architectures.attention import fit_attention
 from raffm_ray.architectures.decoder import head_parameters
-from raffm_ray.architectures.saved import Saved, ffn_widths
+from raffm_ray.architectures.saved import Saved, ffn_widths, with_dropout
 from raffm_ray.axes import Axis, Dim, Plan
 from raffm_ray.dims import kept_length
 from raffm_ray.errors import UserError
@@ -63,7 +63,7 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
 
 def saved(config: PretrainedConfig) -> Saved:
     """What autograd keeps of it."""
-    return Saved(ffn=ffn_widths(config.activation_function))
+    return with_dropout(Saved(ffn=ffn_widths(config.activation_function)), config.resid_pdrop, config.attn_pdrop)
 
 
 def fit(module: Any, site: Attention, plan: Plan, layout: Layout) -> None:

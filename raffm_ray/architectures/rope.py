@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from raffm_ray.architectures.attention import keep_indices
 from raffm_ray.architectures.decoder import head_parameters
-from raffm_ray.architectures.saved import Saved, ffn_widths
+from raffm_ray.architectures.saved import Saved, ffn_widths, with_dropout
 from raffm_ray.axes import Axis, Dim, Plan, axis_named
 from raffm_ray.dims import kept_length
 from raffm_ray.errors import UserError
@@ -103,7 +103,10 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
 
 def saved(config: PretrainedConfig) -> Saved:
     """What autograd keeps of it."""
-    return Saved(residual=3, norm=1, ffn=ffn_widths(config.hidden_act, gated=True), qk=2 if config.model_type == "qwen3" else 0)
+    widths = ffn_widths(config.hidden_act, gated=True)
+    return with_dropout(
+        Saved(residual=3, norm=1, ffn=widths, qk=2 if config.model_type == "qwen3" else 0), 0.0, config.attention_dropout
+    )
 
 
 def fit(module: Any, site: Attention, plan: Plan, layout: Layout) -> None:

@@ -3,7 +3,7 @@
 They follow from how transformers writes norms, activations and attention; tests/test_costs.py holds them to what is measured.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ACTIVATIONS = {"relu": 0, "gelu_new": 4}
 """Tensors that an activation function keeps besides its result; most keep their input. GPT-2's GELU is written out in Python."""
@@ -24,6 +24,13 @@ class Saved:
     qk: int = 0
     scores: int = 0
     logits: int = 1
+
+
+def with_dropout(saved: Saved, hidden: float, attention: float, ffn: float = 0.0) -> Saved:
+    """With masks, which a CPU keeps as floats, where probabilities are above 0: of the residual stream before every norm, of FFN widths (and what
+    they leave); an attention that drops weights is not fused, and keeps the weights, their mask and what it leaves."""
+    scores = max(saved.scores, 1) + 2 if attention else saved.scores
+    return replace(saved, residual=saved.residual + (hidden > 0), ffn=saved.ffn + 2 * (ffn > 0), scores=scores)
 
 
 def ffn_widths(activation: str, gated: bool = False) -> int:

@@ -13,7 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from raffm_ray.architectures.attention import fit_attention, keep_indices
-from raffm_ray.architectures.saved import Saved, ffn_widths
+from raffm_ray.architectures.saved import Saved, ffn_widths, with_dropout
 from raffm_ray.axes import Axis, Dim, Plan
 from raffm_ray.layout import Attention, Layer, Layout, Parameter
 
@@ -91,7 +91,11 @@ def positions(config: PretrainedConfig, tokens: int | None, targets: int | None)
 
 def saved(config: PretrainedConfig) -> Saved:
     """What autograd keeps of it."""
-    return Saved(residual=3, norm=1, ffn=ffn_widths(config.dense_act_fn, config.is_gated_act), scores=1)
+    saved, rate = (
+        Saved(residual=3, norm=1, ffn=ffn_widths(config.dense_act_fn, config.is_gated_act), scores=1),
+        config.dropout_rate,
+    )
+    return with_dropout(saved, rate, rate, rate)
 
 
 def fit(module: Any, site: Attention, plan: Plan, layout: Layout) -> None:

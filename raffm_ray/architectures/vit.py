@@ -6,7 +6,7 @@ heads; FFN neurons; the residual stream everywhere, class token, position and pa
 
 from transformers import PretrainedConfig
 
-from raffm_ray.architectures.saved import Saved, ffn_widths
+from raffm_ray.architectures.saved import Saved, ffn_widths, with_dropout
 from raffm_ray.axes import Axis
 from raffm_ray.layout import Attention, Layout, Parameter
 
@@ -64,4 +64,4 @@ def positions(config: PretrainedConfig, tokens: int | None, targets: int | None)
 
 def saved(config: PretrainedConfig) -> Saved:
     """What autograd keeps of it."""
-    return Saved(ffn=ffn_widths(config.hidden_act))
+    return with_dropout(Saved(ffn=ffn_widths(config.hidden_act)), config.hidden_dropout_prob, config.attention_probs_dropout_prob)
