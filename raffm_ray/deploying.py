@@ -164,11 +164,14 @@ def command(words: Sequence[str], fresh: Any) -> int:
     while (text := take_flag(rest, "--budget")) is not None:
         kind, value = parse_budget(text)
         budgets[kind] = value
-    device, sizes, out, steps, many = (take_flag(rest, name) for name in ("--device", "--sizes", "--out", "--tune", "--examples"))
+    device, sizes, out, many = (take_flag(rest, name) for name in ("--device", "--sizes", "--out", "--examples"))
+    steps = {name: _whole(name, take_flag(rest, name), 0) for name in ("--tune", "--distill")}
+    if all(steps.values()):
+        raise UserError("--tune and --distill: on labels, or on what the full model answers; not both")
     onnx, int8, exported, elastic = (_take_switch(rest, name) for name in ("--onnx", "--int8", "--torch-export", "--elastic"))
     forms = Forms(
-        onnx or comparing, int8 or comparing, exported, _whole("--tune", steps, 0), elastic, _whole("--examples", many, 1)
-    )
+        onnx or comparing, int8 or comparing, exported, sum(steps.values()), elastic, _whole("--examples", many, 1), steps["--distill"] > 0,
+    )  # fmt: skip
     if comparing:
         sizes = sizes or SIZES
     if forms.onnx or forms.int8:

@@ -24,16 +24,16 @@ from raffm_ray.standalone import kept_of, load_standalone, save_standalone
 from raffm_ray.trained import Trained
 from raffm_ray.training import OPTIMIZERS, backward, one_thread
 
-CLIP = 1.0
-"""Norm of a gradient at most while tuning."""
+CLIP, TEMPERATURE = 1.0, 2.0
+"""While tuning: the norm of a gradient at most, and the temperature of the full model's answers."""
 GRID = 64
 """Sizes that a search by latency chooses from: parts of the parameters in layers."""
 
 
 @dataclass(frozen=True)
 class Forms:
-    """What is written beside the weights. `tune`: steps of training on the public part before that, none by default; `elastic`: one file of
-    all sizes (elastic.py); `examples`: how many are answered at once where times are taken."""
+    """What is written beside the weights. `tune`: steps of training on the public part before that, none by default, on its labels or
+    (`distill`) on what the full model answers; `elastic`: one file of all sizes (elastic.py); `examples`: how many are answered at once where times are taken."""
 
     onnx: bool = False
     int8: bool = False
@@ -41,6 +41,7 @@ class Forms:
     tune: int = 0
     elastic: bool = False
     examples: int = 1
+    distill: bool = False
 
 
 def within_latency(trained: Trained, limit_ms: float, examples: int = 1) -> Plan:
@@ -71,18 +72,25 @@ def within_latency(trained: Trained, limit_ms: float, examples: int = 1) -> Plan
     return plans[low]
 
 
-def tuned(trained: Trained, plan: Plan, tensors: Mapping[str, Tensor], steps: int) -> dict[str, Tensor]:
-    """A subnetwork after so many steps on the public part, as clients train: their optimizer, learning rate and batch size."""
+def tuned(trained: Trained, plan: Plan, tensors: Mapping[str, Tensor], steps: int, distill: bool = False) -> dict[str, Tensor]:
+    """A subnetwork after so many steps on the public part, with the clients' optimizer, batch size and learning rate, which falls to 0.
+
+    `distill`: on what the full model answers (Hinton et al. 2015, section 2) instead of the labels.
+    """
     prepared, local = trained.prepared, trained.prepared.setup.experiment.local
     module = build(prepared.setup.architecture, {name: values.clone() for name, values in tensors.items()}, plan).train()
+    full = torch_answer(build(prepared.setup.architecture, trained.cut(Plan()), Plan()).eval())
     parameters = list(module.parameters())
     optimizer = OPTIMIZERS[local.optimizer](parameters, local.learning_rate, local.weight_decay)
     rng, everything = generator(prepared.setup.experiment.seed, "tuning"), np.arange(len(prepared.task.public))
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for indices in batches(everything, local.batch_size, steps, rng):
+        for step, indices in enumerate(batches(everything, local.batch_size, steps, rng)):
+            optimizer.param_groups[0]["lr"] = local.learning_rate * (1 - step / steps)
             optimizer.zero_grad(set_to_none=True)
-            backward(module, prepared.task.public.batch(indices), OBJECTIVES[prepared.task.head])
+            batch = prepared.task.public.batch(indices)
+            teacher = full({name: values for name, values in batch.items() if name != "labels"}) if distill else None
+            backward(module, batch, OBJECTIVES[prepared.task.head], teacher, float(distill), TEMPERATURE)
             nn.utils.clip_grad_norm_(parameters, CLIP)
             optimizer.step()
     return {name: values.detach() for name, values in module.named_parameters()}
@@ -112,8 +120,8 @@ def write_model(trained: Trained, plan: Plan, folder: Path, forms: Forms) -> dic
     if forms.tune:
         before = build(architecture, {name: values.clone() for name, values in tensors.items()}, plan).eval()
         told["before_tuning"] = metric_of(torch_answer(before), task, experiment.evaluation.batch_size)
-        told["tuning_steps"] = forms.tune
-        tensors = tuned(trained, plan, tensors, forms.tune)
+        told |= {"tuning_steps": forms.tune, "tuned_on": "the full model's answers" if forms.distill else "labels"}
+        tensors = tuned(trained, plan, tensors, forms.tune, forms.distill)
     told["plain"] = save_standalone(folder, architecture, plan, tensors)
     save_inputs(trained, folder)
     shown = {name: values for name, values in task.held_out.batch(slice(0, 2)).items() if name != "labels"}

@@ -15,12 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from raffm_ray.architectures.attention import IMPLEMENTATIONS
 from raffm_ray.errors import UserError, in_short
 from raffm_ray.inference import Answer
 
 OUTPUTS = {"question_answering": ("start_logits", "end_logits")}
 """What a head puts out, where it is not `logits`."""
+EAGER = {IMPLEMENTATIONS["sdpa"]: IMPLEMENTATIONS["eager"]}
+"""What is exported computes attention by plain products: what fused kernels ask for, such as heads filled up to one size, would be in the file."""
 TOLERANCE = 1e-4
 """Between torch and ONNX, relative to the largest answer or absolute, whichever is larger."""
 
@@ -84,8 +88,9 @@ def export_torch(model: nn.Module, inputs: Mapping[str, Tensor], head: str, path
         raise UserError(f"--torch-export: torch cannot export this model: {in_short(error)}") from None
 
 
-def export_onnx(model: nn.Module, inputs: Mapping[str, Tensor], head: str, path: Path) -> None:
+def export_onnx(model: PreTrainedModel, inputs: Mapping[str, Tensor], head: str, path: Path) -> None:
     """Writes an ONNX file, any number of examples, texts of any length. Raises UserError where it cannot be made."""
+    model.set_attn_implementation(EAGER.get(model.config._attn_implementation, "eager"))
     program, values, sizes = _program(model, inputs, head)
     try:
         with _quiet():

@@ -46,10 +46,15 @@ def card(origin: str, architecture: Architecture, told: Mapping[str, Any]) -> st
         "",
         f'model = {auto}.from_pretrained("DIR")',
     ]
+    further = (
+        f"and then tuned for {told['tuning_steps']} steps on {told['tuned_on']}"
+        if "tuning_steps" in told
+        else "without further training"
+    )
     lines = [
         "---", "library_name: transformers", "tags: [raffm_ray, subnetwork]", "---", "",
         f"# A subnetwork of a {architecture.config.model_type} model: {100 * told['params_fraction']:.0f}% of its parameters", "",
-        f"Cut out of {origin}, {'and then tuned for ' + str(told['tuning_steps']) + ' steps' if 'tuning_steps' in told else 'without further training'}.", "",
+        f"Cut out of {origin}, {further}.", "",
         "```python", *use, "```", "",
         "It is a plain checkpoint: transformers loads it without raffm_ray." if told["plain"]
         else "`import raffm_ray` tells transformers of such models; no code of this folder is run.", "",

@@ -20,7 +20,7 @@ from raffm_ray.axes import Plan
 from raffm_ray.cli import main
 from raffm_ray.costs import costs_of
 from raffm_ray.deploying import deploy, parse_budget, parse_sizes, plan_for
-from raffm_ray.deployment import Forms, answers_of, write_model
+from raffm_ray.deployment import Forms, answers_of, tuned, write_model
 from raffm_ray.elastic import open_supernet
 from raffm_ray.errors import UserError
 from raffm_ray.exports import export_onnx, largest_difference, onnx_answer
@@ -159,13 +159,30 @@ def test_a_latency_is_searched_with_real_timings(trained: Trained) -> None:
 def test_tuning_is_off_unless_asked_for_and_reported_apart(trained: Trained, tmp_path: Path) -> None:
     plan = plan_for(trained, {"params": 0.6})
     told = []
-    for steps in (0, 20):
-        folder = tmp_path / str(steps)
+    for number, (steps, distill) in enumerate(((0, False), (20, False), (20, True))):
+        folder = tmp_path / str(number)
         folder.mkdir()
-        told.append(write_model(trained, plan, folder, Forms(tune=steps)))
+        told.append(write_model(trained, plan, folder, Forms(tune=steps, distill=distill)))
     assert "before_tuning" not in told[0]
     assert told[1]["before_tuning"] == told[0]["forms"]["torch"]["metric"]
-    assert (tmp_path / "0" / "model.safetensors").read_bytes() != (tmp_path / "20" / "model.safetensors").read_bytes()
+    assert [one.get("tuned_on") for one in told] == [None, "labels", "the full model's answers"]
+    assert len({(tmp_path / str(number) / "model.safetensors").read_bytes() for number in range(3)}) == 3
+
+
+def test_distilling_brings_answers_nearer_to_the_full_models(trained: Trained) -> None:
+    architecture, task = trained.prepared.setup.architecture, trained.prepared.task
+    plan = plan_for(trained, {"params": 0.6})
+    batch = task.public.batch(np.arange(len(task.public)))
+    inputs = {name: values for name, values in batch.items() if name != "labels"}
+
+    def chances(plan: Plan, tensors: Any) -> torch.Tensor:
+        module = build(architecture, {name: values.clone() for name, values in tensors.items()}, plan).eval()
+        return torch_answer(module)(inputs).logits.softmax(-1)
+
+    full, cut, rng = chances(Plan(), trained.cut(Plan())), trained.cut(plan), torch.Generator().manual_seed(0)
+    worse = {name: values + 0.1 * torch.randn(values.shape, generator=rng) for name, values in cut.items()}
+    before, after = ((chances(plan, one) - full).abs().mean() for one in (worse, tuned(trained, plan, worse, 60, distill=True)))
+    assert 0 < after < 0.7 * before
 
 
 def test_the_full_model_is_a_plain_checkpoint_that_is_deployed_again(run: Path, tmp_path: Path) -> None:
@@ -226,6 +243,7 @@ def test_the_metric_is_that_of_all_examples_whatever_the_batch(trained: Trained)
         (["--sizes", "1.5"], "up to 1"),
         (["--sizes", "0.5", "--budget", "params=0.5"], "by itself"),
         (["--tune", "many", "--sizes", "0.5"], "--tune: expected a whole number"),
+        (["--tune", "5", "--distill", "5", "--sizes", "0.5"], "not both"),
         (["--examples", "0", "--sizes", "0.5"], "--examples: expected a whole number"),
         (["--rounds", "3", "--sizes", "0.5"], "deployed as it is"),
         ([], "how small"),
