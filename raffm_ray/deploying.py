@@ -1,6 +1,7 @@
 """`raffm-ray deploy`: the part of a trained model that fits a device, at once, with no further training."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,19 @@ from raffm_ray.training import one_thread
 SIZES = "1,0.75,0.5,0.35,0.25"
 """Of `deploy compare`, where it is told no others: parts of the parameters in layers."""
 LATENCY = "latency_ms"
+FLAGS = (
+    "--budget",
+    "--device",
+    "--sizes",
+    "--out",
+    "--examples",
+    "--tune",
+    "--distill",
+    "--onnx",
+    "--int8",
+    "--torch-export",
+    "--elastic",
+)
 
 
 def _number(text: str, what: str) -> float:
@@ -79,7 +93,12 @@ def write_models(
     """
     check_output(folder)
     task = trained.prepared.task
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if forms.examples > (most := len(task.held_out)):
+        raise UserError(f"--examples: times are taken of held-out examples, of which there are {most:,}, got {forms.examples:,}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be made: {error.strerror}") from None
     with one_thread(), whole_folder(folder) as place:
         told: dict[str, dict[str, Any]] = {}
         for name, plan in plans.items():
@@ -169,6 +188,9 @@ def command(words: Sequence[str], fresh: Any) -> int:
     if all(steps.values()):
         raise UserError("--tune and --distill: on labels, or on what the full model answers; not both")
     onnx, int8, exported, elastic = (_take_switch(rest, name) for name in ("--onnx", "--int8", "--torch-export", "--elastic"))
+    for word in rest:
+        if close := get_close_matches(word, FLAGS, 1, 0.8):
+            raise UserError(f"{word}: unknown flag (did you mean {close[0]!r}?)")
     forms = Forms(
         onnx or comparing, int8 or comparing, exported, sum(steps.values()), elastic, _whole("--examples", many, 1), steps["--distill"] > 0,
     )  # fmt: skip

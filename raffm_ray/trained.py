@@ -1,5 +1,6 @@
 """What there is to deploy: a finished run's model with its ranking, or a plain checkpoint that is ranked on public examples."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,9 +28,12 @@ from raffm_ray.reading import SUMMARY, how_to_resume, read_summary
 from raffm_ray.resuming import experiment_in
 from raffm_ray.rotation import rotatable
 from raffm_ray.salience import METRICS
+from raffm_ray.standalone_config import MODEL_TYPE
 from raffm_ray.start import starting_parameters
 from raffm_ray.state import ServerState, class_plans, copies, new_state, view_of
 
+DATA = ("--task.name", "--task.kind", "--task.data")
+"""Of these flags, one says what a checkpoint is ranked and measured on."""
 ANY_TASK: dict[str, Any] = {
     "name": "deployed",
     "model": {"pretrain": {"epochs": 0}},
@@ -115,6 +119,10 @@ def _with_own(prepared: Prepared, state: ServerState, own: dict[str, Tensor]) ->
 def of_checkpoint(place: str, flags: Sequence[str]) -> Trained:
     """A transformers checkpoint, brought into the basis in which its parts can best be told apart and ranked on the public part of the task
     that `flags` name. Raises UserError where it or its data cannot be used."""
+    if not any(flag.split("=")[0] in DATA for flag in flags):
+        raise UserError(
+            f"{place}: a checkpoint is ranked and measured on data: name it by --task.name, or --task.kind and --task.data"
+        )
     values = override(ANY_TASK, ["--model.pretrained", place, *flags])
     settings = parse(values)
     if settings.salience.source != "public" and METRICS[settings.salience.metric].statistic:
@@ -129,6 +137,14 @@ def of_checkpoint(place: str, flags: Sequence[str]) -> Trained:
     return Trained(prepared, state, f"{Path(place).name}, ranked on {len(prepared.task.public)} examples of {settings.task.name}")
 
 
+def _is_subnetwork(folder: Path) -> bool:
+    try:
+        described = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False  # whoever reads it says why
+    return isinstance(described, dict) and described.get("model_type") == MODEL_TYPE
+
+
 def find(source: str, flags: Sequence[str]) -> Trained:
     """A run's folder, or a checkpoint. Raises UserError as `of_run` and `of_checkpoint`."""
     folder = Path(source).expanduser()
@@ -139,5 +155,7 @@ def find(source: str, flags: Sequence[str]) -> Trained:
         if flags:
             raise UserError(f"{flags[0]}: a run is deployed as it is; settings are for plain checkpoints")
         return of_run(folder)
+    if _is_subnetwork(folder):
+        raise UserError(f"{source}: is a subnetwork already; another size is deployed from what it was cut out of")
     torch.manual_seed(0)
     return of_checkpoint(source, flags)

@@ -189,8 +189,16 @@ def test_the_full_model_is_a_plain_checkpoint_that_is_deployed_again(run: Path, 
     told = deploy(run, tmp_path / "full", {"params": 1.0})
     assert told["plain"] is (json.loads((tmp_path / "full" / "config.json").read_text())["model_type"] == "vit")
     assert told["plain"]
-    again = deploy(tmp_path / "full", tmp_path / "again", {"params": 0.6}, flags=["--extraction.steps", "{ffn: 4, qk: 2, vo: 2}"])
+    again = deploy(
+        tmp_path / "full",
+        tmp_path / "again",
+        {"params": 0.6},
+        flags=["--task.name", "digits", "--extraction.steps", "{ffn: 4, qk: 2, vo: 2}"],
+    )
     assert again["params_fraction"] <= 0.6
+    for folder, told in ((tmp_path / "full", "name it by --task.name"), (tmp_path / "again", "a subnetwork already")):
+        with pytest.raises(UserError, match=told):
+            find(str(folder), [])
 
 
 class _Live(TorchDispatchMode):
@@ -244,6 +252,8 @@ def test_the_metric_is_that_of_all_examples_whatever_the_batch(trained: Trained)
         (["--sizes", "0.5", "--budget", "params=0.5"], "by itself"),
         (["--tune", "many", "--sizes", "0.5"], "--tune: expected a whole number"),
         (["--tune", "5", "--distill", "5", "--sizes", "0.5"], "not both"),
+        (["--examples", "999999", "--sizes", "0.5"], "of which there are"),
+        (["--budgets", "params=0.5"], "unknown flag (did you mean '--budget'?)"),
         (["--examples", "0", "--sizes", "0.5"], "--examples: expected a whole number"),
         (["--rounds", "3", "--sizes", "0.5"], "deployed as it is"),
         ([], "how small"),
