@@ -8,7 +8,8 @@ from raffm_ray.drawing import plt
 from raffm_ray.metrics import scaled, shown, unit
 from raffm_ray.model_card import NAMES, at_once
 
-MARKS = {"torch": ("o", "#1f77b4"), "onnx": ("s", "#2ca02c"), "int8": ("^", "#d62728")}
+MARKS = {"torch": ("o", "#8ab8de", 11, 4), "onnx": ("s", "#2ca02c", 6, 1.5), "int8": ("^", "#d62728", 6, 1.5)}
+"""Mark, colour, and the sizes of marks and lines: where forms agree, the first is seen behind the second."""
 
 
 def write_picture(told: Mapping[str, Mapping[str, Any]], origin: str, folder: Path) -> None:
@@ -17,12 +18,12 @@ def write_picture(told: Mapping[str, Mapping[str, Any]], origin: str, folder: Pa
     ordered = sorted(told.items(), key=lambda item: -item[1]["params"])
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     label = f"{metric} (held out{', ' + unit(metric) if unit(metric) else ''})"
-    for form, (mark, colour) in MARKS.items():
+    for form, (mark, colour, mark_size, width) in MARKS.items():
         points = [(one["layer_fraction"], one["forms"][form]) for _, one in ordered if form in one["forms"]]
         if not points:
             continue
         values = [scaled(metric, values["metric"]) for _, values in points]
-        drawn = {"marker": mark, "color": colour, "label": NAMES[form], "markersize": 6}
+        drawn = {"marker": mark, "color": colour, "label": NAMES[form], "markersize": mark_size, "linewidth": width}
         axes[0].plot([100 * size for size, _ in points], values, **drawn)
         axes[1].plot([values["bytes"] / 1e6 for _, values in points], values, **drawn)
         axes[2].plot([values["median_ms"] for _, values in points], values, **drawn)
@@ -32,7 +33,7 @@ def write_picture(told: Mapping[str, Mapping[str, Any]], origin: str, folder: Pa
                     f"{100 * size:.0f}%",
                     (at["bytes"] / 1e6, value),
                     textcoords="offset points",
-                    xytext=(0, 7),
+                    xytext=(0, 9),
                     ha="center",
                     fontsize=8,
                 )
