@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from raffm_ray.errors import UserError
 
@@ -15,11 +16,10 @@ def cache_folder() -> Path:
 def writable_cache() -> Path:
     """`cache_folder()`, made. Raises UserError when it cannot be written to."""
     folder = cache_folder()
-    probe = folder / f".{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with TemporaryFile(dir=folder):  # under a name of its own: threads, and machines that share the folder, try it at once
+            pass
     except OSError as error:
         raise UserError(f"the cache folder {folder} cannot be written to ({error.strerror}); RAFFM_CACHE names another") from None
     return folder

@@ -1,12 +1,12 @@
 """The model that the federation starts from: pretrained weights or freshly drawn ones, trained on the task's public part, and cached."""
 
 import json
-import os
 from collections.abc import Callable
 from hashlib import sha256
 from math import cos, pi
 from pathlib import Path
 from shutil import rmtree
+from uuid import uuid4
 
 import safetensors
 import torch
@@ -104,7 +104,7 @@ def pretrained(
             raise UserError(
                 f"model.pretrain: training diverged at learning_rate {settings.learning_rate}: parameters are not finite"
             )
-        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary = path.with_suffix(f".{uuid4().hex}")
         save_file({name: values.clone() for name, values in views(flat, architecture.shapes).items()}, temporary)
         temporary.replace(path)
         return flat

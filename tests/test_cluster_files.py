@@ -111,7 +111,7 @@ def stub(folder: Path, name: str, lines: str) -> None:
 
 def test_the_slurm_script_runs_one_command_on_all_nodes(tmp_path) -> None:
     """With stand-ins for Slurm and Ray, which say what they are called with."""
-    stub(tmp_path, "scontrol", "printf 'node7\\nnode8\\n'")
+    stub(tmp_path, "scontrol", "echo node7; sleep 0.2; echo node8")  # a reader that leaves after the first line breaks the pipe
     stub(tmp_path, "srun", 'while [[ "$1" == --* ]]; do echo "srun $1" >&2; shift; done; exec "$@"')
     stub(tmp_path, "hostname", "echo 192.0.2.7 10.0.0.7")
     stub(
@@ -131,6 +131,12 @@ def test_the_slurm_script_runs_one_command_on_all_nodes(tmp_path) -> None:
     assert {"ray --address", "ray 192.0.2.7:22345", "ray --min-nodes", "ray 2", "ray 32", "ray 4"} <= set(lines)
     assert lines[-5:] == ["at 192.0.2.7:22345", "word run", "word my experiment.yaml", "word --rounds", "word 3"]
     assert "srun --nodelist=node7" in done.stderr
+    leaving = tmp_path / "leaving.sbatch"  # control
+    leaving.write_text(Path(SLURM).read_text().replace("awk 'NR == 1'", "head -n 1"))
+    assert (
+        subprocess.run(["bash", leaving, *asked[2:]], env=environment, capture_output=True, check=False, timeout=60).returncode
+        == 141
+    )
     empty = subprocess.run(["bash", SLURM], env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert empty.returncode == 2
     assert empty.stderr.startswith("usage: sbatch")

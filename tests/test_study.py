@@ -24,6 +24,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from raffm_ray import pretrain, search, study_picture, study_report
 from raffm_ray import study as studies
+from raffm_ray.cache import writable_cache
 from raffm_ray.cli import main
 from raffm_ray.config import load
 from raffm_ray.errors import UserError
@@ -430,6 +431,13 @@ def pretrain_twice_at_once(monkeypatch) -> int:
 def test_runs_that_start_at_once_pretrain_a_model_once(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RAFFM_CACHE", str(tmp_path))
     assert pretrain_twice_at_once(monkeypatch) == 1
+
+
+def test_the_cache_is_found_writable_by_threads_at_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAFFM_CACHE", str(tmp_path / "cache"))
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(lambda _: writable_cache(), range(800))) == {tmp_path / "cache"}
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_control_without_a_lock_both_pretrain(tmp_path, monkeypatch) -> None:
