@@ -12,14 +12,14 @@ from rich.table import Table
 from raffm_ray.axes import Plan
 from raffm_ray.costs import Budget, budget_from, costs_of
 from raffm_ray.deployment import Forms, answers_of, save_inputs, within_latency, write_card, write_model
-from raffm_ray.elastic import DESCRIBED, FILE, check_supernet, write_supernet
+from raffm_ray.elastic import DESCRIBED, FILE, check_supernet, open_supernet, write_supernet
 from raffm_ray.errors import UserError, look_up
 from raffm_ray.exports import check_onnx
 from raffm_ray.files import whole_folder
 from raffm_ray.flags import take_flag
 from raffm_ray.inference import latencies, typical_inputs
 from raffm_ray.metrics import shown
-from raffm_ray.model_card import NAMES, at_once
+from raffm_ray.model_card import NAMES, at_once, supernet_card
 from raffm_ray.record import check_output, write_json
 from raffm_ray.trained import Trained, find
 from raffm_ray.training import one_thread
@@ -108,23 +108,29 @@ def write_models(
             )
             (place / name).mkdir(exist_ok=True)
             told[name] = write_model(trained, plan, place / name, forms)
+        if told:
+            _take_times(trained, told, place, forms, console)
+            if set(plans) != {""}:
+                write_json(place / "sizes.json", told)
         if forms.elastic:
             write_supernet(trained, place)
             save_inputs(trained, place)
-        if not told:
-            return told
-        console.print("taking times", highlight=False)
-        answers = {(name, form): answer for name in told for form, answer in answers_of(place / name, task.head).items()}
-        inputs = typical_inputs(task, forms.examples)
-        named = {f"{name}\n{form}": answer for (name, form), answer in answers.items()}
-        for key, (median, late) in latencies(named, inputs).items():
-            name, form = key.split("\n")
-            told[name]["forms"][form] |= {"median_ms": median, "p95_ms": late}
-        for name, one in told.items():
-            write_card(trained, one, place / name)
-        if set(plans) != {""}:
-            write_json(place / "sizes.json", told)
+            with (place / "README.md").open("a", encoding="utf-8") as file:  # after the card of a size that lies beside it
+                file.write("\n" * (file.tell() > 0) + supernet_card(trained.origin, open_supernet(place)))
     return told
+
+
+def _take_times(trained: Trained, told: dict[str, dict[str, Any]], place: Path, forms: Forms, console: Console) -> None:
+    """Takes the times of all that was written, and writes the cards."""
+    console.print("taking times", highlight=False)
+    task = trained.prepared.task
+    answers = {(name, form): answer for name in told for form, answer in answers_of(place / name, task.head).items()}
+    named = {f"{name}\n{form}": answer for (name, form), answer in answers.items()}
+    for key, (median, late) in latencies(named, typical_inputs(task, forms.examples)).items():
+        name, form = key.split("\n")
+        told[name]["forms"][form] |= {"median_ms": median, "p95_ms": late}
+    for name, one in told.items():
+        write_card(trained, one, place / name)
 
 
 def deploy(

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from raffm_ray.architectures import HEADS, Architecture
+from raffm_ray.axes import Plan
+from raffm_ray.costs import costs_of
+from raffm_ray.elastic import FILE, Supernet
 from raffm_ray.extraction import kind_of
 from raffm_ray.metrics import shown, unit
 
@@ -71,3 +74,22 @@ def card(origin: str, architecture: Architecture, told: Mapping[str, Any]) -> st
     if table := widths_table(architecture, told["widths"]):
         lines += ["## What it keeps", "", *table, ""]
     return "\n".join(lines)
+
+
+def supernet_card(origin: str, supernet: Supernet) -> str:
+    """The text about a sorted supernet: how to read a size of it, and what five sizes take."""
+    architecture, units = supernet.architecture, len(supernet.units)
+    full = costs_of(architecture, Plan()).params
+    lines = [
+        f"# All sizes of a {architecture.config.model_type} model in one file", "",
+        f"Made of {origin}, without further training. Every beginning of the parameters in `{FILE}` is a subnetwork; bytes behind it are not read.", "",
+        "```python", "import raffm_ray", "", 'module, bytes_read = raffm_ray.open_supernet("DIR").read({"params": 0.5})', "```", "",
+        "| parameters | bytes of parameters read | multiply-accumulates an example | bytes of memory to answer one (estimated) |",
+        "| --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for length in dict.fromkeys(units * part // 4 for part in range(5)):
+        costs = costs_of(architecture, supernet.plan_at(length))
+        lines.append(
+            f"| {costs.params:,} ({100 * costs.params / full:.0f}%) | {4 * costs.params:,} | {costs.macs:,} | {costs.inference_bytes:,} |"
+        )
+    return "\n".join([*lines, "", f"There are {units + 1:,} sizes: these are the smallest, the largest and three between.", ""])

@@ -277,9 +277,26 @@ def test_sizes_and_the_supernet_are_written_by_one_command(run: Path, tmp_path: 
     assert [one["timed_examples"] for one in told.values()] == [3, 3]
     assert "times of 3 examples at once" in capsys.readouterr().out
     assert "Times are of 3 examples at once" in (out / "size-0.6" / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert card.startswith("# All sizes of a ")
+    for line in (line.split(" | ") for line in card.splitlines() if "%)" in line):
+        params = int(line[0].strip("| ").split()[0].replace(",", ""))
+        module, read = open_supernet(out).read({"params": params})
+        assert line[1] == f"{read:,}"
+        assert sum(values.numel() for values in module.parameters()) == params
     module, _ = open_supernet(out).read({"layer_params": 0.6})
     stored = load_file(out / "size-0.6" / "model.safetensors")
     assert all(torch.equal(values, stored[name]) for name, values in module.named_parameters())
+    assert main(["deploy", str(plain), "--budget", "params=0.6", "--elastic", "--out", str(tmp_path / "both")]) == 0
+    card = (tmp_path / "both" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name")
+    assert card.count("\n# ") == 2
+    assert main(["deploy", str(plain), "--elastic", "--out", str(tmp_path / "all")]) == 0
+    assert sorted(file.name for file in (tmp_path / "all").iterdir() if "elastic" in file.name) == [
+        "elastic.json",
+        "elastic.safetensors",
+    ]
+    assert (tmp_path / "all" / "README.md").read_text() == (out / "README.md").read_text()
     assert main(["deploy", str(run), "--elastic", "--out", str(tmp_path / "own")]) == 2
     assert "--elastic: sizes have parameters of their own" in capsys.readouterr().err
     assert not (tmp_path / "own").exists()
