@@ -21,12 +21,11 @@ IMPLEMENTATIONS = {"sdpa": "raffm_sdpa", "eager": "raffm_eager"}
 
 
 def _split_heads(states: Tensor, heads: int) -> Tensor:
-    """[batch, heads * size, positions, 1] -> [batch, heads, positions, size].
-
-    By way of what the projection put out, so that an exporter sees two transpositions that cancel each other.
-    """
+    """[batch, heads * size, positions, 1] -> [batch, heads, positions, size]."""
     batch, _, positions, _ = states.shape
-    return states.transpose(1, 2).reshape(batch, positions, heads, -1).transpose(1, 2)
+    if torch.compiler.is_exporting():  # two transpositions that cancel each other: the file has neither
+        return states.transpose(1, 2).reshape(batch, positions, heads, -1).transpose(1, 2)
+    return states.reshape(batch, heads, -1, positions).transpose(2, 3)
 
 
 def _split_values(states: Tensor, heads: int, size: int) -> Tensor:
