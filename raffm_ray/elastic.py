@@ -9,26 +9,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from raffm_ray.architectures import Architecture, architecture_of, build, parse_config
+from raffm_ray.architectures import Architecture, architecture_of, parse_config
 from raffm_ray.axes import Axes, Dim, Plan, dim_axes
 from raffm_ray.calibration import rankable
 from raffm_ray.costs import budget_from, costs_of
 from raffm_ray.errors import UserError, in_short
 from raffm_ray.extraction import Cutting, longest, plan_of, ranked_list
 from raffm_ray.files import write_whole
+from raffm_ray.first_bytes import Place, places, read
 from raffm_ray.norms import correct_norms, norm_factors
 from raffm_ray.salience import Orders, rank
+from raffm_ray.standalone import load_standalone, save_standalone
 from raffm_ray.strategies import ranked
 from raffm_ray.trained import Trained
 
@@ -91,6 +93,7 @@ class Supernet:
     floors: Mapping[str, int]
     units: Sequence[tuple[str, int]]
     norms: Mapping[str, Tensor]
+    parameters: Place
 
     @cached_property
     def levels(self) -> Levels:
@@ -108,18 +111,22 @@ class Supernet:
         fitting = (at for at in range(len(self.units), -1, -1) if self.plan_at(at) == plan)
         return next(fitting)
 
+    def file_bytes(self, budgets: Mapping[str, float]) -> int:
+        """How many of the file's first bytes hold the subnetwork that fits: all of the file that a device needs for it."""
+        return self.parameters.start + costs_of(self.architecture, self.plan_at(self.length(budgets))).bytes
+
     def read(self, budgets: Mapping[str, float]) -> tuple[nn.Module, int]:
-        """The subnetwork that fits, ready to answer, and how many bytes of parameters were read for it: no others are."""
+        """The subnetwork that fits, the model that `deploy` writes, ready to answer, and how many bytes of parameters were read for it: no
+        others are. Raises UserError where the file ends before them."""
         length = self.length(budgets)
         plan = self.plan_at(length)
         entries = entry_levels(self.architecture, self.levels, plan)
         try:
-            with safe_open(self.folder / FILE, "pt") as file:
-                read: Tensor = file.get_slice(PARAMETERS)[: len(entries)]
-        except (OSError, safetensors.SafetensorError) as error:
+            found = read(self.folder / FILE, self.parameters, len(entries))
+        except (OSError, EOFError) as error:
             raise UserError(f"{self.folder / FILE}: cannot be read: {in_short(error)}") from None
         flat = torch.empty(len(entries))
-        flat[torch.from_numpy(np.argsort(entries, kind="stable"))] = read
+        flat[torch.from_numpy(np.argsort(entries, kind="stable"))] = found
         tensors, start, layout = {}, 0, self.architecture.layout
         for name, shape in self.architecture.shapes.items():
             dims = layout.parameters[name].dims
@@ -127,7 +134,9 @@ class Supernet:
             stop = start + int(np.prod(sizes))
             tensors[name], start = flat[start:stop].view(sizes).clone(), stop
         tensors = correct_norms(tensors, norm_factors(plan, layout, self.norms))
-        return build(self.architecture, tensors, plan).eval(), 4 * len(entries)
+        with TemporaryDirectory() as place:  # by way of a folder: the class, and the configuration, are those of a deployed one
+            save_standalone(Path(place), self.architecture, plan, tensors)
+            return load_standalone(Path(place), self.architecture.head), 4 * len(entries)
 
 
 def check_supernet(trained: Trained) -> None:
@@ -154,12 +163,13 @@ def write_supernet(trained: Trained, folder: Path) -> Path:
     # Numbers of eight bytes come first in a safetensors file, so the parameters are its end.
     stored |= {f"orders/{name}": torch.from_numpy(np.array(order, dtype=np.int64)) for name, order in orders.items()}
     stored |= {f"norms/{name}": values.double() for name, values in state.norms.items()}
+    save_file(stored, folder / FILE, {"format": "pt"})
     described = {
-        "schema": SCHEMA, "head": architecture.head, "config": _plain_config(architecture), "positions": dict(architecture.positions),
+        "front_bytes": places(folder / FILE)[PARAMETERS].start, "schema": SCHEMA, "head": architecture.head, "config": _plain_config(architecture), "positions": dict(architecture.positions),
         "floors": floors, "units": units,
     }  # fmt: skip
-    save_file(stored, folder / FILE, {"format": "pt"})
     write_whole(folder / DESCRIBED, json.dumps(described).encode())
+    (folder / FILE).chmod((folder / DESCRIBED).stat().st_mode)  # the library lets nobody else read what it writes
     return folder / FILE
 
 
@@ -169,32 +179,31 @@ def _plain_config(architecture: Architecture) -> dict[str, Any]:
 
 
 def open_supernet(folder: Path | str) -> Supernet:
-    """What `write_supernet` wrote; no parameter is read. Raises UserError for a folder that holds none, or a damaged one."""
+    """What `write_supernet` wrote; no parameter is read, and none need be there: the first `front_bytes` of the file do. Raises UserError for a folder that holds none, or a damaged one."""
     folder = Path(folder)
     try:
         described = json.loads((folder / DESCRIBED).read_bytes())
         if described["schema"] != SCHEMA:
             raise UserError(f"{folder / DESCRIBED}: its schema is {described['schema']}, and this version reads {SCHEMA}")
-        with safe_open(folder / FILE, "pt") as file:
-            names = [name for name in file.keys() if name != PARAMETERS]  # noqa: SIM118 it is no mapping
-            stored = {name: file.get_tensor(name) for name in names}
-            (length,) = file.get_slice(PARAMETERS).get_shape()
+        lying = places(folder / FILE)
+        parameters = lying.pop(PARAMETERS)
+        stored = {name: read(folder / FILE, place) for name, place in lying.items()}
         units = [(str(name), int(count)) for name, count in described["units"]]
         floors = {str(name): int(count) for name, count in described["floors"].items()}
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder}: no supernet that can be read: {type(error).__name__}: {in_short(error)}") from None
     architecture = architecture_of(parse_config(described["config"]), described["head"])
     architecture = replace(architecture, positions=described["positions"])
     orders = {name.partition("/")[2]: values.numpy() for name, values in stored.items() if name.startswith("orders/")}
     norms = {name.partition("/")[2]: values for name, values in stored.items() if name.startswith("norms/")}
-    supernet = Supernet(folder, architecture, orders, floors, units, norms)
-    _check(supernet, length)
+    supernet = Supernet(folder, architecture, orders, floors, units, norms, parameters)
+    _check(supernet)
     return supernet
 
 
-def _check(supernet: Supernet, length: int) -> None:
+def _check(supernet: Supernet) -> None:
     """Raises UserError for a list or orders that are not of the model, or a file that holds another number of parameters."""
     layout = supernet.architecture.layout
     known = {name: layout.axes[name].size for name in rankable(layout)}
@@ -211,7 +220,6 @@ def _check(supernet: Supernet, length: int) -> None:
                 f"{supernet.folder}: its list keeps {count} of {name} after {kept[name]}, and there are {known[name]}"
             )
         kept[name] = count
-    if length != costs_of(supernet.architecture, Plan()).params:
-        raise UserError(
-            f"{supernet.folder / FILE}: {length:,} parameters, and its model has {costs_of(supernet.architecture, Plan()).params:,}"
-        )
+    found, needed = prod(supernet.parameters.shape), costs_of(supernet.architecture, Plan()).params
+    if found != needed or supernet.parameters.dtype is not np.float32:
+        raise UserError(f"{supernet.folder / FILE}: {found:,} parameters, and its model has {needed:,} as 32 bit floats")

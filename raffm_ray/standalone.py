@@ -159,6 +159,9 @@ def save_standalone(folder: Path, architecture: Architecture, plan: Plan, tensor
     config.save_pretrained(folder)
     named = {name if stock is None else stock.names[name]: values.detach().contiguous() for name, values in tensors.items()}
     save_file(named, folder / "model.safetensors", {"format": "pt"})
+    (folder / "model.safetensors").chmod(
+        (folder / "config.json").stat().st_mode
+    )  # the library lets nobody else read what it writes
     return stock is not None
 
 

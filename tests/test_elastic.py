@@ -18,6 +18,7 @@ from raffm_ray.extraction import Cutting, plan_of, ranked_list
 from raffm_ray.salience import METRICS, rank
 from raffm_ray.seeding import generator
 from raffm_ray.simulation import simulate
+from raffm_ray.standalone import load_standalone
 from raffm_ray.trained import Trained, of_run
 
 
@@ -103,7 +104,44 @@ def test_what_has_no_list_or_is_damaged_is_one_line(trained: Trained, tmp_path: 
         with pytest.raises(UserError, match=told):
             open_supernet(tmp_path)
     (tmp_path / "elastic.json").write_text(json.dumps(described))
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(UserError, match="no supernet"):
-        open_supernet(tmp_path)
+    whole = path.read_bytes()
+    header = int.from_bytes(whole[:8], "little")
+    for damaged in (
+        b"",
+        whole[:7],
+        whole[: 8 + header // 2],
+        b"\xff" * 8 + whole[8:],
+        whole[: 8 + header + 16],
+        whole.replace(b"F32", b"F16"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="no supernet"):
+            open_supernet(tmp_path)
     assert path.name == FILE
+
+
+def test_a_device_fetches_its_part_alone(trained: Trained, tmp_path: Path) -> None:
+    whole = write_supernet(trained, tmp_path).read_bytes()
+    front = json.loads((tmp_path / "elastic.json").read_text())["front_bytes"]
+    expected = open_supernet(tmp_path).read({"params": 0.5})[0].state_dict()
+    (tmp_path / FILE).write_bytes(whole[:front])
+    supernet = open_supernet(tmp_path)
+    needed = supernet.file_bytes({"params": 0.5})
+    assert front < needed < 0.7 * len(whole)
+    assert supernet.file_bytes({"params": 1.0}) == len(whole)
+    for size in (front, needed - 1):  # controls
+        (tmp_path / FILE).write_bytes(whole[:size])
+        with pytest.raises(UserError, match=f"ends after {size:,} bytes, and {needed:,} are needed"):
+            supernet.read({"params": 0.5})
+    (tmp_path / FILE).write_bytes(whole[:needed])
+    found = open_supernet(tmp_path).read({"params": 0.5})[0].state_dict()
+    assert all(torch.equal(values, expected[name]) for name, values in found.items())
+
+
+def test_what_is_read_is_saved_and_loaded_again(trained: Trained, tmp_path: Path) -> None:
+    path = write_supernet(trained, tmp_path)
+    assert path.stat().st_mode == (tmp_path / "elastic.json").stat().st_mode
+    module, _ = open_supernet(tmp_path).read({"params": 0.5})
+    module.save_pretrained(tmp_path / "saved")
+    again = load_standalone(tmp_path / "saved", trained.prepared.task.head).state_dict()
+    assert all(torch.equal(values, again[name]) for name, values in module.state_dict().items())
