@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raffm_ray.comparison import compare
     from raffm_ray.config import load, parse
     from raffm_ray.deploying import deploy
+    from raffm_ray.deployment import Forms
     from raffm_ray.elastic import open_supernet
     from raffm_ray.errors import UserError
     from raffm_ray.report import write_report
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
     from raffm_ray.study_settings import Study, load_study
 
 _HOMES = {
-    "Experiment": "settings", "Study": "study_settings", "UserError": "errors", "compare": "comparison", "deploy": "deploying", "load": "config",
+    "Experiment": "settings", "Forms": "deployment", "Study": "study_settings", "UserError": "errors", "compare": "comparison", "deploy": "deploying", "load": "config",
     "load_study": "study_settings", "open_supernet": "elastic", "parse": "config", "resume": "simulation", "run_study": "study", "simulate": "simulation",
     "write_comparison": "several", "write_report": "report",
 }  # fmt: skip
 """Public name -> its module, imported when it is first used: a command that needs no torch does not wait for it."""
 
 __all__ = [
-    "Experiment", "Study", "UserError", "__version__", "compare", "deploy", "load", "load_study", "open_supernet", "parse", "resume", "run_study", "simulate",
+    "Experiment", "Forms", "Study", "UserError", "__version__", "compare", "deploy", "load", "load_study", "open_supernet", "parse", "resume", "run_study", "simulate",
     "write_comparison", "write_report",
 ]  # fmt: skip
 

@@ -263,7 +263,7 @@ def study(words: Sequence[str]) -> int:
 
 def deploy(words: Sequence[str]) -> int:
     """`raffm-ray deploy RUN|CHECKPOINT --budget KIND=VALUE|--device NAME|--sizes LIST [--out DIR]`, `raffm-ray deploy compare ...`."""
-    from raffm_ray.deploying import command
+    from raffm_ray.deploy_command import command
 
     return command(words, fresh_folder)
 

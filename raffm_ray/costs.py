@@ -4,17 +4,17 @@ Everything follows from the layout; no module is built. Parameters and FLOPs are
 `named_parameters` and `torch.utils.flop_counter`), training memory is an estimate (compared with what autograd saves).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, product
-from math import prod
-from typing import NamedTuple
+from math import inf, prod
+from typing import NamedTuple, SupportsFloat
 
 from raffm_ray.architectures import Architecture
 from raffm_ray.axes import Plan, kept_size
 from raffm_ray.dims import dim_products, kept_length
-from raffm_ray.errors import UserError, look_up
+from raffm_ray.errors import UserError, look_up, near_miss
 from raffm_ray.gradients import Gradients, gradients
 from raffm_ray.layout import is_kept
 
@@ -250,11 +250,20 @@ def live_floats(architecture: Architecture, plan: Plan) -> int:
     return most
 
 
-def budget_from(settings: Mapping[str, float], full: Costs) -> Budget:
+def positive(kind: str, value: object) -> float:
+    """A budget's number. Raises UserError for anything else."""
+    if isinstance(value, bool | str) or not isinstance(value, SupportsFloat) or not 0 < float(value) < inf:
+        raise UserError(f"budget {kind} must be a positive number, got {value!r}")
+    return float(value)
+
+
+def budget_from(settings: Mapping[str, float], full: Costs, others: Sequence[str] = ()) -> Budget:
     """A budget from settings such as `{"params": 0.5}`: numbers up to 1 are fractions of the full model's cost.
 
-    Raises UserError for an unknown kind or a number that is not positive.
+    `others`: kinds that whoever asks knows beside these. Raises UserError for an unknown kind or a number that is not positive.
     """
+    if not isinstance(settings, Mapping):
+        raise UserError(f"budgets: expected a mapping such as {{'params': 0.5}}, got {settings!r}")
     limits: dict[str, float] = {}
     known = {
         "params": full.params,
@@ -266,9 +275,9 @@ def budget_from(settings: Mapping[str, float], full: Costs) -> Budget:
         "inference_bytes": full.inference_bytes,
     }
     for kind, value in settings.items():
-        whole = look_up(known, kind, "budget kind")
-        if not value > 0:
-            raise UserError(f"budget {kind} must be positive, got {value}")
+        if kind not in known:
+            raise UserError(f"budget kind {kind!r} is not known{near_miss(str(kind), [*known, *others])}")
+        whole, value = known[kind], positive(kind, value)
         if 1 < value < 100:
             raise UserError(f"budget {kind}: {value} would be a count of {kind}; fractions of the full model are at most 1")
         limits[kind] = value * whole if value <= 1 else value

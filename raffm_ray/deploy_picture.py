@@ -48,7 +48,7 @@ def write_picture(told: Mapping[str, Mapping[str, Any]], origin: str, folder: Pa
     figure.savefig(folder / "compare.png", dpi=110)
     plt.close(figure)
     lines = [
-        f"| size | form | parameters | {label} | bytes | MACs | memory (estimated) | median ms | 95th percentile ms |",
+        f"| size | form | parameters | {label} | bytes | MACs | memory (estimated, 32 bit floats) | median ms | 95th percentile ms |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, one in ordered:

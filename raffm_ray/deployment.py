@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raffm_ray.architectures import build
+from raffm_ray.architectures import Architecture, build
 from raffm_ray.axes import Plan
-from raffm_ray.costs import Budget, costs_of
-from raffm_ray.errors import TooSmallError, UserError
+from raffm_ray.costs import costs_of
+from raffm_ray.errors import UserError
 from raffm_ray.examples import batches
-from raffm_ray.exports import TOLERANCE, export_onnx, export_torch, largest_difference, onnx_answer, quantize
-from raffm_ray.inference import Answer, latencies, metric_of, torch_answer, typical_inputs
+from raffm_ray.exports import TOLERANCE, WORDS, export_onnx, export_torch, largest_difference, onnx_answer, outputs_of, quantize
+from raffm_ray.inference import Answer, metric_of, torch_answer
 from raffm_ray.model_card import card
 from raffm_ray.objectives import OBJECTIVES
 from raffm_ray.record import write_json
@@ -26,14 +26,13 @@ from raffm_ray.training import OPTIMIZERS, backward, one_thread
 
 CLIP, TEMPERATURE = 1.0, 2.0
 """While tuning: the norm of a gradient at most, and the temperature of the full model's answers."""
-GRID = 64
-"""Sizes that a search by latency chooses from: parts of the parameters in layers."""
 
 
 @dataclass(frozen=True)
 class Forms:
     """What is written beside the weights. `tune`: steps of training on the public part before that, none by default, on its labels or
-    (`distill`) on what the full model answers; `elastic`: one file of all sizes (elastic.py); `examples`: how many are answered at once where times are taken."""
+    (`distill`) on what the full model answers; `elastic`: one file of all sizes (elastic.py); `examples`: how many are answered at once where
+    times are taken. Raises UserError for numbers that are none, and for forms that cannot be had together."""
 
     onnx: bool = False
     int8: bool = False
@@ -43,33 +42,19 @@ class Forms:
     examples: int = 1
     distill: bool = False
 
+    def __post_init__(self) -> None:
+        for name, value, least in (("tune", self.tune, 0), ("examples", self.examples, 1)):
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"{name}: expected a whole number from {least}, got {value!r}")
+        if self.distill and not self.tune:
+            raise UserError("distill: of how many steps? tune says it")
+        if self.elastic and self.tune:
+            raise UserError("elastic: the file holds sizes as they are cut, without further training; leave out tune and distill")
 
-def within_latency(trained: Trained, limit_ms: float, examples: int = 1) -> Plan:
-    """The largest subnetwork, of a grid over its parameters in layers, whose median answer to so many examples of middling length takes
-    at most `limit_ms` here, with one thread. Raises TooSmallError where not even the smallest is as fast."""
-    architecture = trained.prepared.setup.architecture
-    full, inputs = costs_of(architecture, Plan()).layer_params, typical_inputs(trained.prepared.task, examples)
-    plans: list[Plan] = []
-    for step in range(1, GRID + 1):
-        try:
-            plans.append(trained.plan(Budget(layer_params=full * step / GRID)))
-        except TooSmallError:
-            continue
-    times: dict[Plan, float] = {}
-
-    def fits(plan: Plan) -> bool:
-        if plan not in times:
-            module = build(architecture, trained.cut(plan), plan).eval()
-            times[plan] = latencies({"": torch_answer(module)}, inputs, 0.3)[""][0]
-        return times[plan] <= limit_ms
-
-    low, high = 0, len(plans) - 1
-    if not fits(plans[0]):
-        raise TooSmallError([f"latency_ms {times[plans[0]]:.3g} > {limit_ms:g}"])
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(plans[middle]) else (low, middle - 1)
-    return plans[low]
+    @property
+    def last(self) -> str:
+        """The form, of `FILES`, that a device is to use: the one that a search by latency takes the times of."""
+        return "int8" if self.int8 else "onnx" if self.onnx else "torch"
 
 
 def tuned(trained: Trained, plan: Plan, tensors: Mapping[str, Tensor], steps: int, distill: bool = False) -> dict[str, Tensor]:
@@ -117,6 +102,8 @@ def write_model(trained: Trained, plan: Plan, folder: Path, forms: Forms) -> dic
         "metric_name": task.metric, "widths": _widths(trained, plan), "forms": {},
         "timed_examples": forms.examples,
     }  # fmt: skip
+    if costs.params < trained.least_params:
+        told["least_trained"] = trained.least_params
     if forms.tune:
         before = build(architecture, {name: values.clone() for name, values in tensors.items()}, plan).eval()
         told["before_tuning"] = metric_of(torch_answer(before), task, experiment.evaluation.batch_size)
@@ -125,12 +112,11 @@ def write_model(trained: Trained, plan: Plan, folder: Path, forms: Forms) -> dic
     told["plain"] = save_standalone(folder, architecture, plan, tensors)
     save_inputs(trained, folder)
     shown = {name: values for name, values in task.held_out.batch(slice(0, 2)).items() if name != "labels"}
-    if forms.onnx or forms.int8:
-        export_onnx(load_standalone(folder, task.head), shown, task.head, folder / "model.onnx")
-    if forms.int8:
-        quantize(folder / "model.onnx", folder / "model.int8.onnx")
+    write_onnx(folder, task.head, shown, forms)
+    told |= {"inputs": _inputs(architecture, shown), "outputs": list(outputs_of(task.head))}
     if forms.torch_export:
-        export_torch(load_standalone(folder, task.head), shown, task.head, folder / "model.pt2")
+        export_torch(load_standalone(folder, task.head), shown, task.head, folder / PROGRAM)
+        told["program"] = PROGRAM
     for form, answer in answers_of(folder, task.head).items():
         file = folder / FILES[form]
         metric = metric_of(answer, task, experiment.evaluation.batch_size)
@@ -144,6 +130,26 @@ def write_model(trained: Trained, plan: Plan, folder: Path, forms: Forms) -> dic
     return told
 
 
+def write_onnx(folder: Path, head: str, shown: Mapping[str, Tensor], forms: Forms) -> None:
+    """Writes the ONNX files that are asked for beside a model; `shown`: inputs of two examples at least."""
+    if forms.onnx or forms.int8:
+        export_onnx(load_standalone(folder, head), shown, head, folder / FILES["onnx"])
+    if forms.int8:
+        quantize(folder / FILES["onnx"], folder / FILES["int8"])
+
+
+def _inputs(architecture: Architecture, shown: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """What exported files take: by name, the type and the shape, in words where any size will do."""
+    longest = getattr(architecture.config, "max_position_embeddings", None)
+    found = {}
+    for name, values in shown.items():
+        words = f"tokens (max_position_embeddings: {longest})" if longest else "any number of tokens"
+        inner = [words] if name.endswith(WORDS) else list(values.shape[1:])
+        found[name] = {"dtype": str(values.dtype).removeprefix("torch."), "shape": ["any number of examples", *inner]}
+    return found
+
+
+PROGRAM = "model.pt2"
 FILES = {"torch": "model.safetensors", "onnx": "model.onnx", "int8": "model.int8.onnx"}
 """A form that answers -> its file."""
 

@@ -23,6 +23,8 @@ from raffm_ray.inference import Answer
 
 OUTPUTS = {"question_answering": ("start_logits", "end_logits")}
 """What a head puts out, where it is not `logits`."""
+WORDS = ("input_ids", "attention_mask", "token_type_ids")
+"""How names of inputs end that have an entry a token."""
 EAGER = {IMPLEMENTATIONS["sdpa"]: IMPLEMENTATIONS["eager"]}
 """What is exported computes attention by plain products: what fused kernels ask for, such as heads filled up to one size, would be in the file."""
 TOLERANCE = 1e-4
@@ -73,8 +75,7 @@ def _program(model: nn.Module, inputs: Mapping[str, Tensor], head: str) -> tuple
     names = tuple(inputs)
     batch, sizes = torch.export.Dim.DYNAMIC, []
     for name in names:
-        words = name.endswith(("input_ids", "attention_mask", "token_type_ids"))
-        sizes.append({0: batch, 1: torch.export.Dim.DYNAMIC} if words else {0: batch})
+        sizes.append({0: batch, 1: torch.export.Dim.DYNAMIC} if name.endswith(WORDS) else {0: batch})
     return _Plain(model, names, outputs_of(head)).eval(), tuple(inputs.values()), (tuple(sizes),)
 
 

@@ -41,6 +41,36 @@ def widths_table(architecture: Architecture, widths: Mapping[str, int]) -> list[
     return lines
 
 
+def _exported(told: Mapping[str, Any]) -> list[str]:
+    """How exported files are used."""
+    names, program, lines = list(told["inputs"]), told.get("program"), list[str]()
+    if "onnx" not in told["forms"] and not program:
+        return lines
+    lines += [
+        "## Exported files",
+        "",
+        "Their inputs, these alone (a tokenizer may put out more):",
+        "",
+        "| input | type | shape |",
+        "| --- | --- | --- |",
+    ]
+    lines += [f"| `{name}` | {one['dtype']} | {', '.join(map(str, one['shape']))} |" for name, one in told["inputs"].items()]
+    lines += ["", f"Outputs: {', '.join(f'`{name}`' for name in told['outputs'])}.", "", "```python"]
+    if "onnx" in told["forms"]:
+        file = told["forms"]["int8" if "int8" in told["forms"] else "onnx"]["file"]
+        fed = ", ".join(f'"{name}": {name}' for name in names)
+        lines += [
+            "import onnxruntime",
+            "",
+            f'session = onnxruntime.InferenceSession("DIR/{file}", providers=["CPUExecutionProvider"])',
+        ]
+        lines += [f"outputs = session.run(None, {{{fed}}})  # NumPy arrays"]
+    if program:
+        lines += [""] * ("onnx" in told["forms"]) + ["import torch", "", f'program = torch.export.load("DIR/{program}").module()']
+        lines += [f"outputs = program({', '.join(names)})  # tensors, in this order"]
+    return [*lines, "```", ""]
+
+
 def card(origin: str, architecture: Architecture, told: Mapping[str, Any]) -> str:
     """The card's text. `told`: what was measured."""
     auto, metric = HEADS[architecture.head].__name__, told["metric_name"]
@@ -61,7 +91,7 @@ def card(origin: str, architecture: Architecture, told: Mapping[str, Any]) -> st
         "```python", *use, "```", "",
         "It is a plain checkpoint: transformers loads it without raffm_ray." if told["plain"]
         else "`import raffm_ray` tells transformers of such models; no code of this folder is run.", "",
-        f"{told['params']:,} parameters, {told['macs']:,} multiply-accumulates an example, about {told['inference_bytes']:,} bytes of memory to answer one (estimated).", "",
+        f"{told['params']:,} parameters, {told['macs']:,} multiply-accumulates an example, about {told['inference_bytes']:,} bytes of memory to answer one (estimated, in 32 bit floats).", "",
         f"| form | file | bytes | {metric} (held out){', ' + unit(metric) if unit(metric) else ''} | median ms | 95th percentile |",
         "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
@@ -71,6 +101,9 @@ def card(origin: str, architecture: Architecture, told: Mapping[str, Any]) -> st
     if "before_tuning" in told:
         lines += ["", f"Before tuning: {shown(metric, told['before_tuning'])}."]
     lines += ["", f"Times are of {at_once(told)} of middling length, with one thread, on the machine that made this folder.", ""]
+    if least := told.get("least_trained"):
+        lines += [f"Smaller than whatever was trained: the smallest device class had {least:,} parameters.", ""]
+    lines += _exported(told)
     if table := widths_table(architecture, told["widths"]):
         lines += ["## What it keeps", "", *table, ""]
     return "\n".join(lines)

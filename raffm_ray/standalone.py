@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from raffm_ray.architectures import HEADS, Architecture, architecture_of, check_model_type, fit_modules
+from raffm_ray.architectures import FAMILIES, HEADS, Architecture, architecture_of, check_model_type, fit_modules
 from raffm_ray.architectures.attention import IMPLEMENTATIONS, restore_indices
 from raffm_ray.architectures.modules import install
 from raffm_ray.axes import AxisError, Plan, check_plan, dim_axes, selected_shape
@@ -99,9 +100,9 @@ def _config_class(base: str) -> type[PretrainedConfig]:
             "__annotations__": annotations,
         },
     )
-    AutoModel._model_mapping.register(
-        made, AutoModel._model_mapping[stock]
-    )  # what some task heads build inside themselves, to be cut with them
+    inner = AutoModel._model_mapping[stock]
+    # What some task heads build inside themselves, to be cut with them.
+    AutoModel._model_mapping.register(made, tuple(map(_inner, inner)) if isinstance(inner, list | tuple) else _inner(inner))
     for head, auto in HEADS.items():
         if stock in auto._model_mapping:
             models = auto._model_mapping[stock]
@@ -143,6 +144,30 @@ def _model_class(stock: Any, config_class: type[PretrainedConfig], head: str) ->
     own = {"config_class": config_class, "__module__": __name__, "__init__": build, "from_pretrained": classmethod(load)}
     made: Any = type(stock.__name__, (stock,), own)
     return made
+
+
+def _inner(stock: Any) -> Any:
+    """The stock model without a task head, which is no deployed model: it is only built, never loaded."""
+
+    def refuse(cls: Any, /, place: Any, *_: Any, config: Any = None, **__: Any) -> Any:
+        head = (config or AutoConfig.from_pretrained(place)).head
+        raise UserError(f"{place}: a subnetwork with its task head: load it with {HEADS[head].__name__}")
+
+    return type(stock.__name__, (stock,), {"__module__": __name__, "from_pretrained": classmethod(refuse)})
+
+
+def __getattr__(name: str) -> Any:
+    """The class of that name, which is made when it is first asked for: what pickle looks up."""
+    stock: Any = getattr(transformers, name.removeprefix("Subnetwork"), None) if name[:1].isupper() else None
+    base = getattr(getattr(stock, "config_class", None) or stock, "model_type", None)
+    if base in FAMILIES:
+        made = _config_class(base)
+        listed = [auto._model_mapping.get(made, ()) for auto in (AutoModel, *HEADS.values())]
+        models = [model for one in listed for model in (one if isinstance(one, list | tuple) else (one,))]
+        for found in (made, *models):
+            if found.__name__ == name:
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _tie(model: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from raffm_ray.axes import Plan
 from raffm_ray.calibration import rankable
 from raffm_ray.config import override, parse
-from raffm_ray.costs import Budget
+from raffm_ray.costs import Budget, costs_of
 from raffm_ray.errors import UserError, in_short, near_miss
 from raffm_ray.foundation import PACKAGED
 from raffm_ray.layout import take_all
@@ -46,11 +46,17 @@ ANY_TASK: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A model that subnetworks are cut from. `origin`: what it came from, in words."""
+    """A model that subnetworks are cut from. `origin`: what it came from, in words; `least_params`: parameters of the smallest subnetwork that
+    a device class was trained with, 0 where none was. Raises UserError for parameters that are not finite."""
 
     prepared: Prepared
     state: ServerState
     origin: str
+    least_params: int = 0
+
+    def __post_init__(self) -> None:
+        if not bool(self.state.parameters.isfinite().all()):
+            raise UserError(f"{self.origin}: its parameters are not finite numbers")
 
     def plan(self, budget: Budget) -> Plan:
         """The subnetwork that the run's strategy has for a budget. Raises TooSmallError below its smallest one."""
@@ -98,7 +104,10 @@ def of_run(folder: Path) -> Trained:
     state = replace(new_state(flat), round=int(summary["rounds"]), scores=scores, norms=ranked)
     if (own := final / "own.safetensors").is_file():
         state = _with_own(prepared, state, _arrays(own))
-    return Trained(prepared, state, f"the run {experiment.name!r} ({summary['rounds']} rounds, {summary['clients']} clients)")
+    least = min(costs_of(architecture, plan).params for plan in class_plans(prepared.setup, state).values())
+    return Trained(
+        prepared, state, f"the run {experiment.name!r} ({summary['rounds']} rounds, {summary['clients']} clients)", least
+    )
 
 
 def _with_own(prepared: Prepared, state: ServerState, own: dict[str, Tensor]) -> ServerState:
@@ -116,12 +125,21 @@ def _with_own(prepared: Prepared, state: ServerState, own: dict[str, Tensor]) ->
     return state
 
 
+def _what_it_is(folder: Path) -> str:
+    if (folder / "elastic.json").is_file():
+        return "; it holds all sizes of a model (raffm_ray.open_supernet reads them): what it was made of can be deployed"
+    if (folder / "sizes.json").is_file():
+        return "; it holds sizes already: what they were cut out of can be deployed"
+    runs = [parent for parent in folder.resolve().parents[:2] if (parent / SUMMARY).is_file()]
+    return f"; it is a part of the run {runs[0]}" if runs else ""
+
+
 def of_checkpoint(place: str, flags: Sequence[str]) -> Trained:
     """A transformers checkpoint, brought into the basis in which its parts can best be told apart and ranked on the public part of the task
     that `flags` name. Raises UserError where it or its data cannot be used."""
     if not any(flag.split("=")[0] in DATA for flag in flags):
         raise UserError(
-            f"{place}: a checkpoint is ranked and measured on data: name it by --task.name, or --task.kind and --task.data"
+            f"{place}: a checkpoint is ranked and measured on data: name it by --task.name, or --task.kind and --task.data{_what_it_is(Path(place))}"
         )
     values = override(ANY_TASK, ["--model.pretrained", place, *flags])
     settings = parse(values)
@@ -157,5 +175,7 @@ def find(source: str, flags: Sequence[str]) -> Trained:
         return of_run(folder)
     if _is_subnetwork(folder):
         raise UserError(f"{source}: is a subnetwork already; another size is deployed from what it was cut out of")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"{source}: neither a finished run nor a checkpoint: it holds no config.json{_what_it_is(folder)}")
     torch.manual_seed(0)
     return of_checkpoint(source, flags)

@@ -205,5 +205,5 @@ def test_budgets_up_to_one_are_fractions() -> None:
     assert budget_from({"bytes": 1}, full).allows(full)
     with pytest.raises(UserError, match="budget kind 'parms' is not known .did you mean 'params'"):
         budget_from({"parms": 0.5}, full)
-    with pytest.raises(UserError, match="budget params must be positive, got -1"):
+    with pytest.raises(UserError, match="budget params must be a positive number, got -1"):
         budget_from({"params": -1}, full)

@@ -1,6 +1,7 @@
 """Deploying: what comes out is what the run measured, in every form, for any budget; mistakes are one line."""
 
 import json
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ import torch
 from conftest import CASES, TINY, architecture_case, tiny_experiment
 from hostile import FULL
 from plans import random_cut
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from raffm_ray.architectures import architecture_of, build, new_model, parse_config
 from raffm_ray.axes import Plan
 from raffm_ray.cli import main
-from raffm_ray.costs import costs_of
-from raffm_ray.deploying import deploy, parse_budget, parse_sizes, plan_for
+from raffm_ray.costs import budget_from, costs_of
+from raffm_ray.deploy_command import FLAGS, parse_budget, parse_sizes
+from raffm_ray.deploying import deploy, plan_for
 from raffm_ray.deployment import Forms, answers_of, tuned, write_model
 from raffm_ray.elastic import open_supernet
 from raffm_ray.errors import UserError
@@ -107,6 +109,45 @@ def test_forms_agree_and_the_card_says_what_was_measured(run: Path, tmp_path: Pa
     assert json.loads((tmp_path / "half" / "deployed.json").read_text()) == told
     loaded = torch.export.load(tmp_path / "half" / "model.pt2").module()
     assert loaded(torch.zeros(5, 1, 8, 8))[0].shape == (5, 10)
+    for block, inputs in ((0, np.zeros((5, 1, 8, 8), np.float32)), (1, torch.zeros(5, 1, 8, 8))):
+        lines = re.split(r"\n(?=import torch)", text.split("## Exported files")[1].split("```")[1].removeprefix("python\n"))[
+            block
+        ]
+        names: dict[str, Any] = {"pixel_values": inputs}
+        exec(lines.replace("DIR", str(tmp_path / "half")), names)
+        assert names["outputs"][0].shape == (5, 10)
+
+
+def test_a_size_below_all_that_was_trained_says_so(
+    trained: Trained, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    least = trained.least_params
+    assert least == min(one["params"] for one in json.loads((run / "summary.json").read_text())["tiers"].values())
+    assert main(["deploy", str(run), "--budget", f"params={least - 1}", "--out", str(tmp_path / "less")]) == 0
+    assert f"below {least:,} parameters no device class was trained" in capsys.readouterr().out
+    assert f"the smallest device class had {least:,} parameters" in (tmp_path / "less" / "README.md").read_text()
+    assert main(["deploy", str(run), "--budget", f"params={least}", "--out", str(tmp_path / "as_much")]) == 0  # control
+    assert "no device class" not in capsys.readouterr().out
+    assert "Smaller than" not in (tmp_path / "as_much" / "README.md").read_text()
+
+
+def test_from_python_a_mistake_is_one_line_too(run: Path, tmp_path: Path) -> None:
+    for budgets, told in (
+        ({"params": "0.5"}, "budget params must be a positive number, got '0.5'"),
+        ({"params": None}, "budget params must be a positive number, got None"),
+        ({"params": float("inf")}, "positive number, got inf"),
+        ({"latency_ms": "5"}, "budget latency_ms must be a positive number, got '5'"),
+        ({"latency_ms": float("nan")}, "positive number, got nan"),
+        ({"latncy_ms": 5}, "did you mean 'latency_ms'"),
+        ("params=0.5", "expected a mapping such as"),
+        (None, "how small"),
+    ):
+        with pytest.raises(UserError, match=re.escape(told)):
+            deploy(run, tmp_path / "out", budgets)
+    for wrong in ({"examples": 0}, {"tune": -1}, {"distill": True}, {"tune": 5, "elastic": True}):
+        with pytest.raises(UserError, match=re.escape(next(iter(wrong)) if len(wrong) == 1 else "elastic")):
+            Forms(**wrong)
+    assert deploy(run, tmp_path / "half", {"params": np.float32(0.6)})["params"] > 0
 
 
 EXPORTED = [("vit", "image_classification"), ("bert", "sequence_classification"), ("gpt2", "causal_language_modelling")]
@@ -152,8 +193,12 @@ def test_budgets_of_every_kind_bind(trained: Trained) -> None:
 
 def test_a_latency_is_searched_with_real_timings(trained: Trained) -> None:
     assert plan_for(trained, {"latency_ms": 1e4}) == Plan()
-    with pytest.raises(UserError, match="latency_ms"):
+    with pytest.raises(UserError, match=r"latency_ms .* \(PyTorch\)"):
         plan_for(trained, {"latency_ms": 1e-6})
+    pytest.importorskip("onnxruntime")
+    assert plan_for(trained, {"latency_ms": 1e4}, forms=Forms(onnx=True)) == Plan()
+    with pytest.raises(UserError, match=r"latency_ms .* \(onnxruntime, 8 bit integers\)"):
+        plan_for(trained, {"latency_ms": 1e-6}, forms=Forms(int8=True))
 
 
 def test_tuning_is_off_unless_asked_for_and_reported_apart(trained: Trained, tmp_path: Path) -> None:
@@ -257,6 +302,10 @@ def test_the_metric_is_that_of_all_examples_whatever_the_batch(trained: Trained)
         (["--examples", "0", "--sizes", "0.5"], "--examples: expected a whole number"),
         (["--rounds", "3", "--sizes", "0.5"], "deployed as it is"),
         ([], "how small"),
+        (["--budget", "params=0.5", "--budget", "params=0.6"], "--budget params: given twice, as 0.5 and 0.6"),
+        (["--budget", "foo=0.5"], "latency_ms"),
+        (["--elastic", "--tune", "5"], "without further training"),
+        (["--elastic", "--torch-export"], "--elastic alone is one file"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -310,8 +359,17 @@ def test_damaged_and_foreign_folders_are_one_line(run: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match=f"no such folder .did you mean '{run}'"):
         find(str(run.with_name("rn")), [])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty"):
-        find(str(tmp_path / "empty"), [])
+    for file, told in (("", "it holds no config.json"), ("sizes.json", "holds sizes already"), ("elastic.json", "open_supernet")):
+        if file:
+            (tmp_path / "empty" / file).touch()
+        with pytest.raises(UserError, match=f"empty: neither a finished run nor a checkpoint.*{told}"):
+            find(str(tmp_path / "empty"), [])
+    with pytest.raises(UserError, match=f"it is a part of the run {run}"):
+        find(str(run / "checkpoints" / "final"), [])
+    broken = copytree(run, tmp_path / "broken") / "checkpoints" / "final" / "model.safetensors"
+    save_file({name: values * torch.nan for name, values in load_file(broken).items()}, broken)
+    with pytest.raises(UserError, match="its parameters are not finite"):
+        of_run(tmp_path / "broken")
     for number, name in enumerate(("model.safetensors", "salience.safetensors", "own.safetensors")):
         folder = tmp_path / str(number)
         copytree(run, folder)
@@ -322,6 +380,21 @@ def test_damaged_and_foreign_folders_are_one_line(run: Path, tmp_path: Path) -> 
     (folder / "summary.json").unlink()
     with pytest.raises(UserError, match="not finished"):
         of_run(folder)
+
+
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["deploy", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(flag in told for flag in FLAGS)
+    with pytest.raises(UserError, match="known: ") as refused:
+        budget_from({"zzz": 1}, costs_of(architecture_case(*EXPORTED[0]), Plan()), ["latency_ms"])
+    assert all(kind.strip(" )") in told for kind in str(refused.value).split(":")[-1].split(","))
+
+
+def test_a_name_that_no_file_system_takes_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in (tmp_path / ("a" * 252), Path("/proc/nothing")):
+        assert main(["deploy", str(run), "--budget", "params=0.6", "--out", str(place)]) == 2
+        assert f"--out {place}: " in capsys.readouterr().err
 
 
 def test_words_of_the_command_are_read() -> None:

@@ -1,6 +1,7 @@
 """A deployed subnetwork is a model of its own: transformers loads it, in every family, and it answers as it did before, to the bit."""
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import architecture_case, outputs
 from plans import random_cut
+from transformers import AutoModel
 
 from raffm_ray.architectures import HEADS, Architecture, build, new_model
 from raffm_ray.axes import Plan
@@ -83,6 +85,24 @@ def test_importing_the_package_is_all_that_a_stranger_does(order: str, tmp_path:
     )
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False)
     assert done.stdout.split()[0] == "ViTForImageClassification", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("vit", "image_classification"), ("llama", "sequence_classification"), ("t5", "sequence_to_sequence")]
+)
+def test_a_loaded_model_travels_to_other_processes(name: str, head: str, tmp_path: Path) -> None:
+    architecture = architecture_case(name, head)
+    plan = random_cut(architecture.layout, np.random.default_rng(5), KINDS)
+    save_standalone(
+        tmp_path, architecture, plan, take_all(dict(new_model(architecture, 3).named_parameters()), architecture.layout, plan)
+    )
+    model = load_standalone(tmp_path, head)
+    (tmp_path / "pickled").write_bytes(pickle.dumps(model))
+    told = f"import pickle\nmodel = pickle.load(open({str(tmp_path / 'pickled')!r}, 'rb'))\nprint(type(model).__name__, sum(one.numel() for one in model.parameters()))"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [type(model).__name__, str(sum(one.numel() for one in model.parameters()))], done.stderr
+    with pytest.raises(UserError, match=f"a subnetwork with its task head: load it with {HEADS[head].__name__}"):
+        AutoModel.from_pretrained(tmp_path)
 
 
 def test_importing_the_package_imports_no_transformers() -> None:

@@ -23,7 +23,7 @@ FLOORS = [
     "ledger evaluation curve start public resuming loop telemetry simulation",
     "share_picture profile_picture unit_picture pictures standings report comparison_picture page several comparison study_settings search space trial trial_tasks study_picture study_report study benchmarks benchmarks.extraction benchmarks.crew benchmarks.bare_ray benchmarks.memory benchmarks.synthetic "
     "benchmarks.measure benchmarks.plain_loop benchmarks.rounds benchmarks.nothing benchmarks.training benchmarks.subnetworks "
-    "benchmarks.scale benchmarks.gpu benchmarks.starting benchmarks.suite described prediction references measuring fleet_plans fleet_cluster fleet places submit trained first_bytes elastic inference exports model_card deployment deploy_picture deploying commands cli",
+    "benchmarks.scale benchmarks.gpu benchmarks.starting benchmarks.suite described prediction references measuring fleet_plans fleet_cluster fleet places submit trained first_bytes elastic inference exports model_card deployment latency deploy_picture deploying deploy_command commands cli",
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 

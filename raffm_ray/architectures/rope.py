@@ -6,6 +6,7 @@ head with its query heads); the query heads of a group, equally many in every gr
 Dimension j of a head is rotated with j + size / 2 (Su et al. 2021), so a head is two halves of pairs.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,23 +125,32 @@ def fit(module: Any, site: Attention, plan: Plan, layout: Layout) -> None:
     size: int = module.head_dim
     if (values := kept_length(site.vo, layout.axes, plan)) != size:
         module.subnetwork_values = (kept_length(site.groups, layout.axes, plan), values)
-        module.v_proj.register_forward_hook(lambda _, __, out: nn.functional.pad(out, (0, -out.shape[-1] % size)))
+        module.v_proj.register_forward_hook(partial(_fill_up, size))
+
+
+# Hooks are functions of the module, no closures: a model can be pickled.
+def _choose(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    chosen = tuple(states.index_select(-1, module.subnetwork_pairs) for states in named["position_embeddings"])
+    return arguments, {**named, "position_embeddings": chosen}
+
+
+def _fill_up(size: int, _: Any, __: Any, output: Tensor) -> Tensor:
+    return nn.functional.pad(output, (0, -output.shape[-1] % size))
+
+
+def _scale(factor: float, _: Any, __: Any, output: Tensor) -> Tensor:
+    return output * factor
 
 
 def _choose_pairs(module: Any, kept: Tensor, pairs: int) -> None:
     """Makes a module rotate the kept ones, shape [k], of a head's pairs by their own frequencies."""
     module.head_dim = 2 * len(kept)
     keep_indices(module, "subnetwork_pairs", torch.cat((kept, kept + pairs)))
-
-    def choose(module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        chosen = tuple(states.index_select(-1, module.subnetwork_pairs) for states in named["position_embeddings"])
-        return arguments, {**named, "position_embeddings": chosen}
-
-    module.register_forward_pre_hook(choose, with_kwargs=True)
+    module.register_forward_pre_hook(_choose, with_kwargs=True)
     # Qwen3 divides queries and keys by their root mean square over a head. Dropped dimensions count there as zeros of the full
     # size d, as in the masked full model: x / sqrt(sum x^2 / d + eps) = sqrt(d / k) x / sqrt(mean x^2 + eps d / k).
     ratio = pairs / len(kept)
     for norm in (getattr(module, name, None) for name in ("q_norm", "k_norm")):
         if norm is not None and ratio != 1:
             norm.variance_epsilon *= ratio
-            norm.register_forward_hook(lambda _, __, out: out * ratio**0.5)
+            norm.register_forward_hook(partial(_scale, ratio**0.5))
