@@ -82,6 +82,11 @@ def parse_sizes(text: str) -> list[float]:
     return sizes
 
 
+def _count(number: int) -> str:
+    """202186 -> `202.2 k`."""
+    return human_bytes(number).removesuffix("B").strip()
+
+
 def table_of(told: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row a model and form."""
     metric = next(iter(told.values()))["metric_name"]
@@ -92,8 +97,8 @@ def table_of(told: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, one in told.items():
         for form, values in one["forms"].items():
             table.add_row(
-                *[name.removeprefix("size-")] * len(names), SHORT[form], f"{one['params']:,} ({100 * one['params_fraction']:.0f}%)", shown(metric, values["metric"]),
-                human_bytes(values["bytes"]), f"{one['macs'] / 1e6:,.1f} M", human_bytes(one["inference_bytes"]),
+                *[name.removeprefix("size-")] * len(names), SHORT[form], f"{_count(one['params'])} ({100 * one['params_fraction']:.0f}%)", shown(metric, values["metric"]),
+                human_bytes(values["bytes"]), _count(one["macs"]), human_bytes(one["inference_bytes"]),
                 f"{values['median_ms']:.3g}", f"{values['p95_ms']:.3g}",
             )  # fmt: skip
     table.caption = f"times of {at_once(next(iter(told.values())))} with one thread; * estimated, in 32 bit floats"
