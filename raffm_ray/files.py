@@ -4,16 +4,19 @@ import errno
 import fcntl
 import os
 import stat
+from _thread import start_new_thread
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from shutil import rmtree
 
 from raffm_ray.errors import UserError
 
 LOCK = ".lock"
 """The file of a folder that is locked by who holds it; it stays when nobody does."""
+SYNCED_AT_ONCE = 8
+"""Files: the disk takes several as fast as one."""
 
 
 def _sync(path: Path) -> None:
@@ -25,11 +28,26 @@ def _sync(path: Path) -> None:
 
 
 def sync(paths: Iterable[Path]) -> None:
-    """Returns when files and folders are on the disk, so that they outlast a loss of power."""
+    """Returns when files and folders are on the disk, so that they outlast a loss of power. Raises OSError."""
     chosen = list(paths)
-    if chosen:
-        with ThreadPoolExecutor(min(8, len(chosen))) as threads:  # at once: the disk takes several as fast as one
-            list(threads.map(_sync, chosen))
+    parts = [chosen[start::SYNCED_AT_ONCE] for start in range(min(SYNCED_AT_ONCE, len(chosen)))]
+    # No futures, nor threads that are waited for as they start: Ctrl-C meanwhile can leave a lock taken that the thread needs to end.
+    ended: SimpleQueue[OSError | None] = SimpleQueue()
+
+    def work(part: Iterable[Path]) -> None:
+        try:
+            for path in part:
+                _sync(path)
+        except OSError as error:
+            ended.put(error)
+        else:
+            ended.put(None)
+
+    for part in parts:
+        start_new_thread(work, (part,))
+    for error in [ended.get() for _ in parts]:
+        if error is not None:
+            raise error
 
 
 def read_whole(path: Path) -> bytes:

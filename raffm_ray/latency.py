@@ -40,9 +40,11 @@ def within_latency(trained: Trained, limit_ms: float, forms: Forms) -> Plan:
                 times[plan] = latencies({"": answer}, inputs, 0.3)[""][0]
         return times[plan] <= limit_ms
 
-    low, high = 0, len(plans) - 1
+    low, high = 0, len(plans) - 2
     if not fits(plans[0]):
         raise TooSmallError([f"latency_ms {times[plans[0]]:.3g} > {limit_ms:g} ({NAMES[forms.last]})"])
+    if fits(plans[-1]):
+        return plans[-1]
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(plans[middle]) else (low, middle - 1)

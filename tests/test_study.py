@@ -384,6 +384,9 @@ def test_ctrl_c_ends_all_trials_and_the_study_goes_on_with_them(tmp_path, four_c
 
     def interrupt(driver, number, round_number, value):
         if round_number == 2:
+            patience = time.monotonic() + 60  # one trial's process may take longer to start than the other's
+            while len(own_processes("ray::_run")) < 2 and time.monotonic() < patience:
+                time.sleep(0.1)
             at_work.extend(own_processes("ray::_run"))
             raise KeyboardInterrupt
         return report(driver, number, round_number, value)
