@@ -32,13 +32,13 @@ def sync(paths: Iterable[Path]) -> None:
     chosen = list(paths)
     parts = [chosen[start::SYNCED_AT_ONCE] for start in range(min(SYNCED_AT_ONCE, len(chosen)))]
     # No futures, nor threads that are waited for as they start: Ctrl-C meanwhile can leave a lock taken that the thread needs to end.
-    ended: SimpleQueue[OSError | None] = SimpleQueue()
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def work(part: Iterable[Path]) -> None:
         try:
             for path in part:
                 _sync(path)
-        except OSError as error:
+        except BaseException as error:  # whatever it is, who waits must hear of it
             ended.put(error)
         else:
             ended.put(None)
