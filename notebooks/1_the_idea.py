@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from transformers import BertConfig
 
-from raffm_ray.architectures import architecture_of, build, new_model
-from raffm_ray.axes import Plan, coverage, scatter_add_selected
-from raffm_ray.costs import Budget, costs_of
-from raffm_ray.extraction import Cutting, longest_prefix, ranked_list
-from raffm_ray.layout import selections, take_all
-from raffm_ray.salience import METRICS, rank
-from raffm_ray.unit_picture import picture_of_units
-from raffm_ray.units import add_reached, units_of
+from raffm_ray.axes.indexing import Plan, coverage, scatter_add_selected
+from raffm_ray.axes.layout import selections, take_all
+from raffm_ray.models.architecture import architecture_of, build, new_model
+from raffm_ray.reports.unit_picture import picture_of_units
+from raffm_ray.subnetworks.costs import Budget, costs_of
+from raffm_ray.subnetworks.extraction import Cutting, longest_prefix, ranked_list
+from raffm_ray.subnetworks.salience import METRICS, rank
+from raffm_ray.subnetworks.unit_coverage import add_reached, units_of
 
 # %% [markdown]
 # ## 1. Axes

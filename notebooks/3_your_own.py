@@ -26,10 +26,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import raffm_ray
-from raffm_ray.axes import Plan
-from raffm_ray.costs import Budget
-from raffm_ray.salience import METRICS, Scores
-from raffm_ray.strategies import STRATEGIES, View
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.server.strategies import STRATEGIES, View
+from raffm_ray.subnetworks.costs import Budget
+from raffm_ray.subnetworks.salience import METRICS, Scores
 
 ROUNDS = os.environ.get("NOTEBOOK_ROUNDS", "20")
 experiments = next(folder / "experiments" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "experiments").is_dir())

@@ -13,35 +13,60 @@ Everything that the commands do, from Python:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from raffm_ray.registration import tell_transformers
-
-__version__ = "0.1.0"
+from raffm_ray.basics.version import __version__
+from raffm_ray.subnetworks.transformers_registration import tell_transformers
 
 if TYPE_CHECKING:
-    from raffm_ray.comparison import compare
-    from raffm_ray.config import load, parse
-    from raffm_ray.deploying import deploy
-    from raffm_ray.deployment import Forms
-    from raffm_ray.elastic import open_supernet
-    from raffm_ray.errors import UserError
-    from raffm_ray.report import write_report
-    from raffm_ray.settings import Experiment
-    from raffm_ray.several import write_comparison
-    from raffm_ray.simulation import resume, simulate
-    from raffm_ray.study import run_study
-    from raffm_ray.study_settings import Study, load_study
+    from raffm_ray.basics.errors import UserError
+    from raffm_ray.deployment.deploy import deploy
+    from raffm_ray.deployment.model_folder import Forms
+    from raffm_ray.deployment.supernet import open_supernet
+    from raffm_ray.reports.multi_run_report import write_comparison
+    from raffm_ray.reports.run_report import write_report
+    from raffm_ray.runs.simulation import resume, simulate
+    from raffm_ray.settings.experiment import Experiment
+    from raffm_ray.settings.loading import load, parse
+    from raffm_ray.studies.comparison import compare
+    from raffm_ray.studies.study import run_study
+    from raffm_ray.studies.study_settings import Study, load_study
 
 _HOMES = {
-    "Experiment": "settings", "Forms": "deployment", "Study": "study_settings", "UserError": "errors", "compare": "comparison", "deploy": "deploying", "load": "config",
-    "load_study": "study_settings", "open_supernet": "elastic", "parse": "config", "resume": "simulation", "run_study": "study", "simulate": "simulation",
-    "write_comparison": "several", "write_report": "report",
-}  # fmt: skip
+    "Experiment": "settings.experiment",
+    "Forms": "deployment.model_folder",
+    "Study": "studies.study_settings",
+    "UserError": "basics.errors",
+    "compare": "studies.comparison",
+    "deploy": "deployment.deploy",
+    "load": "settings.loading",
+    "load_study": "studies.study_settings",
+    "open_supernet": "deployment.supernet",
+    "parse": "settings.loading",
+    "resume": "runs.simulation",
+    "run_study": "studies.study",
+    "simulate": "runs.simulation",
+    "write_comparison": "reports.multi_run_report",
+    "write_report": "reports.run_report",
+}
 """Public name -> its module, imported when it is first used: a command that needs no torch does not wait for it."""
 
 __all__ = [
-    "Experiment", "Forms", "Study", "UserError", "__version__", "compare", "deploy", "load", "load_study", "open_supernet", "parse", "resume", "run_study", "simulate",
-    "write_comparison", "write_report",
-]  # fmt: skip
+    "Experiment",
+    "Forms",
+    "Study",
+    "UserError",
+    "__version__",
+    "compare",
+    "deploy",
+    "load",
+    "load_study",
+    "open_supernet",
+    "parse",
+    "resume",
+    "run_study",
+    "simulate",
+    "write_comparison",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

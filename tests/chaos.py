@@ -25,11 +25,11 @@ from conftest import tiny_experiment  # noqa: E402  # what it imports reads the 
 from outcomes import digest, outcome  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from raffm_ray import checkpoint  # noqa: E402
-from raffm_ray.checkpoint import Checkpoint, DamagedError  # noqa: E402
-from raffm_ray.config import dump  # noqa: E402
-from raffm_ray.settings import Experiment  # noqa: E402
-from raffm_ray.simulation import simulate  # noqa: E402
+from raffm_ray.runs import checkpoint  # noqa: E402
+from raffm_ray.runs.checkpoint import Checkpoint, DamagedError  # noqa: E402
+from raffm_ray.runs.simulation import simulate  # noqa: E402
+from raffm_ray.settings.experiment import Experiment  # noqa: E402
+from raffm_ray.settings.loading import dump  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_SECONDS = 120.0

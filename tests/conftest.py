@@ -17,9 +17,9 @@ import pytest
 import ray
 import torch
 
-from raffm_ray.architectures import FAMILIES, Architecture, architecture_of, new_model, parse_config
-from raffm_ray.config import parse
-from raffm_ray.settings import Experiment
+from raffm_ray.models.architecture import FAMILIES, Architecture, architecture_of, new_model, parse_config
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.loading import parse
 
 _VISION = {
     "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40, "image_size": 8, "patch_size": 4,

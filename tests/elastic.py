@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raffm_ray.config import load
-from raffm_ray.flights import Flights
-from raffm_ray.simulation import simulate
+from raffm_ray.pool.call_scheduler import Flights
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.settings.loading import load
 
 
 def main(config: str, out: str, place: str) -> None:

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from raffm_ray.errors import UserError
-from raffm_ray.settings import Experiment
+from raffm_ray.basics.errors import UserError
+from raffm_ray.settings.experiment import Experiment
 
 T = TypeVar("T")
 FULL = os.environ.get("RAFFM_FUZZ") == "full"

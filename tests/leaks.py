@@ -25,9 +25,9 @@ os.environ |= {MARK: str(os.getpid()), "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_O
 from conftest import tiny_experiment  # noqa: E402  # what it imports reads the environment
 from ray._private.internal_api import node_stats  # noqa: E402
 
-from raffm_ray.record import Recorder  # noqa: E402
-from raffm_ray.settings import Experiment  # noqa: E402
-from raffm_ray.simulation import simulate  # noqa: E402
+from raffm_ray.runs.recorder import Recorder  # noqa: E402
+from raffm_ray.runs.simulation import simulate  # noqa: E402
+from raffm_ray.settings.experiment import Experiment  # noqa: E402
 
 KINDS = {"driver": "", "actor": "ray::_Worker", "raylet": "raylet/raylet", "gcs": "gcs/gcs_server"}
 """What a process is, by a part of its title; the driver is this one."""

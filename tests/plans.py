@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from raffm_ray.axes import Indices, Plan, coverage, dim_axes
-from raffm_ray.extraction import kind_of
-from raffm_ray.layout import Layout, is_kept
+from raffm_ray.axes.indexing import Indices, Plan, coverage, dim_axes
+from raffm_ray.axes.layout import Layout, is_kept
+from raffm_ray.subnetworks.extraction import kind_of
 
 
 def legal_order(

@@ -8,13 +8,13 @@ import numpy as np
 from conftest import tiny_experiment
 from numpy.typing import NDArray
 
-from raffm_ray.client import Runner
-from raffm_ray.messages import Job, Package, Report, Update
-from raffm_ray.pool import InProcessPool
-from raffm_ray.prepare import Prepared, prepare
-from raffm_ray.seeding import generator
-from raffm_ray.settings import Experiment
-from raffm_ray.start import starting_parameters
+from raffm_ray.basics.seeding import generator
+from raffm_ray.clients.client_runner import Runner
+from raffm_ray.clients.messages import Job, Package, Report, Update
+from raffm_ray.pool.worker_pool import InProcessPool
+from raffm_ray.preparation.prepare import Prepared, prepare
+from raffm_ray.preparation.starting_parameters import starting_parameters
+from raffm_ray.settings.experiment import Experiment
 
 
 class Quick(Runner):

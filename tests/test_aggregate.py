@@ -5,10 +5,10 @@ import pytest
 import torch
 from plans import masks, random_cut
 
-from raffm_ray.aggregate import RULES, flat_coverage
-from raffm_ray.axes import Plan, scatter_add
-from raffm_ray.layout import take_all
-from raffm_ray.messages import flatten, views
+from raffm_ray.axes.flat_parameters import flatten, views
+from raffm_ray.axes.indexing import Plan, scatter_add
+from raffm_ray.axes.layout import take_all
+from raffm_ray.server.aggregation import RULES, flat_coverage
 
 ALL = ("heads", "qk", "vo", "ffn", "residual")
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raffm_ray.axes import Axis, AxisError, Plan, check_plan, coverage, dim_size, scatter_add, take
-from raffm_ray.layout import Layout, Parameter
-from raffm_ray.nesting import cut_layout, within
+from raffm_ray.axes.indexing import Axis, AxisError, Plan, check_plan, coverage, dim_size, scatter_add, take
+from raffm_ray.axes.layout import Layout, Parameter
+from raffm_ray.axes.nesting import cut_layout, within
 
 DIMS = [
     (("residual",), ("heads", "qk")),

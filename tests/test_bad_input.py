@@ -10,11 +10,11 @@ from conftest import tiny_experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raffm_ray import cli
-from raffm_ray.config import load, override, parse
-from raffm_ray.errors import UserError
-from raffm_ray.record import Past, Recorder
-from raffm_ray.simulation import simulate
+from raffm_ray.basics.errors import UserError
+from raffm_ray.cli.main import main as cli
+from raffm_ray.runs.recorder import Past, Recorder
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.settings.loading import load, override, parse
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "experiments" / "digits.yaml")
@@ -25,9 +25,9 @@ def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: Any, **__: Any) -> None:
         raise AssertionError("training started")
 
-    monkeypatch.setattr("raffm_ray.start.pretrained", started)
-    monkeypatch.setattr("raffm_ray.simulation.open_pool", started)
-    monkeypatch.setattr("raffm_ray.ray_start.start_ahead", lambda _: None)
+    monkeypatch.setattr("raffm_ray.preparation.starting_parameters.pretrained", started)
+    monkeypatch.setattr("raffm_ray.runs.simulation.open_pool", started)
+    monkeypatch.setattr("raffm_ray.pool.ray_start.start_ahead", lambda _: None)
 
 
 @pytest.mark.parametrize(

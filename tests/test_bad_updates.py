@@ -14,18 +14,18 @@ from conftest import tiny_experiment
 from quick import Quick, quick
 from rich.console import Console
 
-from raffm_ray.client import refusal
-from raffm_ray.display import summary_table
-from raffm_ray.errors import BadUpdateError, ClientError
-from raffm_ray.messages import Job, Package
-from raffm_ray.pool import InProcessPool
-from raffm_ray.prepare import prepare
-from raffm_ray.ranking import rank_again
-from raffm_ray.server import begin_round
-from raffm_ray.simulation import completed, resume, simulate
-from raffm_ray.start import starting_parameters
-from raffm_ray.state import new_state
-from raffm_ray.training import one_thread
+from raffm_ray.basics.errors import BadUpdateError, ClientError
+from raffm_ray.clients.client_runner import refusal
+from raffm_ray.clients.local_training import one_thread
+from raffm_ray.clients.messages import Job, Package
+from raffm_ray.pool.worker_pool import InProcessPool
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.preparation.starting_parameters import starting_parameters
+from raffm_ray.reports.summary_table import summary_table
+from raffm_ray.runs.simulation import completed, resume, simulate
+from raffm_ray.server.ranking import rank_again
+from raffm_ray.server.rounds import begin_round
+from raffm_ray.server.state import new_state
 
 PLAIN: dict[str, Any] = {
     "strategy": {"name": "full"}, "salience": {"metric": "l1"}, "evaluation": {"sizes": 0},

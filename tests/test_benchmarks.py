@@ -7,13 +7,13 @@ import torch
 from conftest import TINY
 from rich.console import Console
 
-from raffm_ray import cli
-from raffm_ray.architectures import FAMILIES, architecture_of, new_model, parse_config
+from raffm_ray.basics.errors import UserError
 from raffm_ray.benchmarks.extraction import FRACTIONS, REFERENCE, budget_of, extraction, has_reference, reference_cut
-from raffm_ray.costs import costs_of
-from raffm_ray.errors import UserError
-from raffm_ray.extraction import Cutting, longest_prefix, ranked_list
-from raffm_ray.salience import METRICS, rank
+from raffm_ray.cli.main import main as cli
+from raffm_ray.models.architecture import FAMILIES, architecture_of, new_model, parse_config
+from raffm_ray.subnetworks.costs import costs_of
+from raffm_ray.subnetworks.extraction import Cutting, longest_prefix, ranked_list
+from raffm_ray.subnetworks.salience import METRICS, rank
 
 SMALL = {key: value for key, value in TINY["vit"].items() if key != "num_labels"}
 FLAGS = [
@@ -77,7 +77,7 @@ def sizes(architecture) -> dict[str, int]:
 
 
 def test_a_model_that_is_too_small_for_the_smallest_fraction_is_refused_before_training(out, monkeypatch) -> None:
-    monkeypatch.setattr("raffm_ray.start.pretrained", lambda *_: pytest.fail("training started"))
+    monkeypatch.setattr("raffm_ray.preparation.starting_parameters.pretrained", lambda *_: pytest.fail("training started"))
     with pytest.raises(UserError, match="the budget is below the smallest subnetwork: layer_params"):
         extraction([*FLAGS, "--extraction.floors", "{ffn: 0.9, qk: 0.9, vo: 0.9, heads: 0.9}"], out, Console(quiet=True))
     assert not out.exists()

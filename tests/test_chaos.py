@@ -8,9 +8,9 @@ import chaos
 import pytest
 from outcomes import digest
 
-from raffm_ray import checkpoint
-from raffm_ray.checkpoint import Checkpoint
-from raffm_ray.simulation import simulate
+from raffm_ray.runs import checkpoint
+from raffm_ray.runs.checkpoint import Checkpoint
+from raffm_ray.runs.simulation import simulate
 
 
 def test_a_raylet_and_an_actor_are_killed_and_no_bit_changes() -> None:
@@ -28,7 +28,7 @@ def test_control_another_run_differs_before_its_end_and_after(tmp_path, monkeypa
     same = tmp_path / "same"
     for folder, seed in ((same, 0), (other, 1)):
         with monkeypatch.context() as patched:
-            patched.setattr("raffm_ray.record.Recorder.finish", lambda *_: pytest.fail("not to its end"))
+            patched.setattr("raffm_ray.runs.recorder.Recorder.finish", lambda *_: pytest.fail("not to its end"))
             with pytest.raises(pytest.fail.Exception):
                 simulate(chaos.tiny_experiment(rounds=2, seed=seed, checkpoint={"keep": 9}), folder)
     assert chaos.differing(undisturbed, same) == []

@@ -17,32 +17,34 @@ from hypothesis import strategies as st
 from plans import masks
 from rich.console import Console
 
-from raffm_ray.architectures import new_model
-from raffm_ray.availability import AVAILABILITY
-from raffm_ray.axes import Plan
-from raffm_ray.calibration import STATISTICS, collect, statistics_size
-from raffm_ray.clock import LATE, OUTCOMES, Clock, Late, Visit, close_round, settle
-from raffm_ray.device_costs import DeviceCost
-from raffm_ray.display import Display, time_unit
-from raffm_ray.errors import UserError
-from raffm_ray.ledger import client_rows
-from raffm_ray.loop import run_round
-from raffm_ray.messages import Job, Update, flatten
-from raffm_ray.norms import norm_statistics, norm_statistics_size
-from raffm_ray.objectives import OBJECTIVES
-from raffm_ray.pool import InProcessPool
-from raffm_ray.prepare import prepare, with_strategy
-from raffm_ray.ranking import begin_calibration
-from raffm_ray.reading import read_rounds
-from raffm_ray.report import write_report
-from raffm_ray.salience import METRICS
-from raffm_ray.schedule import available, cost_of, planned_work
-from raffm_ray.server import begin_round, finish_round
-from raffm_ray.settings import ClockSettings
-from raffm_ray.simulation import simulate
-from raffm_ray.state import Round, new_state
-from raffm_ray.strategies import STRATEGIES
-from raffm_ray.training import one_thread
+from raffm_ray.axes.flat_parameters import flatten
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.formatting import time_unit
+from raffm_ray.clients.local_training import one_thread
+from raffm_ray.clients.messages import Job, Update
+from raffm_ray.devices.availability import AVAILABILITY
+from raffm_ray.devices.round_costs import DeviceCost
+from raffm_ray.models.architecture import new_model
+from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.pool.worker_pool import InProcessPool
+from raffm_ray.preparation.prepare import prepare, with_strategy
+from raffm_ray.reports.run_report import write_report
+from raffm_ray.runs.loop import run_round
+from raffm_ray.runs.progress import Display
+from raffm_ray.runs.reader import read_rounds
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.runs.summary import client_rows
+from raffm_ray.server.clock import LATE, OUTCOMES, Clock, Late, Visit, close_round, settle
+from raffm_ray.server.ranking import begin_calibration
+from raffm_ray.server.round_schedule import available, cost_of, planned_work
+from raffm_ray.server.rounds import begin_round, finish_round
+from raffm_ray.server.state import Round, new_state
+from raffm_ray.server.strategies import STRATEGIES
+from raffm_ray.settings.experiment import ClockSettings
+from raffm_ray.subnetworks.calibration import STATISTICS, collect, statistics_size
+from raffm_ray.subnetworks.norm_correction import norm_statistics, norm_statistics_size
+from raffm_ray.subnetworks.salience import METRICS
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,17 @@ import pytest
 from conftest import tiny_experiment
 from rich.console import Console
 
-from raffm_ray import cli
-from raffm_ray.comparison import compare, runs_of
-from raffm_ray.comparison_picture import mean_curve
-from raffm_ray.config import dump, load
-from raffm_ray.curve import area, grid
-from raffm_ray.errors import UserError
-from raffm_ray.pictures import sizes_of
-from raffm_ray.report import write_report
-from raffm_ray.simulation import simulate
-from raffm_ray.standings import notes, rows_of_runs, statistic
-from raffm_ray.strategies import STRATEGIES
+from raffm_ray.basics.errors import UserError
+from raffm_ray.cli.main import main as cli
+from raffm_ray.reports.comparison_picture import mean_curve
+from raffm_ray.reports.comparison_table import notes, rows_of_runs, statistic
+from raffm_ray.reports.run_picture import sizes_of
+from raffm_ray.reports.run_report import write_report
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.runs.size_curve import area, grid
+from raffm_ray.server.strategies import STRATEGIES
+from raffm_ray.settings.loading import dump, load
+from raffm_ray.studies.comparison import compare, runs_of
 
 SEEDS = (0, 1)
 NAMES = ("raffm", "heterofl")
@@ -206,7 +206,7 @@ def test_finished_runs_are_reused_and_an_interrupted_one_is_completed(compared, 
     said = console.export_text()
     assert said.count(": reused") == 3
     assert "compare: run 4 of 4: heterofl, seed 1" in said
-    monkeypatch.setattr("raffm_ray.comparison.prepare", lambda *_: pytest.fail("nothing was left to run"))
+    monkeypatch.setattr("raffm_ray.studies.comparison.prepare", lambda *_: pytest.fail("nothing was left to run"))
     assert compare(EXPERIMENT, SEEDS, again) == content
     assert written(again) == after
     assert compare(EXPERIMENT, [1], again)["seeds"] == [1]
@@ -219,7 +219,7 @@ def test_an_interrupted_comparison_says_how_to_go_on(out, tmp_path, capsys, monk
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("raffm_ray.comparison.completed", interrupted)
+    monkeypatch.setattr("raffm_ray.studies.comparison.completed", interrupted)
     assert cli.main(["compare", str(config), "--out", str(out)]) == 130
     assert f"the same command with --out {out} goes on" in capsys.readouterr().err
 
@@ -295,7 +295,7 @@ def test_the_command_prints_the_table_and_where_it_is(compared, tmp_path, capsys
 def test_a_mistake_is_one_line_before_any_training(words, told, out, tmp_path, capsys, monkeypatch) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(dump(EXPERIMENT))
-    monkeypatch.setattr("raffm_ray.start.pretrained", lambda *_: pytest.fail("training started"))
+    monkeypatch.setattr("raffm_ray.preparation.starting_parameters.pretrained", lambda *_: pytest.fail("training started"))
     given = [str(config) if word == "CONFIG" else word for word in words]
     assert cli.main(["compare", *given, *(["--out", str(out)] if given and given[-1] != "--seeds" else [])]) == 2
     error = capsys.readouterr().err.strip()

@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
-from raffm_ray.architectures import FAMILIES, Architecture, architecture_of, build, new_model, parse_config
-from raffm_ray.axes import Plan
-from raffm_ray.costs import FLOAT_BYTES, activation_floats, budget_from, costs_of
-from raffm_ray.errors import UserError
-from raffm_ray.extraction import kind_of
-from raffm_ray.layout import take_all
-from raffm_ray.training import OPTIMIZERS
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.axes.layout import take_all
+from raffm_ray.basics.errors import UserError
+from raffm_ray.clients.local_training import OPTIMIZERS
+from raffm_ray.models.architecture import FAMILIES, Architecture, architecture_of, build, new_model, parse_config
+from raffm_ray.subnetworks.costs import FLOAT_BYTES, activation_floats, budget_from, costs_of
+from raffm_ray.subnetworks.extraction import kind_of
 
 ALL = ("groups", "heads", "qk", "vo", "ffn", "residual")
 

@@ -16,20 +16,20 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from raffm_ray.architectures import architecture_of, build, new_model, parse_config
-from raffm_ray.axes import Plan
-from raffm_ray.cli import main
-from raffm_ray.costs import budget_from, costs_of
-from raffm_ray.deploy_command import FLAGS, parse_budget, parse_sizes
-from raffm_ray.deploying import deploy, plan_for
-from raffm_ray.deployment import Forms, answers_of, tuned, write_model
-from raffm_ray.elastic import open_supernet
-from raffm_ray.errors import UserError
-from raffm_ray.exports import export_onnx, largest_difference, onnx_answer
-from raffm_ray.inference import latencies, metric_of, torch_answer
-from raffm_ray.layout import take_all
-from raffm_ray.simulation import simulate
-from raffm_ray.trained import Trained, find, of_run
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.axes.layout import take_all
+from raffm_ray.basics.errors import UserError
+from raffm_ray.cli.main import main
+from raffm_ray.deployment.command import FLAGS, parse_budget, parse_sizes
+from raffm_ray.deployment.deploy import deploy, plan_for
+from raffm_ray.deployment.exports import export_onnx, largest_difference, onnx_answer
+from raffm_ray.deployment.inference import latencies, metric_of, torch_answer
+from raffm_ray.deployment.model_folder import Forms, answers_of, tuned, write_model
+from raffm_ray.deployment.supernet import open_supernet
+from raffm_ray.deployment.trained_model import Trained, find, of_run
+from raffm_ray.models.architecture import architecture_of, build, new_model, parse_config
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.subnetworks.costs import budget_from, costs_of
 
 
 @pytest.fixture(scope="module")

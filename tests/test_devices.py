@@ -12,23 +12,23 @@ from conftest import tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raffm_ray import cli
-from raffm_ray.axes import Plan
-from raffm_ray.benchmarks.synthetic import vit
-from raffm_ray.config import dump
-from raffm_ray.costs import Budget
-from raffm_ray.device_costs import Work, compute_seconds, device_cost, training_work
-from raffm_ray.devices import DEVICES, MIXES, PACKAGED, Device, Host, fleet_shares, load_profiles
-from raffm_ray.errors import UserError
-from raffm_ray.fleet_plans import budget_in_words, class_rows, in_runs, provisional_ranking, widths
-from raffm_ray.ledger import client_row
-from raffm_ray.measuring import measure, profile_text
-from raffm_ray.messages import Report
-from raffm_ray.prepare import Prepared, prepare
-from raffm_ray.ranking import plain_state
-from raffm_ray.server import begin_round
-from raffm_ray.state import ServerState, class_plans
-from raffm_ray.work import expected_work, reported_work, training_flops
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError
+from raffm_ray.benchmarks.synthetic_data import vit
+from raffm_ray.cli.main import main as cli
+from raffm_ray.clients.messages import Report
+from raffm_ray.devices.profiles import DEVICES, MIXES, PACKAGED, Device, Host, fleet_shares, load_profiles
+from raffm_ray.devices.round_costs import Work, compute_seconds, device_cost, training_work
+from raffm_ray.fleet.device_calibration import measure, profile_text
+from raffm_ray.fleet.device_plans import budget_in_words, class_rows, in_runs, provisional_ranking, widths
+from raffm_ray.preparation.prepare import Prepared, prepare
+from raffm_ray.runs.summary import client_row
+from raffm_ray.server.ranking import plain_state
+from raffm_ray.server.rounds import begin_round
+from raffm_ray.server.state import ServerState, class_plans
+from raffm_ray.server.workload import expected_work, reported_work, training_flops
+from raffm_ray.settings.loading import dump
+from raffm_ray.subnetworks.costs import Budget
 
 MINE = {
     "memory_bytes": 1e9, "flops_per_second": 1e9, "memory_bytes_per_second": 1e8, "down_bytes_per_second": 1e6,
@@ -273,7 +273,7 @@ def config(tmp_path, monkeypatch) -> str:
     def started(*_: object, **__: object) -> None:
         raise AssertionError("training started")
 
-    monkeypatch.setattr("raffm_ray.pretrain.pretrain", started)
+    monkeypatch.setattr("raffm_ray.preparation.pretraining.pretrain", started)
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "config.yaml"
     path.write_text(dump(tiny_experiment()), encoding="utf-8")
@@ -341,12 +341,12 @@ def test_what_is_measured_is_a_profile(tmp_path) -> None:
 
 def test_calibrate_prints_or_writes_a_profile_and_compares(config, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(
-        "raffm_ray.fleet.measure", lambda watts, progress: DEVICE.model_copy(update={"power_watts": watts or 15.0})
+        "raffm_ray.fleet.command.measure", lambda watts, progress: DEVICE.model_copy(update={"power_watts": watts or 15.0})
     )
     assert cli.main(["fleet", "calibrate", "--watts", "30"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["devices"]["this_machine"]["power_watts"] == 30
-    monkeypatch.setattr("raffm_ray.fleet.STEP_SECONDS", 0.0)
+    monkeypatch.setattr("raffm_ray.fleet.command.STEP_SECONDS", 0.0)
     out = tmp_path / "here.yaml"
     assert cli.main(["fleet", "calibrate", config, "--local.batch_size", "4", "--out", str(out), "--name", "here"]) == 0
     told = capsys.readouterr().out
@@ -373,7 +373,7 @@ def test_calibrate_prints_or_writes_a_profile_and_compares(config, tmp_path, mon
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_command_is_one_line_before_anything_is_measured(config, arguments, words, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("raffm_ray.fleet.measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("raffm_ray.fleet.command.measure", lambda *_: pytest.fail("measured"))
     assert cli.main(["fleet", *arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert words in error

@@ -10,8 +10,8 @@ from conftest import TINY, TOKENS
 from plans import legal_order, random_cut
 from test_families import cut, logits, masked
 
-from raffm_ray.architectures import FAMILIES, architecture_of, new_model, parse_config
-from raffm_ray.architectures.encoder import NAMES
+from raffm_ray.models.architecture import FAMILIES, architecture_of, new_model, parse_config
+from raffm_ray.models.families.encoder import NAMES
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from conftest import architecture_case, tiny_experiment
 
-from raffm_ray.architectures import build
-from raffm_ray.axes import Plan
-from raffm_ray.costs import Budget, costs_of
-from raffm_ray.elastic import FILE, entry_levels, levels_of, open_supernet, write_supernet
-from raffm_ray.errors import TooSmallError, UserError
-from raffm_ray.extraction import Cutting, plan_of, ranked_list
-from raffm_ray.salience import METRICS, rank
-from raffm_ray.seeding import generator
-from raffm_ray.simulation import simulate
-from raffm_ray.standalone import load_standalone
-from raffm_ray.trained import Trained, of_run
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import TooSmallError, UserError
+from raffm_ray.basics.seeding import generator
+from raffm_ray.deployment.supernet import FILE, entry_levels, levels_of, open_supernet, write_supernet
+from raffm_ray.deployment.trained_model import Trained, of_run
+from raffm_ray.models.architecture import build
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.subnetworks.costs import Budget, costs_of
+from raffm_ray.subnetworks.extraction import Cutting, plan_of, ranked_list
+from raffm_ray.subnetworks.salience import METRICS, rank
+from raffm_ray.subnetworks.standalone import load_standalone
 
 
 @pytest.fixture(scope="module")

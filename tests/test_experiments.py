@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from raffm_ray.comparison import compare
-from raffm_ray.config import load
-from raffm_ray.simulation import simulate
-from raffm_ray.space import enqueued
-from raffm_ray.study import checked
-from raffm_ray.study_settings import load_study
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.settings.loading import load
+from raffm_ray.studies.comparison import compare
+from raffm_ray.studies.search_space import enqueued
+from raffm_ray.studies.study import checked
+from raffm_ray.studies.study_settings import load_study
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.yaml"))
 RIVALS = {"rivals_cifar": 1, "rivals_sst2": 3}

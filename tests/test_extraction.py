@@ -6,15 +6,15 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raffm_ray.architectures import architecture_of, parse_config
-from raffm_ray.axes import Plan, check_plan
-from raffm_ray.calibration import rankable
-from raffm_ray.costs import Budget, budget_from, costs_of
-from raffm_ray.errors import UserError
-from raffm_ray.extraction import Cutting, common_rate, longest_prefix, plan_of, plan_of_rates, ranked_list, unit_cost
-from raffm_ray.nesting import within
-from raffm_ray.ranking import plain_scores
-from raffm_ray.salience import METRICS, identity_orders, rank
+from raffm_ray.axes.indexing import Plan, check_plan
+from raffm_ray.axes.nesting import within
+from raffm_ray.basics.errors import UserError
+from raffm_ray.models.architecture import architecture_of, parse_config
+from raffm_ray.server.ranking import plain_scores
+from raffm_ray.subnetworks.calibration import rankable
+from raffm_ray.subnetworks.costs import Budget, budget_from, costs_of
+from raffm_ray.subnetworks.extraction import Cutting, common_rate, longest_prefix, plan_of, plan_of_rates, ranked_list, unit_cost
+from raffm_ray.subnetworks.salience import METRICS, identity_orders, rank
 
 ARCHITECTURE = architecture_of(parse_config(TINY["vit"]), "image_classification")
 CUTTING = Cutting({"heads": 1, "qk": 2, "vo": 2, "ffn": 4, "residual": 4}, {"residual": 0.5})
@@ -55,7 +55,7 @@ def test_the_prefix_is_the_longest() -> None:
     scores = noise(0)
     units = ranked_list(ARCHITECTURE, scores, CUTTING)
     floors = {name: CUTTING.floor(name, ARCHITECTURE.layout) for name in CUTTING.axes(ARCHITECTURE.layout)}
-    from raffm_ray.extraction import plan_of
+    from raffm_ray.subnetworks.extraction import plan_of
 
     sizes = [
         costs_of(ARCHITECTURE, plan_of(floors | dict(units[:n]), rank(scores), ARCHITECTURE.layout)).params

@@ -12,14 +12,14 @@ from plans import legal_order, masks, random_cut
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from raffm_ray.architectures import FAMILIES, HEADS, Architecture, architecture_of, build, parse_config, skeleton_key
-from raffm_ray.axes import Axis, AxisError, Dim, Indices, Plan, check_plan, dim_axes, dim_size, take
-from raffm_ray.costs import Budget, costs_of
-from raffm_ray.errors import UserError
-from raffm_ray.extraction import Cutting, longest_prefix, ranked_list
-from raffm_ray.layout import Layout, is_kept, take_all
-from raffm_ray.nesting import cut_layout, within
-from raffm_ray.salience import METRICS, rank
+from raffm_ray.axes.indexing import Axis, AxisError, Dim, Indices, Plan, check_plan, dim_axes, dim_size, take
+from raffm_ray.axes.layout import Layout, is_kept, take_all
+from raffm_ray.axes.nesting import cut_layout, within
+from raffm_ray.basics.errors import UserError
+from raffm_ray.models.architecture import FAMILIES, HEADS, Architecture, architecture_of, build, parse_config, skeleton_key
+from raffm_ray.subnetworks.costs import Budget, costs_of
+from raffm_ray.subnetworks.extraction import Cutting, longest_prefix, ranked_list
+from raffm_ray.subnetworks.salience import METRICS, rank
 
 ALL = ("groups", "heads", "qk", "vo", "ffn")
 DECODING = ("causal_language_modelling", "sequence_to_sequence")

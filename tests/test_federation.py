@@ -20,25 +20,26 @@ from conftest import tiny_experiment
 from rich.console import Console
 from torch import Tensor
 
-from raffm_ray.architectures import build
-from raffm_ray.axes import Plan
-from raffm_ray.client import Runner
-from raffm_ray.errors import ClientError, UserError, WorkerLostError
-from raffm_ray.messages import Package, flatten, views
-from raffm_ray.objectives import OBJECTIVES
-from raffm_ray.pool import InProcessPool, open_pool
-from raffm_ray.prepare import prepare
-from raffm_ray.pretrain import pretrained
-from raffm_ray.ranking import rank_again
-from raffm_ray.ray_pool import RayPool
-from raffm_ray.record import Recorder
-from raffm_ray.report import write_report
-from raffm_ray.seeding import generator, torch_seed
-from raffm_ray.server import begin_round, finish_round
-from raffm_ray.simulation import simulate
-from raffm_ray.state import new_state
-from raffm_ray.strategies import STRATEGIES
-from raffm_ray.training import one_thread, train
+from raffm_ray.axes.flat_parameters import flatten, views
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import ClientError, UserError, WorkerLostError
+from raffm_ray.basics.seeding import generator, torch_seed
+from raffm_ray.clients.client_runner import Runner
+from raffm_ray.clients.local_training import one_thread, train
+from raffm_ray.clients.messages import Package
+from raffm_ray.models.architecture import build
+from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.pool.ray_pool import RayPool
+from raffm_ray.pool.worker_pool import InProcessPool, open_pool
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.preparation.pretraining import pretrained
+from raffm_ray.reports.run_report import write_report
+from raffm_ray.runs.recorder import Recorder
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.server.ranking import rank_again
+from raffm_ray.server.rounds import begin_round, finish_round
+from raffm_ray.server.state import new_state
+from raffm_ray.server.strategies import STRATEGIES
 
 # Workers cannot import this module: what it defines travels by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -312,7 +313,7 @@ def test_the_final_model_is_a_plain_transformers_checkpoint(out) -> None:
 
 
 def test_the_resolved_configuration_repeats_the_run(undisturbed, tmp_path) -> None:
-    from raffm_ray.config import load
+    from raffm_ray.settings.loading import load
 
     simulate(tiny_experiment(), tmp_path / "first")
     assert bits(simulate(load(tmp_path / "first" / "config.yaml"), tmp_path / "second")) == undisturbed

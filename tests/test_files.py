@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raffm_ray import files
+from raffm_ray.basics import files
 
 INTERRUPTED = """
 import faulthandler, random, signal, sys, time

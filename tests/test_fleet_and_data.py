@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raffm_ray.data import load_task
-from raffm_ray.devices import DEVICES, MIXES, assign_devices, fleet_shares
-from raffm_ray.examples import batches, steps_of
-from raffm_ray.seeding import generator, torch_seed
-from raffm_ray.settings import TaskSettings
+from raffm_ray.basics.seeding import generator, torch_seed
+from raffm_ray.data.examples import batches, steps_of
+from raffm_ray.data.tasks import load_task
+from raffm_ray.devices.profiles import DEVICES, MIXES, assign_devices, fleet_shares
+from raffm_ray.settings.experiment import TaskSettings
 
 
 @pytest.mark.parametrize("mix", sorted(MIXES))

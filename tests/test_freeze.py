@@ -15,24 +15,25 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from raffm_ray.aggregate import RULES
-from raffm_ray.architectures import Architecture, architecture_of, new_model, parse_config
-from raffm_ray.axes import Plan
-from raffm_ray.costs import FLOAT_BYTES, activation_floats, costs_of
-from raffm_ray.errors import UserError
-from raffm_ray.freezing import for_training, freeze, only_trained
-from raffm_ray.layout import take_all
-from raffm_ray.messages import Job, flatten, views
-from raffm_ray.norms import norm_statistics
-from raffm_ray.own import with_copies
-from raffm_ray.prepare import Prepared, prepare
-from raffm_ray.pretrain import pretrained, starting_model
-from raffm_ray.schedule import cost_of, planned_work
-from raffm_ray.server import begin_round, finish_round
-from raffm_ray.server_optimizers import SERVER_OPTIMIZERS
-from raffm_ray.state import ServerState
-from raffm_ray.strategies import STRATEGIES
-from raffm_ray.training import train
+from raffm_ray.axes.flat_parameters import flatten, views
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.axes.layout import take_all
+from raffm_ray.basics.errors import UserError
+from raffm_ray.clients.local_training import train
+from raffm_ray.clients.messages import Job
+from raffm_ray.models.architecture import Architecture, architecture_of, new_model, parse_config
+from raffm_ray.models.freezing import for_training, freeze, only_trained
+from raffm_ray.preparation.prepare import Prepared, prepare
+from raffm_ray.preparation.pretraining import pretrained, starting_model
+from raffm_ray.server.aggregation import RULES
+from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
+from raffm_ray.server.round_schedule import cost_of, planned_work
+from raffm_ray.server.rounds import begin_round, finish_round
+from raffm_ray.server.state import ServerState
+from raffm_ray.server.strategies import STRATEGIES
+from raffm_ray.subnetworks.costs import FLOAT_BYTES, activation_floats, costs_of
+from raffm_ray.subnetworks.norm_correction import norm_statistics
+from raffm_ray.subnetworks.size_specific import with_copies
 
 FREEZE = ("*embeddings*", "*.1.attention.*", "*.layernorm_before.bias")
 

@@ -16,28 +16,29 @@ import torch
 from conftest import outputs, tiny_experiment
 from rich.console import Console
 
-from raffm_ray.axes import Plan
+from raffm_ray.axes.flat_parameters import flatten, views
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import ClientError, UserError
 from raffm_ray.benchmarks.gpu import OnGPU, why_no_gpu
 from raffm_ray.benchmarks.plain_loop import train_clients
 from raffm_ray.benchmarks.suite import CASES, run_suite, table_of
-from raffm_ray.benchmarks.synthetic import vit
+from raffm_ray.benchmarks.synthetic_data import vit
 from raffm_ray.benchmarks.training import batches_of
-from raffm_ray.client import Runner, device_of
-from raffm_ray.costs import costs_of
-from raffm_ray.errors import ClientError, UserError
-from raffm_ray.examples import sent
-from raffm_ray.gpu import CONTEXT_BYTES, USED, Turns, memory_fraction, training_bytes, worker_bytes, workers_a_gpu
-from raffm_ray.messages import Call, Job, Package, flatten, views
-from raffm_ray.pool import InProcessPool
-from raffm_ray.prepare import Prepared, prepare
-from raffm_ray.ray_pool import RayPool, _share
-from raffm_ray.running import PoolSettings
-from raffm_ray.server import begin_round
-from raffm_ray.settings import LocalSettings
-from raffm_ray.simulation import simulate
-from raffm_ray.start import starting_parameters
-from raffm_ray.state import new_state
-from raffm_ray.training import OPTIMIZERS, computing, one_thread, train
+from raffm_ray.clients.client_runner import Runner, device_of
+from raffm_ray.clients.local_training import OPTIMIZERS, computing, one_thread, train
+from raffm_ray.clients.messages import Call, Job, Package
+from raffm_ray.data.examples import sent
+from raffm_ray.pool.gpu_sharing import CONTEXT_BYTES, USED, Turns, memory_fraction, training_bytes, worker_bytes, workers_a_gpu
+from raffm_ray.pool.ray_pool import RayPool, _share
+from raffm_ray.pool.worker_pool import InProcessPool
+from raffm_ray.preparation.prepare import Prepared, prepare
+from raffm_ray.preparation.starting_parameters import starting_parameters
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.server.rounds import begin_round
+from raffm_ray.server.state import new_state
+from raffm_ray.settings.execution import PoolSettings
+from raffm_ray.settings.experiment import LocalSettings
+from raffm_ray.subnetworks.costs import costs_of
 
 # Workers cannot import this module: what it defines travels by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -353,7 +354,7 @@ def test_the_plain_loop_trains_in_bfloat16_what_a_client_trains() -> None:
     prepared = workload.prepared()
     setup, architecture = prepared.setup, prepared.setup.architecture
     assert setup.experiment.local.precision == "bfloat16"
-    from raffm_ray.architectures import new_model
+    from raffm_ray.models.architecture import new_model
 
     model = new_model(architecture, 0).train()
     start = flatten(dict(model.named_parameters()), architecture.shapes)

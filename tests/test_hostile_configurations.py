@@ -26,12 +26,12 @@ from hostile import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raffm_ray import cli
-from raffm_ray.config import dump, load, override, parse
-from raffm_ray.errors import UserError
-from raffm_ray.prepare import Prepared, prepare
-from raffm_ray.resuming import experiment_digest
-from raffm_ray.settings import Experiment
+from raffm_ray.basics.errors import UserError
+from raffm_ray.cli.main import main as cli
+from raffm_ray.preparation.prepare import Prepared, prepare
+from raffm_ray.runs.resuming import experiment_digest
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.loading import dump, load, override, parse
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "experiments" / "digits.yaml"
@@ -45,9 +45,9 @@ def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: Any, **__: Any) -> None:
         raise AssertionError("training started")
 
-    monkeypatch.setattr("raffm_ray.start.pretrained", started)
-    monkeypatch.setattr("raffm_ray.simulation.open_pool", started)
-    monkeypatch.setattr("raffm_ray.ray_start.start_ahead", lambda _: None)
+    monkeypatch.setattr("raffm_ray.preparation.starting_parameters.pretrained", started)
+    monkeypatch.setattr("raffm_ray.runs.simulation.open_pool", started)
+    monkeypatch.setattr("raffm_ray.pool.ray_start.start_ahead", lambda _: None)
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from hostile import TEXTS, VALUES, amount, as_yaml, content, damaged, many, muta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raffm_ray.availability import AVAILABILITY
-from raffm_ray.config import read_mapping
-from raffm_ray.devices import Profiles, _File, known_profiles
-from raffm_ray.errors import UserError
-from raffm_ray.prepare import Prepared, prepare
+from raffm_ray.basics.errors import UserError
+from raffm_ray.devices.availability import AVAILABILITY
+from raffm_ray.devices.profiles import Profiles, _File, known_profiles
+from raffm_ray.preparation.prepare import Prepared, prepare
+from raffm_ray.settings.loading import read_mapping
 
 KIND = "other files"
 CLIENTS = 12

@@ -19,10 +19,10 @@ from outcomes import without_real
 from quick import RICH, quick
 from safetensors.numpy import save_file
 
-from raffm_ray import cli
-from raffm_ray.checkpoint import ARRAYS, MANIFEST, SUMS
-from raffm_ray.errors import UserError
-from raffm_ray.simulation import resume, simulate
+from raffm_ray.basics.errors import UserError
+from raffm_ray.cli.main import main as cli
+from raffm_ray.runs.checkpoint import ARRAYS, MANIFEST, SUMS
+from raffm_ray.runs.simulation import resume, simulate
 
 KIND = "records and summaries that are read"
 RARE = {**RICH, "clients": {"count": 12, "per_round": 3}}
@@ -46,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
     def interrupted(*_: Any, **__: Any) -> None:
         raise Interrupted
 
-    patch.setattr("raffm_ray.record.Recorder.finish", interrupted)
+    patch.setattr("raffm_ray.runs.recorder.Recorder.finish", interrupted)
     with pytest.raises(Interrupted):
         simulate(prepared.setup.experiment, folder / "interrupted", pool=pool)
     patch.undo()
@@ -59,15 +59,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is prepared of one experiment is prepared once, and pictures are drawn but not painted."""
-    import raffm_ray.simulation
-    from raffm_ray.prepare import Prepared, prepare
-    from raffm_ray.settings import Experiment
+    import raffm_ray.runs.simulation
+    from raffm_ray.preparation.prepare import Prepared, prepare
+    from raffm_ray.settings.experiment import Experiment
 
     @cache
     def once(text: str) -> Prepared:
         return prepare(Experiment.model_validate_json(text))
 
-    monkeypatch.setattr(raffm_ray.simulation, "prepare", lambda experiment: once(experiment.model_dump_json()))
+    monkeypatch.setattr(raffm_ray.runs.simulation, "prepare", lambda experiment: once(experiment.model_dump_json()))
 
     def saved(figure: Any, image: Path) -> str:
         import matplotlib.pyplot as plt
@@ -75,7 +75,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
         plt.close("all")
         return ""
 
-    monkeypatch.setattr("raffm_ray.report._saved", saved)
+    monkeypatch.setattr("raffm_ray.reports.run_report._saved", saved)
 
 
 def files(folder: Path) -> list[Path]:
@@ -130,7 +130,7 @@ def _replaced(path: Path, way: str) -> None:
 
 
 def _report(folder: Path) -> Any:
-    from raffm_ray.report import write_report
+    from raffm_ray.reports.run_report import write_report
 
     return write_report(folder)
 

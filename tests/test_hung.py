@@ -12,15 +12,15 @@ import pytest
 import ray
 from conftest import tiny_experiment
 
-from raffm_ray.axes import Plan
-from raffm_ray.client import Runner
-from raffm_ray.errors import WorkerLostError
-from raffm_ray.messages import Call, Package
-from raffm_ray.pace import SLACK, SLOWEST, Pace
-from raffm_ray.prepare import prepare
-from raffm_ray.ray_pool import RayPool
-from raffm_ray.running import PoolSettings
-from raffm_ray.settings import LocalSettings
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import WorkerLostError
+from raffm_ray.clients.client_runner import Runner
+from raffm_ray.clients.messages import Call, Package
+from raffm_ray.pool.call_timeout import SLACK, SLOWEST, Pace
+from raffm_ray.pool.ray_pool import RayPool
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.settings.execution import PoolSettings
+from raffm_ray.settings.experiment import LocalSettings
 
 # Workers cannot import this module: what it defines travels by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

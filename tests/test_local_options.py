@@ -13,19 +13,19 @@ from test_prefixes_and_strategies import state_of
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from raffm_ray.architectures import new_model
-from raffm_ray.axes import Plan
-from raffm_ray.errors import UserError
-from raffm_ray.examples import IGNORED, batches
-from raffm_ray.layout import take_all
-from raffm_ray.messages import views
-from raffm_ray.objectives import OBJECTIVES
-from raffm_ray.prepare import prepare
-from raffm_ray.ranking import rank_again
-from raffm_ray.server import begin_round, finish_round
-from raffm_ray.state import setup_strategy
-from raffm_ray.strategies import STRATEGIES
-from raffm_ray.training import backward, pull_back, train
+from raffm_ray.axes.flat_parameters import views
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.axes.layout import take_all
+from raffm_ray.basics.errors import UserError
+from raffm_ray.clients.local_training import backward, pull_back, train
+from raffm_ray.data.examples import IGNORED, batches
+from raffm_ray.models.architecture import new_model
+from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.server.ranking import rank_again
+from raffm_ray.server.rounds import begin_round, finish_round
+from raffm_ray.server.state import setup_strategy
+from raffm_ray.server.strategies import STRATEGIES
 
 SMALL = Plan({"0/ffn": np.arange(0, 40, 5), "1/heads": [0, 2], "2/ffn": np.arange(7)})
 STEPS, RATE = 3, 0.05

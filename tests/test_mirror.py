@@ -14,11 +14,11 @@ from outcomes import outcome
 from pyarrow.fs import FileSystem, LocalFileSystem, S3FileSystem, copy_files
 from quick import RICH, quick
 
-from raffm_ray import cli
-from raffm_ray.config import dump
-from raffm_ray.errors import UserError
-from raffm_ray.mirror import Mirror
-from raffm_ray.simulation import resume, simulate
+from raffm_ray.basics.errors import UserError
+from raffm_ray.cli.main import main as cli
+from raffm_ray.runs.mirror import Mirror
+from raffm_ray.runs.simulation import resume, simulate
+from raffm_ray.settings.loading import dump
 
 ROOT = Path(__file__).parent.parent
 
@@ -223,8 +223,8 @@ def test_a_name_that_leads_elsewhere_is_not_fetched(bucket, tmp_path) -> None:
 def test_a_place_that_cannot_be_is_one_line_before_any_work(words, told, tmp_path, monkeypatch, capsys, bucket) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(dump(quick(**RICH)[0].setup.experiment))
-    monkeypatch.setattr("raffm_ray.simulation.open_pool", lambda *_: pytest.fail("no work"))
-    monkeypatch.setattr("raffm_ray.start.pretrained", lambda *_: pytest.fail("no work"))
+    monkeypatch.setattr("raffm_ray.runs.simulation.open_pool", lambda *_: pytest.fail("no work"))
+    monkeypatch.setattr("raffm_ray.preparation.starting_parameters.pretrained", lambda *_: pytest.fail("no work"))
     words = [word.format(tmp_path) for word in words]
     assert cli.main([word if word != "s3://missing/x" else bucket("x").replace("/bucket/", "/missing/") for word in words]) == 2
     error = capsys.readouterr().err

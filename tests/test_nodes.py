@@ -12,8 +12,8 @@ import pytest
 from conftest import tiny_experiment
 from nodes import ROOT, Cluster, wait_for
 
-from raffm_ray.config import dump, load
-from raffm_ray.simulation import simulate
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.settings.loading import dump, load
 
 ROUNDS = 5
 

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from raffm_ray.architectures import architecture_of, build, new_model, parse_config
-from raffm_ray.axes import Axis, Plan
-from raffm_ray.calibration import add_statistics, collect
-from raffm_ray.data import load_task
-from raffm_ray.examples import batches
-from raffm_ray.layout import Layout, Parameter, take_all
-from raffm_ray.norms import correct_norms, norm_factors, norm_statistics
-from raffm_ray.objectives import OBJECTIVES
-from raffm_ray.salience import METRICS, rank
-from raffm_ray.settings import TaskSettings
-from raffm_ray.training import Prefix, backward, one_thread
+from raffm_ray.axes.indexing import Axis, Plan
+from raffm_ray.axes.layout import Layout, Parameter, take_all
+from raffm_ray.clients.local_training import Prefix, backward, one_thread
+from raffm_ray.data.examples import batches
+from raffm_ray.data.tasks import load_task
+from raffm_ray.models.architecture import architecture_of, build, new_model, parse_config
+from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.settings.experiment import TaskSettings
+from raffm_ray.subnetworks.calibration import add_statistics, collect
+from raffm_ray.subnetworks.norm_correction import correct_norms, norm_factors, norm_statistics
+from raffm_ray.subnetworks.salience import METRICS, rank
 
 
 @pytest.fixture(scope="module")

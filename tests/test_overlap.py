@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_experiment
 
-from raffm_ray.pool import InProcessPool
-from raffm_ray.prepare import prepare
-from raffm_ray.reading import read_rounds
-from raffm_ray.simulation import simulate
+from raffm_ray.pool.worker_pool import InProcessPool
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.runs.reader import read_rounds
+from raffm_ray.runs.simulation import simulate
 
 REAL = {"seconds", "wall_seconds", "phase_seconds", "round_wall_seconds", "driver_peak_rss_bytes", "made_from"}
 """What is real time or memory, or the digest of settings."""

@@ -17,23 +17,24 @@ from test_text_runs import experiment
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from raffm_ray.axes import Plan, take
+from raffm_ray.axes.flat_parameters import flatten, views
+from raffm_ray.axes.indexing import Plan, take
+from raffm_ray.axes.layout import is_kept
+from raffm_ray.basics.errors import UserError
 from raffm_ray.benchmarks.extraction import extraction
-from raffm_ray.clock import Clock, Late
-from raffm_ray.errors import UserError
-from raffm_ray.evaluation import measure
-from raffm_ray.layout import is_kept
-from raffm_ray.messages import Update, flatten, views
-from raffm_ray.own import OWNED, copies_of, owned_names, saved_copies, with_copies
-from raffm_ray.pool import InProcessPool
-from raffm_ray.prepare import prepare, with_strategy
-from raffm_ray.ranking import rank_again
-from raffm_ray.record import parameters_sha256
-from raffm_ray.schedule import advance
-from raffm_ray.server import begin_round, finish_round
-from raffm_ray.simulation import simulate
-from raffm_ray.state import class_plans, copies, new_state
-from raffm_ray.strategies import STRATEGIES
+from raffm_ray.clients.messages import Update
+from raffm_ray.pool.worker_pool import InProcessPool
+from raffm_ray.preparation.prepare import prepare, with_strategy
+from raffm_ray.runs.evaluation import measure
+from raffm_ray.runs.recorder import parameters_sha256
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.server.clock import Clock, Late
+from raffm_ray.server.ranking import rank_again
+from raffm_ray.server.round_schedule import advance
+from raffm_ray.server.rounds import begin_round, finish_round
+from raffm_ray.server.state import class_plans, copies, new_state
+from raffm_ray.server.strategies import STRATEGIES
+from raffm_ray.subnetworks.size_specific import OWNED, copies_of, owned_names, saved_copies, with_copies
 
 BOTH = ("norms", "classifier")
 EVERYBODY = {"count": 12, "per_round": 12}

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from conftest import tiny_experiment
 
-from raffm_ray import cli, comparison_picture
-from raffm_ray.errors import UserError
-from raffm_ray.several import labels, write_comparison
-from raffm_ray.simulation import simulate
-from raffm_ray.standings import progress
+from raffm_ray.basics.errors import UserError
+from raffm_ray.cli.main import main as cli
+from raffm_ray.reports import comparison_picture
+from raffm_ray.reports.comparison_table import progress
+from raffm_ray.reports.multi_run_report import labels, write_comparison
+from raffm_ray.runs.simulation import simulate
 
 SMALL = {"rounds": 2, "local": {"steps": 1}, "evaluation": {"every": 1, "sizes": 1}, "model": {"pretrain": {"epochs": 1}}}
 

@@ -12,20 +12,20 @@ from matplotlib import pyplot as plt
 from matplotlib.collections import PolyCollection
 from rich.console import Console
 
-from raffm_ray import cli
-from raffm_ray.config import dump
-from raffm_ray.correlation import correlated_ranks
-from raffm_ray.devices import assign_devices, fleet_shares
-from raffm_ray.errors import UserError
-from raffm_ray.partition import PARTITIONS, partition
-from raffm_ray.prepare import prepare
-from raffm_ray.report import write_report
-from raffm_ray.seeding import generator
-from raffm_ray.settings import ClientSettings
-from raffm_ray.share_picture import picture_of_shares
-from raffm_ray.shares import by_device, read_shares, share_rows, share_table, write_shares
-from raffm_ray.simulation import simulate
-from raffm_ray.tally import Tally, tally_of
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.seeding import generator
+from raffm_ray.cli.main import main as cli
+from raffm_ray.data.label_distribution import Tally, tally_of
+from raffm_ray.data.partition import PARTITIONS, partition
+from raffm_ray.data.shares import by_device, read_shares, share_rows, share_table, write_shares
+from raffm_ray.devices.correlation import correlated_ranks
+from raffm_ray.devices.profiles import assign_devices, fleet_shares
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.reports.run_report import write_report
+from raffm_ray.reports.share_picture import picture_of_shares
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.settings.experiment import ClientSettings
+from raffm_ray.settings.loading import dump
 
 LABELS = np.random.default_rng(0).integers(0, 10, 3000)
 COMPLETE = sorted(set(PARTITIONS) - {"k_shot"})

@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_experiment
 
-from raffm_ray import phases
-from raffm_ray.phases import BY_WORKERS, PHASES, Profile, Stopwatch, explained
-from raffm_ray.profile_picture import COLORS, picture_of_profile
-from raffm_ray.reading import read_rounds
-from raffm_ray.report import write_report
-from raffm_ray.simulation import simulate
+from raffm_ray.basics import profiling as phases
+from raffm_ray.basics.profiling import BY_WORKERS, PHASES, Profile, Stopwatch, explained
+from raffm_ray.reports.profile_picture import COLORS, picture_of_profile
+from raffm_ray.reports.run_report import write_report
+from raffm_ray.runs.reader import read_rounds
+from raffm_ray.runs.simulation import simulate
 
 
 def tick(monkeypatch: pytest.MonkeyPatch, *gaps: float) -> None:

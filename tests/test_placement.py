@@ -11,17 +11,17 @@ import pytest
 import ray
 from conftest import tiny_experiment
 
-from raffm_ray.axes import Plan
-from raffm_ray.client import Runner
-from raffm_ray.errors import UserError
-from raffm_ray.messages import Job, Package
-from raffm_ray.pool import open_pool
-from raffm_ray.prepare import prepare
-from raffm_ray.ray_pool import RayPool
-from raffm_ray.running import PoolSettings
-from raffm_ray.settings import LocalSettings
-from raffm_ray.simulation import simulate
-from raffm_ray.teams import check_room, room, team_of, teams_of
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError
+from raffm_ray.clients.client_runner import Runner
+from raffm_ray.clients.messages import Job, Package
+from raffm_ray.pool.ray_pool import RayPool
+from raffm_ray.pool.worker_groups import check_room, room, team_of, teams_of
+from raffm_ray.pool.worker_pool import open_pool
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.settings.execution import PoolSettings
+from raffm_ray.settings.experiment import LocalSettings
 
 # Workers cannot import this module: what it defines travels by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -120,7 +120,7 @@ def test_bad_settings_are_one_line(placed, told) -> None:
 
 
 def test_nodes_that_are_not_there_are_missed_before_any_work(four_cores, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("raffm_ray.simulation.starting", lambda *_: pytest.fail("no work"))
+    monkeypatch.setattr("raffm_ray.runs.simulation.starting", lambda *_: pytest.fail("no work"))
     experiment = tiny_experiment(pool={"backend": "ray", "placement": {"v100": {"labels": {"kind": "H100"}}}})
     with pytest.raises(UserError, match="pool.placement.v100.labels: no node has kind=H100"):
         simulate(experiment, tmp_path / "run")

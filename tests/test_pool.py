@@ -12,17 +12,16 @@ import pytest
 import ray
 from conftest import tiny_experiment
 
-from raffm_ray import ray_start
-from raffm_ray.axes import Plan
-from raffm_ray.client import Runner
-from raffm_ray.errors import UserError, WorkerLostError
-from raffm_ray.flights import DEPTH, Flights
-from raffm_ray.messages import Call, Package
-from raffm_ray.pool import InProcessPool
-from raffm_ray.prepare import prepare
-from raffm_ray.ray_pool import RayPool
-from raffm_ray.running import PoolSettings
-from raffm_ray.settings import LocalSettings
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError, WorkerLostError
+from raffm_ray.clients.client_runner import Runner
+from raffm_ray.clients.messages import Call, Package
+from raffm_ray.pool.call_scheduler import DEPTH, Flights
+from raffm_ray.pool.ray_pool import RayPool
+from raffm_ray.pool.worker_pool import InProcessPool, ray_start
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.settings.execution import PoolSettings
+from raffm_ray.settings.experiment import LocalSettings
 
 # Workers cannot import this module: what it defines travels by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -126,13 +125,13 @@ def test_a_call_without_its_run_s_parameters_is_tried_on_another_actor(one, tmp_
 def test_ray_that_was_started_ahead_outlives_its_start() -> None:
     told = """
 import ray
-from raffm_ray.ray_start import connect, start_ahead
-from raffm_ray.running import PoolSettings
+from raffm_ray.pool.ray_start import connect, start_ahead
+from raffm_ray.settings.execution import PoolSettings
 start_ahead(PoolSettings(workers=1))
 start_ahead(PoolSettings(workers=1))
 connect(PoolSettings(workers=1))
 connect(PoolSettings(workers=1))
-print(ray.get(ray.remote(lambda: 7).remote(), timeout=60), "raffm_ray.client" in __import__("sys").modules)
+print(ray.get(ray.remote(lambda: 7).remote(), timeout=60), "raffm_ray.clients.client_runner" in __import__("sys").modules)
 """
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.split() == ["7", "False"], done.stderr
@@ -145,7 +144,7 @@ def test_a_start_ahead_that_fails_is_told_to_whoever_waits_for_it(monkeypatch) -
         started.append(settings)
         raise UserError("no Ray today")
 
-    monkeypatch.setattr("raffm_ray.ray_start._start", fails)
+    monkeypatch.setattr("raffm_ray.pool.ray_start._start", fails)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     ray_start.start_ahead(PoolSettings(backend="in_process"))
     assert not started

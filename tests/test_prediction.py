@@ -11,20 +11,20 @@ from conftest import tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raffm_ray import cli
-from raffm_ray.config import dump
-from raffm_ray.described import Cluster, NodeGroup, load_cluster
-from raffm_ray.device_costs import Work, compute_seconds
-from raffm_ray.devices import DEVICES, Device, Host
-from raffm_ray.dispatch import ends
-from raffm_ray.errors import UserError
-from raffm_ray.fleet_cluster import placed, predicted
-from raffm_ray.fleet_plans import provisional_ranking
-from raffm_ray.prediction import BlockWork, Seat, block_seconds, block_work, round_seconds
-from raffm_ray.prepare import Prepared, prepare
-from raffm_ray.references import driver, fitted
-from raffm_ray.server import begin_round
-from raffm_ray.state import Round
+from raffm_ray.basics.errors import UserError
+from raffm_ray.cli.main import main as cli
+from raffm_ray.devices.profiles import DEVICES, Device, Host
+from raffm_ray.devices.round_costs import Work, compute_seconds
+from raffm_ray.fleet.cluster_description import Cluster, NodeGroup, load_cluster
+from raffm_ray.fleet.cluster_placement import placed, predicted
+from raffm_ray.fleet.device_plans import provisional_ranking
+from raffm_ray.fleet.reference_models import driver, fitted
+from raffm_ray.fleet.time_prediction import BlockWork, Seat, block_seconds, block_work, round_seconds
+from raffm_ray.pool.dispatch import ends
+from raffm_ray.preparation.prepare import Prepared, prepare
+from raffm_ray.server.rounds import begin_round
+from raffm_ray.server.state import Round
+from raffm_ray.settings.loading import dump
 
 CORE = DEVICES["server_core"]
 ROOT = Path(__file__).parent.parent

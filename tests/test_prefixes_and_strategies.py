@@ -9,21 +9,22 @@ import pytest
 import torch
 from conftest import tiny_experiment
 
-from raffm_ray.axes import Plan
-from raffm_ray.client import Runner
-from raffm_ray.costs import costs_of
-from raffm_ray.errors import UserError
-from raffm_ray.extraction import plan_of
-from raffm_ray.messages import Job, Package, views
-from raffm_ray.norms import norm_statistics
-from raffm_ray.prepare import prepare
-from raffm_ray.ranking import rank_again, ranking_is_due
-from raffm_ray.salience import METRICS
-from raffm_ray.seeding import generator
-from raffm_ray.server import begin_round, finish_round
-from raffm_ray.state import class_plans, new_state
-from raffm_ray.strategies import STRATEGIES, Strategy, View, ranked
-from raffm_ray.training import choose
+from raffm_ray.axes.flat_parameters import views
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.seeding import generator
+from raffm_ray.clients.client_runner import Runner
+from raffm_ray.clients.local_training import choose
+from raffm_ray.clients.messages import Job, Package
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.server.ranking import rank_again, ranking_is_due
+from raffm_ray.server.rounds import begin_round, finish_round
+from raffm_ray.server.state import class_plans, new_state
+from raffm_ray.server.strategies import STRATEGIES, Strategy, View, ranked
+from raffm_ray.subnetworks.costs import costs_of
+from raffm_ray.subnetworks.extraction import plan_of
+from raffm_ray.subnetworks.norm_correction import norm_statistics
+from raffm_ray.subnetworks.salience import METRICS
 
 
 def state_of(prepared: Any, seed: int = 0):
@@ -134,7 +135,7 @@ def test_which_prefixes_a_step_trains(prefix, first, seen) -> None:
 
 
 def test_prefix_compute_is_charged_to_the_device() -> None:
-    from raffm_ray.work import training_flops
+    from raffm_ray.server.workload import training_flops
 
     totals = {}
     for prefix in ("none", "smallest", "one"):
@@ -257,7 +258,7 @@ def test_an_update_that_is_not_finite_is_refused_and_counted() -> None:
 
 
 def test_classes_keep_nested_subnetworks() -> None:
-    from raffm_ray.nesting import within
+    from raffm_ray.axes.nesting import within
 
     prepared = prepare(tiny_experiment())
     plans = list(class_plans(prepared.setup, state_of(prepared)).values())

@@ -21,15 +21,16 @@ from outcomes import outcome, without_real
 from quick import RICH, quick
 from rich.console import Console
 
-import raffm_ray.loop
-from raffm_ray import checkpoint, cli
-from raffm_ray.checkpoint import ARRAYS, MANIFEST
-from raffm_ray.config import dump, load
-from raffm_ray.errors import UserError
-from raffm_ray.files import locked
-from raffm_ray.record import Recorder
-from raffm_ray.simulation import completed, resume, simulate
-from raffm_ray.training import one_thread
+import raffm_ray.runs.loop
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.files import locked
+from raffm_ray.cli.main import main as cli
+from raffm_ray.clients.local_training import one_thread
+from raffm_ray.runs import checkpoint
+from raffm_ray.runs.checkpoint import ARRAYS, MANIFEST
+from raffm_ray.runs.recorder import Recorder
+from raffm_ray.runs.simulation import completed, resume, simulate
+from raffm_ray.settings.loading import dump, load
 
 ROOT = Path(__file__).parent.parent
 
@@ -117,14 +118,14 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, place: str, call: int, **changes:
 @pytest.mark.parametrize(
     ("place", "call"),
     [
-        ("raffm_ray.record.Recorder.add", 3),  # before a round's records
-        ("raffm_ray.record.write_whole", 7),  # after its own record, before its clients'
-        ("raffm_ray.checkpoint.write", 3),  # after its records, before its checkpoint
-        ("raffm_ray.checkpoint.save_file", 3),  # within the checkpoint
-        ("raffm_ray.files.sync", 5),  # before it has its name
-        ("raffm_ray.checkpoint._places", 3),  # after it, before the oldest is removed
-        ("raffm_ray.record.save_file", 1),  # within the final model
-        ("raffm_ray.record.write_json", 1),  # before the summary
+        ("raffm_ray.runs.recorder.Recorder.add", 3),  # before a round's records
+        ("raffm_ray.runs.recorder.write_whole", 7),  # after its own record, before its clients'
+        ("raffm_ray.runs.checkpoint.write", 3),  # after its records, before its checkpoint
+        ("raffm_ray.runs.checkpoint.save_file", 3),  # within the checkpoint
+        ("raffm_ray.basics.files.sync", 5),  # before it has its name
+        ("raffm_ray.runs.checkpoint._places", 3),  # after it, before the oldest is removed
+        ("raffm_ray.runs.recorder.save_file", 1),  # within the final model
+        ("raffm_ray.runs.recorder.write_json", 1),  # before the summary
     ],
 )
 def test_interrupted_at_every_kind_of_moment(undisturbed, place, call, out, monkeypatch) -> None:
@@ -139,7 +140,7 @@ def halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was interrupted in its third round, after its records."""
     folder = tmp_path_factory.mktemp("halfway") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, "raffm_ray.checkpoint.write", 4, folder=folder, **RICH)
+        interrupt(patch, "raffm_ray.runs.checkpoint.write", 4, folder=folder, **RICH)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["round-000001", "round-000002"]
     return folder
 
@@ -201,7 +202,7 @@ def test_control_another_parameter_leaves_something_else(undisturbed, copy) -> N
 
 def test_without_checkpoints_a_run_begins_again(undisturbed, out, monkeypatch) -> None:
     changes = {**RICH, "checkpoint": {"every": 0}}
-    interrupt(monkeypatch, "raffm_ray.record.Recorder.complete", 3, folder=out, **changes)
+    interrupt(monkeypatch, "raffm_ray.runs.recorder.Recorder.complete", 3, folder=out, **changes)
     assert not list((out / "checkpoints").iterdir())
     assert "no checkpoint was written: the run begins again" in goes_on(out, **changes)
     assert outcome(out) == undisturbed
@@ -209,7 +210,7 @@ def test_without_checkpoints_a_run_begins_again(undisturbed, out, monkeypatch) -
 
 def test_a_checkpoint_every_other_round(undisturbed, out, monkeypatch) -> None:
     changes = {**RICH, "checkpoint": {"every": 2, "keep": 1}}
-    interrupt(monkeypatch, "raffm_ray.record.Recorder.finish", 1, folder=out, **changes)
+    interrupt(monkeypatch, "raffm_ray.runs.recorder.Recorder.finish", 1, folder=out, **changes)
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["round-000002"]
     assert "goes on after round 2" in goes_on(out, **changes)
     assert outcome(out) == undisturbed
@@ -237,8 +238,8 @@ def test_another_experiment_does_not_go_on(copy, changes, what) -> None:
 
 @pytest.mark.parametrize("name", ["task.data", "clients.partition", "fleet.profiles", "clock.trace"])
 def test_other_data_does_not_go_on(copy, name, monkeypatch) -> None:
-    real = raffm_ray.loop.origin_of
-    monkeypatch.setattr("raffm_ray.loop.origin_of", lambda prepared: real(prepared) | {name: "another"})
+    real = raffm_ray.runs.loop.origin_of
+    monkeypatch.setattr("raffm_ray.runs.loop.origin_of", lambda prepared: real(prepared) | {name: "another"})
     with pytest.raises(UserError, match=f"{name} is not what it was when the run began"):
         goes_on(copy)
 
@@ -292,7 +293,7 @@ def test_a_run_with_baselines_goes_on_where_it_stopped(really, call, out, monkey
 def test_a_finished_run_says_so_and_stays_as_it_is(really, out, monkeypatch, capsys) -> None:
     shutil.copytree(really, out)
     before = outcome_of_files(out)
-    monkeypatch.setattr("raffm_ray.simulation.prepare", lambda _: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr("raffm_ray.runs.simulation.prepare", lambda _: pytest.fail("nothing is left to do"))
     console = Console(record=True, file=io.StringIO())
     assert resume(out, console=console) == json.loads((out / "summary.json").read_text())
     assert "the run is finished, nothing is left to do" in " ".join(console.export_text().split())
@@ -326,7 +327,7 @@ def test_data_that_changed_is_refused_before_any_training(tmp_path, out, monkeyp
     laptop = text.index("laptop:")
     speed = text.index("memory_bytes:", laptop)
     profiles.write_text(f"{text[:speed]}memory_bytes: 1.25e+9 #{text[speed:]}")
-    monkeypatch.setattr("raffm_ray.simulation.starting", lambda *_: pytest.fail("it must be seen before"))
+    monkeypatch.setattr("raffm_ray.runs.simulation.starting", lambda *_: pytest.fail("it must be seen before"))
     with pytest.raises(UserError, match="fleet.profiles is not what it was when the run began"):
         resume(out)
     assert outcome_of_files(out) == before

@@ -14,15 +14,15 @@ from transformers import (
     AutoTokenizer,
 )
 
-from raffm_ray.architectures import architecture_of, build
-from raffm_ray.axes import Axis, Plan, dim_axes
-from raffm_ray.calibration import add_statistics, collect
-from raffm_ray.dims import innermost
-from raffm_ray.errors import UserError
-from raffm_ray.layout import Attention, Layout, Parameter, take_all
-from raffm_ray.objectives import OBJECTIVES
-from raffm_ray.rotation import axis_view, collect_moments, ends, rotatable, rotate
-from raffm_ray.salience import METRICS, identity_orders, rank
+from raffm_ray.axes.dim_sizes import innermost
+from raffm_ray.axes.indexing import Axis, Plan, dim_axes
+from raffm_ray.axes.layout import Attention, Layout, Parameter, take_all
+from raffm_ray.basics.errors import UserError
+from raffm_ray.models.architecture import architecture_of, build
+from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.subnetworks.calibration import add_statistics, collect
+from raffm_ray.subnetworks.rotation import axis_view, collect_moments, ends, rotatable, rotate
+from raffm_ray.subnetworks.salience import METRICS, identity_orders, rank
 
 CALIBRATED = pytest.mark.parametrize("calibrated", [True, False], ids=["calibrated", "weights"])
 RESIDUAL = ("residual",)

@@ -17,17 +17,18 @@ from quick import quick
 from rich.console import Console
 from test_resume import marked, wait_for
 
-from raffm_ray import cli, commands
-from raffm_ray.config import dump
-from raffm_ray.errors import UserError, in_short, shortened, without_secrets
-from raffm_ray.files import locked
-from raffm_ray.ray_start import PREFIX, SOCKET_BYTES
-from raffm_ray.record import check_output
-from raffm_ray.resuming import experiment_in
-from raffm_ray.simulation import completed
-from raffm_ray.sources import open_splits
-from raffm_ray.temporary import process_folder
-from raffm_ray.training import one_thread
+from raffm_ray.basics.errors import UserError, in_short, shortened, without_secrets
+from raffm_ray.basics.files import locked
+from raffm_ray.basics.temporary_folders import process_folder
+from raffm_ray.cli.main import commands
+from raffm_ray.cli.main import main as cli
+from raffm_ray.clients.local_training import one_thread
+from raffm_ray.data.sources import open_splits
+from raffm_ray.pool.ray_start import PREFIX, SOCKET_BYTES
+from raffm_ray.runs.recorder import check_output
+from raffm_ray.runs.resuming import experiment_in
+from raffm_ray.runs.simulation import completed
+from raffm_ray.settings.loading import dump
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "raffm_ray"
@@ -186,8 +187,8 @@ def test_a_password_in_a_url_is_not_shown(tmp_path, capsys) -> None:
 
 DRIVER = """
 import os, sys
-from raffm_ray.ray_start import connect
-from raffm_ray.running import PoolSettings
+from raffm_ray.pool.ray_start import connect
+from raffm_ray.settings.execution import PoolSettings
 connect(PoolSettings(workers=1))
 import ray
 @ray.remote
@@ -297,7 +298,7 @@ def test_after_a_kill_what_is_left_goes_when_the_next_one_starts(ours) -> None:
 
 
 def test_a_folder_too_long_for_sockets_is_one_line(tmp_path, monkeypatch) -> None:
-    from raffm_ray.ray_start import _folder
+    from raffm_ray.pool.ray_start import _folder
 
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))
     with pytest.raises(UserError, match=r"too long a path for Ray's sockets, by \d+ bytes; RAY_TMPDIR names another folder"):

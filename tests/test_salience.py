@@ -8,12 +8,12 @@ import pytest
 import torch
 from conftest import CASES, architecture_case
 
-from raffm_ray.architectures import Architecture, build
-from raffm_ray.axes import Axis, Plan, dim_indices
-from raffm_ray.calibration import add_statistics, collect, rankable, sites, unit_sums
-from raffm_ray.layout import Layout, take_all
-from raffm_ray.objectives import OBJECTIVES
-from raffm_ray.salience import METRICS, identity_orders, rank
+from raffm_ray.axes.indexing import Axis, Plan, dim_indices
+from raffm_ray.axes.layout import Layout, take_all
+from raffm_ray.models.architecture import Architecture, build
+from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.subnetworks.calibration import add_statistics, collect, rankable, sites, unit_sums
+from raffm_ray.subnetworks.salience import METRICS, identity_orders, rank
 
 CLASSES = OBJECTIVES["sequence_classification"]
 STATISTICS = sorted({metric.statistic for metric in METRICS.values() if metric.statistic})

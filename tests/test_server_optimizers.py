@@ -9,15 +9,15 @@ import torch
 from conftest import tiny_experiment
 from torch import Tensor
 
-from raffm_ray.aggregate import flat_coverage
-from raffm_ray.errors import UserError
-from raffm_ray.prepare import prepare
-from raffm_ray.ranking import rank_again
-from raffm_ray.server import begin_round, finish_round
-from raffm_ray.server_optimizers import SERVER_OPTIMIZERS, ServerOptimizer
-from raffm_ray.settings import ServerSettings
-from raffm_ray.simulation import simulate
-from raffm_ray.state import new_state
+from raffm_ray.basics.errors import UserError
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.server.aggregation import flat_coverage
+from raffm_ray.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
+from raffm_ray.server.ranking import rank_again
+from raffm_ray.server.rounds import begin_round, finish_round
+from raffm_ray.server.state import new_state
+from raffm_ray.settings.experiment import ServerSettings
 
 RATES = {"sgd": 1.0, "momentum": 1.0, "adam": 0.001, "yogi": 0.001}
 SETTINGS = {"beta1": 0.8, "beta2": 0.95, "tau": 0.01}

@@ -9,26 +9,26 @@ import pytest
 import torch
 from rich.console import Console
 
-from raffm_ray import cli
-from raffm_ray.architectures import new_model
-from raffm_ray.axes import Plan
+from raffm_ray.axes.flat_parameters import flatten, views
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError
 from raffm_ray.benchmarks.bare_ray import CHANGE, adders, bare_round, dismiss
-from raffm_ray.benchmarks.crew import Crew, apart
-from raffm_ray.benchmarks.measure import Bench, Row, interleaved
-from raffm_ray.benchmarks.memory import peak_growth
-from raffm_ray.benchmarks.nothing import LOCAL
+from raffm_ray.benchmarks.empty_rounds import LOCAL
+from raffm_ray.benchmarks.measurement import Bench, Row, interleaved
+from raffm_ray.benchmarks.peak_memory import peak_growth
 from raffm_ray.benchmarks.plain_loop import train_clients
 from raffm_ray.benchmarks.rounds import Rounds, nothing_runner, numpy_of, starting_flat
 from raffm_ray.benchmarks.scale import registered
 from raffm_ray.benchmarks.subnetworks import FRACTIONS, client_of, plan_of_fraction
 from raffm_ray.benchmarks.suite import CASES, run_suite, table_of
-from raffm_ray.benchmarks.synthetic import synthetic, vit
+from raffm_ray.benchmarks.synthetic_data import synthetic, vit
 from raffm_ray.benchmarks.training import WORKLOADS, batches_of
-from raffm_ray.errors import UserError
-from raffm_ray.messages import flatten, views
-from raffm_ray.pool import InProcessPool
-from raffm_ray.server import begin_round
-from raffm_ray.state import new_state
+from raffm_ray.benchmarks.warm_processes import Crew, apart
+from raffm_ray.cli.main import main as cli
+from raffm_ray.models.architecture import new_model
+from raffm_ray.pool.worker_pool import InProcessPool
+from raffm_ray.server.rounds import begin_round
+from raffm_ray.server.state import new_state
 
 KEYS = {
     "what", "unit", "ours", "limit", "target", "judged", "at_least", "details", "ours_median", "limit_median", "ratio", "value",

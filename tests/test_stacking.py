@@ -10,19 +10,19 @@ import torch
 from conftest import TINY, tiny_experiment
 from torch import Tensor
 
-from raffm_ray.architectures import FAMILIES, architecture_of, build, new_model, parse_config
-from raffm_ray.axes import Plan
-from raffm_ray.client import groups
-from raffm_ray.errors import UserError
-from raffm_ray.layout import take_all
-from raffm_ray.messages import Job, Package
-from raffm_ray.objectives import OBJECTIVES
-from raffm_ray.prepare import prepare
-from raffm_ray.pretrain import pretrained
-from raffm_ray.simulation import simulate
-from raffm_ray.stacked import StackedModule, stacked_skeleton, why_not_stacked
-from raffm_ray.stacking import _batch
-from raffm_ray.state import LEAST_BLOCKS, blocks_of, least_clients, new_state, stack_sizes
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.axes.layout import take_all
+from raffm_ray.basics.errors import UserError
+from raffm_ray.clients.client_runner import groups
+from raffm_ray.clients.messages import Job, Package
+from raffm_ray.clients.stacked_training import _batch
+from raffm_ray.models.architecture import FAMILIES, architecture_of, build, new_model, parse_config
+from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.models.stacked_modules import StackedModule, stacked_skeleton, why_not_stacked
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.preparation.pretraining import pretrained
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.server.state import LEAST_BLOCKS, blocks_of, least_clients, new_state, stack_sizes
 
 CLIENTS, EXAMPLES, TOKENS = 3, 2, 12
 HEADS = [(name, head) for name in TINY for head in FAMILIES[TINY[name]["model_type"]].heads]

@@ -13,11 +13,11 @@ from conftest import architecture_case, outputs
 from plans import random_cut
 from transformers import AutoModel
 
-from raffm_ray.architectures import HEADS, Architecture, build, new_model
-from raffm_ray.axes import Plan
-from raffm_ray.errors import UserError
-from raffm_ray.layout import take_all
-from raffm_ray.standalone import kept_of, load_standalone, plan_from, save_standalone
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.axes.layout import take_all
+from raffm_ray.basics.errors import UserError
+from raffm_ray.models.architecture import HEADS, Architecture, build, new_model
+from raffm_ray.subnetworks.standalone import kept_of, load_standalone, plan_from, save_standalone
 
 KINDS = ("groups", "heads", "qk", "vo", "ffn", "residual")
 
@@ -110,7 +110,7 @@ def test_a_loaded_model_travels_to_other_processes(name: str, head: str, tmp_pat
 
 
 def test_importing_the_package_imports_no_transformers() -> None:
-    told = "import sys, raffm_ray, raffm_ray.cli; print('transformers' in sys.modules, 'torch' in sys.modules)"
+    told = "import sys, raffm_ray, raffm_ray.cli.main; print('transformers' in sys.modules, 'torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout.split() == ["False"] * 2
     )

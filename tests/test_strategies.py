@@ -12,26 +12,26 @@ import torch
 from conftest import TINY, architecture_case, tiny_experiment
 from plans import masks
 
-from raffm_ray.aggregate import flat_coverage
-from raffm_ray.architectures import FAMILIES, Architecture, new_model
-from raffm_ray.axes import AxisError, Plan, check_plan, kept_size
-from raffm_ray.costs import Budget, budget_from, costs_of
-from raffm_ray.devices import DEVICES
-from raffm_ray.errors import UserError
-from raffm_ray.evaluation import evaluate
-from raffm_ray.extraction import Cutting
-from raffm_ray.messages import views
-from raffm_ray.nesting import within
-from raffm_ray.pool import InProcessPool
-from raffm_ray.prepare import Prepared, prepare, with_strategy
-from raffm_ray.ranking import rank_again
-from raffm_ray.salience import METRICS
-from raffm_ray.server import begin_round, finish_round
-from raffm_ray.simulation import simulate
-from raffm_ray.start import starting_parameters
-from raffm_ray.state import ServerState, class_plans, new_state
-from raffm_ray.strategies import STRATEGIES, View, fedrolex
-from raffm_ray.training import one_thread
+from raffm_ray.axes.flat_parameters import views
+from raffm_ray.axes.indexing import AxisError, Plan, check_plan, kept_size
+from raffm_ray.axes.nesting import within
+from raffm_ray.basics.errors import UserError
+from raffm_ray.clients.local_training import one_thread
+from raffm_ray.devices.profiles import DEVICES
+from raffm_ray.models.architecture import FAMILIES, Architecture, new_model
+from raffm_ray.pool.worker_pool import InProcessPool
+from raffm_ray.preparation.prepare import Prepared, prepare, with_strategy
+from raffm_ray.preparation.starting_parameters import starting_parameters
+from raffm_ray.runs.evaluation import evaluate
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.server.aggregation import flat_coverage
+from raffm_ray.server.ranking import rank_again
+from raffm_ray.server.rounds import begin_round, finish_round
+from raffm_ray.server.state import ServerState, class_plans, new_state
+from raffm_ray.server.strategies import STRATEGIES, View, fedrolex
+from raffm_ray.subnetworks.costs import Budget, budget_from, costs_of
+from raffm_ray.subnetworks.extraction import Cutting
+from raffm_ray.subnetworks.salience import METRICS
 
 CUTTING = Cutting({"groups": 1, "heads": 1, "qk": 2, "vo": 2, "ffn": 4, "residual": 4}, {"residual": 0.5})
 FAMILIES_CASES = {name: FAMILIES[settings["model_type"]].heads[0] for name, settings in TINY.items()}

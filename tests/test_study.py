@@ -22,21 +22,23 @@ from conftest import TINY, tiny_experiment
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from raffm_ray import pretrain, search, study_picture, study_report
-from raffm_ray import study as studies
-from raffm_ray.cache import writable_cache
-from raffm_ray.cli import main
-from raffm_ray.config import load
-from raffm_ray.errors import UserError
-from raffm_ray.files import in_turn
-from raffm_ray.prepare import prepare
-from raffm_ray.reading import read_rounds, read_summary
-from raffm_ray.simulation import resume, simulate
-from raffm_ray.standings import MEASURES
-from raffm_ray.study import run_study
-from raffm_ray.study_report import front_of, nearest
-from raffm_ray.study_settings import load_study
-from raffm_ray.trial import Outcome
+from raffm_ray.basics.cache import writable_cache
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.files import in_turn
+from raffm_ray.cli.main import main
+from raffm_ray.preparation import pretraining as pretrain
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.reports.comparison_table import MEASURES
+from raffm_ray.runs.reader import read_rounds, read_summary
+from raffm_ray.runs.simulation import resume, simulate
+from raffm_ray.settings.loading import load
+from raffm_ray.studies import samplers as search
+from raffm_ray.studies import study as studies
+from raffm_ray.studies import study_picture, study_report
+from raffm_ray.studies.study import run_study
+from raffm_ray.studies.study_report import front_of, nearest
+from raffm_ray.studies.study_settings import load_study
+from raffm_ray.studies.trial import Outcome
 
 RATE, METRIC = "local.learning_rate", "salience.metric"
 SPACE = {METRIC: ["outputs", "fisher"], RATE: {"low": 1e-4, "high": 1e-2, "log": True}}
@@ -451,7 +453,7 @@ def test_control_without_a_lock_both_pretrain(tmp_path, monkeypatch) -> None:
 
 
 def test_a_lock_of_a_killed_process_is_free(tmp_path) -> None:
-    held = f"import sys, time; from pathlib import Path; from raffm_ray.files import in_turn\nwith in_turn(Path({str(tmp_path / 'lock')!r})):\n print(1, flush=True); time.sleep(600)"
+    held = f"import sys, time; from pathlib import Path; from raffm_ray.basics.files import in_turn\nwith in_turn(Path({str(tmp_path / 'lock')!r})):\n print(1, flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", held], stdout=subprocess.PIPE)
     process.stdout.readline()
     with (tmp_path / "lock").open() as file, pytest.raises(BlockingIOError):

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from conftest import tiny_experiment
 
-from raffm_ray import cli, submit
-from raffm_ray.config import dump
-from raffm_ray.errors import UserError
+from raffm_ray.basics.errors import UserError
+from raffm_ray.cli.main import main as cli
+from raffm_ray.cli.main import submit
+from raffm_ray.settings.loading import dump
 
 
 @pytest.fixture

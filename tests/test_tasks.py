@@ -11,18 +11,18 @@ from conftest import TINY, small_tokenizer
 from PIL import Image
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from raffm_ray import encoding, foundation
-from raffm_ray.config import parse
-from raffm_ray.data import TASKS, load_task, needs_words
-from raffm_ray.encoding import Pictures, Words
-from raffm_ray.errors import UserError
-from raffm_ray.examples import Ragged, batch_length, batches
-from raffm_ray.foundation import load_foundation
-from raffm_ray.kinds import KINDS
-from raffm_ray.metrics import METRICS, text_f1
-from raffm_ray.objectives import OBJECTIVES
-from raffm_ray.prepare import prepare
-from raffm_ray.settings import ModelSettings, TaskSettings
+from raffm_ray.basics.errors import UserError
+from raffm_ray.data.encoding import Pictures, Words
+from raffm_ray.data.examples import Ragged, batch_length, batches
+from raffm_ray.data.metrics import METRICS, text_f1
+from raffm_ray.data.task_types import KINDS
+from raffm_ray.data.tasks import TASKS, encoding, load_task, needs_words
+from raffm_ray.models import foundation
+from raffm_ray.models.foundation import load_foundation
+from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.settings.experiment import ModelSettings, TaskSettings
+from raffm_ray.settings.loading import parse
 
 WORDS = [
     "a",
@@ -322,7 +322,7 @@ def saved_tokenizer(folder: Path, extra: tuple[str, ...] = ()) -> str:
 
 
 def test_a_tokenizer_that_does_not_match_the_model_is_refused(tmp_path) -> None:
-    from raffm_ray.architectures import architecture_of, new_model, parse_config
+    from raffm_ray.models.architecture import architecture_of, new_model, parse_config
 
     folder = tmp_path / "model"
     own = saved_tokenizer(folder)

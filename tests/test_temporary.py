@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from raffm_ray.errors import UserError
-from raffm_ray.temporary import INSIDE, process_folder
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.temporary_folders import INSIDE, process_folder
 
 ROOT = Path(__file__).parent.parent
 PREFIX = "raffm-test-"
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from raffm_ray.temporary import process_folder
+from raffm_ray.basics.temporary_folders import process_folder
 place = process_folder(Path(sys.argv[1]), "raffm-test-", lambda: print("before", place.is_dir()))
 (place / "file").touch()
 print("made", flush=True)

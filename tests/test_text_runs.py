@@ -12,18 +12,18 @@ from safetensors.torch import load_file, save_file
 from test_tasks import WORDS, glue_folder, sentences, squad_folder, write
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from raffm_ray.architectures import HEADS, build, parse_config
-from raffm_ray.axes import Plan
-from raffm_ray.config import parse
-from raffm_ray.errors import UserError
-from raffm_ray.foundation import load_foundation, pretrained_weights
-from raffm_ray.messages import views
-from raffm_ray.metrics import METRICS
-from raffm_ray.prepare import prepare
-from raffm_ray.record import parameters_sha256
-from raffm_ray.settings import Experiment, ModelSettings
-from raffm_ray.simulation import simulate
-from raffm_ray.start import starting_parameters
+from raffm_ray.axes.flat_parameters import views
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError
+from raffm_ray.data.metrics import METRICS
+from raffm_ray.models.architecture import HEADS, build, parse_config
+from raffm_ray.models.foundation import load_foundation, pretrained_weights
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.preparation.starting_parameters import starting_parameters
+from raffm_ray.runs.recorder import parameters_sha256
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.settings.experiment import Experiment, ModelSettings
+from raffm_ray.settings.loading import parse
 
 SIZES = {"vocab_size", "num_labels", "pad_token_id"}
 

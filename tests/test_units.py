@@ -5,12 +5,12 @@ import pytest
 from conftest import architecture_case, tiny_experiment
 from plans import masks, random_cut
 
-from raffm_ray.axes import Plan
-from raffm_ray.errors import UserError
-from raffm_ray.extraction import kind_of
-from raffm_ray.simulation import simulate
-from raffm_ray.unit_picture import picture_of_units
-from raffm_ray.units import add_reached, countable, kept_units, read_units, units_of, write_units
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError
+from raffm_ray.reports.unit_picture import picture_of_units
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.subnetworks.extraction import kind_of
+from raffm_ray.subnetworks.unit_coverage import add_reached, countable, kept_units, read_units, units_of, write_units
 
 CASES = [("vit", "image_classification"), ("llama", "sequence_classification")]
 

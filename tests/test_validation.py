@@ -12,22 +12,22 @@ from rich.console import Console
 from test_prefixes_and_strategies import state_of
 from test_tasks import load, sentences, words, write  # noqa: F401 - words is a fixture
 
-from raffm_ray.axes import Plan
-from raffm_ray.data import load_task
-from raffm_ray.errors import UserError
-from raffm_ray.evaluation import evaluate
-from raffm_ray.examples import Examples
-from raffm_ray.loop import train
-from raffm_ray.messages import views
-from raffm_ray.pool import InProcessPool
-from raffm_ray.prepare import prepare
-from raffm_ray.record import Recorder, parameters_sha256
-from raffm_ray.seeding import generator
-from raffm_ray.settings import TaskSettings
-from raffm_ray.simulation import simulate
-from raffm_ray.start import starting_parameters
-from raffm_ray.state import new_state
-from raffm_ray.stopping import chosen, compared, is_over, watched
+from raffm_ray.axes.flat_parameters import views
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.seeding import generator
+from raffm_ray.data.examples import Examples
+from raffm_ray.data.tasks import load_task
+from raffm_ray.pool.worker_pool import InProcessPool
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.preparation.starting_parameters import starting_parameters
+from raffm_ray.runs.evaluation import evaluate
+from raffm_ray.runs.loop import train
+from raffm_ray.runs.recorder import Recorder, parameters_sha256
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.server.early_stopping import chosen, compared, is_over, watched
+from raffm_ray.server.state import new_state
+from raffm_ray.settings.experiment import TaskSettings
 
 
 def digits(validation: int) -> dict[str, list[bytes]]:

@@ -1,18 +1,27 @@
-"""Benchmarks: each prints a table and writes it as JSON, with a picture, into a folder of its own."""
+"""The speed suite: every number beside a limit that was measured in the same run.
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+Open to other packages:
 
-Benchmark = Callable[[Sequence[str], Path, Any], Any]
-"""(flags, folder, console) -> the table that is shown."""
+- `suite`: the cases and the command
+- `extraction`: accuracy of cut subnetworks without training
+- `measurement`: repeats two sides in turns
+- `rounds`: rounds without records
+- `subnetworks`: training and cutting smaller subnetworks
+- `synthetic_data`: data sets made in memory
 
+Used inside only:
 
-def _extraction() -> Benchmark:
-    from raffm_ray.benchmarks.extraction import extraction
+- `training`: real training beside a plain loop
+- `plain_loop`: the plain PyTorch loop
+- `empty_rounds`: clients that do nothing, beside bare Ray
+- `bare_ray`: what Ray alone takes
+- `scale`: growth with clients and workers
+- `startup`: from the command to the end of round 1
+- `gpu`: several workers on one GPU
+- `peak_memory`: peak memory on the CPU
+- `warm_processes`: processes without Ray
 
-    return extraction
+Start reading at `suite`.
+"""
 
-
-BENCHMARKS: dict[str, Callable[[], Benchmark]] = {"extraction": _extraction}
-"""By name; each is imported only when it is run."""
+__all__ = ["extraction", "measurement", "rounds", "subnetworks", "suite", "synthetic_data"]

@@ -17,31 +17,31 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from raffm_ray.architectures import Architecture, build, skeleton
-from raffm_ray.architectures.modules import install
-from raffm_ray.axes import Plan
-from raffm_ray.calibration import collect, unit_sums
-from raffm_ray.config import override, parse
-from raffm_ray.costs import Budget, costs_of
-from raffm_ray.dims import dim_products, innermost
-from raffm_ray.display import Display
-from raffm_ray.drawing import plt
-from raffm_ray.evaluation import measure
-from raffm_ray.extraction import Cutting, common_rate, kind_of, longest_prefix, ranked_list
-from raffm_ray.layout import Layout
-from raffm_ray.messages import views
-from raffm_ray.metrics import scaled, shown, unit
-from raffm_ray.objectives import OBJECTIVES
-from raffm_ray.pool import Pool, open_pool
-from raffm_ray.prepare import Prepared, prepare
-from raffm_ray.ranking import plain_scores
-from raffm_ray.record import check_output, write_json
-from raffm_ray.salience import METRICS, Orders, Scores, identity_orders, rank
-from raffm_ray.seeding import generator
-from raffm_ray.settings import Experiment, StrategySettings
-from raffm_ray.start import rotated, trained
-from raffm_ray.state import new_state
-from raffm_ray.training import one_thread
+from raffm_ray.axes.dim_sizes import dim_products, innermost
+from raffm_ray.axes.flat_parameters import views
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.axes.layout import Layout
+from raffm_ray.basics.seeding import generator
+from raffm_ray.clients.local_training import one_thread
+from raffm_ray.data.metrics import scaled, shown, unit
+from raffm_ray.models.architecture import Architecture, build, skeleton
+from raffm_ray.models.modules import install
+from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.pool.worker_pool import Pool, open_pool
+from raffm_ray.preparation.prepare import Prepared, prepare
+from raffm_ray.preparation.starting_parameters import rotated, trained
+from raffm_ray.reports.drawing import plt
+from raffm_ray.runs.evaluation import measure
+from raffm_ray.runs.progress import Display
+from raffm_ray.runs.recorder import check_output, write_json
+from raffm_ray.server.ranking import plain_scores
+from raffm_ray.server.state import new_state
+from raffm_ray.settings.experiment import Experiment, StrategySettings
+from raffm_ray.settings.loading import override, parse
+from raffm_ray.subnetworks.calibration import collect, unit_sums
+from raffm_ray.subnetworks.costs import Budget, costs_of
+from raffm_ray.subnetworks.extraction import Cutting, common_rate, kind_of, longest_prefix, ranked_list
+from raffm_ray.subnetworks.salience import METRICS, Orders, Scores, identity_orders, rank
 
 FRACTIONS = (0.75, 0.6, 0.5, 0.35, 0.25)
 """Parts of the parameters in layers (of the encoder) that are kept."""

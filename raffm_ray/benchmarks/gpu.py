@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-from raffm_ray.benchmarks.crew import Crew
-from raffm_ray.benchmarks.measure import Bench, Row
-from raffm_ray.benchmarks.synthetic import vit
+from raffm_ray.benchmarks.measurement import Bench, Row
+from raffm_ray.benchmarks.synthetic_data import vit
 from raffm_ray.benchmarks.training import Workload, beside_plain
-from raffm_ray.prepare import Prepared
+from raffm_ray.benchmarks.warm_processes import Crew
+from raffm_ray.preparation.prepare import Prepared
 
 BERT_BASE = {
     "model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from raffm_ray.architectures import Architecture, new_model
-from raffm_ray.benchmarks.crew import Memory
-from raffm_ray.examples import Examples
-from raffm_ray.messages import views
-from raffm_ray.settings import LocalSettings
+from raffm_ray.axes.flat_parameters import views
+from raffm_ray.benchmarks.warm_processes import Memory
+from raffm_ray.data.examples import Examples
+from raffm_ray.models.architecture import Architecture, new_model
+from raffm_ray.settings.experiment import LocalSettings
 
 Batches = Sequence[NDArray[np.int64]]
 """Indices of a client's examples, one array a step."""

@@ -10,17 +10,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from raffm_ray.architectures import new_model
+from raffm_ray.axes.flat_parameters import flatten
 from raffm_ray.benchmarks.bare_ray import add_client
-from raffm_ray.benchmarks.measure import Backend
-from raffm_ray.client import Runner
-from raffm_ray.display import Display
-from raffm_ray.loop import run_round
-from raffm_ray.messages import Job, Package, Report, Update, flatten
-from raffm_ray.pool import Pool, open_pool
-from raffm_ray.prepare import Prepared
-from raffm_ray.server import begin_round, finish_round
-from raffm_ray.state import Round, ServerState, Setup, new_state
+from raffm_ray.benchmarks.measurement import Backend
+from raffm_ray.clients.client_runner import Runner
+from raffm_ray.clients.messages import Job, Package, Report, Update
+from raffm_ray.models.architecture import new_model
+from raffm_ray.pool.worker_pool import Pool, open_pool
+from raffm_ray.preparation.prepare import Prepared
+from raffm_ray.runs.loop import run_round
+from raffm_ray.runs.progress import Display
+from raffm_ray.server.rounds import begin_round, finish_round
+from raffm_ray.server.state import Round, ServerState, Setup, new_state
 
 
 @dataclass

@@ -8,16 +8,16 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from raffm_ray.benchmarks.crew import apart
-from raffm_ray.benchmarks.measure import Backend, Bench, Row, interleaved, scaled
-from raffm_ray.benchmarks.memory import peak_growth
+from raffm_ray.basics.machine import peak_rss_bytes
+from raffm_ray.benchmarks.measurement import Backend, Bench, Row, interleaved, scaled
+from raffm_ray.benchmarks.peak_memory import peak_growth
 from raffm_ray.benchmarks.rounds import federation, nothing_runner, starting_flat
-from raffm_ray.benchmarks.synthetic import CIFAR, synthetic, synthetic_on, synthetic_task, vit
+from raffm_ray.benchmarks.synthetic_data import CIFAR, synthetic, synthetic_on, synthetic_task, vit
 from raffm_ray.benchmarks.training import WORKLOADS
-from raffm_ray.record import peak_rss_bytes
-from raffm_ray.server import begin_round
-from raffm_ray.state import new_state
-from raffm_ray.training import one_thread
+from raffm_ray.benchmarks.warm_processes import apart
+from raffm_ray.clients.local_training import one_thread
+from raffm_ray.server.rounds import begin_round
+from raffm_ray.server.state import new_state
 
 LOCAL = {"batch_size": 1, "steps": 1}
 REGISTERED = (100, 1_000, 10_000, 100_000)

@@ -10,23 +10,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raffm_ray.axes import Plan, scatter_add_selected, take_selected
-from raffm_ray.benchmarks.crew import Crew, apart
-from raffm_ray.benchmarks.measure import Bench, Row, interleaved, scaled
-from raffm_ray.benchmarks.memory import peak_growth, return_memory_at_once
+from raffm_ray.axes.flat_parameters import views
+from raffm_ray.axes.indexing import Plan, scatter_add_selected, take_selected
+from raffm_ray.axes.layout import selections
+from raffm_ray.basics.seeding import generator
+from raffm_ray.benchmarks.measurement import Bench, Row, interleaved, scaled
+from raffm_ray.benchmarks.peak_memory import peak_growth, return_memory_at_once
 from raffm_ray.benchmarks.rounds import numpy_of, starting_flat
-from raffm_ray.benchmarks.synthetic import CIFAR, MINILM, synthetic
+from raffm_ray.benchmarks.synthetic_data import CIFAR, MINILM, synthetic
 from raffm_ray.benchmarks.training import Workload
-from raffm_ray.client import Runner
-from raffm_ray.costs import Budget
-from raffm_ray.extraction import longest_prefix, ranked_list
-from raffm_ray.layout import selections
-from raffm_ray.messages import Job, Package, views
-from raffm_ray.prepare import Prepared
-from raffm_ray.salience import METRICS, rank
-from raffm_ray.seeding import generator
-from raffm_ray.training import one_thread
-from raffm_ray.worker import keep_memory
+from raffm_ray.benchmarks.warm_processes import Crew, apart
+from raffm_ray.clients.client_runner import Runner
+from raffm_ray.clients.local_training import one_thread
+from raffm_ray.clients.messages import Job, Package
+from raffm_ray.pool.worker import keep_memory
+from raffm_ray.preparation.prepare import Prepared
+from raffm_ray.subnetworks.costs import Budget
+from raffm_ray.subnetworks.extraction import longest_prefix, ranked_list
+from raffm_ray.subnetworks.salience import METRICS, rank
 
 FRACTIONS = (1.0, 0.75, 0.5, 0.35)
 """Parts of the parameters in layers (of the encoder)."""

@@ -14,21 +14,21 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from raffm_ray import __version__
-from raffm_ray.benchmarks.crew import Crew
+from raffm_ray.basics.errors import UserError, near_miss
+from raffm_ray.basics.flags import take_flag
+from raffm_ray.basics.machine import memory_bytes, processor
+from raffm_ray.basics.version import __version__
+from raffm_ray.benchmarks.empty_rounds import noop_large, noop_small
 from raffm_ray.benchmarks.gpu import gpu, why_no_gpu
-from raffm_ray.benchmarks.measure import Backend, Bench, Row
-from raffm_ray.benchmarks.nothing import noop_large, noop_small
+from raffm_ray.benchmarks.measurement import Backend, Bench, Row
 from raffm_ray.benchmarks.scale import scale
-from raffm_ray.benchmarks.starting import start
+from raffm_ray.benchmarks.startup import start
 from raffm_ray.benchmarks.subnetworks import extract_aggregate, subnet
 from raffm_ray.benchmarks.training import training
-from raffm_ray.display import Display
-from raffm_ray.errors import UserError, near_miss
-from raffm_ray.flags import take_flag
-from raffm_ray.measuring import memory_bytes, processor
-from raffm_ray.record import check_output, write_json
-from raffm_ray.training import one_thread
+from raffm_ray.benchmarks.warm_processes import Crew
+from raffm_ray.clients.local_training import one_thread
+from raffm_ray.runs.progress import Display
+from raffm_ray.runs.recorder import check_output, write_json
 
 
 @dataclass(frozen=True)

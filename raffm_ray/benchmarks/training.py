@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Self
 
-from raffm_ray.benchmarks.crew import Crew
-from raffm_ray.benchmarks.measure import Bench, Row, interleaved, scaled
+from raffm_ray.basics.seeding import generator
+from raffm_ray.benchmarks.measurement import Bench, Row, interleaved, scaled
 from raffm_ray.benchmarks.plain_loop import Batches, forget, give, load, train
 from raffm_ray.benchmarks.rounds import Rounds, federation, numpy_of
-from raffm_ray.benchmarks.synthetic import CIFAR, MINILM, synthetic, vit
-from raffm_ray.examples import batches
-from raffm_ray.messages import Job, Package
-from raffm_ray.prepare import Prepared
-from raffm_ray.seeding import generator
+from raffm_ray.benchmarks.synthetic_data import CIFAR, MINILM, synthetic, vit
+from raffm_ray.benchmarks.warm_processes import Crew
+from raffm_ray.clients.messages import Job, Package
+from raffm_ray.data.examples import batches
+from raffm_ray.preparation.prepare import Prepared
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,32 @@
+"""All parameters as one flat float32 array, in the model's order: how they are sent, summed and averaged."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+Flat = NDArray[np.float32]
+
+
+def views(flat: Tensor, shapes: Shapes, owned: Sequence[str] = (), copy: int = 0) -> dict[str, Tensor]:
+    """The flat array as named parameters that share its memory.
+
+    Behind the parameters there may be copies of the `owned` ones, one after the other: with `copy` k > 0, these are the k-th copy's.
+    """
+    sizes = [prod(shape) for shape in shapes.values()]
+    named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), flat[: sum(sizes)].split(sizes), strict=True)}
+    if not copy:
+        return named
+    each = {name: shapes[name] for name in owned}
+    return named | views(flat[sum(sizes) + (copy - 1) * sum(map(prod, each.values())) :], each)
+
+
+def flatten(parameters: Mapping[str, Tensor], shapes: Shapes) -> Tensor:
+    """Named parameters as one new float32 array."""
+    return torch.cat([parameters[name].detach().reshape(-1).to("cpu", torch.float32) for name in shapes])

@@ -1,0 +1,46 @@
+"""Numbers as people read them, and the console that they are printed on."""
+
+from rich.console import Console
+
+
+def magnitude(largest: float, symbol: str) -> tuple[float, str]:
+    """The unit that suits a scale up to `largest`, and how much it is: (1e6, "MB") for 5e6 and "B"."""
+    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")):
+        if largest >= scale:
+            return scale, f"{prefix}{symbol}"
+    return (1e-3, f"m{symbol}") if largest > 0 else (1.0, symbol)
+
+
+def standard_output() -> Console:
+    """Standard output, 100 columns wide where it is no terminal."""
+    out = Console()
+    return out if out.is_terminal else Console(width=100)
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> `1.5 kB` (powers of 1000)."""
+    for name in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or name == "TB":
+            return f"{count:.0f} {name}" if name == "B" else f"{count:.1f} {name}"
+        count /= 1000
+    raise AssertionError
+
+
+def human_joules(joules: float | None) -> str:
+    """0.0123 -> `12.3 mJ`; None, of a class that never trained, -> `-`."""
+    if joules is None:
+        return "-"
+    return f"{1000 * joules:.3g} mJ" if joules < 1 else f"{joules:.3g} J"
+
+
+def human_seconds(seconds: float | None) -> str:
+    """0.01234 -> `12.3 ms`; None -> `-`."""
+    if seconds is None:
+        return "-"
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """(how many seconds it has, its name) of the unit in which a time is read best: 7200 -> (3600, `hours`)."""
+    units = ((172800.0, 86400.0, "days"), (7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (1.0, 1.0, "seconds"))
+    return next(((size, name) for least, size, name in units if seconds >= least), (1e-3, "milliseconds"))

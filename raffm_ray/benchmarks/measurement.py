@@ -1,0 +1,107 @@
+"""What a case of the speed suite says: our own way beside a limit that was measured in the same run, repetition by repetition."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from raffm_ray.benchmarks.warm_processes import Crew
+
+T = TypeVar("T")
+Backend = Literal["ray", "in_process"]
+JUDGED: dict[str, Callable[[float, float], float]] = {
+    "ratio": lambda ours, limit: ours / limit,
+    "ours": lambda ours, limit: ours,
+    "extra": lambda ours, limit: ours - limit,
+}
+"""What a target bounds: ours over the limit, ours alone, or what ours takes more."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `ours`, `limit`: one value a repetition, in `unit`; the pair of a repetition was measured one after the other.
+
+    `judged`: a row of `JUDGED`; `target`: the most that its median may be, or with `at_least` the least; None where there is none.
+    """
+
+    what: str
+    unit: str
+    ours: tuple[float, ...]
+    limit: tuple[float, ...]
+    target: float | None = None
+    judged: str = "ratio"
+    at_least: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def values(self) -> list[float]:
+        """What is judged, by repetition."""
+        return [JUDGED[self.judged](*pair) for pair in zip(self.ours, self.limit, strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        """The median over repetitions of ours over the limit."""
+        return median(map(JUDGED["ratio"], self.ours, self.limit))
+
+    @property
+    def value(self) -> float:
+        """The median of what is judged."""
+        return median(self.values())
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Of what is judged."""
+        low, high = np.percentile(self.values(), [25, 75])
+        return float(low), float(high)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the median keeps to the target; None where there is none."""
+        if self.target is None:
+            return None
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+    def content(self) -> dict[str, Any]:
+        """The row as JSON has it."""
+        summary = {
+            "ours_median": median(self.ours), "limit_median": median(self.limit), "ratio": self.ratio,
+            "value": self.value, "quartiles": self.quartiles, "met": self.met,
+        }  # fmt: skip
+        return {**asdict(self), **summary}
+
+
+def scaled(values: Sequence[float], factor: float) -> tuple[float, ...]:
+    """Every value in another unit."""
+    return tuple(factor * value for value in values)
+
+
+@dataclass
+class Bench:
+    """What a case is given. `quick`: something small instead, whose numbers mean nothing; `progress`: (part done, in words).
+
+    `crew`: processes for plain loops, as many as the run has workers; `backend`: where our own clients run.
+    """
+
+    workers: int
+    repetitions: int
+    quick: bool
+    progress: Callable[[float, str], None]
+    crew: Crew
+    backend: Backend = "ray"
+
+    @property
+    def few(self) -> int:
+        """Repetitions of what takes long because it starts processes."""
+        return min(self.repetitions, 3)
+
+
+def interleaved(bench: Bench, repetitions: int, actions: Sequence[Callable[[], T]], told: str = "") -> list[tuple[T, ...]]:
+    """What each action gave, by repetition: all once a repetition, the first one changing, so that what else the machine does hits all."""
+    given: list[list[T]] = [[] for _ in actions]
+    for repetition in range(repetitions):
+        bench.progress(repetition / repetitions, f"{told} {repetition + 1}/{repetitions}".strip())
+        for turn in range(len(actions)):
+            position = (repetition + turn) % len(actions)
+            given[position].append(actions[position]())
+    return [tuple(values) for values in given]

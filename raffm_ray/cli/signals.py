@@ -1,0 +1,41 @@
+"""How a command ends before its time: by a signal, cleanly, and with a word on how to go on."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+
+from raffm_ray.basics.errors import BadUpdateError, ClientError, WorkerLostError
+
+
+@contextmanager
+def telling_how_to_resume(folder: Path, url: str = "") -> Iterator[None]:
+    """Adds to whatever ends a run before its time how to go on with it: from its folder, or the URL that has a copy of it."""
+    try:
+        yield
+    except (KeyboardInterrupt, WorkerLostError, ClientError, BadUpdateError) as error:
+        begun = (folder / "config.yaml").is_file()
+        told = f"raffm-ray resume {quote(url or str(folder))} goes on" if begun else "nothing was recorded yet"
+        raise type(error)(f"{error}; {told}") from None
+
+
+@contextmanager
+def terminable() -> Iterator[list[int]]:
+    """Ends at SIGTERM as at Ctrl-C; gives the signals that came. A second one changes nothing: ending takes a moment."""
+    came: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        came.append(number)
+        if len(came) == 1:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,17 @@
+"""What a client does in a round, without processes and without Ray.
+
+Open to other packages:
+
+- `messages`: the data that crosses a process boundary
+- `client_runner`: runs a block of clients, and evaluations
+- `local_training`: the training loop of one client
+- `stacked_training`: the same for several clients at once
+
+Used inside only:
+
+- `module_factory`: makes subnetwork modules and caches their skeletons
+
+Start reading at `client_runner`.
+"""
+
+__all__ = ["client_runner", "local_training", "messages", "stacked_training"]

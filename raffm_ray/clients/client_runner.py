@@ -1,0 +1,298 @@
+"""Runs jobs: one client's local training, calibration, and evaluation. No Ray in it.
+
+A `Runner` is a pure function of (flat parameters, package, jobs): all that it keeps between blocks is modules without weights and
+indices of cuts, so a block may run anywhere, any number of times, and gives the same bits.
+"""
+
+import time
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raffm_ray.axes.flat_parameters import Flat, views
+from raffm_ray.axes.indexing import Plan, scatter_add_selected, selected_shape
+from raffm_ray.basics.profiling import Stopwatch
+from raffm_ray.basics.seeding import generator, torch_seed
+from raffm_ray.clients.local_training import Prefix, computing, train
+from raffm_ray.clients.messages import Job, Package, Report, Result, Update
+from raffm_ray.clients.module_factory import Parameters, Workshop
+from raffm_ray.clients.stacked_training import Member, Part, stack_of, train_stack
+from raffm_ray.data.examples import Examples, steps_of
+from raffm_ray.models.architecture import Architecture
+from raffm_ray.models.freezing import only_trained
+from raffm_ray.models.objectives import OBJECTIVES, Objective
+from raffm_ray.settings.execution import PoolSettings
+from raffm_ray.subnetworks.calibration import add_statistics, collect
+from raffm_ray.subnetworks.norm_correction import norm_statistics
+
+
+def _is_finite(tensors: Iterable[Tensor], weight: float = 1.0) -> bool:
+    # Least and greatest are NaN where any value is, and no copy of the values is made.
+    return all(bool((weight * torch.stack(values.aminmax())).isfinite().all()) for values in tensors)
+
+
+def refusal(change: Tensor, weight: float, bound: float | None) -> str:
+    """Why a client's change is not used: what it adds to the sum is not finite, or its L2 norm is beyond the bound; "" where it is used."""
+    if not _is_finite([change], weight):
+        return "change not finite"
+    norm = 0.0 if bound is None else float(torch.linalg.vector_norm(change, dtype=torch.float64))
+    return f"norm {norm:.4g} > {bound:g}" if bound is not None and norm > bound else ""
+
+
+class Trained(NamedTuple):
+    """What came of a client's training: mean loss, examples by plan, its change, flat in its plan's order without what is frozen, and its part of the seconds
+    where it was trained together with others."""
+
+    loss: float
+    seen: dict[int, int]
+    change: Tensor
+    seconds: float = 0.0
+
+
+def _by_plan(seen: Mapping[int | None, int], job: Job) -> dict[int, int]:
+    assert job.plan is not None
+    return {job.plan if position is None else job.prefixes[position]: count for position, count in seen.items()}
+
+
+def groups(jobs: Sequence[Job], largest: Sequence[int]) -> list[tuple[int | None, list[Job]]]:
+    """Clients that are trained at once, each group with its plan: up to `largest[plan]` of those that train a plan, in their order."""
+    found: list[tuple[int | None, list[Job]]] = []
+    last: dict[int, list[Job]] = {}
+    for job in jobs:
+        if job.plan is not None and job.plan in last and len(last[job.plan]) < largest[job.plan]:
+            last[job.plan].append(job)
+            continue
+        found.append((job.plan, [job]))
+        if job.plan is not None and largest:
+            last[job.plan] = found[-1][1]
+    return found
+
+
+@contextmanager
+def _naming(package: Package, jobs: Sequence[Job]) -> Iterator[None]:
+    """Adds to an error whose it is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"raised in round {package.round} by client {', '.join(str(job.client) for job in jobs)}")
+        raise
+
+
+@dataclass
+class Runner:
+    """Everything a worker needs that does not change during a run. `shares`: by client, indices of `examples`; `gpu_bytes`: what a worker
+    takes of a GPU, where it is asked for."""
+
+    architecture: Architecture
+    examples: Examples
+    shares: Sequence[NDArray[np.int64]]
+    held_out: Examples
+    validation: Examples | None = None
+    device: str = "cpu"
+    gpu_bytes: int = 0
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    _copied: tuple["weakref.ref[Flat]", Tensor] | None = field(default=None, init=False, repr=False)
+
+    @cached_property
+    def workshop(self) -> Workshop:
+        """Where its modules are made."""
+        return Workshop(self.architecture, self.watch, self.device)
+
+    @property
+    def objective(self) -> Objective:
+        """What the model's head is trained for."""
+        return OBJECTIVES[self.architecture.head]
+
+    def _flat(self, flat: Flat) -> Tensor:
+        # The array may be shared memory that torch could write to although it is read-only: modules get copies out of it.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            values = torch.from_numpy(flat)
+        if self.device == "cpu":
+            return values
+        if self._copied is None or self._copied[0]() is not flat:
+            self.forget()
+            self._copied = (weakref.ref(flat), values.to(self.device))
+        return self._copied[1]
+
+    def forget(self) -> None:
+        """Frees the copy of the parameters that a GPU keeps between blocks."""
+        self._copied = None
+
+    def _parameters(self, flat: Flat, package: Package, plan: int | None) -> dict[str, Tensor]:
+        return views(self._flat(flat), self.architecture.shapes, package.owned, package.copy_of(plan))
+
+    def perform(self, method: str, package: Package, flat: Flat, arguments: tuple[Any, ...]) -> Result:
+        """A call's result, its small part with the seconds that it took by phase."""
+        self.watch.taken()
+        small, large = getattr(self, method)(package, flat, *arguments)
+        return (small, self.watch.taken()), large
+
+    def block(self, package: Package, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
+        """Trains a block of clients in order; returns its reports and the flat sum of `weight x (trained - given)`."""
+        sums: dict[int, Tensor] = {}
+        weights: dict[int, float] = {}
+        reports, statistics = [], None
+        for plan, group in groups(jobs, package.stack):
+            parameters = self._parameters(flat, package, plan)
+            try:
+                with _naming(package, group):
+                    together = (
+                        self._train_together(parameters, package, group, plan) if len(group) > 1 and plan is not None else None
+                    )
+                for position, job in enumerate(group):
+                    with _naming(package, [job]):
+                        report, change, measured = self._client(
+                            parameters, package, job, together[position] if together else None
+                        )
+                    reports.append(report)
+                    if measured:
+                        statistics = add_statistics(statistics, measured)
+                    if change is not None and plan is not None:
+                        sums[plan] = sums[plan].add_(change, alpha=job.weight) if plan in sums else change.mul_(job.weight)
+                        weights[plan] = weights.get(plan, 0.0) + job.weight
+            finally:
+                self.workshop.release()
+        with self.watch.during("return"):
+            total = torch.zeros(flat.shape[0], device=self.device)
+            for number, summed in sorted(sums.items()):
+                named = views(total, self.architecture.shapes, package.owned, package.copy_of(number))
+                chosen = self.workshop.selections(package.plans[number])
+                specs = self.architecture.layout.parameters
+                shapes = {
+                    name: selected_shape(self.architecture.shapes[name], selected)
+                    for name, selected in chosen.items()
+                    if not specs[name].frozen
+                }
+                for name, values in views(summed, shapes).items():
+                    scatter_add_selected(named[name], values, chosen[name])
+            added = total.cpu().numpy()
+        return Update(weights, tuple(reports), statistics), added
+
+    def _client(
+        self, parameters: Parameters, package: Package, job: Job, trained: Trained | None
+    ) -> tuple[Report, Tensor | None, dict[str, Tensor] | None]:
+        """One client's report, its change and its statistics; the latter two are None where not asked for or refused.
+
+        `trained`: what came of its training where it was trained together with others.
+        """
+        start, share, local = time.perf_counter(), self.shares[job.client], package.local
+        loss, steps, refused = float("nan"), 0, ""
+        seen: dict[int, int] = {}
+        change, measured, together_seconds = None, None, 0.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed(package.seed, "client", package.round, job.client))
+            if job.calibrate and package.statistic:
+                with self.watch.during("calibrate"):
+                    measured = self._calibrate(parameters, package, job.client, package.statistic)
+                if not _is_finite(measured.values()):
+                    measured, refused = None, "statistics not finite"
+            if job.plan is not None:
+                with self.watch.during("train"):
+                    loss, seen, change, together_seconds = trained or self._train(parameters, package, job, job.plan)
+                steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
+                if why := refusal(change, job.weight, package.norm_bound):
+                    change, refused = None, why
+        report = Report(
+            client=job.client, plan=job.plan, examples=len(share), steps=steps, loss=loss, refused=refused,
+            seconds=time.perf_counter() - start + together_seconds, forward_backward=tuple(sorted(seen.items())),
+            calibrated=min(len(share), package.calibration_examples) if job.calibrate else 0,
+            statistics_values=sum(values.numel() for values in (measured or {}).values()),
+        )  # fmt: skip
+        return report, change, measured
+
+    def _train(self, parameters: Parameters, package: Package, job: Job, number: int) -> Trained:
+        plan, where = package.plans[number], (package.round, job.client)
+        module = self.workshop.module(parameters, plan, package.norms).train()
+        own = dict(module.named_parameters())
+        trained = only_trained(own, self.architecture.layout)
+        given = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        made: dict[int, tuple[nn.Module, Prefix]] = {}
+
+        def prefix_at(position: int) -> tuple[nn.Module, Prefix]:
+            if position not in made:
+                smaller = package.plans[job.prefixes[position]]
+                made[position] = self.workshop.inside(parameters, smaller, plan, own, package.norms)
+            return made[position]
+
+        loss, seen = train(
+            module, self.objective, self.examples, self.shares[job.client], package.local, package.learning_rate,
+            generator(package.seed, "batches", *where), job.prefix, len(job.prefixes), prefix_at,
+            generator(package.seed, "prefixes", *where), given, package.distill, package.temperature,
+        )  # fmt: skip
+        change = torch.cat([parameter.detach().sub_(given[name]).flatten() for name, parameter in trained.items()])
+        return Trained(loss, _by_plan(seen, job), change)
+
+    def _train_together(self, parameters: Parameters, package: Package, jobs: Sequence[Job], number: int) -> list[Trained]:
+        """Clients of one plan as one stacked module; the generators of each are those that it has alone."""
+        began, plan, first = time.perf_counter(), package.plans[number], jobs[0]
+        with self.watch.during("cut"):
+            given = self.workshop.cut(parameters, plan, package.norms)
+            stack = stack_of(given, len(jobs), self.device)
+            trained = only_trained(stack, self.architecture.layout)
+        members = [
+            Member(self.shares[job.client], *(generator(package.seed, what, package.round, job.client) for what in ("batches", "prefixes")))
+            for job in jobs
+        ]  # fmt: skip
+
+        def part(position: int | None, rows: Tensor) -> Part:
+            smaller = plan if position is None else package.plans[first.prefixes[position]]
+            theirs = stack_of(self.workshop.cut(parameters, smaller, package.norms), len(rows), self.device)
+            return Part(
+                self.workshop.stacked(smaller), theirs, self.workshop.prefix(smaller, plan, stack, theirs, package.norms, rows)
+            )
+
+        with self.watch.during("train"):
+            outcomes = train_stack(
+                self.workshop.stacked(plan), stack, self.objective, self.examples, members, package.local, package.learning_rate,
+                first.prefix, len(first.prefixes), part,
+            )  # fmt: skip
+        changes = torch.cat([(values.detach() - given[name]).flatten(1) for name, values in trained.items()], 1)
+        seconds = (time.perf_counter() - began) / len(jobs)
+        return [
+            Trained(loss, _by_plan(seen, job), change, seconds)
+            for job, (loss, seen), change in zip(jobs, outcomes, changes, strict=True)
+        ]
+
+    def _calibrate(self, parameters: Parameters, package: Package, client: int, statistic: str) -> dict[str, Tensor]:
+        model, layout = self.workshop.module(parameters, Plan(), package.norms), self.architecture.layout
+        order = generator(package.seed, "calibration", package.round, client).permutation(self.shares[client])
+        chosen = np.sort(order[: package.calibration_examples])
+        asked = [self.examples.batch(part, self.device) for part in np.split(chosen, range(32, len(chosen), 32))]
+        norms = norm_statistics(model, layout, asked) if package.measure_norms else {}
+        return {**collect(model, layout, asked, statistic, self.objective), **norms}
+
+    def evaluate(
+        self, package: Package, flat: NDArray[np.float32], plan: int, start: int, stop: int, validating: bool = False
+    ) -> tuple[tuple[NDArray[np.float64], float, int], None]:
+        """(answers [examples, k], summed loss, targets) of a plan's subnetwork on a slice of the held-out or validation part."""
+        examples = self.validation if validating else self.held_out
+        assert examples is not None
+        with self.watch.during("evaluate"):
+            try:
+                module = self.workshop.module(self._parameters(flat, package, plan), package.plans[plan], package.norms).eval()
+                batch = examples.batch(slice(start, stop), self.device)
+                labels = batch.pop("labels")
+                with torch.inference_mode(), computing(package.local.precision, self.device):
+                    output = module(**batch)
+                    loss = float(self.objective.loss(output, labels, "sum"))
+                    answers = self.objective.answers(output, labels).double().cpu().numpy()
+                return (answers, loss, self.objective.targets(labels)), None
+            finally:
+                self.workshop.release()
+
+
+def device_of(settings: PoolSettings) -> str:
+    """The torch device that workers compute on."""
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if settings.gpus_per_worker else "cpu"

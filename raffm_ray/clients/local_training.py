@@ -1,0 +1,190 @@
+"""Local training of one module, with smaller prefixes of its own plan. No plans, no messages, no Ray."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raffm_ray.axes.indexing import Selection, scatter_add_selected, take_selected
+from raffm_ray.data.examples import Examples, batches, steps_of
+from raffm_ray.models.objectives import Objective
+from raffm_ray.settings.experiment import LocalSettings
+
+Optimizer = Callable[[list[nn.Parameter], float, float], torch.optim.Optimizer]
+
+
+def _sgd(parameters: list[nn.Parameter], rate: float, decay: float, momentum: float = 0.0) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=momentum, fused=parameters[0].is_cuda)
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adamw": lambda parameters, rate, decay: torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True),
+    "sgd": _sgd,
+    "momentum": lambda parameters, rate, decay: _sgd(parameters, rate, decay, 0.9),
+}
+
+
+def computing(precision: str, device: str) -> AbstractContextManager[Any]:
+    """Where a forward pass and its loss are computed with products in this precision, a `local.precision`.
+
+    bfloat16 is PyTorch's autocast: what it deems safe runs in bfloat16, the rest, losses too, in float32; parameters stay as they are.
+    """
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=getattr(torch, precision))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs with one torch thread: how a sum is split over threads changes its last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass
+class Prefix:
+    """A smaller plan that is trained inside a client's own: where its module's parameters lie in the client's.
+
+    `shared`: (the client's parameter, the prefix's, what the prefix takes of it). `norms`: (the prefix's gain, its bias, scale,
+    shift) of norms that are corrected because the prefix narrows the residual stream further (see norms.py); the bias is None
+    where a norm has none.
+    """
+
+    shared: Sequence[tuple[Tensor, Tensor, Selection]]
+    norms: Sequence[tuple[Tensor, Tensor | None, float, float]] = ()
+
+    def read(self) -> None:
+        """Takes the current values of the client's parameters."""
+        with torch.no_grad():
+            for mine, theirs, selected in self.shared:
+                theirs.copy_(take_selected(mine, selected))
+                theirs.grad = None
+            for gain, bias, scale, shift in self.norms:
+                if bias is not None:
+                    bias.add_(gain, alpha=shift)
+                gain.mul_(scale)
+
+    def return_gradients(self) -> None:
+        """Adds the prefix's gradients to the client's: what was read by `take` returns by `scatter_add`."""
+        for gain, bias, scale, shift in self.norms:
+            if gain.grad is not None:
+                gain.grad.mul_(scale)
+                if bias is not None and bias.grad is not None:
+                    gain.grad.add_(bias.grad, alpha=shift)
+        for mine, theirs, selected in self.shared:
+            if mine.requires_grad and theirs.grad is not None:
+                if mine.grad is None:
+                    mine.grad = torch.zeros_like(mine)
+                scatter_add_selected(mine.grad, theirs.grad, selected)
+
+
+def backward(
+    module: nn.Module, batch: Mapping[str, Tensor], objective: Objective, teacher: Any = None, distill: float = 0.0,
+    temperature: float = 1.0, precision: str = "float32",
+) -> tuple[Tensor, Any]:  # fmt: skip
+    """Adds the gradient of the mean loss of a batch to a module's parameters; returns the loss, a number that is not waited for, and
+    the module's output.
+
+    With a `teacher`, the output of another module for the same batch, the loss is (1 - distill) x the labels' + distill x the
+    teacher's: in-place distillation (Yu and Huang 2019), at a temperature (Hinton et al. 2015, section 2).
+    """
+    inputs = {name: values for name, values in batch.items() if name != "labels"}
+    with computing(precision, str(batch["labels"].device)):
+        output = module(**inputs)
+        loss = objective.loss(output, batch["labels"], "mean")
+        if teacher is not None:
+            loss = (1 - distill) * loss + distill * objective.distillation(output, teacher, batch["labels"], temperature)
+    loss.backward()
+    return loss.detach(), output
+
+
+def pull_back(parameters: Sequence[nn.Parameter], given: Iterable[Tensor], proximal: float) -> None:
+    """Adds the gradient of proximal/2 ||w - given||^2 to the parameters', FedProx's term (Li et al. 2020, equation 2).
+
+    It takes three operations a parameter and step, against thousands of a step's examples: no device is charged for it.
+    """
+    for parameter, before in zip(parameters, given, strict=True):
+        away = parameter.detach() - before
+        parameter.grad = away.mul_(proximal) if parameter.grad is None else parameter.grad.add_(away, alpha=proximal)
+
+
+def fill_gradients(parameters: Iterable[Tensor], used: list[Tensor]) -> None:
+    """Gives a zero gradient to whatever had one in the first step and has none now: it is in no prefix of this step.
+
+    An optimizer would stop the momentum of a parameter without gradient, but not that of the entries of another beside a prefix's.
+    """
+    if not used:
+        used += [parameter for parameter in parameters if parameter.grad is not None]
+    for parameter in used:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def choose(prefix: str, prefixes: int, step: int, rng: np.random.Generator) -> tuple[bool, int | None]:
+    """Whether a step trains the own plan, and which of `prefixes` smaller plans (smallest first) besides.
+
+    "smallest": the own plan and the smallest prefix (sandwich rule: Yu and Huang 2019); "random": the own plan and one at random;
+    "one": either, at random, no extra compute (ordered dropout: Horvath et al. 2021), but the first step trains the own plan, since
+    its entries are averaged as trained.
+    """
+    if not prefixes or prefix == "none" or (prefix == "one" and step == 0):
+        return True, None
+    if prefix == "smallest":
+        return True, 0
+    drawn = int(rng.integers(prefixes + (prefix == "one")))
+    return (True, None) if drawn == prefixes else (prefix == "random", drawn)
+
+
+def train(
+    module: nn.Module, objective: Objective, examples: Examples, share: NDArray[np.int64], local: LocalSettings, learning_rate: float,
+    rng: np.random.Generator, prefix: str = "none", prefixes: int = 0, prefix_at: Callable[[int], tuple[nn.Module, Prefix]] | None = None,
+    prefix_rng: np.random.Generator | None = None, given: Mapping[str, Tensor] | None = None, distill: float = 0.0,
+    temperature: float = 1.0,
+) -> tuple[float, dict[int | None, int]]:  # fmt: skip
+    """Plain local training of a module, in place: of its parameters that take a gradient.
+
+    `prefix`, `prefixes` and `prefix_rng` are `choose`'s arguments; `prefix_at` makes a prefix the first time it is drawn; it learns
+    from the own plan's output of the same step as `backward` says. `given`: the parameters that the module began with, which
+    `local.proximal` pulls back to, before the gradient is clipped. Returns the mean loss of the own plan, and how many examples went
+    through the own plan (None) and each prefix.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = OPTIMIZERS[local.optimizer](parameters, learning_rate, local.weight_decay)
+    seen: dict[int | None, int] = {}
+    losses: list[Tensor] = []
+    used: list[Tensor] = []
+    steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
+    device = str(parameters[0].device)
+    for step, indices in enumerate(batches(share, local.batch_size, steps, rng)):
+        batch = examples.batch(indices, device)
+        optimizer.zero_grad(set_to_none=True)
+        whole, drawn = choose(prefix, prefixes if prefix_at else 0, step, prefix_rng or rng)
+        teacher = None
+        if whole:
+            loss, output = backward(module, batch, objective, precision=local.precision)
+            teacher = output if distill else None
+            del output
+            losses.append(loss)
+            seen[None] = seen.get(None, 0) + len(indices)
+        if drawn is not None and prefix_at is not None:
+            inner, smaller = prefix_at(drawn)
+            smaller.read()
+            backward(inner, batch, objective, teacher, distill, temperature, local.precision)
+            smaller.return_gradients()
+            seen[drawn] = seen.get(drawn, 0) + len(indices)
+        fill_gradients(parameters, used)
+        if local.proximal and given is not None:
+            pull_back(parameters, given.values(), local.proximal)
+        if local.clip is not None:
+            nn.utils.clip_grad_norm_(parameters, local.clip)
+        optimizer.step()
+    return float(np.mean(torch.stack(losses).tolist())), seen  # read once: a GPU would be waited for at every step

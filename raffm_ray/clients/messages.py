@@ -1,0 +1,104 @@
+"""What crosses a process boundary, and how parameters travel: as one flat float32 array in the model's order."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.settings.experiment import LocalSettings
+from raffm_ray.subnetworks.calibration import Statistics
+
+
+@dataclass(frozen=True)
+class Package:
+    """What all jobs of a round share; sent once, beside the flat parameters.
+
+    `plans` are referred to by position. `statistic`: what calibrating clients report; `measure_norms`: and their norms' besides.
+    `norms`: statistics by which norms of plans with a cut residual are corrected; empty for none. `distill`: how much of a prefix's
+    loss is the soft outputs of the client's own plan, at `temperature`. `stack`: by plan, how many of its clients may be trained at once;
+    empty where it is always one. `owned`: parameters of which sizes have copies of their own (see own.py), behind the others in the flat
+    array; `copies`: by plan, which one it uses. `norm_bound`: the largest L2 norm of a client's change.
+    """
+
+    seed: int
+    round: int
+    plans: tuple[Plan, ...]
+    local: LocalSettings
+    learning_rate: float
+    statistic: str | None = None
+    calibration_examples: int = 0
+    measure_norms: bool = False
+    norms: Statistics = field(default_factory=dict)
+    distill: float = 0.0
+    temperature: float = 1.0
+    stack: tuple[int, ...] = ()
+    owned: tuple[str, ...] = ()
+    copies: tuple[int, ...] = ()
+    norm_bound: float | None = None
+
+    def copy_of(self, plan: int | None) -> int:
+        """Which copy of the owned parameters a plan uses; 0 are the model's own."""
+        return self.copies[plan] if self.copies and plan is not None else 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One client's work in a round.
+
+    `plan`: what it trains, None to calibrate only. `prefixes`: smaller plans nested in it, smallest first, that it trains
+    locally as `prefix` says. `calibrate`: whether it reports statistics of the full model. `weight`: what its change counts in the
+    average.
+    """
+
+    client: int
+    plan: int | None
+    prefixes: tuple[int, ...] = ()
+    prefix: str = "none"
+    calibrate: bool = False
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is recorded of one client's work.
+
+    `loss`: mean training loss of its own plan; `seconds`: real, on this machine; `refused`: why something that it sent is not used, else "";
+    `forward_backward`: (plan, examples) pairs, how many examples went forward and backward through each plan; `calibrated`: how many
+    examples it calibrated on; `statistics_values`: how many numbers it reported of them.
+    """
+
+    client: int
+    plan: int | None
+    examples: int
+    steps: int
+    loss: float
+    seconds: float
+    refused: str = ""
+    forward_backward: tuple[tuple[int, int], ...] = ()
+    calibrated: int = 0
+    statistics_values: int = 0
+
+
+@dataclass(frozen=True)
+class Update:
+    """A block's result beside its weighted sum: the weight that each plan's sum carries, and the clients' reports."""
+
+    weights: Mapping[int, float]
+    reports: tuple[Report, ...]
+    statistics: Statistics | None = None
+
+
+Call = tuple[str, Package, tuple[Any, ...]]
+"""(method of `Runner`, its package, arguments after the package and the parameters)."""
+Result = tuple[Any, Any]
+"""(small result, flat array or None)."""
+Progress = Callable[[int, Any], None]
+"""(index of a call that completed, its small result)."""
+
+
+def described(call: Call) -> str:
+    """A call in words, a block by its clients."""
+    method, _, arguments = call
+    if method == "block":
+        return f"block of clients {', '.join(str(job.client) for job in arguments[0])}"
+    return f"{method} {arguments}"

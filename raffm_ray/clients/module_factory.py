@@ -1,0 +1,146 @@
+"""Where a worker makes the modules of subnetworks: all that it keeps between blocks is modules without weights and indices of cuts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from raffm_ray.axes.indexing import Plan, Selections, take_selected
+from raffm_ray.axes.layout import selections
+from raffm_ray.axes.nesting import cut_layout, within
+from raffm_ray.basics.profiling import Stopwatch
+from raffm_ray.clients.local_training import Prefix
+from raffm_ray.models.architecture import Architecture, skeleton, skeleton_key
+from raffm_ray.models.freezing import only_trained
+from raffm_ray.models.modules import install
+from raffm_ray.models.stacked_modules import StackedModule, stacked_skeleton
+from raffm_ray.subnetworks.calibration import Statistics
+from raffm_ray.subnetworks.norm_correction import correct_norms, norm_factors, relative_factors
+
+T = TypeVar("T")
+Parameters = Mapping[str, Tensor]
+REMEMBERED = 32
+"""Modules without weights, and cuts, that a worker keeps for reuse."""
+
+
+def _remember(memory: dict[object, T], key: object, make: Callable[[], T]) -> T:
+    """`memory[key]`, made where it is missing; the one not used for longest is dropped beyond a fixed number."""
+    value = memory.pop(key) if key in memory else make()
+    memory[key] = value
+    if len(memory) > REMEMBERED:
+        memory.pop(next(iter(memory)))
+    return value
+
+
+@dataclass
+class Skeleton:
+    """A module for plans of the same widths, and the weightless parameters that it holds while it is not used."""
+
+    module: nn.Module
+    empty: dict[str, Tensor]
+
+    def release(self) -> None:
+        """Takes weights and gradients out of the module."""
+        install(self.module, self.empty)
+
+
+@dataclass
+class Workshop:
+    """Makes the modules of one architecture's plans on one device, and remembers their skeletons, the last used ones. `watch`: counts
+    the time that it takes."""
+
+    architecture: Architecture
+    watch: Stopwatch
+    device: str = "cpu"
+    skeletons: dict[object, Skeleton] = field(default_factory=dict)
+    stacks: dict[object, StackedModule] = field(default_factory=dict)
+    cuts: dict[object, Selections] = field(default_factory=dict)
+    inner_cuts: dict[object, Selections] = field(default_factory=dict)
+    in_use: list[Skeleton | StackedModule] = field(default_factory=list)
+
+    def selections(self, plan: Plan) -> Selections:
+        """What a plan keeps of every parameter."""
+        return _remember(
+            self.cuts, plan.key, lambda: self._placed(selections(self.architecture.shapes, self.architecture.layout, plan))
+        )
+
+    def _placed(self, chosen: Selections) -> Selections:
+        """Indices where they are used, so that no step waits for them."""
+        return {
+            name: tuple(None if index is None else index.to(self.device) for index in selected)
+            for name, selected in chosen.items()
+        }
+
+    def cut(self, parameters: Parameters, plan: Plan, norms: Statistics) -> dict[str, Tensor]:
+        """A plan's parameters, its norms corrected by these statistics; some may share memory with the given ones."""
+        cut = {name: take_selected(parameters[name], selected) for name, selected in self.selections(plan).items()}
+        return correct_norms(cut, norm_factors(plan, self.architecture.layout, norms))
+
+    def module(self, parameters: Parameters, plan: Plan, norms: Statistics) -> nn.Module:
+        """The plan's module with its own copy of the weights, until `release`; frozen tables may be the given ones, which nobody writes to."""
+        with self.watch.during("cut"):
+            cut = self.cut(parameters, plan, norms)
+            # How a shared operand is aligned could change how a matrix product rounds; looking up rows of it cannot.
+            tables = {name for name, spec in self.architecture.layout.parameters.items() if spec.frozen and not spec.matmul}
+            owned = {
+                name: values.to(self.device, copy=values is parameters[name] and name not in tables)
+                for name, values in cut.items()
+            }
+            key = skeleton_key(self.architecture, plan)
+            chosen = _remember(self.skeletons, key, lambda: self._skeleton(plan))
+            self.in_use.append(chosen)
+            return install(chosen.module, owned)
+
+    def _skeleton(self, plan: Plan) -> Skeleton:
+        module = skeleton(self.architecture, plan)
+        return Skeleton(module, dict(module.named_parameters()))
+
+    def stacked(self, plan: Plan) -> StackedModule:
+        """The plan's module for several clients at once; it takes its weights with every call."""
+        key = skeleton_key(self.architecture, plan)
+        chosen = _remember(self.stacks, key, lambda: stacked_skeleton(self.architecture, plan))
+        self.in_use.append(chosen)
+        return chosen
+
+    def inside(
+        self, parameters: Parameters, plan: Plan, outer: Plan, own: Parameters, norms: Statistics
+    ) -> tuple[nn.Module, Prefix]:
+        """The module of a plan inside `outer`, whose parameters are `own`, and how it shares them."""
+        module = self.module(parameters, plan, norms).train()
+        return module, self.prefix(plan, outer, own, dict(module.named_parameters()), norms)
+
+    def prefix(
+        self, plan: Plan, outer: Plan, own: Parameters, theirs: Parameters, norms: Statistics, rows: Tensor | None = None
+    ) -> Prefix:
+        """How a plan's parameters `theirs` share those of a larger plan, `own`: of all, or of these `rows` of a stack."""
+        layout, stacked = self.architecture.layout, rows is not None
+        sizes = {name: tuple(values.shape[stacked:]) for name, values in own.items()}
+        chosen = _remember(
+            self.inner_cuts,
+            (plan.key, outer.key),
+            lambda: self._placed(selections(sizes, cut_layout(layout, outer), within(plan, outer, layout))),
+        )
+        factors = relative_factors(*(norm_factors(one, layout, norms) for one in (plan, outer)))
+        corrected = [
+            (theirs[f"{name}.weight"], theirs.get(f"{name}.bias"), scale, shift)
+            for name, (scale, shift) in factors.items()
+            if f"{name}.weight" in theirs
+        ]
+        trained = only_trained(theirs, layout)
+        for gain, bias, *_ in corrected:
+            if bias is not None and gain.requires_grad:
+                bias.requires_grad_()  # a shifted bias depends on the gain, also where it is frozen itself
+        # What is frozen stays as it was cut, but norms are corrected anew from the client's own at every reading.
+        read = trained.keys() | {f"{name}.{part}" for name in factors for part in ("weight", "bias")}
+        shared = [
+            (own[name], values, ((rows, *chosen[name]) if stacked else chosen[name]))
+            for name, values in theirs.items()
+            if name in read
+        ]
+        return Prefix(shared, corrected)
+
+    def release(self) -> None:
+        """Takes the weights and gradients out of the modules used, so that only skeletons stay in memory."""
+        while self.in_use:
+            self.in_use.pop().release()

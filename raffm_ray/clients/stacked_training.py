@@ -1,0 +1,160 @@
+"""Local training of several clients of one plan at once, as one stacked module: the same results as one by one, up to rounding."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raffm_ray.clients.local_training import OPTIMIZERS, Prefix, choose, computing, fill_gradients, pull_back
+from raffm_ray.data.examples import Examples, batches, sent, steps_of
+from raffm_ray.models.objectives import Objective
+from raffm_ray.models.stacked_modules import StackedModule
+from raffm_ray.settings.experiment import LocalSettings
+
+Stack = dict[str, Tensor]
+"""Parameters of several clients: by name, [clients, ...], leaves that gradients are gathered in."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One client of a stack: indices of its examples, and the generators of its batches and of its prefixes."""
+
+    share: NDArray[np.int64]
+    rng: np.random.Generator
+    prefix_rng: np.random.Generator
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a stack's clients with all or a smaller prefix of their plan: a module, its parameters, and how they are shared."""
+
+    module: StackedModule
+    parameters: Stack
+    prefix: Prefix
+
+
+Parts = Callable[[int | None, Tensor], Part]
+"""(position of a prefix or None for the own plan, rows of the stack) -> that part of it."""
+
+
+def stack_of(values: Mapping[str, Tensor], clients: int, device: str) -> Stack:
+    """That many copies of a plan's parameters, ready to be trained."""
+    return {
+        name: value.to(device).expand(clients, *value.shape).clone(memory_format=torch.contiguous_format).requires_grad_()
+        for name, value in values.items()
+    }
+
+
+def _batch(examples: Examples, drawn: Sequence[NDArray[np.int64] | None], device: str) -> tuple[dict[str, Tensor], Tensor]:
+    """The clients' batches as one, [clients * longest, ...], and which rows are real, [clients, longest].
+
+    A shorter batch is filled up with its first example, an idle client's with anybody's: neither counts.
+    """
+    anybody = next(indices for indices in drawn if indices is not None)[:1]
+    longest = max(len(indices) for indices in drawn if indices is not None)
+    rows = np.empty((len(drawn), longest), dtype=np.int64)
+    real = np.zeros((len(drawn), longest), dtype=bool)
+    for row, indices in enumerate(drawn):
+        rows[row] = anybody if indices is None else indices[0]
+        if indices is not None:
+            rows[row, : len(indices)], real[row, : len(indices)] = indices, True
+    return examples.batch(rows.reshape(-1), device), sent(torch.from_numpy(real), device)
+
+
+def passes_of(
+    members: Sequence[Member], drawn: Sequence[NDArray[np.int64] | None], prefix: str, prefixes: int, step: int
+) -> dict[int | None, list[int]]:
+    """Which rows go through the own plan (None) and through each prefix in a step, as `training.choose` says for each client."""
+    passes: dict[int | None, list[int]] = {}
+    for row, (member, indices) in enumerate(zip(members, drawn, strict=True)):
+        if indices is not None:
+            whole, smaller = choose(prefix, prefixes, step, member.prefix_rng)
+            for position in ([None] if whole else []) + ([] if smaller is None else [smaller]):
+                passes.setdefault(position, []).append(row)
+    return passes
+
+
+def _whole(
+    module: StackedModule, parameters: Stack, objective: Objective, batch: Mapping[str, Tensor], real: Tensor, precision: str
+) -> Tensor:
+    """Adds every client's gradient of its mean loss over its real rows; returns these losses, [clients]."""
+    with computing(precision, str(real.device)):
+        output = module(parameters, {name: values for name, values in batch.items() if name != "labels"})
+        each = objective.each(output, batch["labels"]).view(*real.shape, 2)
+    summed, counted = torch.where(real[..., None], each, 0.0).sum(1).unbind(1)
+    losses = summed / torch.where(real.any(1), counted, 1.0)
+    losses.sum().backward()
+    return losses.detach()
+
+
+def _some(part: Part, objective: Objective, batch: Mapping[str, Tensor], real: Tensor, at: Tensor, precision: str) -> Tensor:
+    """`_whole` for these rows of a stack, through a part of it."""
+    part.prefix.read()
+    chosen = {name: values.view(*real.shape, *values.shape[1:])[at].flatten(0, 1) for name, values in batch.items()}
+    losses = _whole(part.module, part.parameters, objective, chosen, real[at], precision)
+    part.prefix.return_gradients()
+    return losses
+
+
+def _clip(parameters: Stack, largest: float) -> None:
+    """Scales every client's gradient to at most that norm, as `torch.nn.utils.clip_grad_norm_` does for one."""
+    gradients = [values.grad for values in parameters.values() if values.grad is not None]
+    norms = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0).sqrt()
+    scale = (largest / (norms + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
+
+
+def train_stack(
+    module: StackedModule, stack: Stack, objective: Objective, examples: Examples, members: Sequence[Member], local: LocalSettings,
+    learning_rate: float, prefix: str, prefixes: int, part: Parts,
+) -> list[tuple[float, dict[int | None, int]]]:  # fmt: skip
+    """Trains what takes a gradient of `stack` in place, every client on its own batches; returns what `training.train` returns, for every client.
+
+    Clients may differ in their numbers of steps and of examples: who is done is put aside, who has fewer examples is filled up.
+    """
+    steps = [steps_of(len(one.share), local.batch_size, local.epochs, local.steps) for one in members]
+    streams = [batches(one.share, local.batch_size, count, one.rng) for one, count in zip(members, steps, strict=True)]
+    device = str(next(iter(stack.values())).device)
+    trained = [values for values in stack.values() if values.requires_grad]
+    optimizer = OPTIMIZERS[local.optimizer](trained, learning_rate, local.weight_decay)  # type: ignore[arg-type]  # leaves
+    given = [values.detach().clone() for values in trained] if local.proximal else []
+    losses: list[list[Tensor]] = [[] for _ in members]
+    seen: list[dict[int | None, int]] = [{} for _ in members]
+    done: list[tuple[Tensor, list[Tensor]]] = []
+    used: list[Tensor] = []
+    for step in range(max(steps)):
+        drawn = [next(stream, None) for stream in streams]
+        counts = [0 if indices is None else len(indices) for indices in drawn]
+        batch, real = _batch(examples, drawn, device)
+        optimizer.zero_grad(set_to_none=True)
+        passes = passes_of(members, drawn, prefix, prefixes, step)
+        for position, rows in sorted(passes.items(), key=lambda one: -1 if one[0] is None else one[0]):
+            at = torch.tensor(rows, device=device)
+            everybody = position is None and len(rows) == sum(indices is not None for indices in drawn)
+            found = (
+                _whole(module, stack, objective, batch, real, local.precision)
+                if everybody
+                else _some(part(position, at), objective, batch, real, at, local.precision)
+            )
+            for row in rows:
+                seen[row][position] = seen[row].get(position, 0) + counts[row]
+                if position is None:
+                    losses[row].append(found[row if everybody else rows.index(row)])
+        fill_gradients(trained, used)
+        if local.proximal:
+            pull_back(trained, given, local.proximal)  # type: ignore[arg-type]  # leaves
+        if local.clip is not None:
+            _clip(stack, local.clip)
+        optimizer.step()
+        if ended := [row for row, count in enumerate(steps) if count == step + 1 < max(steps)]:
+            at = torch.tensor(ended, device=device)
+            done.append((at, [values.detach()[at] for values in trained]))
+    with torch.no_grad():
+        for at, rows_of in done:
+            for values, kept in zip(trained, rows_of, strict=True):
+                values[at] = kept
+    return [(float(np.mean(torch.stack(found).tolist())), passed) for found, passed in zip(losses, seen, strict=True)]

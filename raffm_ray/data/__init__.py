@@ -1,0 +1,21 @@
+"""Tasks and their examples, divided over clients.
+
+Open to other packages:
+
+- `tasks`: a data set as arrays: public, clients', held-out and validation parts
+- `examples`: columns of arrays, and batches of them
+- `encoding`: tokenizes texts and decodes images into cached, memory-mapped columns
+- `sources`: reads data with the `datasets` library
+- `metrics`: accuracy, F1, perplexity and others
+- `partition`: which client owns which examples
+- `label_distribution`: how many examples of each label a client owns
+- `shares`: the record and the table of who owns what
+
+Used inside only:
+
+- `task_types`: classification, regression, question answering, language modelling: rows to model inputs
+
+Start reading at `tasks`.
+"""
+
+__all__ = ["encoding", "examples", "label_distribution", "metrics", "partition", "shares", "sources", "tasks"]

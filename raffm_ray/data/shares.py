@@ -1,0 +1,150 @@
+"""Who owns what: a record of it on disk, and a table for ten clients as for 100,000."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from raffm_ray.basics.errors import UserError, in_short
+from raffm_ray.basics.files import read_whole, write_whole
+from raffm_ray.basics.seeding import generator
+from raffm_ray.data.label_distribution import Indices, Tally
+
+
+def by_device(classes: Sequence[str], names: Iterable[str]) -> dict[str, Indices]:
+    """Device class -> its clients. `classes`: [clients]; `names`: weakest first, as they come out."""
+    given = np.array(classes)
+    return {name: np.flatnonzero(given == name) for name in names}
+
+
+def write_shares(path: Path, tally: Tally, devices: Mapping[str, Indices]) -> None:
+    """Who owns what, as Parquet: a row for every client and class that it has, and one for a client without examples.
+
+    The names of the task's classes and of the device classes, weakest first, are in the schema's metadata. Raises UserError where it cannot be written.
+    """
+    empty, own = np.flatnonzero(tally.sizes == 0), np.empty(len(tally.sizes), dtype=np.int64)
+    for number, mine in enumerate(devices.values()):
+        own[mine] = number
+    clients = np.concatenate([tally.clients, empty])
+    order = np.argsort(clients, kind="stable")
+    labels, counts = (np.concatenate([values, np.zeros_like(empty)])[order] for values in (tally.labels, tally.counts))
+    columns = {
+        "client": pa.array(clients[order]),
+        "device": pa.array(np.array(list(devices))[own[clients[order]]]),
+        "class": pa.array(labels, mask=(counts == 0) | (len(tally.class_names) == 0)),
+        "examples": pa.array(counts),
+    }
+    about = {"class_names": json.dumps(tally.class_names), "devices": json.dumps(list(devices))}
+    sink = BytesIO()
+    pq.write_table(pa.table(columns).replace_schema_metadata(about), sink, write_page_checksum=True)
+    try:
+        write_whole(path, sink.getvalue())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def read_shares(path: Path) -> tuple[Tally, dict[str, Indices]]:
+    """What `write_shares` wrote: the tally, and the clients of every device class. Raises UserError when it is damaged."""
+    try:
+        table = pq.ParquetFile(BytesIO(read_whole(path)), page_checksum_verification=True).read()
+        about = {name: json.loads(table.schema.metadata[name.encode()]) for name in ("class_names", "devices")}
+        clients, counts = (table[name].cast(pa.int64()).to_numpy() for name in ("client", "examples"))
+        labels, devices = table["class"].cast(pa.int64()).fill_null(0).to_numpy(), table["device"].to_numpy().astype(str)
+        if not len(clients) or not np.array_equal(np.unique(clients), np.arange(clients.max() + 1)) or counts.min() < 0:
+            raise ValueError("its clients are not 0 to the last one, or have less than no examples")
+        if labels.min() < 0 or labels.max() >= max(len(about["class_names"]), 1):
+            raise ValueError("its classes are not those that it names")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, pa.ArrowException) as error:
+        raise UserError(f"{path}: damaged or not a record of shares: {in_short(error)}") from None
+    sizes = np.bincount(clients, counts).astype(np.int64)
+    own = np.empty(len(sizes), dtype=devices.dtype)
+    own[clients] = devices
+    has = counts > 0
+    return Tally(clients[has], labels[has], counts[has], sizes, tuple(about["class_names"])), by_device(
+        own.tolist(), about["devices"]
+    )
+
+
+@dataclass(frozen=True)
+class ShareRow:
+    """A row of the table, of all clients or of a device class. Sizes, classes and distances are of clients with examples.
+
+    `distance`: mean total variation distance from everybody's mix of classes; `at_random`: the same sizes dealt at random.
+    """
+
+    name: str
+    clients: int
+    empty: int
+    examples: int
+    smallest: int
+    median: float
+    largest: int
+    classes: float
+    distance: float
+    at_random: float
+
+
+def share_rows(tally: Tally, devices: Mapping[str, Indices]) -> list[ShareRow]:
+    """All clients, then every device class that somebody owns."""
+    classes, distances, at_random = tally.classes(), tally.distances(), dealt_at_random(tally).distances()
+    rows = []
+    for name, clients in {"all clients": np.arange(len(tally.sizes)), **devices}.items():
+        own = clients[tally.sizes[clients] > 0]
+        sizes = tally.sizes[own]
+        means = [float(np.mean(values[own])) if len(own) else 0.0 for values in (distances, at_random)]
+        middle = [float(np.median(values)) if len(own) else 0.0 for values in (sizes, classes[own])]
+        rows.append(
+            ShareRow(
+                name, len(clients), len(clients) - len(own), int(sizes.sum()), int(sizes.min(initial=sizes.max(initial=0))),
+                middle[0], int(sizes.max(initial=0)), middle[1], *means,
+            )
+        )  # fmt: skip
+    return [row for row in rows if row.clients]
+
+
+def dealt_at_random(tally: Tally) -> Tally:
+    """The control beside the shares, the same one in the table and in the picture."""
+    return tally.dealt_anew(generator(0, "shares at random"))
+
+
+def share_table(tally: Tally, devices: Mapping[str, Indices], title: str) -> Table:
+    """`share_rows` for a terminal of 80 columns."""
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    table.add_column("", no_wrap=True)
+    named = bool(tally.class_names)
+    for heading in (
+        "clients",
+        "empty",
+        "examples",
+        "min",
+        "median",
+        "max",
+        *(("classes", "unlike", "chance") if named else ()),
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for position, row in enumerate(share_rows(tally, devices)):
+        cells = [
+            f"{row.clients:,}",
+            f"{row.empty:,}",
+            f"{row.examples:,}",
+            f"{row.smallest:,}",
+            f"{row.median:,g}",
+            f"{row.largest:,}",
+        ]
+        cells += [f"{row.classes:g}", f"{row.distance:.2f}", f"{row.at_random:.2f}"] if named else []
+        table.add_row(row.name, *cells, end_section=position == 0)
+    table.caption = "min, median, max: examples of a client that has any"
+    if named:
+        table.caption += (
+            "; classes: median\n"
+            "unlike: mean distance of its mix of classes from everybody's (0 to 1)\n"
+            "chance: the same, were these sizes dealt at random"
+        )
+    return table

@@ -1,0 +1,267 @@
+"""Tasks: a data set as arrays, split into what the server may see, what the clients own, and what nobody trains on.
+
+`KINDS` says how rows of a kind of task become a model's inputs; `TASKS` names data sets of such a kind, their columns and metric.
+A task on data of one's own is a kind by its name, with `task.data` and `task.columns`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from raffm_ray.basics.errors import UserError, look_up, near_miss
+from raffm_ray.data.encoding import Columns, Pictures, Words, cached, chunks
+from raffm_ray.data.examples import Examples, Ragged, batch_length
+from raffm_ray.data.metrics import METRICS, Answers
+from raffm_ray.data.sources import Rows, class_names, divide, open_splits, split_of, told_parts
+from raffm_ray.data.task_types import KINDS, Kind, Loading, scorer
+from raffm_ray.settings.experiment import TaskSettings
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task. `public` is for pretraining and calibration at the server, `clients` is divided over clients, `held_out` evaluates.
+
+    `labels`: how many classes, 1 for a number, None where the head has none. `score`: answers on the held-out part -> the metric.
+    `validation`: examples that nobody trains on either, by which a run may stop or choose its best round, and their score.
+    """
+
+    name: str
+    head: str
+    labels: int | None
+    metric: str
+    public: Examples
+    clients: Examples
+    held_out: Examples
+    score: Callable[[Answers], float]
+    class_names: tuple[str, ...] = ()
+    validation: Examples | None = None
+    validation_score: Callable[[Answers], float] | None = None
+
+    @property
+    def parts(self) -> dict[str, Examples]:
+        """All parts that there are, by name."""
+        parts = {"public": self.public, "clients": self.clients, "held-out": self.held_out}
+        return parts if self.validation is None else {**parts, "validation": self.validation}
+
+    def positions(self, batch_size: int) -> dict[str, int | None]:
+        """How many tokens a batch of clients' texts is padded to on average, and its targets; None where there are none."""
+        words = self.clients.lengths()
+        targets = self.clients.labels.lengths if isinstance(self.clients.labels, Ragged) else None
+        return {
+            "tokens": None if words is None else batch_length(words, batch_size),
+            "targets": None if targets is None else batch_length(targets, batch_size),
+        }
+
+
+def check_labels(task: Task, labels: int) -> None:
+    """Raises UserError when a part is empty, or a class lies outside 0..labels-1."""
+    for part, examples in task.parts.items():
+        if len(examples) == 0:
+            raise UserError(f"task {task.name!r}: the {part} part is empty")
+        if task.labels is None or not isinstance(examples.labels, np.ndarray) or examples.labels.dtype.kind == "f":
+            continue
+        low, high = int(examples.labels.min()), int(examples.labels.max())
+        if low < 0 or high >= labels:
+            raise UserError(
+                f"task {task.name!r}: labels of the {part} part run from {low} to {high}, but the model has {labels} (0..{labels - 1})"
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A row of `TASKS`: a data set of a kind; what the settings name comes first."""
+
+    kind: str
+    data: str | None = None
+    subset: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    held_out: str | None = None
+    metric: str | None = None
+
+
+def _glue(
+    subset: str, first: str, second: str | None, metric: str, kind: str = "text_classification", split: str = "validation"
+) -> Recipe:
+    columns = {"text": first} | ({"text_pair": second} if second else {})
+    return Recipe(kind, "nyu-mll/glue", subset, columns, split, metric)
+
+
+TASKS: dict[str, Recipe] = {
+    # GLUE (Wang et al. 2019, table 1): its nine tasks, columns and metrics.
+    "cola": _glue("cola", "sentence", None, "matthews"),
+    "sst2": _glue("sst2", "sentence", None, "accuracy"),
+    "mrpc": _glue("mrpc", "sentence1", "sentence2", "f1"),
+    "qqp": _glue("qqp", "question1", "question2", "f1"),
+    "stsb": _glue("stsb", "sentence1", "sentence2", "pearson", "text_regression"),
+    "mnli": _glue("mnli", "premise", "hypothesis", "accuracy", split="validation_matched"),
+    "qnli": _glue("qnli", "question", "sentence", "accuracy"),
+    "rte": _glue("rte", "sentence1", "sentence2", "accuracy"),
+    "wnli": _glue("wnli", "sentence1", "sentence2", "accuracy"),
+    "squad": Recipe("question_answering", "rajpurkar/squad", held_out="validation"),
+    "cifar10": Recipe("image_classification", "uoft-cs/cifar10", columns={"image": "img"}, held_out="test"),
+    **{kind: Recipe(kind) for kind in KINDS},
+}
+EMBEDDED = "digits"
+
+
+def task_names() -> list[str]:
+    """Every name that `task.name` may have."""
+    return [EMBEDDED, *TASKS]
+
+
+def needs_words(name: str) -> bool:
+    """Whether a task's examples are texts. Raises UserError for an unknown name."""
+    return name != EMBEDDED and KINDS[_recipe(name).kind].head != "image_classification"
+
+
+def head_of(name: str) -> str:
+    """The task head that a task needs. Raises UserError for an unknown name."""
+    return "image_classification" if name == EMBEDDED else KINDS[_recipe(name).kind].head
+
+
+def _recipe(name: str) -> Recipe:
+    return look_up({EMBEDDED: Recipe("image_classification"), **TASKS}, name, "task")
+
+
+def digits(public: int, held_out: float, rng: np.random.Generator, validation: int = 0) -> Task:
+    """scikit-learn's optical digits: 1,797 real 8 x 8 grey images of 10 classes (Alpaydin and Kaynak 1998), scaled to -1..1."""
+    spec = find_spec("sklearn")  # only its file is read: importing it takes a second
+    assert spec is not None
+    assert spec.origin is not None
+    table = np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    images, classes = (table[:, :-1].reshape(-1, 1, 8, 8) / 8.0 - 1.0).astype(np.float32), table[:, -1].astype(np.int64)
+    order = rng.permutation(len(images))
+    testing = round(held_out * len(images))
+    if testing + public + validation >= len(images):
+        raise UserError(f"task: {told_parts(public, validation, testing)} leave none of {len(images)} to the clients")
+    held, shown, validating, owned = (
+        Examples({"pixel_values": images[part]}, classes[part])
+        for part in map(np.sort, np.split(order, np.cumsum([testing, public, validation])))
+    )
+    return Task(
+        EMBEDDED, "image_classification", 10, "accuracy", shown, owned, held,
+        lambda answers: METRICS["accuracy"].score(answers, held.labels), (), validating if validation else None,
+        (lambda answers: METRICS["accuracy"].score(answers, validating.labels)) if validation else None,
+    )  # fmt: skip
+
+
+def load_task(
+    settings: TaskSettings, rng: np.random.Generator, words: Words | None = None, pictures: Pictures | None = None,
+    first_target: int | None = None,
+) -> Task:  # fmt: skip
+    """The task that the settings describe, read and split; what was tokenized before comes from the cache.
+
+    Raises UserError for whatever is not there or does not fit, before anything is trained.
+    """
+    recipe = _recipe(settings.name)
+    if settings.name == EMBEDDED:
+        _refuse_for_digits(settings)
+        fraction = settings.held_out if isinstance(settings.held_out, float) else 0.25
+        return digits(settings.public, fraction, rng, settings.validation)
+    kind = KINDS[recipe.kind]
+    data, held_out = settings.data or recipe.data, settings.held_out
+    if held_out is None:
+        held_out = recipe.held_out or 0.25
+    if data is None:
+        raise UserError(f"task.data: task {settings.name!r} needs a data set: a local file or folder, or a name on the hub")
+    columns = _columns(settings, recipe, kind)
+    metric = settings.metric or recipe.metric or kind.metrics[0]
+    if metric not in kind.metrics:
+        raise UserError(f"task.metric: {metric!r} is not for {recipe.kind}{near_miss(metric, kind.metrics, listed=True)}")
+    if held_out == settings.train:
+        raise UserError(f"task.held_out: {held_out!r} is also task.train: what evaluates must not be trained on")
+    splits, key = open_splits(data, settings.subset or (recipe.subset if settings.data is None else None))
+    rows = split_of(splits, key, settings.train, "task.train")
+    held = split_of(splits, key, held_out, "task.held_out") if isinstance(held_out, str) else held_out
+    tables = [rows, held] if isinstance(held, Rows) else [rows]
+    for role, name in columns.items():
+        for one in tables:
+            one.column(role, name)
+    classes = class_names(tables, columns["label"]) if "label" in columns and kind.head != "question_answering" else None
+    shown, owned, testing, validating = divide(rows, held, settings.public, settings.examples, rng, settings.validation)
+    stride = min(128, settings.max_length // 4)
+    loading = Loading(settings.name, columns, words, pictures, tuple(classes) if classes else None, first_target, stride)
+    public, clients, held_part = (_examples(part, kind, loading) for part in (shown, owned, testing))
+    held_part = _by_length(*held_part)
+    validation = _by_length(*_examples(validating, kind, loading)) if validating else None
+    everything = [part[0] for part in (public, clients, held_part, validation) if part]
+    if metric == "f1" and labels_beyond_two(*everything):
+        raise UserError("task.metric: f1 is of two classes, and the data has more: use accuracy or matthews")
+    labels = _label_count(kind, recipe.kind, classes, everything)
+    return Task(
+        settings.name, kind.head, labels, metric, public[0], clients[0], held_part[0],
+        scorer(metric, testing, loading, held_part), tuple(classes or ()), validation[0] if validation else None,
+        scorer(metric, validating, loading, validation) if validation and validating else None,
+    )  # fmt: skip
+
+
+def _refuse_for_digits(settings: TaskSettings) -> None:
+    given = {
+        name: getattr(settings, name) for name in ("data", "subset", "columns", "metric", "examples") if getattr(settings, name)
+    }
+    if isinstance(settings.held_out, str):
+        given["held_out"] = settings.held_out
+    if settings.train != "train":
+        given["train"] = settings.train
+    for name, value in given.items():
+        raise UserError(
+            f"task.{name}: {value!r} cannot be set for the embedded task {EMBEDDED!r}; other tasks: {', '.join(TASKS)}"
+        )
+
+
+def _columns(settings: TaskSettings, recipe: Recipe, kind: Kind) -> dict[str, str]:
+    roles = [*kind.columns, *kind.optional]
+    for role in settings.columns:
+        if role not in roles:
+            raise UserError(f"task.columns: {role!r} is no role of a {recipe.kind} task{near_miss(role, roles, listed=True)}")
+    return {**kind.columns, **recipe.columns, **settings.columns}
+
+
+def _examples(rows: Rows, kind: Kind, loading: Loading) -> tuple[Examples, Columns]:
+    """The rows as examples, and the columns that are not for the model."""
+    form = loading.pictures if loading.words is None else loading.words.key
+    key = [rows.key, kind.read.__name__, loading.columns, loading.classes, loading.first_target, loading.stride, form]
+    columns = cached(key, lambda: kind.read(rows, loading))
+    beside: Columns = {name: columns.pop(name) for name in ("row", "first", "last") if name in columns}
+    if isinstance(kept := beside.get("row"), np.ndarray) and "first" not in beside:
+        rows = rows.select(kept)
+    groups = None
+    if "group" in loading.columns:
+        values = [str(value) for (part,) in chunks(rows, loading.columns["group"]) for value in part]
+        groups = np.unique(values, return_inverse=True)[1].astype(np.int64)
+        if len(groups) != len(columns["labels"]):
+            raise UserError("task.columns.group: only for tasks in which every row is one example")
+    labels = columns.pop("labels")
+    return Examples(columns, labels, groups), beside
+
+
+def _by_length(examples: Examples, beside: Columns) -> tuple[Examples, Columns]:
+    """Held-out texts from short to long, so that evaluating pads little; where answers lead back to rows, as they are."""
+    lengths = examples.lengths()
+    return (
+        (examples, beside)
+        if lengths is None or "first" in beside
+        else (examples.part(np.argsort(lengths, kind="stable")), beside)
+    )
+
+
+def labels_beyond_two(*parts: Examples) -> bool:
+    """Whether some class is not 0 or 1."""
+    return any(isinstance(part.labels, np.ndarray) and bool((part.labels > 1).any()) for part in parts)
+
+
+def _label_count(kind: Kind, name: str, classes: list[str] | None, parts: list[Examples]) -> int | None:
+    if kind.head not in ("sequence_classification", "image_classification"):
+        return None
+    if name == "text_regression":
+        return 1
+    if classes:
+        return len(classes)
+    found = np.unique(np.concatenate([part.labels for part in parts if isinstance(part.labels, np.ndarray)]))
+    count = int(found.max(initial=0)) + 1
+    if count > 1000 + 10 * len(found):
+        raise UserError(f"task.columns.label: classes run up to {count - 1:,}, but only {len(found):,} occur: number them from 0")
+    return count

@@ -1,0 +1,23 @@
+"""A trained model in the size that fits a device, with no further training.
+
+Open to other packages:
+
+- `deploy`: cuts, writes and measures a subnetwork
+- `command`: `raffm-ray deploy`
+- `model_folder`: a folder that loads on its own
+- `supernet`: one file of which every beginning is a subnetwork
+
+Used inside only:
+
+- `trained_model`: a finished run's model, or a plain checkpoint
+- `exports`: ONNX, int8 and exported programs
+- `inference`: metric and latency of a deployed model
+- `latency_search`: the largest subnetwork that answers in time
+- `model_card`: the model card
+- `partial_safetensors`: reads the beginning of a safetensors file
+- `picture`: the picture of all sizes
+
+Start reading at `deploy`.
+"""
+
+__all__ = ["command", "deploy", "model_folder", "supernet"]

@@ -1,0 +1,128 @@
+"""The part of a trained model that fits a device, at once, with no further training."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError, look_up
+from raffm_ray.basics.files import whole_folder
+from raffm_ray.clients.local_training import one_thread
+from raffm_ray.deployment.exports import check_onnx
+from raffm_ray.deployment.inference import latencies, typical_inputs
+from raffm_ray.deployment.latency_search import within_latency
+from raffm_ray.deployment.model_card import supernet_card
+from raffm_ray.deployment.model_folder import Forms, answers_of, save_inputs, write_card, write_model
+from raffm_ray.deployment.supernet import check_supernet, open_supernet, write_supernet
+from raffm_ray.deployment.trained_model import Trained, find
+from raffm_ray.runs.recorder import check_output, write_json
+from raffm_ray.subnetworks.costs import Budget, budget_from, costs_of, positive
+
+LATENCY = "latency_ms"
+
+
+def plan_for(trained: Trained, budgets: Mapping[str, float], device: str | None = None, forms: Forms | None = None) -> Plan:
+    """The subnetwork that all budgets, and a device, allow; `latency_ms` is that of the last of `forms`. Raises UserError for an unknown kind or device, TooSmallError for too little."""
+    setup = trained.prepared.setup
+    limit_ms = positive(LATENCY, budgets[LATENCY]) if LATENCY in budgets else None
+    limits = {kind: value for kind, value in budgets.items() if kind != LATENCY}
+    budget = budget_from(limits, costs_of(setup.architecture, Plan()), [LATENCY])
+    if device is not None:
+        profile = look_up(setup.devices, device, "--device")
+        memory = profile.memory_bytes * setup.experiment.fleet.memory_fraction
+        budget = budget.both(setup.budgets.get(device, Budget(memory_bytes=memory)))
+    plan = trained.plan(budget)
+    if limit_ms is not None:
+        fast = within_latency(trained, limit_ms, forms or Forms())
+        plan = min(plan, fast, key=lambda one: costs_of(setup.architecture, one).params)
+    return plan
+
+
+def check_forms(forms: Forms, sizes: bool) -> None:
+    """Raises UserError where forms cannot be made here, or are asked for without a size."""
+    if forms.onnx or forms.int8:
+        check_onnx()
+    if sizes:
+        return
+    if not forms.elastic:
+        raise UserError(
+            "deploy: how small? --budget KIND=VALUE, --device NAME, --sizes 0.75,0.5, or --elastic for all in one file"
+        )
+    if forms.onnx or forms.int8 or forms.torch_export or forms.examples > 1:
+        raise UserError(
+            "--elastic alone is one file of all sizes: --onnx, --int8, --torch-export and --examples need a --budget, --device or --sizes beside it"
+        )
+
+
+def write_models(
+    trained: Trained, plans: Mapping[str, Plan], folder: Path, forms: Forms, console: Console
+) -> dict[str, dict[str, Any]]:
+    """Writes every plan's model into `folder`/name, or into `folder` itself where the name is empty; returns what was measured by name.
+
+    Times of all are taken in turns, in one go.
+    """
+    check_output(folder)
+    task = trained.prepared.task
+    if forms.examples > (most := len(task.held_out)):
+        raise UserError(f"--examples: times are taken of held-out examples, of which there are {most:,}, got {forms.examples:,}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.with_name(f".{folder.name}.tmp").mkdir(exist_ok=True)  # as `whole_folder` does
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be made: {error.strerror}") from None
+    with one_thread(), whole_folder(folder) as place:
+        told: dict[str, dict[str, Any]] = {}
+        for name, plan in plans.items():
+            console.print(
+                f"cutting and measuring {name or 'the subnetwork'} ({costs_of(trained.prepared.setup.architecture, plan).params:,} parameters)",
+                highlight=False,
+            )
+            (place / name).mkdir(exist_ok=True)
+            told[name] = write_model(trained, plan, place / name, forms)
+        if told:
+            _take_times(trained, told, place, forms, console)
+            if set(plans) != {""}:
+                write_json(place / "sizes.json", told)
+        if forms.elastic:
+            write_supernet(trained, place)
+            save_inputs(trained, place)
+            with (place / "README.md").open("a", encoding="utf-8") as file:  # after the card of a size that lies beside it
+                file.write("\n" * (file.tell() > 0) + supernet_card(trained.origin, open_supernet(place)))
+    return told
+
+
+def _take_times(trained: Trained, told: dict[str, dict[str, Any]], place: Path, forms: Forms, console: Console) -> None:
+    """Takes the times of all that was written, and writes the cards."""
+    console.print("taking times", highlight=False)
+    task = trained.prepared.task
+    answers = {(name, form): answer for name in told for form, answer in answers_of(place / name, task.head).items()}
+    named = {f"{name}\n{form}": answer for (name, form), answer in answers.items()}
+    for key, (median, late) in latencies(named, typical_inputs(task, forms.examples)).items():
+        name, form = key.split("\n")
+        told[name]["forms"][form] |= {"median_ms": median, "p95_ms": late}
+    for name, one in told.items():
+        write_card(trained, one, place / name)
+
+
+def deploy(
+    source: Path | str, folder: Path | str, budgets: Mapping[str, float] | None = None, device: str | None = None,
+    flags: Sequence[str] = (), forms: Forms | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes the subnetwork of a finished run, or of a checkpoint, that fits; returns what was measured of it.
+
+    `budgets`: such as {"params": 0.5}, by the kinds of `costs.budget_from` or `latency_ms`; `device`: a device class or profile; `flags`:
+    settings for a checkpoint, as on the command line; `forms`: what is written beside the weights, such as `Forms(onnx=True)`. With
+    `Forms(elastic=True)` neither need be said, and then nothing is measured. Raises UserError for whatever cannot work.
+    """
+    forms, console = forms or Forms(), Console(stderr=True, quiet=True)
+    if budgets is not None and not isinstance(budgets, Mapping):
+        raise UserError(f"budgets: expected a mapping such as {{'params': 0.5}}, got {budgets!r}")
+    check_forms(forms, sizes=bool(budgets or device))
+    check_output(Path(folder))
+    trained = find(str(source), flags)
+    if forms.elastic:
+        check_supernet(trained)
+    plans = {"": plan_for(trained, budgets or {}, device, forms)} if budgets or device else {}
+    return write_models(trained, plans, Path(folder), forms, console).get("", {})

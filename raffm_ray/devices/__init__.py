@@ -1,0 +1,16 @@
+"""Simulated devices: what they can do, what a round costs them, when they are awake. No real device is attached.
+
+Open to other packages:
+
+- `profiles`: device classes and fleets, from YAML files
+- `round_costs`: seconds and joules of a client's round
+- `availability`: when devices are awake
+
+Used inside only:
+
+- `correlation`: correlates a client's data with its device
+
+Start reading at `profiles`.
+"""
+
+__all__ = ["availability", "profiles", "round_costs"]

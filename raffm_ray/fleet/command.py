@@ -1,0 +1,208 @@
+"""`raffm-ray fleet`: what every device class can train and what that costs it, and what this machine is as a device."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError, near_miss
+from raffm_ray.basics.flags import take_flag
+from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
+from raffm_ray.devices.profiles import Device
+from raffm_ray.devices.round_costs import compute_seconds, training_work
+from raffm_ray.fleet.cluster_description import load_cluster
+from raffm_ray.fleet.cluster_placement import notes, placed, placement_table, predicted
+from raffm_ray.fleet.device_calibration import Progress, measure, profile_text, step_seconds
+from raffm_ray.fleet.device_plans import ClassRow, class_rows, provisional_metric, provisional_ranking, widths
+from raffm_ray.preparation.prepare import Prepared, prepare
+from raffm_ray.runs.progress import Display
+from raffm_ray.server.state import Setup, view_of
+from raffm_ray.server.strategies import ranked
+from raffm_ray.settings.loading import load
+from raffm_ray.subnetworks.costs import Budget
+
+
+def cost_table(setup: Setup, rows: Sequence[ClassRow], examples: int) -> Group:
+    """What every class may use, trains and pays in a round."""
+    local = setup.experiment.local
+    table = _table(f"{setup.experiment.name}: a client's round on each device, strategy {setup.experiment.strategy.name}")
+    table.add_column("device", no_wrap=True)
+    table.add_column("budget")
+    for heading in ("clients", "params", "kept", "peak*", "moved*", "train*", "move*", "energy*"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    full = setup.costs(Plan())
+    for row in rows:
+        clients = f"{row.clients} ({row.clients / len(setup.classes):.0%})"
+        if row.costs is None or row.cost is None:
+            table.add_row(row.name, row.budget, clients, "takes no part")
+            continue
+        cost = row.cost
+        table.add_row(
+            row.name, row.budget, clients, f"{row.costs.params:,}", f"{row.costs.params / full.params:.0%}",
+            human_bytes(row.costs.memory_bytes), human_bytes(cost.bytes_down + cost.bytes_up), human_seconds(cost.compute_seconds),
+            human_seconds(cost.transfer_seconds), human_joules(cost.energy_joules),
+        )  # fmt: skip
+    amount = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs > 1)}"
+    return _with_note(
+        table,
+        f"a client with {examples} examples (the median), {amount} in batches of {local.batch_size}, {local.optimizer}\n"
+        "peak: of memory; moved: down and up; train, move: seconds of computing, of moving bytes\n"
+        "* simulated device, estimated from its profile",
+    )
+
+
+def width_table(setup: Setup, rows: Sequence[ClassRow]) -> Group:
+    """What every class's plan keeps in every layer."""
+    experiment, full = setup.experiment, widths(setup.architecture, Plan())
+    table = _table("what is kept, by layer")
+    table.add_column("device", no_wrap=True)
+    for kind in full:
+        table.add_column(kind)
+    table.add_row("full model", *full.values(), end_section=True)
+    for row in rows:
+        if row.plan is not None:
+            own = widths(setup.architecture, row.plan)
+            table.add_row(row.name, *(own.get(kind, "-") for kind in full))
+    note = "4x3 2: four in three layers one after the other, two in the next"
+    metric, chosen = provisional_metric(experiment), experiment.salience.metric
+    if setup.strategy.salience:
+        note += f"\nranked by {metric!r} of the weights before any training"
+        note += f"; the run's {chosen!r} picks other units and widths in the same budget" if chosen != metric else ""
+    return _with_note(table, note)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
+def _with_note(table: Table, note: str) -> Group:
+    return Group(table, Text(note, style="italic"))
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+
+
+def show(words: Sequence[str]) -> int:
+    """`raffm-ray fleet show CONFIG.yaml [--cluster FILE.yaml] [--key.path value ...]`. Nothing is trained or written."""
+    rest = list(words)
+    described = take_flag(rest, "--cluster")
+    if not rest or rest[0].startswith("-"):
+        raise UserError("fleet show: expected the path of a YAML file, for example: raffm-ray fleet show experiments/digits.yaml")
+    cluster = load_cluster(Path(described)) if described else None
+    prepared = prepare(load(Path(rest[0]), rest[1:]))
+    setup = prepared.setup
+    placement = placed(prepared, cluster) if cluster else None
+    examples = int(np.median([count for count in setup.examples if count]))
+    state = provisional_ranking(prepared)
+    rows = class_rows(setup, state, examples)
+    console = _console()
+    console.print(cost_table(setup, rows, examples))
+    console.print()
+    console.print(width_table(setup, rows))
+    if placement is not None:
+        rounds = predicted(prepared, state, placement)
+        title = f"{setup.experiment.name} on {Path(str(described)).name}: {len(placement.seats)} workers"
+        console.print()
+        console.print(
+            placement_table(placement, rounds, _table(title)), notes(placement, rounds, setup.experiment.rounds), sep="\n"
+        )
+    return 0
+
+
+SIZES = (1.0, 0.5, 0.25)
+"""Fractions of the full model's parameters at which estimate and measurement are compared."""
+STEP_SECONDS = 4.0
+"""How long steps of one size are repeated."""
+
+
+def compare(prepared: Prepared, device: Device, seconds: float, progress: Progress) -> Group:
+    """The estimated and the measured time of a training step on this machine, `seconds` a size; `device` is its profile."""
+    setup, state = prepared.setup, provisional_ranking(prepared)
+    view, full, local = view_of(setup, state, 1), setup.costs(Plan()), setup.experiment.local
+    table = _table(f"{setup.experiment.name}: a training step on this machine")
+    for heading in ("params", "kept", "estimated", "measured", "measured / estimated"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for size in SIZES:
+        progress(f"training steps at {size:.0%}")
+        plan = ranked(view, Budget(params=size * full.params), -1)
+        costs = setup.costs(plan)
+        estimated = compute_seconds(device, training_work(costs, local.batch_size, local.batch_size))
+        measured = step_seconds(setup.architecture, state.parameters, plan, prepared.task.clients, local, seconds)
+        table.add_row(
+            f"{costs.params:,}", f"{costs.params / full.params:.0%}", human_seconds(estimated), human_seconds(measured),
+            f"{measured / estimated:.2f}",
+        )  # fmt: skip
+    return _with_note(
+        table,
+        f"batches of {local.batch_size}; one thread; {device.flops_per_second / 1e9:.3g} GFLOP/s, memory {device.memory_bytes_per_second / 1e9:.3g} GB/s, "
+        f"{human_seconds(device.dispatch_seconds)} a parameter tensor and step\n"
+        "measured: the median of repetitions, in CPU time; other work on this machine may still slow one more than the other",
+    )
+
+
+def calibrate(words: Sequence[str]) -> int:
+    """`raffm-ray fleet calibrate [CONFIG.yaml [--key.path value ...]] [--out FILE.yaml] [--name NAME] [--watts WATTS]`.
+
+    The profile is printed, or written where `--out` says; with a configuration, a table of estimates and measurements follows.
+    """
+    rest = list(words)
+    out, name, watts = (take_flag(rest, flag) for flag in ("--out", "--name", "--watts"))
+    name, power, path = name or "this_machine", _watts(watts), Path(out) if out else None
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"--name: expected letters, digits, '.', '_' and '-', got {name!r}")
+    if path is not None and (path.exists() or not path.parent.is_dir()):
+        raise UserError(f"--out {path}: {'is there already' if path.exists() else 'its folder is not there'}")
+    if rest and rest[0].startswith("-"):
+        raise UserError(f"fleet calibrate: {rest[0]!r} is not a flag of it{near_miss(rest[0], ('--out', '--name', '--watts'))}")
+    prepared = prepare(load(Path(rest[0]), rest[1:])) if rest else None
+    stages = 2 + (len(SIZES) if prepared else 0)
+    with Display(Console(stderr=True), "calibrate", 1) as display:
+        display.stage("measuring this machine, some seconds", stages)
+        begun = iter(range(stages))
+
+        def progress(what: str) -> None:
+            display.advance(next(begun), what)
+
+        device = measure(power, progress)
+        table = compare(prepared, device, STEP_SECONDS, progress) if prepared else None
+    text = profile_text(name, device)
+    if path is None:
+        print(text)
+    else:
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--out {path}: cannot be written: {error.strerror}") from None
+        print(f"written to {path}: name it in fleet.profiles, and {name} in fleet.shares")
+    if table is not None:
+        _console().print(table)
+    return 0
+
+
+def _watts(given: str | None) -> float | None:
+    try:
+        watts = None if given is None else float(given)
+    except ValueError:
+        watts = 0.0
+    if watts is not None and not 0 < watts < float("inf"):
+        raise UserError(f"--watts: expected a positive number, got {given!r}")
+    return watts
+
+
+COMMANDS = {"show": show, "calibrate": calibrate}
+
+
+def fleet(words: Sequence[str]) -> int:
+    """`raffm-ray fleet show|calibrate ...`."""
+    if not words or words[0] not in COMMANDS:
+        told = f"{words[0]!r} is not one of them" if words else "name one"
+        raise UserError(f"fleet: {told}{near_miss(words[0] if words else '', COMMANDS, listed=True)}")
+    return COMMANDS[words[0]](words[1:])

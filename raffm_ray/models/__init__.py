@@ -1,0 +1,22 @@
+"""Transformer families: from a configuration to named axes, parameters and modules of any plan.
+
+Open to other packages:
+
+- `architecture`: the table `FAMILIES`, and building full models and subnetworks
+- `foundation`: pretrained weights, configuration and tokenizer
+- `attention`: attention whose head sizes differ from the configuration's
+- `modules`: stock modules without weights, resized
+- `freezing`: parameters that nobody trains
+- `hooks`: reads activations while a model runs
+- `objectives`: losses and answers of each task head
+- `stacked_modules`: several clients' modules as one
+
+Used inside only:
+
+- `saved_activations`: what autograd keeps until the backward pass
+- `families`: one file for each kind of transformer
+
+Start reading at `architecture`.
+"""
+
+__all__ = ["architecture", "attention", "foundation", "freezing", "hooks", "modules", "objectives", "stacked_modules"]

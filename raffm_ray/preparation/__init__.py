@@ -1,0 +1,17 @@
+"""Everything before round 1: the experiment is checked and loaded, and the starting model is made.
+
+Open to other packages:
+
+- `prepare`: finds every mistake before training starts
+- `pretraining`: trains the starting model on public examples
+- `starting_parameters`: the parameters of round 1
+- `public_calibration`: salience statistics of public examples
+
+Used inside only:
+
+- `model_for_task`: the model with the head that the data needs
+
+Start reading at `prepare`.
+"""
+
+__all__ = ["prepare", "pretraining", "public_calibration", "starting_parameters"]

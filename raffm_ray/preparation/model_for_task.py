@@ -1,0 +1,61 @@
+"""The model that an experiment asks for, with the head that its data needs, tried on its longest examples."""
+
+import os
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raffm_ray.basics.errors import UserError, in_short
+from raffm_ray.data.examples import Examples
+from raffm_ray.data.tasks import Task, check_labels
+from raffm_ray.models.architecture import Architecture, architecture_of, new_model
+from raffm_ray.models.foundation import Foundation
+from raffm_ray.models.freezing import freeze
+from raffm_ray.settings.experiment import Experiment
+
+
+def architecture_for(experiment: Experiment, foundation: Foundation, task: Task) -> Architecture:
+    """Raises UserError for a model that cannot be built, that this machine has no memory for, or that does not take the data."""
+    config = foundation.config
+    if task.labels is not None and "num_labels" not in experiment.model.config:
+        config.num_labels = task.labels
+        if len(task.class_names) == task.labels:
+            config.id2label = dict(enumerate(task.class_names))
+            config.label2id = {name: number for number, name in enumerate(task.class_names)}
+    check_labels(task, config.num_labels)
+    if task.labels == 1 and config.num_labels != 1:
+        raise UserError(f"model.config.num_labels: task {task.name!r} is about one number, got {config.num_labels}")
+    try:
+        architecture = architecture_of(config, task.head, **task.positions(experiment.local.batch_size))
+    except UserError:
+        raise
+    except Exception as error:  # whatever transformers raises for values that it cannot build from
+        raise UserError(f"model.config: transformers cannot build this model: {in_short(error)}") from None
+    architecture = replace(architecture, layout=freeze(architecture.layout, experiment.model.freeze))
+    needed = 4 * sum(prod(shape) for shape in architecture.shapes.values())
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(f"model.config: the parameters of this model take {needed:,} bytes, and this machine has {there:,}")
+    try:
+        model = new_model(architecture, 0).eval()
+    except Exception as error:  # whatever torch raises for values that it cannot draw from, or without memory
+        raise UserError(f"model.config: this model cannot be built: {in_short(error)}") from None
+    for part in task.parts.values():
+        inputs = {name: values for name, values in part.batch(_longest(part)).items() if name != "labels"}
+        try:
+            with torch.inference_mode():
+                model(**inputs)
+        except Exception as error:  # whatever the model raises for shapes that it does not take
+            longest = part.lengths()
+            told = "" if longest is None else f" (texts are up to {longest.max()} tokens long: task.max_length shortens them)"
+            raise UserError(f"model.config does not fit the examples of task {task.name!r}: {in_short(error)}{told}") from None
+    return architecture
+
+
+def _longest(examples: Examples) -> NDArray[np.int64]:
+    """[1]: the example with the longest text, the first where none is longer."""
+    lengths = examples.lengths()
+    return np.array([0 if lengths is None else int(np.argmax(lengths))])

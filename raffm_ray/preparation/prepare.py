@@ -1,0 +1,256 @@
+"""From an experiment to everything a run needs, every mistake found before any training starts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError, look_up, near_miss
+from raffm_ray.basics.seeding import generator
+from raffm_ray.clients.client_runner import Runner
+from raffm_ray.data.label_distribution import Tally, tally_of
+from raffm_ray.data.partition import PARTITIONS, partition
+from raffm_ray.data.tasks import Task, head_of, load_task, needs_words
+from raffm_ray.devices.availability import AVAILABILITY
+from raffm_ray.devices.profiles import Device, assign_devices, fleet_shares, known_profiles
+from raffm_ray.models.architecture import Architecture
+from raffm_ray.models.foundation import Foundation, load_foundation
+from raffm_ray.models.stacked_modules import why_not_stacked
+from raffm_ray.pool.gpu_sharing import worker_bytes
+from raffm_ray.preparation.model_for_task import architecture_for
+from raffm_ray.server.clock import LATE
+from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
+from raffm_ray.server.ranking import begin_calibration, plain_state
+from raffm_ray.server.round_schedule import check_clock
+from raffm_ray.server.state import ServerState, Setup, class_plans, setup_strategy, stack_sizes, view_of
+from raffm_ray.server.strategies import STRATEGIES
+from raffm_ray.settings.experiment import Experiment, StrategySettings
+from raffm_ray.subnetworks.calibration import rankable
+from raffm_ray.subnetworks.costs import Budget, budget_from, costs_of
+from raffm_ray.subnetworks.extraction import KINDS, kind_of
+from raffm_ray.subnetworks.rotation import rotatable
+from raffm_ray.subnetworks.salience import METRICS
+from raffm_ray.subnetworks.size_specific import owned_names
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked experiment with its data, model description and fleet."""
+
+    setup: Setup
+    task: Task
+    foundation: Foundation
+    shares: tuple[NDArray[np.int64], ...]
+    tally: Tally
+
+    def runner(self) -> Runner:
+        """What a worker needs."""
+        setup, needed = self.setup, 0
+        if setup.experiment.pool.gpus_per_worker == "auto":
+            plans = [Plan(), *class_plans(setup, plain_state(setup.architecture)).values()]
+            stacks = zip(plans, stack_sizes(setup, plans) or [1] * len(plans), strict=True)
+            needed = worker_bytes(setup.architecture, stacks, setup.experiment.local)
+        return Runner(
+            setup.architecture, self.task.clients, self.shares, self.task.held_out, self.task.validation, gpu_bytes=needed
+        )
+
+
+def _classes(task: Task) -> NDArray[np.int64] | None:
+    """[examples]: the clients' classes, None where the task has none."""
+    labels = task.clients.labels
+    return labels if isinstance(labels, np.ndarray) and labels.dtype.kind == "i" and labels.ndim == 1 else None
+
+
+def _goes_by(experiment: Experiment, task: Task) -> NDArray[np.int64]:
+    """What the partition goes by. Raises UserError where the data does not have it."""
+    name, classes = experiment.clients.partition, _classes(task)
+    by = PARTITIONS[name].by
+    if by == "groups":
+        if task.clients.groups is None:
+            raise UserError("clients.partition: natural needs task.columns.group, the column whose values are the owners")
+        return task.clients.groups
+    if by == "classes" and classes is None:
+        others = [other for other, row in PARTITIONS.items() if row.by != "classes"]
+        told = f"use {', '.join(others[:-1])} or {others[-1]}"
+        raise UserError(f"clients.partition: {name} goes by classes, and task {task.name!r} has none: {told}")
+    return np.zeros(len(task.clients), dtype=np.int64) if classes is None else classes
+
+
+def _devices(experiment: Experiment, task: Task, tally: Tally, shares_of_fleet: dict[str, float]) -> list[str]:
+    """The device class of every client. Raises UserError where it is to hang together with classes that the task lacks."""
+    fleet, values = experiment.fleet, tally.sizes
+    if fleet.correlation and fleet.correlated_with == "classes":
+        if not tally.class_names:
+            raise UserError(f"fleet.correlated_with: task {task.name!r} has no classes: use examples")
+        dominant = tally.dominant()
+        values = -np.where(dominant < 0, len(tally.class_names), dominant)  # who has no examples comes last, as by their number
+    rng = generator(experiment.seed, "devices")
+    return assign_devices(shares_of_fleet, experiment.clients.count, rng, values, fleet.correlation)
+
+
+def _budgets(
+    experiment: Experiment, architecture: Architecture, names: list[str], devices: Mapping[str, Device]
+) -> dict[str, Budget]:
+    fleet, local = experiment.fleet, experiment.local
+    for name in fleet.budgets:
+        look_up(devices, name, "fleet.budgets: device class")
+    for name in experiment.pool.placement:
+        look_up(devices, name, "pool.placement: device class")
+    full = costs_of(architecture, Plan(), local.batch_size, local.optimizer)
+    budgets = {}
+    for name in names:
+        if name in fleet.budgets:
+            try:
+                budgets[name] = budget_from(fleet.budgets[name], full)
+            except UserError as error:
+                raise UserError(f"fleet.budgets.{name}: {error}") from None
+        else:
+            budgets[name] = Budget(memory_bytes=devices[name].memory_bytes * fleet.memory_fraction)
+    return budgets
+
+
+def _check_cutting(experiment: Experiment, architecture: Architecture) -> None:
+    kinds = sorted({kind_of(name) for name in rankable(architecture.layout)})
+    for key in ("steps", "floors"):
+        for kind, value in getattr(experiment.extraction, key).items():
+            if kind not in KINDS:
+                raise UserError(f"extraction.{key}: {kind!r} is not a kind of axis of this model{near_miss(kind, kinds)}")
+            if value < (1 if key == "steps" else 0) or (key == "floors" and value > 1):
+                raise UserError(
+                    f"extraction.{key}.{kind}: must be {'at least 1' if key == 'steps' else 'between 0 and 1'}, got {value}"
+                )
+    if not set(kinds) & set(experiment.extraction.steps):
+        raise UserError(
+            f"extraction.steps: nothing of this model can be cut by {', '.join(experiment.extraction.steps)}; it has {', '.join(kinds)}"
+        )
+
+
+def _check_rotation(experiment: Experiment, architecture: Architecture) -> None:
+    reasons = rotatable(architecture.layout)
+    if experiment.salience.rotation != "none" and all(reasons.values()):
+        told = "; ".join(f"{kind}: {reason}" for kind, reason in reasons.items())
+        raise UserError(f"salience.rotation: nothing of this model can be rotated: {told}")
+
+
+def _check_validation(experiment: Experiment) -> None:
+    for key in ("patience", "keep_best"):
+        value = getattr(experiment.evaluation, key)
+        if value and not experiment.task.validation:
+            raise UserError(f"evaluation.{key}: {value} needs examples to validate on: set task.validation to how many")
+
+
+def _check_names(experiment: Experiment) -> None:
+    setup_strategy(experiment)
+    look_up(METRICS, experiment.salience.metric, "salience.metric")
+    look_up(LATE, experiment.clock.late, "clock.late")
+    look_up(AVAILABILITY, experiment.clock.availability, "clock.availability")
+    look_up(SERVER_OPTIMIZERS, experiment.server.optimizer, "server.optimizer")
+    _check_validation(experiment)
+    look_up(PARTITIONS, experiment.clients.partition, "clients.partition")
+
+
+def check_values(experiment: Experiment, architecture: Architecture) -> None:
+    """Raises UserError for names and numbers of settings that are wrong whatever the data and the rest of the experiment are.
+
+    `architecture`: of the experiment's family, whose axes can be cut.
+    """
+    _check_names(experiment)
+    head_of(experiment.task.name)
+    _check_cutting(experiment, architecture)
+    profiles = known_profiles(experiment.fleet.profiles)
+    shares = fleet_shares(experiment.fleet.mix, experiment.fleet.shares, profiles)
+    _budgets(experiment, architecture, list(shares), profiles.devices)
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """Loads the data, describes the model, builds the fleet, divides the data. Raises UserError for whatever cannot work."""
+    _check_names(experiment)
+    settings = experiment.task
+    foundation = load_foundation(experiment.model, head_of(settings.name), needs_words(settings.name), settings.max_length)
+    first_target = getattr(foundation.config, "decoder_start_token_id", None)
+    task = load_task(settings, generator(settings.split_seed, "split"), foundation.words, foundation.pictures, first_target)
+    return prepared_of(experiment, foundation, task)
+
+
+def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> Prepared:
+    """`prepare` on data and a model's description that are there already. Raises UserError for whatever does not fit them."""
+    strategy = setup_strategy(experiment)
+    architecture = architecture_for(experiment, foundation, task)
+    _check_cutting(experiment, architecture)
+    _check_rotation(experiment, architecture)
+    owned_names(architecture.layout, experiment.strategy.own)
+    profiles = known_profiles(experiment.fleet.profiles)
+    shares_of_fleet = fleet_shares(experiment.fleet.mix, experiment.fleet.shares, profiles)
+    shares = partition(_goes_by(experiment, task), experiment.clients, generator(experiment.seed, "partition"))
+    tally = tally_of(shares, _classes(task), task.class_names)
+    classes = _devices(experiment, task, tally, shares_of_fleet)
+    budgets = _budgets(experiment, architecture, list(shares_of_fleet), profiles.devices)
+    availability = AVAILABILITY[experiment.clock.availability](experiment.clock, experiment.seed, experiment.clients.count)
+    setup = Setup(
+        experiment, architecture, strategy, budgets, classes, tally.sizes.tolist(), profiles.devices, availability,
+        not_stacked(experiment, architecture),
+    )  # fmt: skip
+    check_start(setup)
+    return Prepared(setup, task, foundation, tuple(shares), tally)
+
+
+def not_stacked(experiment: Experiment, architecture: Architecture) -> str | None:
+    """Why clients are trained one by one, None where they need not. Raises UserError where the experiment asks for more at once."""
+    asked = experiment.pool.stack_clients
+    reason = why_not_stacked(architecture) if asked != 1 else None
+    if reason and asked:
+        raise UserError(f"pool.stack_clients: {asked} clients of this model cannot be trained at once: {reason}")
+    return reason
+
+
+def check_start(setup: Setup) -> None:
+    """Raises UserError unless every class's budget holds a subnetwork in which something is trained, somebody trains, somebody can calibrate the first ranking, and
+    somebody can be done before a round's deadline.
+
+    A plain ranking stands in for the real one, and zeros for the parameters: the smallest subnetwork costs the same whatever comes first.
+    """
+    state = plain_state(setup.architecture)
+    plans = class_plans(setup, state)
+    for name, plan in plans.items():
+        if not setup.costs(plan).bytes_up:
+            raise UserError(f"model.freeze: nothing is left to train in the subnetwork of device class {name}")
+    _check_training(setup, state)
+    begin_calibration(setup, state)
+    check_clock(setup, state)
+
+
+def _check_training(setup: Setup, state: ServerState) -> None:
+    """Raises UserError where no client with data would ever train. Whether a strategy that looks at clients lets some rest is not asked."""
+    view = view_of(setup, state, 1)
+    owners = {setup.classes[client] for client, count in enumerate(setup.examples) if count}
+    if setup.strategy.per_client or any(setup.strategy.train(view, setup.budgets[name], -1) is not None for name in owners):
+        return
+    full = setup.costs(Plan())
+    exceeded = "; ".join(f"{name}: {', '.join(setup.budgets[name].exceeded(full))}" for name in setup.budgets if name in owners)
+    raise UserError(
+        f"strategy.name {setup.experiment.strategy.name!r}: no client with data has a device that can train the full model ({exceeded})"
+    )
+
+
+def check_baselines(experiment: Experiment) -> None:
+    """Raises UserError unless every baseline is a strategy, another one than the experiment's own, and named once."""
+    for position, name in enumerate(experiment.baselines):
+        if name not in STRATEGIES or name == experiment.strategy.name or name in experiment.baselines[:position]:
+            other = f"another strategy than {experiment.strategy.name!r}, named once"
+            raise UserError(f"baselines: {name!r} must be {other} (known: {', '.join(STRATEGIES)})")
+
+
+def alone(experiment: Experiment, name: str) -> Experiment:
+    """The experiment under one strategy without baselines: its own as it is set, another with that strategy's own defaults."""
+    settings = experiment.strategy if name == experiment.strategy.name else StrategySettings(name=name)
+    return experiment.model_copy(update={"strategy": settings, "baselines": ()})
+
+
+def with_strategy(prepared: Prepared, name: str) -> Prepared:
+    """The same data, fleet and seed under `alone`'s experiment. Raises UserError as `prepare`."""
+    changed = alone(prepared.setup.experiment, name)
+    setup = replace(prepared.setup, experiment=changed, strategy=setup_strategy(changed))
+    check_start(setup)
+    return replace(prepared, setup=setup)

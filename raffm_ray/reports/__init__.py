@@ -1,0 +1,23 @@
+"""Tables, pictures and HTML pages of finished runs.
+
+Open to other packages:
+
+- `run_report`: the page of one run
+- `multi_run_report`: one page of several runs
+- `comparison_table`: means and standard errors over seeds
+- `summary_table`: the table at the end of a run
+- `run_picture`: curves of a run and its baselines
+- `share_picture`: who owns which data
+- `drawing`: matplotlib, drawing into files
+
+Used inside only:
+
+- `comparison_picture`: the picture of a comparison
+- `profile_picture`: where real time went
+- `unit_picture`: units kept by each device class
+- `page_style`: the style sheet
+
+Start reading at `run_report`.
+"""
+
+__all__ = ["comparison_table", "drawing", "multi_run_report", "run_picture", "run_report", "share_picture", "summary_table"]

@@ -1,0 +1,163 @@
+"""One page of several finished runs: grouped by what differs between them, with error bands over their seeds."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from raffm_ray.basics.errors import UserError, shortened
+from raffm_ray.basics.files import read_whole
+from raffm_ray.reports.comparison_picture import draw_comparison
+from raffm_ray.reports.comparison_table import (
+    Summaries,
+    headings_and_rows,
+    markdown,
+    notes,
+    progress,
+    rows_of_runs,
+    standings,
+    title,
+)
+from raffm_ray.reports.page_style import STYLE
+from raffm_ray.runs.reader import of_a_run, read_rounds, read_summary
+from raffm_ray.runs.recorder import write_json
+
+QUOTE = "'"
+PAGE = jinja2.Template(
+    """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }} - raffm_ray</title>
+<style>
+{{ style }}
+</style></head><body class="wide">
+<h1>{{ title }}</h1>
+<img alt="metric over rounds, by size, and how they stand" src="data:image/png;base64,{{ image }}">
+<table><tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
+{% for note in notes %}<p class="note">{{ note }}</p>{% endfor %}
+<h2>Runs</h2>
+<table><tr><th>run</th><th>seed</th><th>folder</th></tr>
+{% for name, seed, folder in runs %}<tr><td>{{ name }}</td><td>{{ seed }}</td><td>{{ folder }}</td></tr>{% endfor %}</table>
+</body></html>
+""",
+    autoescape=True,
+)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
+
+
+def labels(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for every run from the settings in which they differ, all but the seed; runs of the same settings have the same one.
+
+    The strategy's name stands for itself; other settings by the shortest end of theirs that is no other's, and not at all where a run
+    leaves them at "default". Numbers have four digits where that leaves them different.
+    """
+    ignored = ("seed", "name", "baselines", "pool.", "checkpoint.")
+    own = [{key: value for key, value in flat(one).items() if not key.startswith(ignored)} for one in configurations]
+    keys = [key for key in dict.fromkeys(key for one in own for key in one) if len({repr(one.get(key)) for one in own}) > 1]
+    named = {key: _short(key, keys) for key in keys if key != "strategy.name"}
+    values = {key: _values([one.get(key) for one in own]) for key in named}
+    return [
+        ", ".join(
+            [
+                str(one.get("strategy.name")),
+                *(f"{name} {values[key][position]}" for key, name in named.items() if one.get(key) != "default"),
+            ]
+        )
+        for position, one in enumerate(own)
+    ]
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    """The shortest end of a key, in whole parts, that no other key has."""
+    parts = key.split(".")
+    ends = (".".join(parts[start:]) for start in range(len(parts) - 1, 0, -1))
+    return next((end for end in ends if not any(other != key and f".{other}".endswith(f".{end}") for other in keys)), key)
+
+
+def _values(values: Sequence[Any]) -> list[str]:
+    """What is shown of one setting's values: different values differently."""
+    brief = [f"{value:.4g}" if isinstance(value, float) else shortened(value).strip(QUOTE) for value in values]
+    whole = [shortened(value).strip(QUOTE) for value in values]
+    return brief if len(set(brief)) == len(set(whole)) else whole
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    summary, path = read_summary(folder), folder / "config.yaml"
+    try:
+        configuration = yaml.safe_load(read_whole(path).decode())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(configuration, dict):
+        raise UserError(f"{path}: not a configuration")
+    return configuration, summary, read_rounds(folder)
+
+
+def _check(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) -> None:
+    for what, of in (("metric", lambda one: one["metric"]), ("device classes", lambda one: ", ".join(one["tiers"]))):
+        for folder, summary in zip(folders, summaries, strict=True):
+            if of(summary) != of(summaries[0]):
+                raise UserError(
+                    f"report: {folders[0]} and {folder} cannot be shown together: their {what} are {of(summaries[0])} and {of(summary)}"
+                )
+
+
+def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
+    """Writes `comparison.html`, `.json`, `.csv`, `.md` and `.png` of finished runs into `out`; returns the page's path.
+
+    Raises UserError for a folder without a finished run, runs of unlike metrics or device classes, or the same seed twice.
+    """
+    places, read = [Path(folder) for folder in folders], []
+    for place in places:
+        with of_a_run(place):
+            read.append(_read(place))
+    _check(places, [summary for _, summary, _ in read])
+    with of_a_run(Path(out)):
+        return _compared(places, read, Path(out))
+
+
+def _compared(
+    folders: Sequence[Path], read: Sequence[tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]], out: Path
+) -> Path:
+    summaries: dict[str, dict[int, dict[str, Any]]] = {}
+    rounds: dict[str, list[list[dict[str, Any]]]] = {}
+    runs = []
+    for folder, name, (_, summary, rows) in zip(folders, labels([one for one, *_ in read]), read, strict=True):
+        by_seed = summaries.setdefault(name, {})
+        if summary["seed"] in by_seed:
+            raise UserError(f"report: {folder}: another of these runs has the same settings and seed {summary['seed']}")
+        by_seed[summary["seed"]] = summary
+        rounds.setdefault(name, []).append(rows)
+        runs.append((name, summary["seed"], str(folder)))
+    out.mkdir(parents=True, exist_ok=True)
+    return write_page(summaries, rounds, runs, out)
+
+
+def write_page(
+    summaries: Summaries, rounds: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], runs: Sequence[tuple[str, int, str]], out: Path
+) -> Path:  # fmt: skip
+    """The files of `write_comparison`. `rounds`: of every strategy, a run's records after the other; `runs`: (strategy, seed, folder)."""
+    content = standings(summaries)
+    for name, own in rounds.items():
+        content["strategies"][name]["progress"] = progress(own)
+    write_json(out / "comparison.json", json.loads(json.dumps(content)))
+    (out / "comparison.csv").write_text(rows_of_runs(summaries), encoding="utf-8")
+    (out / "comparison.md").write_text(markdown(content), encoding="utf-8")
+    draw_comparison(content, out / "comparison.png")
+    headings, rows = headings_and_rows(content)
+    page = out / "comparison.html"
+    text = PAGE.render(
+        title=title(content), style=STYLE, image=base64.b64encode((out / "comparison.png").read_bytes()).decode(),
+        headings=headings, rows=rows, notes=notes(content), runs=runs,
+    )  # fmt: skip
+    page.write_text(text, encoding="utf-8")
+    return page

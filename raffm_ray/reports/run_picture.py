@@ -1,0 +1,186 @@
+"""The picture of one run and its baselines."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from raffm_ray.basics.formatting import human_bytes, magnitude, time_unit
+from raffm_ray.data.metrics import scaled, unit, worst
+from raffm_ray.reports.drawing import plt
+from raffm_ray.runs.reader import read_rounds, read_summary
+
+COLORS = (
+    "#3b6fb6", "#d1701c", "#3d8f58", "#9a4fa0", "#7a6a53", "#c0392b", "#17a2a8", "#d9a400", "#e377c2", "#4a4a4a", "#86b93b", "#1b2a6b",
+)  # fmt: skip
+"""One for every strategy shown; chosen to differ in lightness too."""
+MARKERS = "os^DvPX<>*hd"
+"""One for every strategy shown, for eyes and printers that do not see colours."""
+GREY = "#8a8a8a"
+
+Runs = Mapping[str, tuple[Path, Mapping[str, Any]]]
+"""strategy -> (folder, summary); a run's own strategy first."""
+
+
+def style(position: int) -> dict[str, Any]:
+    """Colour and marker of the strategy at a position, the same in every picture; they repeat after twelve."""
+    return {"color": COLORS[position % len(COLORS)], "marker": MARKERS[position % len(MARKERS)]}
+
+
+def runs_of(folder: Path) -> Runs:
+    """The run itself and its baselines. Raises UserError as `read_summary`."""
+    summary = read_summary(folder)
+    runs = {str(summary["strategy"]): (folder, summary)}
+    for name in summary.get("baselines", {}):
+        runs[name] = (folder / "baselines" / name, read_summary(folder / "baselines" / name))
+    return runs
+
+
+def label_of(metric: str) -> str:
+    """`held-out accuracy (%)`."""
+    return f"held-out {metric}{' (%)' if unit(metric) else ''}"
+
+
+def sizes_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The points of a run's curve; those of its classes and the full model where no other sizes were measured."""
+    if summary.get("curve"):
+        return list(summary["curve"])
+    full = {"params_fraction": 1.0, "metric": summary["global"]}
+    known = {tier["params_fraction"]: tier for tier in summary["tiers"].values()} | {1.0: full}
+    return [{**known[size], "trained": True} for size in sorted(known)]
+
+
+def draw_sizes(axes: Axes, points: Sequence[Mapping[str, Any]], metric: str, **drawn: Any) -> None:
+    """A line through the points of a curve; sizes that nobody trained are hollow."""
+    sizes = [100 * point["params_fraction"] for point in points]
+    values = [scaled(metric, point["metric"]) for point in points]
+    (line,) = axes.plot(sizes, values, **drawn)
+    unseen = [position for position, point in enumerate(points) if not point["trained"]]
+    look: dict[str, Any] = {
+        "marker": line.get_marker(),
+        "markersize": line.get_markersize(),
+        "color": line.get_color(),
+        "linestyle": "none",
+    }
+    axes.plot(
+        [sizes[at] for at in unseen], [values[at] for at in unseen], markerfacecolor="white", zorder=line.zorder + 0.1, **look
+    )
+
+
+Rounds = Mapping[str, Sequence[Mapping[str, Any]]]
+"""strategy -> the records of its rounds."""
+
+
+def _curves(axes: Axes, runs: Rounds, metric: str, place: Callable[[Sequence[Mapping[str, Any]]], Sequence[float]]) -> None:
+    """The full model's metric and the worst class's, against a number of every round that `place` finds in all of a run's."""
+    for position, (name, every) in enumerate(runs.items()):
+        rows, places = zip(
+            *((row, at) for row, at in zip(every, place(every), strict=True) if row["metric"] is not None), strict=True
+        )
+        full = [scaled(metric, row["metric"]) for row in rows]
+        weakest = [scaled(metric, worst(metric, list(dict(row["class_metrics"]).values()))) for row in rows]
+        drawn = {**style(position), "markersize": 3}
+        axes.plot(places, full, label=f"{name}, full model", **drawn)
+        axes.plot(places, weakest, label=f"{name}, worst class", linestyle="--", **drawn)
+    axes.set_ylabel(label_of(metric))
+
+
+def _over_rounds(axes: Axes, runs: Rounds, metric: str) -> None:
+    _curves(axes, runs, metric, lambda rows: [row["round"] for row in rows])
+    axes.set(title=f"{metric} over rounds", xlabel="round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _over_bytes(axes: Axes, runs: Rounds, metric: str) -> None:
+    def moved(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        return list(accumulate(row["bytes_down"] + row["bytes_up"] for row in rows))
+
+    scale, name = magnitude(max(moved(rows)[-1] for rows in runs.values()), "B")
+    _curves(axes, runs, metric, lambda rows: [at / scale for at in moved(rows)])
+    axes.set(title=f"{metric} over bytes", xlabel=f"{name} moved, down and up")
+
+
+def _over_time(axes: Axes, runs: Rounds, metric: str) -> None:
+    scale, name = time_unit(max(rows[-1]["simulated_seconds"] for rows in runs.values()))
+    _curves(axes, runs, metric, lambda rows: [row["simulated_seconds"] / scale for row in rows])
+    axes.set(title=f"{metric} over simulated time", xlabel=f"{name} of the simulated devices (estimated)")
+
+
+def _over_energy(axes: Axes, runs: Rounds, metric: str) -> None:
+    def spent(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        return list(accumulate(row["energy_joules"] for row in rows))
+
+    scale, name = magnitude(max(spent(rows)[-1] for rows in runs.values()), "J")
+    _curves(axes, runs, metric, lambda rows: [at / scale for at in spent(rows)])
+    axes.set(title=f"{metric} over energy", xlabel=f"{name} of the simulated devices (estimated)")
+
+
+def _over_size(axes: Axes, runs: Runs, metric: str) -> None:
+    own, (_, first) = next(iter(runs.items()))
+    tiers = sorted(first["tiers"].items(), key=lambda item: item[1]["params_fraction"])
+    sizes = [100 * tier["params_fraction"] for _, tier in tiers]
+    starts = [scaled(metric, tier["start"]) for _, tier in tiers]
+    axes.plot(sizes, starts, color=GREY, linestyle=":", marker="s", markersize=4, label="before training")
+    for position, (name, (_, summary)) in enumerate(runs.items()):
+        line = "-" if name == own else "--"
+        draw_sizes(axes, sizes_of(summary), metric, **style(position), markersize=5, linestyle=line, label=name)
+    for size in sizes:
+        axes.axvline(size, color=GREY, alpha=0.25, linewidth=1, zorder=0)
+    if any(not point["trained"] for point in sizes_of(first)):
+        axes.plot([], [], color=GREY, marker="o", markersize=5, markerfacecolor="white", linestyle="none", label="unseen size")
+    names = axes.secondary_xaxis("top")
+    names.set_xticks(sizes, [device.replace("_", " ") for device, _ in tiers], rotation=25, ha="left", fontsize=8)
+    names.tick_params(length=0)
+    names.spines["top"].set_visible(False)
+    axes.set(xlabel="parameters kept (% of the full model)", ylabel=label_of(metric))
+    axes.set_title("subnetworks: each class's own, and sizes between", pad=8)
+    axes.margins(x=0.08, y=0.1)
+
+
+def _bytes(axes: Axes, runs: Runs) -> None:
+    own = next(iter(runs.values()))[1]
+    tiers = sorted(own["tiers"].items(), key=lambda item: item[1]["params_fraction"])
+    full_size = 4 * own["params"] * 2
+    moved = [100 * (tier["bytes_down"] + tier["bytes_up"]) / full_size for _, tier in tiers]
+    bars = axes.barh([name.replace("_", " ") for name, _ in tiers], moved, color=COLORS[0])
+    axes.bar_label(
+        bars,
+        [human_bytes(tier["bytes_down"] + tier["bytes_up"]) for _, tier in tiers],
+        padding=5,
+        fontsize=8,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+    )
+    whole = own["bytes_down"] + own["bytes_up"]
+    axes.axvline(100 * whole / max(1, own["bytes_full_size"]), color=COLORS[1], linestyle="--", zorder=0)
+    axes.set(title="bytes a client moves in a round", xlabel="% of full-size FedAvg's (dashed: this whole run)")
+    axes.margins(x=0.2)
+
+
+def picture(folder: Path) -> Figure:
+    """Metric over rounds, bytes, simulated time and energy; the metric of every size; bytes by class.
+
+    Raises UserError when the folder holds no finished run.
+    """
+    runs = runs_of(folder)
+    summary = next(iter(runs.values()))[1]
+    rounds = {name: read_rounds(place) for name, (place, _) in runs.items()}
+    figure, panels = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
+    over_rounds, over_bytes, over_size, over_time, over_energy, moved = panels.flat
+    for axes, draw in zip(
+        (over_rounds, over_bytes, over_time, over_energy), (_over_rounds, _over_bytes, _over_time, _over_energy), strict=True
+    ):
+        draw(axes, rounds, summary["metric"])
+        axes.grid(alpha=0.25)
+    _over_size(over_size, runs, summary["metric"])
+    over_size.grid(alpha=0.25, axis="y")
+    _bytes(moved, runs)
+    for one in (over_rounds, over_size):
+        one.legend(fontsize=8 if len(runs) < 4 else 6, loc="best")
+    for one in panels.flat:
+        one.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{summary['name']}: {summary['clients']} clients, {summary['rounds']} rounds, seed {summary['seed']}")
+    return figure

@@ -1,0 +1,103 @@
+"""Measuring subnetworks on the held-out part, spread over a pool: what is asked, and how it is answered."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.data.tasks import Task
+from raffm_ray.runs.summary import Evaluation
+from raffm_ray.clients.messages import Call, Package
+from raffm_ray.pool.worker_pool import Pool
+from raffm_ray.server.state import ServerState, Setup, class_plans, copies
+from raffm_ray.server.early_stopping import watched
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Question(Generic[T]):
+    """What is to be measured of a state's parameters: calls for a pool, and the answer to their small results, in call order."""
+
+    calls: Sequence[Call]
+    costs: Sequence[float]
+    answer: Callable[[Sequence[Any]], T]
+
+
+def answered(question: Question[T], state: ServerState, pool: Pool) -> T:
+    """The answer, from a run of the pool for it alone."""
+    results = pool.run(state.parameters.numpy(), question.calls, question.costs, lambda *_: None)
+    told = [small for small, _ in results]
+    with pool.profile.during("evaluate"):
+        return question.answer(told)
+
+
+def metrics_of(
+    setup: Setup, state: ServerState, plans: Sequence[Plan], task: Task, validating: bool = False
+) -> Question[list[tuple[float, float]]]:
+    """(metric, mean loss of a target) of every plan's subnetwork of the state's parameters, on the held-out or validation part."""
+    experiment = setup.experiment
+    examples, score = (task.validation, task.validation_score) if validating else (task.held_out, task.score)
+    assert examples is not None
+    assert score is not None
+    size, count_examples = experiment.evaluation.batch_size, len(examples)
+    slices = [(start, min(start + size, count_examples)) for start in range(0, count_examples, size)]
+    package = Package(
+        experiment.seed, state.round, tuple(plans), experiment.local, 0.0, norms=state.norms, owned=setup.owned,
+        copies=copies(setup, state, plans),
+    )  # fmt: skip
+    asked = [(number, *part) for number in range(len(plans)) for part in slices]
+    calls: list[Call] = [("evaluate", package, (*arguments, validating)) for arguments in asked]
+    costs = [float(setup.costs(plans[number]).forward_flops * (stop - start)) for number, start, stop in asked]
+
+    def answer(results: Sequence[Any]) -> list[tuple[float, float]]:
+        answers: list[list[NDArray[np.float64]]] = [[] for _ in plans]
+        loss, targets = [0.0] * len(plans), [0] * len(plans)
+        for (number, *_), (given, summed, count) in zip(asked, results, strict=True):
+            answers[number].append(given)
+            loss[number] += summed
+            targets[number] += count
+        return [
+            (score(np.concatenate(given)), total / max(count, 1))
+            for given, total, count in zip(answers, loss, targets, strict=True)
+        ]
+
+    return Question(calls, costs, answer)
+
+
+def measure(setup: Setup, state: ServerState, plans: Sequence[Plan], pool: Pool, task: Task) -> list[tuple[float, float]]:
+    """The answer to `metrics_of` on the held-out part."""
+    return answered(metrics_of(setup, state, plans, task), state, pool)
+
+
+def evaluation_of(setup: Setup, state: ServerState, task: Task) -> Question[Evaluation]:
+    """The full model and every class's subnetwork, on the held-out part and, where there is one, the validation part."""
+    by_class = class_plans(setup, state)
+    plans = list(dict.fromkeys([Plan(), *by_class.values()]))
+    parts = [
+        metrics_of(setup, state, plans, task, validating) for validating in (False, True)[: 1 + (task.validation is not None)]
+    ]
+
+    def answer(results: Sequence[Any]) -> Evaluation:
+        of_class, full, start = [], [], 0
+        for part in parts:
+            measured = part.answer(results[start : start + len(part.calls)])
+            start += len(part.calls)
+            full.append(measured[0])
+            of_class.append({name: measured[plans.index(plan)][0] for name, plan in by_class.items()})
+        validation = None
+        if len(parts) > 1:
+            validation = watched(setup.experiment.evaluation.watch, task.metric, full[1][0], list(of_class[1].values()))
+        return Evaluation(*full[0], of_class[0], by_class, validation)
+
+    return Question([call for part in parts for call in part.calls], [cost for part in parts for cost in part.costs], answer)
+
+
+def evaluate(setup: Setup, state: ServerState, pool: Pool, task: Task) -> Evaluation:
+    """The answer to `evaluation_of`."""
+    with pool.profile.during("plan"):
+        question = evaluation_of(setup, state, task)
+    return answered(question, state, pool)

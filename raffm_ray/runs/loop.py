@@ -1,0 +1,237 @@
+"""The loop over rounds: an imperative shell. Everything it calls is pure, a pool, a file or the screen."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from raffm_ray.subnetworks.calibration import Statistics
+from raffm_ray.runs.size_curve import curve_of
+from raffm_ray.runs.progress import Display
+from raffm_ray.basics.errors import BadUpdateError, ClientError, UserError
+from raffm_ray.runs.evaluation import Question, answered, evaluate, evaluation_of
+from raffm_ray.runs.summary import Evaluation, client_rows, recorded_evaluation, round_row, summarize
+from raffm_ray.clients.messages import Call, Update
+from raffm_ray.subnetworks.size_specific import saved_copies, with_copies
+from raffm_ray.pool.worker_pool import Pool
+from raffm_ray.preparation.prepare import Prepared
+from raffm_ray.preparation.public_calibration import public_statistics
+from raffm_ray.server.ranking import begin_calibration, plain_scores, rank_again, ranking_is_due
+from raffm_ray.runs.recorder import Recorder, RoundRow, parameters_sha256
+from raffm_ray.runs.resuming import check_fits, origin_of
+from raffm_ray.subnetworks.salience import METRICS
+from raffm_ray.server.rounds import begin_round, finish_round
+from raffm_ray.data.shares import by_device, write_shares
+from raffm_ray.server.state import Round, ServerState, Setup, class_plans, copies, new_state
+from raffm_ray.server.early_stopping import chosen, compared, is_over
+from raffm_ray.subnetworks.unit_coverage import add_reached, units_of, write_units
+from raffm_ray.server.workload import block_costs
+
+OnRound = Callable[[RoundRow], None]
+"""What is told of every round, 0 included, once it is recorded, with its evaluation if it has one. Whatever it raises ends the run, which
+can be resumed; rounds that were recorded before are not told again."""
+
+
+def ignore(row: RoundRow) -> None:
+    """Tells nobody."""
+
+
+def run_round(
+    setup: Setup, work: Round, state: ServerState, pool: Pool, display: Display, beside: Question[Evaluation] | None = None
+) -> tuple[Tensor, list[Update], list[Tensor], Evaluation | None]:
+    """Runs a round's blocks on the pool, and an evaluation of the same parameters beside them.
+
+    Returns the flat sum, added in block order, the blocks' updates, the sums of its late blocks, which are not in it, and the
+    evaluation.
+    """
+    calls: list[Call] = [("block", work.package, (block,)) for block in work.blocks]
+    summed, done = torch.zeros_like(state.parameters), 0
+    updates: list[Update] = []
+    late: list[Tensor] = []
+    told: list[Any] = []
+    costs = block_costs(setup, work)
+    if beside is not None:
+        calls, costs = [*calls, *beside.calls], [*costs, *beside.costs]
+
+    def progress(index: int, _: Any) -> None:
+        nonlocal done
+        done += len(work.blocks[index]) if index < len(work.blocks) else 0
+        number = work.package.round
+        share = done / max(1, len(work.jobs))  # an evaluation may run beside a round in which nobody trains
+        display.advance(number - 1 + share, f"round {number}/{display.rounds}  {done}/{len(work.jobs)} clients")
+
+    for small, part in pool.run(state.parameters.numpy(), calls, costs, progress):
+        if len(updates) == len(work.blocks):
+            told.append(small)
+            continue
+        with pool.profile.during("add"), np.errstate(over="ignore", invalid="ignore"):  # it is looked for below
+            _check_sum(part, state.parameters, work, len(updates))
+            if len(updates) < len(work.blocks) - work.late:
+                np.add(summed.numpy(), part, out=summed.numpy())
+            else:
+                late.append(torch.from_numpy(part.copy()))
+        updates.append(small)
+    # Every client's part is finite, as was checked where it was trained. Least and greatest are NaN where any entry is; nothing is copied.
+    if not bool(torch.stack(summed.aminmax()).isfinite().all()):
+        raise BadUpdateError(f"round {work.package.round}: the sum of its updates is beyond the range of float32")
+    with pool.profile.during("evaluate"):
+        return summed, updates, late, None if beside is None else beside.answer(told)
+
+
+def _check_sum(part: Any, parameters: Tensor, work: Round, block: int) -> None:
+    """Raises ClientError for a block's sum that is none of the flat parameters': own code of a client may return anything."""
+    kind, shape = getattr(part, "dtype", type(part)), getattr(part, "shape", ())
+    if kind != np.float32 or shape != tuple(parameters.shape):
+        clients = ", ".join(str(job.client) for job in work.blocks[block])
+        raise ClientError(
+            f"round {work.package.round}, block of clients {clients}: its sum is {kind} {shape}, not float32 {tuple(parameters.shape)}"
+        )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A round whose training is over, and what is asked of its model, if it is evaluated."""
+
+    state: ServerState
+    work: Round | None
+    updates: Sequence[Update]
+    ranked: bool
+    question: Question[Evaluation] | None
+
+
+def _first_ranking(
+    prepared: Prepared, state: ServerState, pool: Pool, display: Display
+) -> tuple[ServerState, Round | None, list[Update]]:
+    setup = prepared.setup
+    with pool.profile.during("plan"):
+        work = begin_calibration(setup, state)
+    statistics: Statistics | None = None
+    updates: list[Update] = []
+    statistic = METRICS[setup.experiment.salience.metric].statistic
+    if work is not None:
+        summed, updates, *_ = run_round(setup, work, state, pool, display)
+        with pool.profile.during("add"):
+            state = finish_round(setup, state, work, summed, updates)
+        statistics = state.pending
+        if not statistics:
+            raise UserError(
+                "calibration: no client reported finite statistics of the starting model; its weights or data hold NaN"
+            )
+    elif setup.strategy.salience and statistic is not None:
+        with pool.profile.during("calibrate"):
+            statistics = public_statistics(prepared, state, statistic)
+    with pool.profile.during("plan"):
+        return rank_again(setup, state, statistics), work, updates
+
+
+def _next_round(
+    prepared: Prepared, state: ServerState, pool: Pool, display: Display, beside: Question[Evaluation] | None
+) -> tuple[Ended, Evaluation | None]:
+    """The round after a state; and the answer to what is still asked of that state."""
+    setup, experiment = prepared.setup, prepared.setup.experiment
+    with pool.profile.during("plan"):
+        if ranked := ranking_is_due(setup, state):
+            public = METRICS[experiment.salience.metric].statistic if experiment.salience.source == "public" else None
+            state = rank_again(setup, state, public_statistics(prepared, state, public) if public else state.pending)
+        work = begin_round(setup, state)
+    summed, updates, late, before = run_round(setup, work, state, pool, display, beside)
+    with pool.profile.during("add"):
+        state = finish_round(setup, state, work, summed, updates, late)
+    question = None
+    if state.round % experiment.evaluation.every == 0 or state.round == experiment.rounds:
+        with pool.profile.during("plan"):
+            question = evaluation_of(setup, state, prepared.task)
+    return Ended(state, work, updates, ranked, question), before
+
+
+def _complete(
+    prepared: Prepared, ended: Ended, now: Evaluation | None, phases: Mapping[str, float], recorder: Recorder, console: Console,
+    display: Display,
+) -> ServerState:  # fmt: skip
+    """The end of a round: it is recorded, with its evaluation if it has one, and then what the run goes on from. Returns its state with
+    the best round so far.
+
+    Raises BadUpdateError, with nothing recorded of the round, where a bad update is to stop the run.
+    """
+    setup, metric = prepared.setup, prepared.task.metric
+    state = compared(setup, ended.state, metric, now.validation if now else None)
+    rows = client_rows(setup, ended.work, ended.updates)
+    refused = [row for row in rows if row.refused]
+    told = f"round {state.round}: refused: {', '.join(f'client {row.client} ({row.refused})' for row in refused)}"
+    if refused and setup.experiment.server.bad_updates == "stop":
+        raise BadUpdateError(f"{told} (server.bad_updates: stop)")
+    if refused and not any(row.refused for row in recorder.clients):
+        console.print(f"note: {told}; later ones are only counted", highlight=False)
+    recorder.complete(round_row(setup, ended.work, rows, state.round, now, ended.ranked, phases), rows, state)
+    if now is not None:
+        display.evaluated(state.round, metric, now.metric, now.class_metrics)
+    return state
+
+
+def train(
+    prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, console: Console, on_round: OnRound = ignore
+) -> dict[str, Any]:  # fmt: skip
+    """All rounds of one strategy that are not recorded yet, recorded as they end and then told to `on_round`; returns the summary.
+
+    A round is evaluated beside the next one's training, unless that depends on it (`evaluation.patience`) or there is none.
+    """
+    setup, experiment = prepared.setup, prepared.setup.experiment
+    recorder.made_from({**origin_of(prepared), "model": parameters_sha256(start, setup.architecture)})
+    write_shares(recorder.folder / "shares.parquet", prepared.tally, by_device(setup.classes, setup.budgets))
+
+    def complete(ended: Ended, now: Evaluation | None, phases: Mapping[str, float]) -> ServerState:
+        with pool.profile.during("checkpoint"):
+            completed = _complete(prepared, ended, now, phases, recorder, console, display)
+        on_round(recorder.rounds[-1])
+        return completed
+
+    state, first = recorder.state, new_state(with_copies(start, setup.architecture, setup.owned, len(setup.budgets)))
+    if state is not None:
+        layout = setup.architecture.layout
+        begun = replace(first, scores=plain_scores(setup.architecture), reached=add_reached({}, {}, [], layout))
+        check_fits(state, begun, recorder.folder)
+    ended: Ended | None = None
+    with Display(console, experiment.strategy.name, experiment.rounds) as display:
+        display.stage(
+            f"{experiment.rounds} rounds of {experiment.clients.per_round} of {experiment.clients.count} clients",
+            experiment.rounds,
+        )
+        pool.profile.taken()
+        if state is None:
+            first, work, updates = _first_ranking(prepared, first, pool, display)
+            with pool.profile.during("plan"):
+                ended = Ended(first, work, updates, True, evaluation_of(setup, first, prepared.task))
+        while state is None or ended is not None or not is_over(setup, state):
+            if ended is None:
+                assert state is not None
+                ended, _ = _next_round(prepared, state, pool, display, None)
+            elif ended.question is None or experiment.evaluation.patience is not None or is_over(setup, ended.state):
+                now = answered(ended.question, ended.state, pool) if ended.question else None
+                state, ended = complete(ended, now, pool.profile.taken()), None
+            else:
+                phases = pool.profile.taken()
+                following, now = _next_round(prepared, ended.state, pool, display, ended.question)
+                state = complete(ended, now, phases)
+                ended = replace(following, state=replace(following.state, best=state.best))
+    if state.round < experiment.rounds:
+        console.print(f"{experiment.strategy.name}: stopped after round {state.round} (evaluation.patience)", highlight=False)
+    if (best := chosen(setup, state)) is state:
+        measured = recorded_evaluation(recorder.rounds[-1], class_plans(setup, state))
+    else:
+        console.print(f"{experiment.strategy.name}: round {best.round} is kept (evaluation.keep_best)", highlight=False)
+        state, measured = best, evaluate(setup, best, pool, prepared.task)
+    summary = summarize(setup, recorder.rounds, recorder.clients, measured, state, experiment.name, prepared.task.metric)
+    summary |= curve_of(setup, state, pool, prepared.task, measured) | {"made_from": recorder.origin}
+    words = prepared.foundation.words
+    used = dict(zip(measured.class_plans, copies(setup, state, list(measured.class_plans.values())), strict=True))
+    own = saved_copies(state.parameters, setup.architecture, setup.owned, used)
+    write_units(
+        recorder.folder / "units.parquet",
+        units_of(setup.architecture.layout, state.reached, state.reached_weight, measured.class_plans),
+    )
+    recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None, own)
+    return summary

@@ -1,0 +1,66 @@
+"""What a person sees while a run works: a bar on a terminal, a line an evaluation elsewhere, a table at the end."""
+
+from raffm_ray.basics.formatting import human_bytes
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from raffm_ray.data.metrics import shown, unit, worst
+
+
+class Display:
+    """The progress of one run. Without a terminal it prints a plain line for every evaluation instead of a bar."""
+
+    def __init__(self, console: Console, title: str, rounds: int) -> None:
+        self.console, self.title, self.rounds = console, title, rounds
+        columns = (TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
+        eta = (TextColumn("left"), TimeRemainingColumn(compact=True))
+        self._progress = Progress(*columns, *eta, console=console, disable=not console.is_terminal, transient=True)
+        self._task: TaskID | None = None
+        self._metric = ""
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def stage(self, description: str, total: int) -> None:
+        """Starts a bar for one stage: pretraining, or the rounds."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(self.title, total=total, detail=description)
+        if not self.console.is_terminal:
+            self.console.print(f"{self.title}: {description}", highlight=False)
+
+    def advance(self, done: float, detail: str = "") -> None:
+        """Sets how much of the stage is done."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, detail=f"{detail}  {self._metric}".strip())
+
+    def evaluated(self, round_number: int, name: str, metric: float, class_metrics: Mapping[str, float]) -> None:
+        """Shows an evaluation."""
+        lowest = shown(name, worst(name, list(class_metrics.values()) or [metric]))
+        self._metric = f"{name} {shown(name, metric)}{unit(name)}"
+        if not self.console.is_terminal:
+            line = f"{self.title}: round {round_number}/{self.rounds}  {self._metric}  worst class {lowest}{unit(name)}"
+            self.console.print(line, highlight=False)
+
+
+
+
+
+
+
+
+
+
+
+
+
+

@@ -1,0 +1,68 @@
+"""What is read back of a run's folder."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raffm_ray.basics.errors import UserError, in_short
+from raffm_ray.basics.files import check_path, read_whole
+
+SUMMARY = "summary.json"
+"""Written last: whoever has it is finished."""
+
+
+def how_to_resume(folder: Path) -> str:
+    """How to go on with the run in a folder that is not finished, as the end of an error; nothing where there is none."""
+    there = (folder / "config.yaml").is_file() and not (folder / SUMMARY).is_file()
+    return f"; raffm-ray resume {quote(str(folder))} goes on with the run that is not finished" if there else ""
+
+
+@contextmanager
+def of_a_run(folder: Path) -> Iterator[None]:
+    """Around what is made of a run's records and summary. Raises UserError where they are not what a run leaves: something in them is
+    missing, or of another kind."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, pa.ArrowException) as error:
+        told = f"{type(error).__name__}: {in_short(error)}"
+        raise UserError(f"{folder}: its records or summary are damaged, or not those of a run of this version: {told}") from error
+
+
+def read_rounds(folder: Path) -> list[dict[str, Any]]:
+    """A run's round records, in order. Raises UserError when there are none or one is damaged."""
+    files = sorted((folder / "rounds").glob("*.parquet"))
+    if not files:
+        raise UserError(f"{folder}: no finished run here (rounds/ holds no records){how_to_resume(folder)}")
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            rows += pq.ParquetFile(BytesIO(read_whole(file)), page_checksum_verification=True).read().to_pylist()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{file}: damaged or not a record of a round: {in_short(error)}") from None
+    return rows
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """A run's summary. Raises UserError when it is missing or unreadable."""
+    check_path(folder)
+    path = folder / SUMMARY
+    if not path.is_file():
+        raise UserError(f"{folder}: no finished run here (summary.json is missing){how_to_resume(folder)}")
+    try:
+        summary: dict[str, Any] = json.loads(read_whole(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {in_short(error)}") from None
+    if not isinstance(summary, dict) or not {"name", "strategy", "tiers", "global", "bytes_full_size"} <= set(summary):
+        raise UserError(f"{path}: not the summary of a run")
+    if not all(isinstance(summary.get(key, {}), dict) for key in ("baselines", "made_from", "tiers")):
+        raise UserError(f"{path}: not the summary of a run")
+    return summary

@@ -1,0 +1,167 @@
+"""Going on with a run: which of its checkpoints fits its records, and whether it is still the same run."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raffm_ray.runs import checkpoint
+from raffm_ray.runs.checkpoint import Checkpoint
+from raffm_ray.settings.loading import load
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.files import check_no_links, check_path, read_whole
+from raffm_ray.preparation.prepare import Prepared
+from raffm_ray.runs.recorder import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.server.state import ServerState
+
+Row = TypeVar("Row")
+Tell = Callable[[str], None]
+FREE = (
+    "pool.backend",
+    "pool.workers",
+    "pool.attempts",
+    "pool.patience_seconds",
+    "pool.metrics",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "server.bad_updates",
+)
+"""Settings that change no result: a run may go on with others than it began with."""
+
+
+def experiment_digest(experiment: Experiment) -> str:
+    """Digest of every setting that a result depends on."""
+    values = experiment.model_dump(mode="json")
+    for key in FREE:
+        section, name = key.split(".")
+        values[section].pop(name)
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def origin_of(prepared: Prepared) -> dict[str, str]:
+    """Digests of what an experiment is made from besides its settings, by the setting that names it."""
+    setup, task = prepared.setup, prepared.task
+    trace, shares = setup.experiment.clock.trace, sha256()
+    for share in prepared.shares:
+        shares.update(share.tobytes() + b"|")
+    fleet = repr([dict(setup.devices), dict(setup.budgets), list(setup.classes)])
+    return {
+        "task.data": sha256("".join(part.digest() for part in task.parts.values()).encode()).hexdigest(),
+        "clients.partition": shares.hexdigest(),
+        "fleet.profiles": sha256(fleet.encode()).hexdigest(),
+        "clock.trace": sha256(Path(trace).read_bytes()).hexdigest() if trace else "",
+    }
+
+
+def experiment_in(folder: Path, flags: Sequence[str] = ()) -> Experiment:
+    """The experiment of a run's folder. `flags`: `--key value` pairs for settings of `FREE`. Raises UserError for others, and
+    where something there is a symbolic link."""
+    check_path(folder)
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder}: no run here to go on with (config.yaml is missing)")
+    check_no_links(folder)
+    for flag in flags[::2]:
+        if flag.split("=")[0].removeprefix("--") not in FREE:
+            raise UserError(f"resume: {flag}: a run goes on as it began; only {', '.join(FREE)} may be others")
+    return load(path, flags)
+
+
+def opened(folder: Path, experiment: Experiment, tell: Tell) -> Recorder:
+    """A recorder for a run that is not finished: after its newest whole checkpoint whose records are whole too, from the beginning where
+    none was ever written, or of a new run where the folder holds none.
+
+    Raises UserError when none of its checkpoints can be used, or the run is of another experiment.
+    """
+    digest = {"config.yaml": experiment_digest(experiment)}
+    if not (folder / "config.yaml").is_file():
+        recorder = Recorder(folder, experiment)
+        recorder.made_from(digest)
+        return recorder
+    recorder = Recorder(folder, experiment, _past(folder, tell))
+    recorder.made_from(digest)
+    if recorder.rounds:
+        tell(f"{folder}: goes on after round {recorder.rounds[-1].round}")
+    else:
+        tell(f"{folder}: no checkpoint was written: the run begins again")
+    return recorder
+
+
+def check_fits(state: ServerState, start: ServerState, folder: Path) -> None:
+    """Raises UserError where a checkpoint's arrays, whose digests may be right, have other names, sizes or kinds than those of the state
+    that the run began with."""
+    for one in (state, state.best.state if state.best else None):
+        if one is not None and (
+            _form(one) != _form(start)
+            or any(kept.shape != start.parameters.shape for kept in one.moments.values())
+            or (one.reached and _shapes(one.reached) != _shapes(start.reached))
+        ):
+            raise UserError(f"{folder}: the run cannot go on: what its checkpoint holds is not of this model")
+
+
+def _shapes(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: (str(values.dtype), values.shape) for name, values in arrays.items()}
+
+
+def _form(state: ServerState) -> tuple[Any, ...]:
+    return (
+        state.parameters.dtype,
+        state.parameters.shape,
+        {name: (one.dtype.kind, one.shape) for name, one in state.scores.items()},
+    )
+
+
+def _past(folder: Path, tell: Tell) -> Past:
+    places = folder / "checkpoints"
+    digests = _digests(folder)
+    for kept in checkpoint.whole(places, tell):
+        number = kept.state.round
+        if len(digests) <= number or digests[number] != kept.records:
+            tell(f"{places}: records up to round {number} are missing or damaged, the checkpoint before is used")
+            continue
+        _tell_versions(kept, tell)
+        names = [record_names(done) for done in range(number + 1)]
+        rounds = [row for one, _ in names for row in _rows(folder / one, RoundRow)]
+        return Past(kept, rounds, [row for _, one in names for row in _rows(folder / one, ClientRow)])
+    if checkpoint.exist(places):
+        raise UserError(f"{folder}: the run cannot go on: none of its checkpoints is whole with the records that belong to it")
+    return Past(None)
+
+
+def _digests(folder: Path) -> list[str]:
+    """By round, the digest of all records up to it, as far as there are any."""
+    digests = [""]
+    for number in count():
+        try:
+            contents = [read_whole(folder / name) for name in record_names(number)]
+        except OSError:
+            return digests[1:]
+        digests.append(digest_of(digests[-1], contents))
+    raise AssertionError
+
+
+def _rows(path: Path, kind: type[Row]) -> list[Row]:
+    """The rows of a record, equal to those written: floats are stored whole."""
+    maps = {name for name, hint in get_type_hints(kind).items() if getattr(hint, "__origin__", None) is dict}
+    try:
+        found: list[dict[str, Any]] = pq.ParquetFile(path).read().to_pylist()
+        return [kind(**{key: dict(value) if key in maps else value for key, value in row.items()}) for row in found]
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        raise UserError(f"{path}: not a record of this version: {str(error).splitlines()[0]}") from None
+
+
+def _tell_versions(kept: Checkpoint, tell: Tell) -> None:
+    changed = [
+        f"{name} {before} is {now} now"
+        for name, now in checkpoint.versions().items()
+        if (before := kept.versions.get(name, "missing")) != now
+    ]
+    if changed:
+        tell(f"note: {', '.join(changed)}: the last bits may not be those of a run that was never interrupted")

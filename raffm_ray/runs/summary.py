@@ -1,0 +1,148 @@
+"""From what happened to what is recorded: rows of clients and rounds, and the summary. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.server.clock import Visit
+from raffm_ray.clients.messages import Report, Update
+from raffm_ray.data.metrics import worst_name
+from raffm_ray.runs.recorder import ClientRow, RoundRow, parameters_sha256
+from raffm_ray.basics.machine import peak_rss_bytes
+from raffm_ray.server.state import Round, ServerState, Setup
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The metric and loss of the full model, and the metric of every class's subnetwork, on the held-out part.
+
+    `validation`: what `evaluation.watch` names, on the validation part; None where there is none.
+    """
+
+    metric: float
+    loss: float
+    class_metrics: dict[str, float]
+    class_plans: dict[str, Plan]
+    validation: float | None = None
+
+
+def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> ClientRow:
+    """What a client's round cost its simulated device. `report`: what came back, or of those who did not train the planned one."""
+    job, cost = visit.job, visit.cost
+    costs = setup.costs(Plan() if job.plan is None else work.package.plans[job.plan])
+    return ClientRow(
+        round=work.package.round, client=job.client, device=setup.classes[job.client], outcome=visit.outcome,
+        examples=report.examples, steps=report.steps, loss=report.loss, accepted=not report.refused, refused=report.refused, params=costs.params,
+        bytes_down=cost.bytes_down, bytes_up=cost.bytes_up, peak_memory_bytes=costs.memory_bytes, training_flops=cost.flops,
+        round_seconds=cost.seconds, energy_joules=cost.energy_joules, seconds=report.seconds,
+    )  # fmt: skip
+
+
+def round_row(
+    setup: Setup,
+    work: Round | None,
+    rows: Sequence[ClientRow],
+    number: int,
+    measured: Evaluation | None,
+    ranked: bool,
+    phases: Mapping[str, float],
+) -> RoundRow:
+    """One round in the records. `phases`: all of its real seconds."""
+    outcomes = [row.outcome for row in rows]
+    losses = [(row.loss, row.examples) for row in rows if row.loss == row.loss]
+    weight = sum(examples for _, examples in losses)
+    return RoundRow(
+        round=number, drawn=work.drawn if work else 0, selected=len(rows), arrived=outcomes.count("used"), late=outcomes.count("late") + outcomes.count("stale"),
+        dropped=outcomes.count("dropped"), refused=sum(not row.accepted for row in rows), learning_rate=work.package.learning_rate if work else 0.0,
+        train_loss=sum(loss * examples for loss, examples in losses) / weight if weight else None,
+        metric=measured.metric if measured else None, loss=measured.loss if measured else None,
+        validation=measured.validation if measured else None,
+        class_metrics=measured.class_metrics if measured else {},
+        class_params={name: setup.costs(plan).params for name, plan in measured.class_plans.items()} if measured else {},
+        bytes_down=sum(row.bytes_down for row in rows), bytes_up=sum(row.bytes_up for row in rows),
+        round_seconds=work.seconds if work else 0.0, simulated_seconds=work.start_seconds + work.seconds if work else 0.0, energy_joules=sum(row.energy_joules for row in rows),
+        ranked=ranked, wall_seconds=sum(phases.values()), phase_seconds=dict(phases),
+    )  # fmt: skip
+
+
+def client_rows(setup: Setup, work: Round | None, updates: Sequence[Update]) -> list[ClientRow]:
+    """The rows of all clients of a round, in client order; none where there was no work."""
+    if work is None:
+        return []
+    reports = {report.client: report for update in updates for report in update.reports}
+    return [client_row(setup, work, visit, reports.get(visit.job.client, visit.report)) for visit in work.visits]
+
+
+def recorded_evaluation(row: RoundRow, plans: Mapping[str, Plan]) -> Evaluation:
+    """The evaluation of a round that has one, from its row and its classes' plans."""
+    assert row.metric is not None
+    assert row.loss is not None
+    return Evaluation(row.metric, row.loss, row.class_metrics, dict(plans), row.validation)
+
+
+def summarize(
+    setup: Setup,
+    rounds: Sequence[RoundRow],
+    clients: Sequence[ClientRow],
+    final: Evaluation,
+    state: ServerState,
+    name: str,
+    metric: str,
+) -> dict[str, Any]:
+    """The content of `summary.json`. A class's bytes, seconds and joules are means over its clients' training rounds, those cut short
+    included; what is wasted is of updates that were never used, also those still on their way.
+
+    `rounds` begin with round 0, the start. In the result, `rounds`: how many were run; `best_round`: the best validated one, None without validation.
+    """
+    full = setup.costs(Plan())
+    weakest = worst_name(metric, final.class_metrics)
+    trained = [row for row in clients if row.round > 0]
+    unused = [late.visit.cost for late in state.clock.late]
+    tiers = {}
+    for device, plan in final.class_plans.items():
+        rows = [row for row in trained if row.device == device]
+        costs = setup.costs(plan)
+
+        def mean(field: str, otherwise: float | None, rows: list[ClientRow] = rows) -> float | None:
+            return sum(getattr(row, field) for row in rows) / len(rows) if rows else otherwise
+
+        tiers[device] = {
+            "clients": sum(one == device for one in setup.classes),
+            "client_rounds": len(rows),
+            "params": costs.params,
+            "params_fraction": costs.params / full.params,
+            "start": rounds[0].class_metrics[device],
+            "metric": final.class_metrics[device],
+            "bytes_down": mean("bytes_down", costs.bytes),
+            "bytes_up": mean("bytes_up", costs.bytes_up),
+            "peak_memory_bytes": max([row.peak_memory_bytes for row in rows], default=costs.memory_bytes),
+            "round_seconds": mean("round_seconds", None),
+            "energy_joules": mean("energy_joules", None),
+        }
+    return {
+        "name": name,
+        "strategy": setup.experiment.strategy.name,
+        "seed": setup.experiment.seed,
+        "rounds": rounds[-1].round,
+        "best_round": state.best.round if state.best else None,
+        "clients": setup.experiment.clients.count,
+        "metric": metric,
+        "params": full.params,
+        "start": rounds[0].metric,
+        "global": final.metric,
+        "tiers": tiers,
+        "worst_class": {"name": weakest, "metric": final.class_metrics[weakest]},
+        "bytes_down": sum(row.bytes_down for row in rounds),
+        "bytes_up": sum(row.bytes_up for row in rounds),
+        "bytes_full_size": (full.bytes + full.bytes_up) * sum(row.drawn for row in rounds),
+        "simulated_seconds": state.clock.seconds,
+        "energy_joules": sum(row.energy_joules for row in rounds),
+        "wasted_bytes": state.clock.wasted_bytes + sum(cost.bytes_down + cost.bytes_up for cost in unused),
+        "wasted_joules": state.clock.wasted_joules + sum(cost.energy_joules for cost in unused),
+        "clients_without_data": sum(count == 0 for count in setup.examples),
+        "rejected_updates": sum(not row.accepted for row in clients),
+        "round_wall_seconds": [row.wall_seconds for row in rounds if row.round > 0],
+        "driver_peak_rss_bytes": peak_rss_bytes(),
+        "params_sha256": parameters_sha256(state.parameters, setup.architecture),
+    }

@@ -1,0 +1,84 @@
+"""A run's rounds as metrics of Ray, which every node exports to Prometheus: told once a round, whatever the number of clients."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ray.util.metrics import Counter, Gauge
+
+from raffm_ray.runs.loop import OnRound
+from raffm_ray.pool.worker_pool import Pool
+from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.settings.experiment import Experiment
+
+COMMON = ("run", "strategy")
+"""What every metric is labelled by."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A metric: its kind, what it is, the label of its parts ("" where it has none), and what a round adds to each, or sets it to."""
+
+    kind: Literal["counter", "gauge"]
+    what: str
+    label: str
+    values: Callable[[RoundRow], Mapping[str, float]]
+
+
+EXPORTED: dict[str, Exported] = {
+    "raffm_rounds": Exported("counter", "rounds that ended", "", lambda row: {"": min(1, row.round)}),
+    "raffm_round_seconds": Exported("counter", "real seconds of rounds", "", lambda row: {"": row.wall_seconds}),
+    "raffm_phase_seconds": Exported("counter", "real seconds of rounds by phase", "phase", lambda row: row.phase_seconds),
+    "raffm_clients": Exported(
+        "counter", "clients by what became of their round", "outcome",
+        lambda row: {"arrived": row.arrived, "late": row.late, "dropped": row.dropped},
+    ),
+    "raffm_bytes": Exported(
+        "counter", "bytes that simulated devices moved", "direction", lambda row: {"down": row.bytes_down, "up": row.bytes_up}
+    ),
+    "raffm_refused_updates": Exported("counter", "clients' updates that were not used", "", lambda row: {"": row.refused}),
+    "raffm_simulated_seconds": Exported("gauge", "virtual time at a round's end", "", lambda row: {"": row.simulated_seconds}),
+    "raffm_train_loss": Exported("gauge", "mean loss of a round's clients", "", lambda row: _known({"": row.train_loss})),
+    "raffm_metric": Exported(
+        "gauge", "the task's metric on the held-out part", "model", lambda row: _known({"full model": row.metric, **row.class_metrics})
+    ),
+}  # fmt: skip
+"""Of every round. Ray puts `ray_` before the names, and `_total` behind those of counters."""
+LOST_WORKERS = "raffm_lost_workers"
+"""A counter of what the pool saw: actors that died or hung and were replaced."""
+
+
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def exporting(experiment: Experiment, pool: Pool, on_round: OnRound) -> OnRound:
+    """`on_round`, and before it every round's metrics. Ray must be running in this process."""
+    common = dict(zip(COMMON, (experiment.name, experiment.strategy.name), strict=True))
+    made = {name: _made(name, one) for name, one in EXPORTED.items()}
+    lost = Counter(LOST_WORKERS, description="actors that died or hung and were replaced", tag_keys=COMMON)
+    told = 0
+
+    def export(row: RoundRow) -> None:
+        nonlocal told
+        for name, one in EXPORTED.items():
+            for part, value in one.values(row).items():
+                _tell(made[name], value, common | ({one.label: part} if one.label else {}))
+        _tell(lost, pool.lost_workers - told, common)
+        told = pool.lost_workers
+        on_round(row)
+
+    return export
+
+
+def _made(name: str, one: Exported) -> Any:
+    keys = COMMON + ((one.label,) if one.label else ())
+    return {"counter": Counter, "gauge": Gauge}[one.kind](name, description=one.what, tag_keys=keys)
+
+
+def _tell(metric: Any, value: float, labels: dict[str, str]) -> None:
+    if isinstance(metric, Counter):
+        if value > 0:  # Ray refuses to add nothing
+            metric.inc(value, labels)
+    else:
+        metric.set(value, labels)

@@ -1,0 +1,22 @@
+"""The federated server as pure functions: state in, state out.
+
+Open to other packages:
+
+- `rounds`: begins and finishes a round
+- `strategies`: RaFFM and its rivals: who trains which plan
+- `optimizers`: FedAvg's step, momentum, Adam, Yogi
+- `ranking`: when parameters are ranked, and by what
+- `state`: what the next round depends on
+- `clock`: the virtual clock, and late updates
+- `round_schedule`: predicts a round's work, seconds and joules
+- `workload`: FLOPs and bytes of a client's round
+- `early_stopping`: what the validation part decides
+
+Used inside only:
+
+- `aggregation`: averages the updates, entry by entry
+
+Start reading at `rounds`.
+"""
+
+__all__ = ["clock", "early_stopping", "optimizers", "ranking", "round_schedule", "rounds", "state", "strategies", "workload"]

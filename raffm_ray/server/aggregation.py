@@ -1,0 +1,71 @@
+"""Rules that turn a round's weighted sums into new parameters. All arrays are flat, in the model's order."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from raffm_ray.axes.flat_parameters import Shapes, views
+from raffm_ray.axes.indexing import Plan, add_coverage
+from raffm_ray.axes.layout import Layout, is_kept
+
+Rule = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""(old parameters, sum of weight x change, weight that covers each entry, weight of all clients) -> new parameters."""
+
+
+def mean_over_coverage(old: Tensor, summed: Tensor, covered: Tensor, total: float) -> Tensor:
+    """The weighted mean over the clients that trained an entry; an entry that nobody trained keeps its value.
+
+    With plans that keep everything this is FedAvg (McMahan et al. 2017, algorithm 1); the coverage-aware form is HeteroFL's
+    (Diao et al. 2021, eq. 3), with examples as weights.
+    """
+    return old + torch.where(covered > 0, summed / covered.clamp(min=torch.finfo(covered.dtype).tiny), 0.0)
+
+
+def mean_over_all(old: Tensor, summed: Tensor, covered: Tensor, total: float) -> Tensor:
+    """Divides sums of parameters by the weight of all clients, as RaFFM's published code does.
+
+    Entries that few clients cover shrink towards zero every round; it is here to be compared with.
+    """
+    return (covered * old + summed) / total
+
+
+def damped_by_coverage(old: Tensor, summed: Tensor, covered: Tensor, total: float) -> Tensor:
+    """The mean over coverage, as a step scaled by the root of the share of weight that covers an entry.
+
+    The mean of few clients' changes is a noisier estimate than that of many: its standard error grows with the inverse root of their
+    number. A step shorter by that root carries the same noise everywhere. With plans that keep everything it is FedAvg.
+    """
+    return old + (mean_over_coverage(old, summed, covered, total) - old) * (covered / total).sqrt()
+
+
+RULES: dict[str, Rule] = {"coverage": mean_over_coverage, "damped": damped_by_coverage, "all_clients": mean_over_all}
+
+
+def flat_coverage(
+    weights: Mapping[int, float], plans: Sequence[Plan], layout: Layout, shapes: Shapes, owned: Sequence[str] = (),
+    copies: Sequence[int] = (), length: int | None = None,
+) -> Tensor:  # fmt: skip
+    """How much weight trained each entry, flat: one pass for every distinct plan, whatever the number of clients; 0 where it is frozen.
+
+    `owned`, `copies`: as in a `Package`; `length`: of the flat array, where there are copies.
+    """
+    total = torch.zeros(length or sum(torch.Size(shape).numel() for shape in shapes.values()))
+    for number, weight in sorted(weights.items()):
+        named = views(total, shapes, owned, copies[number] if copies else 0)
+        for name, spec in layout.parameters.items():
+            if is_kept(spec.layer, plans[number]) and not spec.frozen:
+                add_coverage(named[name], spec.dims, layout.axes, plans[number], weight)
+    return total
+
+
+def put_back_frozen(new: Tensor, old: Tensor, layout: Layout, shapes: Shapes, owned: Sequence[str] = (), copies: int = 0) -> None:
+    """Gives frozen parameters their old values, in place, whatever a rule or an optimizer made of them (`all_clients` shrinks them).
+
+    `owned`, `copies`: the parameters that there are copies of, and how many.
+    """
+    for copy in range(1 + copies):
+        now, before = (views(flat, shapes, owned, copy) for flat in (new, old))
+        for name, spec in layout.parameters.items():
+            if spec.frozen:
+                now[name].copy_(before[name])

@@ -1,0 +1,102 @@
+"""When parameters are ranked, and by what: weights, clients' statistics, or public examples."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from raffm_ray.axes.flat_parameters import views
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.seeding import generator
+from raffm_ray.clients.messages import Job, Package
+from raffm_ray.models.architecture import Architecture
+from raffm_ray.server.round_schedule import schedule
+from raffm_ray.server.state import Round, ServerState, Setup, class_plans, holds_full_model
+from raffm_ray.subnetworks.calibration import Statistics, rankable
+from raffm_ray.subnetworks.norm_correction import norm_part
+from raffm_ray.subnetworks.salience import METRICS, Scores
+
+
+def _statistic(setup: Setup) -> str | None:
+    settings = setup.experiment.salience
+    calibrated = setup.strategy.salience and settings.source == "clients"
+    return METRICS[settings.metric].statistic if calibrated else None
+
+
+def cuts_residual(setup: Setup, state: ServerState) -> bool:
+    """Whether some class's subnetwork narrows the residual stream, so that norms want correcting."""
+    return any("residual" in plan for plan in class_plans(setup, state).values())
+
+
+def begin_calibration(setup: Setup, state: ServerState) -> Round | None:
+    """Before round 1: clients that can hold the full model report statistics of it; None where no ranking needs them.
+
+    Raises UserError when no client can.
+    """
+    statistic = _statistic(setup)
+    if statistic is None:
+        return None
+    experiment = setup.experiment
+    holding = {name for name in setup.budgets if holds_full_model(setup, name)}
+    able = [client for client, name in enumerate(setup.classes) if setup.examples[client] and name in holding]
+    if not able and not setup.strategy.budgeted:
+        able = [client for client, count in enumerate(setup.examples) if count]
+    if not able:
+        raise UserError(
+            f"salience.metric {experiment.salience.metric!r} is calibrated by clients that hold the full model, and no client with data "
+            "has a device of this fleet that can: set salience.source to public, or a metric of the weights (l1, l2, random)"
+        )
+    rng = generator(experiment.seed, "calibration clients")
+    chosen = sorted(rng.permutation(able)[: experiment.salience.clients].tolist())
+    examples, cut = experiment.salience.examples, "residual" in experiment.extraction.steps
+    package = Package(experiment.seed, 0, (Plan(),), experiment.local, 0.0, statistic, examples, cut)
+    return schedule(setup, package, [Job(client, None, calibrate=True) for client in chosen], state.clock.seconds)
+
+
+def plain_scores(architecture: Architecture) -> Scores:
+    """Scores that rank every axis in its own order: of strategies without salience, and before there is a ranking."""
+    layout = architecture.layout
+    parents = {name: layout.axes[name].parent for name in rankable(layout)}
+    return {
+        name: np.tile(-np.arange(layout.axes[name].size, dtype=float), (layout.axes[parent].size, 1) if parent else 1)
+        for name, parent in parents.items()
+    }
+
+
+def plain_state(architecture: Architecture) -> ServerState:
+    """A stand-in before there is a model: a plain ranking, and zeros that take no memory for the parameters."""
+    count = sum(torch.Size(shape).numel() for shape in architecture.shapes.values())
+    return ServerState(0, torch.zeros(1).expand(count), plain_scores(architecture))
+
+
+def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) -> ServerState:
+    """The state with scores computed from the current parameters and these statistics."""
+    metric = METRICS[setup.experiment.salience.metric]
+    if not setup.strategy.salience:
+        scores = plain_scores(setup.architecture)
+    else:
+        named = views(state.parameters, setup.architecture.shapes)
+        rng = generator(setup.experiment.seed, "salience", state.round)
+        scores = metric.score(setup.architecture.layout, named, statistics or {}, rng)
+    return replace(state, scores=scores, pending=None, norms=norm_part(statistics) or state.norms, ranked_at=state.round)
+
+
+def _next_ranking(setup: Setup, state: ServerState) -> int | None:
+    """After which round the ranking is renewed next, if somebody has reported by then; None for never."""
+    settings = setup.experiment.salience
+    due = max(state.round, state.ranked_at + settings.every)
+    return due if setup.strategy.salience and due <= settings.until * setup.experiment.rounds else None
+
+
+def ranking_is_due(setup: Setup, state: ServerState) -> bool:
+    """Whether the ranking is renewed before the next round; a calibrated one waits until somebody has reported."""
+    return _next_ranking(setup, state) == state.round and (state.pending is not None or _statistic(setup) is None)
+
+
+def wanted_statistic(setup: Setup, state: ServerState) -> str | None:
+    """What clients of the next round that hold the full model report: nothing for a ranking that never comes, nor beyond as many
+    examples as the first calibration may use."""
+    settings = setup.experiment.salience
+    enough = state.pending is not None and float(state.pending["examples"]) >= settings.clients * settings.examples
+    return None if enough or _next_ranking(setup, state) is None else _statistic(setup)

@@ -1,0 +1,194 @@
+"""What a round will take, known before it is trained: devices are simulated, so work, seconds and joules follow from the jobs."""
+
+from collections.abc import Sequence
+from math import ceil, inf
+
+import numpy as np
+from torch import Tensor
+
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.seeding import generator
+from raffm_ray.clients.local_training import choose
+from raffm_ray.clients.messages import Job, Package, Report, Update
+from raffm_ray.data.examples import steps_of
+from raffm_ray.devices.round_costs import DeviceCost, device_cost
+from raffm_ray.server.clock import LATE, Clock, Late, Visit, close_round, settle
+from raffm_ray.server.state import Round, ServerState, Setup, blocks_of, least_clients, view_of
+from raffm_ray.server.workload import reported_work
+from raffm_ray.settings.experiment import ClockSettings
+from raffm_ray.subnetworks.calibration import statistics_size
+from raffm_ray.subnetworks.norm_correction import norm_statistics_size
+
+STATISTIC_BYTES = 8
+"""Statistics travel as float64: their sums must not depend on how clients are grouped."""
+
+
+def _planned_passes(job: Job, sizes: Sequence[int], rng: np.random.Generator) -> dict[int, int]:
+    """How many examples go through each plan, where steps have so many."""
+    seen: dict[int, int] = {}
+    for step, examples in enumerate(sizes):
+        own, drawn = choose(job.prefix, len(job.prefixes), step, rng)
+        for plan in ([job.plan] if own and job.plan is not None else []) + ([] if drawn is None else [job.prefixes[drawn]]):
+            seen[plan] = seen.get(plan, 0) + examples
+    return seen
+
+
+def planned_work(setup: Setup, package: Package, job: Job) -> Report:
+    """What a client will report of a job: all but its loss and its real seconds, if what it sends is finite."""
+    share, local = setup.examples[job.client], package.local
+    seen: dict[int, int] = {}
+    steps = 0
+    if job.plan is not None:
+        steps = steps_of(share, local.batch_size, local.epochs, local.steps)
+        a_pass = ceil(share / local.batch_size)
+        sizes = [min(local.batch_size, share - step % a_pass * local.batch_size) for step in range(steps)]
+        if job.prefixes:
+            seen = _planned_passes(job, sizes, generator(package.seed, "prefixes", package.round, job.client))
+        elif steps:
+            seen = {job.plan: sum(sizes)}
+    layout, values = setup.architecture.layout, 0
+    if job.calibrate and package.statistic:
+        values = statistics_size(layout, package.statistic) + (norm_statistics_size(layout) if package.measure_norms else 0)
+    return Report(
+        client=job.client, plan=job.plan, examples=share, steps=steps, loss=float("nan"), seconds=0.0,
+        forward_backward=tuple(sorted(seen.items())), calibrated=min(share, package.calibration_examples) if job.calibrate else 0,
+        statistics_values=values,
+    )  # fmt: skip
+
+
+def cost_of(setup: Setup, package: Package, job: Job, report: Report) -> DeviceCost:
+    """What a whole job takes of its client's simulated device."""
+    costs = setup.costs(Plan() if job.plan is None else package.plans[job.plan])
+    up = (0 if job.plan is None else costs.bytes_up) + STATISTIC_BYTES * report.statistics_values
+    return device_cost(setup.devices[setup.classes[job.client]], reported_work(setup, package, report), costs.bytes, up)
+
+
+def _costs_of(setup: Setup, package: Package, jobs: Sequence[Job], reports: Sequence[Report]) -> list[DeviceCost]:
+    """`cost_of` for every job; those of equal devices that do equal work are computed once."""
+    known: dict[tuple[object, ...], DeviceCost] = {}
+    found = []
+    for job, report in zip(jobs, reports, strict=True):
+        key = (
+            setup.classes[job.client], job.plan, report.examples, report.forward_backward, report.calibrated, report.statistics_values,
+        )  # fmt: skip
+        if key not in known:
+            known[key] = cost_of(setup, package, job, report)
+        found.append(known[key])
+    return found
+
+
+def available(setup: Setup, clock: Clock) -> tuple[float, list[int]]:
+    """When the next round begins, and which clients with data are awake and free then: at once if there is one, else as soon as one is.
+
+    Clients whose updates are on their way are not free. Raises UserError when nobody will ever be available.
+    """
+    now = clock.seconds
+    owners = np.asarray(setup.examples) > 0
+    while True:
+        busy = {one.visit.job.client: one.arrival_seconds for one in clock.late if one.arrival_seconds > now}
+        free = owners.copy()
+        free[list(busy)] = False
+        awake, changes = setup.availability(now)
+        if (awake & free).any():
+            return now, np.flatnonzero(awake & free).tolist()
+        coming = min([*busy.values(), float(changes[free].min(initial=inf))])
+        if coming == inf:
+            model = setup.experiment.clock.availability
+            raise UserError(f"clock.availability {model!r}: no client with data is ever available after {now:g} s")
+        now = max(coming, float(np.nextafter(now, inf)))  # a change in the last bit must not stand still
+
+
+def selected(setup: Setup) -> int:
+    """How many clients are drawn for a round: more than are waited for, where the experiment says so."""
+    return ceil(setup.experiment.clients.per_round * setup.experiment.clock.over_selection - 1e-9)
+
+
+def drops_out(settings: ClockSettings, seed: int, round_number: int, client: int, seconds: float) -> float:
+    """After how many of the seconds that its work takes a client drops out, uniform over them; infinity if it does not."""
+    if not settings.dropout:
+        return inf
+    happens, when = generator(seed, "dropout", round_number, client).random(2)
+    return float(when * seconds) if happens < settings.dropout else inf
+
+
+def schedule(setup: Setup, package: Package, jobs: Sequence[Job], start_seconds: float) -> Round:
+    """The round of these jobs: who is back before it ends, and who has to train at all. Round 0 waits for everybody who calibrates.
+
+    A round in which nobody takes part lasts until somebody falls asleep or wakes, so that time does not stand still.
+    """
+    settings, experiment = setup.experiment.clock, setup.experiment
+    reports = [planned_work(setup, package, job) for job in jobs]
+    costs = _costs_of(setup, package, jobs, reports)
+    needs = np.array([cost.seconds for cost in costs])
+    stops, wanted, deadline, idle = np.full(len(jobs), inf), len(jobs), inf, 0.0
+    if package.round > 0:
+        _, changes = setup.availability(start_seconds)
+        clients = [job.client for job in jobs]
+        dropping = [drops_out(settings, package.seed, package.round, *one) for one in zip(clients, needs.tolist(), strict=True)]
+        stops = np.minimum(dropping, changes[clients] - start_seconds)
+        wanted, deadline = experiment.clients.per_round, settings.deadline_seconds or inf
+        idle = min(float(changes.min()) - start_seconds, deadline)
+    end, arrived = close_round(needs, stops, wanted, deadline)
+    end = idle if not jobs and idle < inf else end
+    kept = LATE[settings.late](settings, 1) > 0
+    visits = []
+    for job, report, cost, stop, back in zip(jobs, reports, costs, stops.tolist(), arrived.tolist(), strict=True):
+        lost = stop < cost.seconds and (kept or stop <= end)
+        outcome = "used" if back else "dropped" if lost else "stale" if kept else "late"
+        spent = cost if outcome in ("used", "stale") else cost.until(min(stop, end))
+        visits.append(Visit(job, report, spent, outcome))
+    used = [visit for visit in visits if visit.outcome == "used"]
+    stale = tuple((visit.job,) for visit in visits if visit.outcome == "stale")
+    jobs_used, steps = [visit.job for visit in used], [visit.report.steps for visit in used]
+    least = least_clients([visit.cost.flops for visit in used], setup.costs(Plan()).bytes)
+    blocks = blocks_of(jobs_used, steps, experiment.pool.block_clients, package.stack, least)
+    return Round(package, blocks + stale, tuple(visits), late=len(stale), start_seconds=start_seconds, seconds=end)
+
+
+def advance(
+    setup: Setup, clock: Clock, work: Round, updates: Sequence[Update], sums: Sequence[Tensor]
+) -> tuple[Clock, list[tuple[Late, float]]]:
+    """The clock at a round's end, and the late updates that arrived in it, with the factors of their weights.
+
+    `updates`, `sums`: of the round's own late blocks, in their order.
+    """
+    end, number = work.start_seconds + work.seconds, work.package.round
+    arrived, waiting, expired = settle(setup.experiment.clock, clock.late, number, end)
+    visits = [visit for visit in work.visits if visit.outcome == "stale"]
+    sent = tuple(
+        Late(
+            number,
+            work.start_seconds + visit.cost.seconds,
+            visit,
+            work.package.plans[plan],
+            weight,
+            summed,
+            work.package.copy_of(plan),
+        )
+        for visit, update, summed in zip(visits, updates, sums, strict=True)
+        for plan, weight in update.weights.items()
+    )
+    wasted = [visit.cost for visit in work.visits if visit.wasted] + [one.visit.cost for one in expired]
+    moved = clock.wasted_bytes + sum(cost.bytes_down + cost.bytes_up for cost in wasted)
+    joules = clock.wasted_joules + sum(cost.energy_joules for cost in wasted)
+    return Clock(end, waiting + sent, moved, joules), arrived
+
+
+def check_clock(setup: Setup, state: ServerState) -> None:
+    """Raises UserError unless some client could be done with its smallest work, its own plan alone, before the deadline."""
+    deadline, view = setup.experiment.clock.deadline_seconds, view_of(setup, state, 1)
+    needs: dict[str, float] = {}
+    for name in setup.budgets if deadline else ():
+        clients = [client for client, one in enumerate(setup.classes) if one == name and setup.examples[client]]
+        least = min(clients, key=lambda client: setup.examples[client], default=None)
+        plan = None if least is None else setup.strategy.train(view, setup.budgets[name], least)
+        if least is not None and plan is not None:
+            package, job = Package(setup.experiment.seed, 1, (plan,), setup.experiment.local, 0.0), Job(least, 0)
+            needs[name] = cost_of(setup, package, job, planned_work(setup, package, job)).seconds
+    fastest = min(needs, key=lambda name: needs[name], default=None)
+    if deadline and fastest is not None and needs[fastest] > deadline:
+        raise UserError(
+            f"clock.deadline_seconds {deadline:g}: nobody can be done by then: the fastest class, {fastest}, needs "
+            f"{needs[fastest]:.4g} s for its smallest work"
+        )

@@ -1,0 +1,122 @@
+"""The server: state in, state out. Begin a round, finish a round; no processes, no files, no real time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import cos, pi
+
+from torch import Tensor
+
+from raffm_ray.axes.indexing import AxisError, Plan, check_plan
+from raffm_ray.axes.nesting import within
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.seeding import generator
+from raffm_ray.clients.messages import Job, Package, Update
+from raffm_ray.server.aggregation import RULES, flat_coverage, put_back_frozen
+from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
+from raffm_ray.server.ranking import cuts_residual, wanted_statistic
+from raffm_ray.server.round_schedule import advance, available, schedule, selected
+from raffm_ray.server.state import Round, ServerState, Setup, class_plans, copies, stack_sizes, view_of
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.subnetworks.calibration import add_statistics
+from raffm_ray.subnetworks.unit_coverage import add_reached
+
+
+def _learning_rate(experiment: Experiment, round_number: int) -> float:
+    local = experiment.local
+    done = (round_number - 1) / experiment.rounds
+    return local.learning_rate * (0.5 * (1 + cos(pi * done)) if local.schedule == "cosine" else 1.0)
+
+
+def begin_round(setup: Setup, state: ServerState) -> Round:
+    """Draws the next round's clients and cuts their plans. Pure: the same state gives the same round."""
+    experiment, strategy = setup.experiment, setup.strategy
+    number = state.round + 1
+    view = view_of(setup, state, number)
+    start_seconds, able = available(setup, state.clock)
+    rng = generator(experiment.seed, "clients", number)
+    chosen = sorted(rng.choice(able, size=min(selected(setup), len(able)), replace=False).tolist())
+    shared: dict[str, Plan | None] = {}
+    trained: dict[int, Plan] = {}
+    for client in chosen:
+        name = setup.classes[client]
+        if strategy.per_client:
+            plan = strategy.train(view, setup.budgets[name], client)
+        else:
+            if name not in shared:
+                shared[name] = strategy.train(view, setup.budgets[name], client)
+            plan = shared[name]
+        if plan is not None:
+            trained[client] = plan
+    for plan in set(trained.values()):
+        check_plan(plan, setup.architecture.layout.axes)
+    nested = class_plans(setup, state, number) if strategy.prefix != "none" else {}
+    by_size = sorted({*trained.values(), *nested.values()}, key=lambda plan: (setup.costs(plan).params, plan.key))
+    number_of = {plan: position for position, plan in enumerate(by_size)}
+    candidates = sorted({number_of[plan] for plan in nested.values()})
+    prefixes_of = {own: tuple(one for one in candidates if one < own) for own in {number_of[plan] for plan in trained.values()}}
+    _check_nesting(setup, by_size, prefixes_of)
+    statistic = wanted_statistic(setup, state)
+    equal = strategy.client_weight == "equal"
+    jobs = [
+        Job(
+            client, number_of[plan], prefixes_of[number_of[plan]], strategy.prefix, statistic is not None and len(plan) == 0,
+            1.0 if equal else float(setup.examples[client]),
+        )
+        for client, plan in trained.items()
+    ]  # fmt: skip
+    package = Package(
+        experiment.seed, number, tuple(by_size), experiment.local, _learning_rate(experiment, number), statistic,
+        experiment.salience.examples, statistic is not None and cuts_residual(setup, state), state.norms,
+        strategy.distill, experiment.strategy.temperature, stack_sizes(setup, by_size), setup.owned, copies(setup, state, by_size, number),
+        experiment.server.update_norm_bound,
+    )  # fmt: skip
+    return replace(schedule(setup, package, jobs, start_seconds), drawn=len(chosen))
+
+
+def _check_nesting(setup: Setup, plans: Sequence[Plan], prefixes_of: Mapping[int, tuple[int, ...]]) -> None:
+    for own, prefixes in prefixes_of.items():
+        for prefix in prefixes:
+            try:
+                within(plans[prefix], plans[own], setup.architecture.layout)
+            except AxisError as error:
+                name = setup.experiment.strategy.name
+                raise UserError(
+                    f"strategy.prefix: the plans of strategy {name!r} are not nested in each other: {error}"
+                ) from None
+
+
+def finish_round(
+    setup: Setup, state: ServerState, work: Round, summed: Tensor, updates: Sequence[Update], late: Sequence[Tensor] = ()
+) -> ServerState:
+    """Averages the blocks' sums, takes the server optimizer's step and keeps the statistics for the next ranking.
+
+    `summed`: the flat sum of all blocks, added in block order, but for the round's late ones, whose own sums are `late`: they are added
+    in the round in which they arrive, their statistics never (they are of an older model). A round in which nobody trained leaves the
+    parameters as they are.
+    """
+    weights: dict[int, float] = {}
+    pending = state.pending
+    on_time = len(updates) - len(late)
+    for update in updates[:on_time]:
+        for plan, weight in update.weights.items():
+            weights[plan] = weights.get(plan, 0.0) + weight
+        if update.statistics:
+            pending = add_statistics(pending, update.statistics)
+    clock, arrived = advance(setup, state.clock, work, updates[on_time:], late)
+    plans = [*work.package.plans, *(one.plan for one, _ in arrived)]
+    used = [*(work.package.copies or [0] * len(work.package.plans)), *(one.copy for one, _ in arrived)]
+    for number, (one, factor) in enumerate(arrived, len(work.package.plans)):
+        weights[number] = factor * one.weight
+        summed = summed.add(one.summed, alpha=factor)
+    total = sum(weights.values())
+    parameters, moments, server = state.parameters, state.moments, setup.experiment.server
+    if total > 0:
+        layout, shapes = setup.architecture.layout, setup.architecture.shapes
+        covered = flat_coverage(weights, plans, layout, shapes, setup.owned, used, len(summed))
+        averaged = RULES[setup.strategy.aggregation](parameters, summed, covered, total)
+        parameters, moments = SERVER_OPTIMIZERS[server.optimizer](parameters, averaged, covered, moments, server)
+        put_back_frozen(parameters, state.parameters, layout, shapes, setup.owned, len(setup.budgets) - 1 if setup.owned else 0)
+    return replace(
+        state, round=work.package.round, parameters=parameters, pending=pending, moments=moments, clock=clock,
+        reached=add_reached(state.reached, weights, plans, setup.architecture.layout), reached_weight=state.reached_weight + total,
+    )  # fmt: skip

@@ -1,0 +1,264 @@
+"""What a run does not change, what the next round depends on, and what a round is made of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from raffm_ray.axes.flat_parameters import views
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import TooSmallError, UserError, look_up
+from raffm_ray.clients.messages import Job, Package
+from raffm_ray.devices.availability import Availability
+from raffm_ray.devices.profiles import Device
+from raffm_ray.models.architecture import Architecture
+from raffm_ray.server.clock import Clock, Visit
+from raffm_ray.server.optimizers import Moments
+from raffm_ray.server.strategies import STRATEGIES, Strategy, View
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.subnetworks.calibration import Statistics
+from raffm_ray.subnetworks.costs import Budget, Costs, costs_of
+from raffm_ray.subnetworks.extraction import Cutting
+from raffm_ray.subnetworks.salience import Scores
+from raffm_ray.subnetworks.size_specific import copies_of, owned_names
+from raffm_ray.subnetworks.unit_coverage import Reached
+
+
+@lru_cache(maxsize=4096)  # a round asks for the same few plans once or more for every client
+def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: str) -> Costs:
+    return costs_of(architecture, plan, batch_size, optimizer)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What does not change during a run. `budgets`: by device class, weakest first; `classes`: the class of every client;
+    `devices`: all classes that are known; `availability`: who is awake when; `not_stacked`: why clients must be trained one by one, None
+    where they need not."""
+
+    experiment: Experiment
+    architecture: Architecture
+    strategy: Strategy
+    budgets: Mapping[str, Budget]
+    classes: Sequence[str]
+    examples: Sequence[int]
+    devices: Mapping[str, Device]
+    availability: Availability
+    not_stacked: str | None = None
+
+    @property
+    def cutting(self) -> Cutting:
+        """How plans may be cut."""
+        return Cutting(self.experiment.extraction.steps, self.experiment.extraction.floors)
+
+    @cached_property
+    def owned(self) -> tuple[str, ...]:
+        """The parameters of which sizes have copies of their own. Raises UserError as `owned_names`."""
+        return owned_names(self.architecture.layout, self.experiment.strategy.own)
+
+    def costs(self, plan: Plan) -> Costs:
+        """What a plan costs with this experiment's local training."""
+        return _costs(self.architecture, plan, self.experiment.local.batch_size, self.experiment.local.optimizer)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validated round so far: its number and validation metric, and how many evaluations came since without a better one.
+
+    `state`: the model of that round and what its subnetworks are cut by; None where it is not to be kept.
+    """
+
+    round: int
+    validation: float
+    since: int = 0
+    state: "ServerState | None" = None
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that the next round depends on. `pending`: statistics reported since the last ranking; `norms`: from before it; `moments`:
+    the server optimizer's; `best`: None before a first validation; `reached`: of `reached_weight`, the weight of all updates so far."""
+
+    round: int
+    parameters: Tensor
+    scores: Scores
+    pending: Statistics | None = None
+    norms: Statistics = field(default_factory=dict)
+    ranked_at: int = 0
+    moments: Moments = field(default_factory=dict)
+    best: Best | None = None
+    clock: Clock = field(default_factory=Clock)
+    reached: Reached = field(default_factory=dict)
+    reached_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round's work: what all share, and the jobs by block.
+
+    Clients whose updates nobody will use have no job, only a visit. The last `late` blocks hold one client each, whose update comes
+    after the round's end. `drawn`: how many clients the strategy was asked about; `visits`: everybody whom it gave work, in client order; `start_seconds`: virtual time; `seconds`: until the end.
+    """
+
+    package: Package
+    blocks: tuple[tuple[Job, ...], ...]
+    visits: tuple[Visit, ...] = ()
+    drawn: int = 0
+    late: int = 0
+    start_seconds: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs, block after block."""
+        return [job for block in self.blocks for job in block]
+
+
+def setup_strategy(experiment: Experiment) -> Strategy:
+    """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name, prefixes that it cannot have, or
+    one that has nobody to learn from."""
+    settings = experiment.strategy
+    strategy = look_up(STRATEGIES, settings.name, "strategy.name")
+    if settings.prefix != "default":
+        strategy = replace(strategy, prefix=settings.prefix)
+    if settings.aggregation != "default":
+        strategy = replace(strategy, aggregation=settings.aggregation)
+    if settings.client_weight != "default":
+        strategy = replace(strategy, client_weight=settings.client_weight)
+    if settings.distill is not None:
+        strategy = replace(strategy, distill=settings.distill)
+    if strategy.distill and strategy.prefix not in ("smallest", "random"):
+        raise UserError(
+            f"strategy.distill: {strategy.distill:g} needs steps that train the own plan and a prefix of it: strategy.prefix must be "
+            f"smallest or random, got {strategy.prefix!r}"
+        )
+    if strategy.prefix != "none" and not strategy.nested:
+        raise UserError(
+            f"strategy.prefix: must be none with strategy {settings.name!r}, whose plans are not nested in each other, got {strategy.prefix!r}"
+        )
+    if settings.own and strategy.aggregation == "all_clients":
+        raise UserError(
+            f"strategy.own: {', '.join(settings.own)}: the divisor of all clients shrinks what few of them train, and a size's copy is "
+            "trained by few: strategy.aggregation must be coverage or damped"
+        )
+    return strategy
+
+
+def view_of(setup: Setup, state: ServerState, round_number: int) -> View:
+    """What the strategy sees in a round."""
+    experiment = setup.experiment
+    return View(
+        setup.architecture, state.scores, setup.cutting, experiment.extraction.kind, experiment.seed, round_number,
+        experiment.local.batch_size, experiment.local.optimizer, setup.budgets, views(state.parameters, setup.architecture.shapes),
+    )  # fmt: skip
+
+
+def class_plans(setup: Setup, state: ServerState, round_number: int | None = None) -> dict[str, Plan]:
+    """The subnetwork that every device class gets from the current parameters and ranking, for use rather than training.
+
+    As after the last round, or as they are in the round of that number. Raises UserError that names the first class whose budget is too
+    small, or all of them where every one is.
+    """
+    view = view_of(setup, state, state.round if round_number is None else round_number)
+    plans, refused = {}, dict[str, TooSmallError]()
+    for name, budget in setup.budgets.items():
+        try:
+            plan = setup.strategy.deploy(view, budget, -1)
+        except TooSmallError as small:
+            refused[name] = small
+            continue
+        assert plan is not None
+        plans[name] = plan
+    if refused and not plans:
+        lacking = "; ".join(f"{name}: {', '.join(error.exceeded)}" for name, error in refused.items())
+        smallest = next(iter(refused.values())).smallest
+        raise UserError(f"every device class of this fleet is below {smallest}: {lacking} (need > what it allows)")
+    for name, error in refused.items():
+        raise UserError(f"device class {name}: {error} (strategy {setup.experiment.strategy.name!r})")
+    return plans
+
+
+STACK_CLIENTS = 16
+"""Clients of a small model trained at once; more of them gain no more (a ViT of 45,000 parameters: 0.59, 0.53, 0.50, 0.53 of the time of
+one by one with 4, 8, 16, 32)."""
+STACK_FLOPS = 5e8
+"""A training step of at most so many FLOPs is small. On a CPU core, stacked took 0.5 of the time at 8e7 FLOPs, 0.7 at 3e8, 0.95 at 1e9."""
+
+
+def stack_sizes(setup: Setup, plans: Sequence[Plan]) -> tuple[int, ...]:
+    """How many clients of each plan may be trained at once: a property of the round, so that any worker does the same."""
+    asked, batch_size = setup.experiment.pool.stack_clients, setup.experiment.local.batch_size
+    if setup.not_stacked or setup.strategy.distill or asked == 1:
+        return ()
+    return tuple(
+        asked or (STACK_CLIENTS if setup.costs(plan).training_flops * batch_size <= STACK_FLOPS else 1) for plan in plans
+    )
+
+
+def copies(setup: Setup, state: ServerState, plans: Sequence[Plan], round_number: int | None = None) -> tuple[int, ...]:
+    """Which copy of the owned parameters each plan uses, 0 where there are none but the model's own.
+
+    It goes by the sizes that clients with data train, not by those that classes get: where everybody trains the full model, a copy for
+    a smaller size would stay as it began. Strategies that look at clients differ in what they choose for one, not in how much.
+    """
+    if not setup.owned:
+        return (0,) * len(plans)
+    view = view_of(setup, state, state.round if round_number is None else round_number)
+    extract = setup.strategy.deploy if setup.strategy.per_client else setup.strategy.train
+    owners = {setup.classes[client] for client, count in enumerate(setup.examples) if count}
+    trained = [extract(view, budget, -1) for name, budget in setup.budgets.items() if name in owners]
+    sizes = [setup.costs(plan).params for plan in trained if plan is not None]
+    return copies_of(sizes, [setup.costs(plan).params for plan in plans])
+
+
+WORTH_FLOPS = 12.0
+"""FLOPs of training for which a byte of a block's sum is worth moving. Returned and added it takes about 0.3 ns of a core, or 3 FLOPs at
+10 GFLOP/s: so moving is at most a quarter of the work."""
+LEAST_BLOCKS = 16
+"""That a round is divided into even so: more workers have something to do."""
+
+
+def least_clients(flops: Sequence[float], sum_bytes: int) -> int:
+    """How many clients a block must have at least, so that their training outweighs the moving of their sum. `flops`: of every client's
+    training; `sum_bytes`: of a block's sum. A property of the round, whatever the workers."""
+    mean = sum(flops) / max(1, len(flops))
+    return max(1, min(ceil(WORTH_FLOPS * sum_bytes / mean) if mean else len(flops), len(flops) // LEAST_BLOCKS))
+
+
+def blocks_of(
+    jobs: Sequence[Job], steps: Sequence[int], size: int | None, stack: Sequence[int], least: int = 1
+) -> tuple[tuple[Job, ...], ...]:
+    """Fixed groups of clients, whatever the workers: the same sums in the same order.
+
+    Runs of `size` clients, where it is given. Else one stack a block, of clients with like numbers of steps, in 2, 4, 8 ... even parts
+    of those that train a plan, so that as many workers have as much to do; and runs of a 64th of the others, of `least` clients or more.
+    """
+    alone, together = list[Job](), dict[int, list[tuple[int, int, Job]]]()
+    for position, (job, count) in enumerate(zip(jobs, steps, strict=True)):
+        if size is None and stack and job.plan is not None and stack[job.plan] > 1:
+            together.setdefault(job.plan, []).append((count, position, job))
+        else:
+            alone.append(job)
+    length = size or max(least, -(-len(alone) // 64))
+    blocks = [tuple(alone[start : start + length]) for start in range(0, len(alone), length)]
+    for plan, clients in sorted(together.items()):
+        parts = 1
+        while parts * stack[plan] < len(clients):
+            parts *= 2
+        ordered = [job for *_, job in sorted(clients)]
+        edges = [len(ordered) * part // parts for part in range(parts + 1)]
+        blocks += [tuple(ordered[start:stop]) for start, stop in pairwise(edges)]
+    return tuple(blocks)
+
+
+def holds_full_model(setup: Setup, name: str) -> bool:
+    """Whether a device class can train the full model."""
+    return setup.budgets[name].allows(setup.costs(Plan()))
+
+
+def new_state(parameters: Tensor) -> ServerState:
+    """The state before round 1."""
+    return ServerState(0, parameters.to(torch.float32), {})

@@ -1,0 +1,13 @@
+"""The experiment as typed, frozen settings, read from YAML and command-line flags.
+
+Open to other packages:
+
+- `experiment`: every setting of an experiment
+- `execution`: settings of the pool and of checkpoints
+- `loading`: reads YAML and flags; every mistake is one line
+- `base`: the base class of all settings
+
+Start reading at `experiment`.
+"""
+
+__all__ = ["base", "execution", "experiment", "loading"]

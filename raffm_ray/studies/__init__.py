@@ -1,0 +1,21 @@
+"""Many runs of one experiment: strategies over seeds, and Optuna's search over settings.
+
+Open to other packages:
+
+- `comparison`: a strategy and its baselines over seeds
+- `study`: an Optuna study
+- `study_settings`: a study's YAML file
+
+Used inside only:
+
+- `trial`: the runs of one trial
+- `ray_trials`: trials side by side on Ray
+- `search_space`: which settings are searched
+- `samplers`: Optuna's samplers and pruners by name
+- `study_report`: best trials, importances, `study.json`
+- `study_picture`: the picture of a study
+
+Start reading at `study`.
+"""
+
+__all__ = ["comparison", "study", "study_settings"]

@@ -1,0 +1,143 @@
+"""A strategy and its rivals over seeds: the same data, fleet, budgets and rounds, every run in a folder of its own."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from raffm_ray.basics.errors import UserError, shortened
+from raffm_ray.basics.files import check_no_links, check_path, locked
+from raffm_ray.clients.local_training import one_thread
+from raffm_ray.pool.worker_pool import open_pool
+from raffm_ray.preparation.prepare import alone, check_baselines, prepare, with_strategy
+from raffm_ray.reports.multi_run_report import flat, write_page
+from raffm_ray.reports.run_report import write_report
+from raffm_ray.runs.reader import of_a_run, read_rounds, read_summary
+from raffm_ray.runs.recorder import check_output
+from raffm_ray.runs.simulation import completed, starting
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.loading import dump
+
+
+@dataclass(frozen=True)
+class Run:
+    """One strategy on one seed; its experiment repeats it alone."""
+
+    strategy: str
+    seed: int
+    experiment: Experiment
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether its summary is there, which is written last."""
+        return (self.folder / "summary.json").is_file()
+
+
+def runs_of(experiment: Experiment, seeds: Sequence[int], folder: Path) -> list[Run]:
+    """Every strategy on every seed, a seed after the other."""
+    names = [experiment.strategy.name, *experiment.baselines]
+    return [
+        Run(name, seed, alone(experiment, name).model_copy(update={"seed": seed}), folder / name / f"seed-{seed}")
+        for seed in seeds
+        for name in names
+    ]
+
+
+def check_folder(run: Run) -> None:
+    """Raises UserError when the run's folder holds anything but this run, finished or not, or cannot be made."""
+    check_path(run.folder)
+    check_no_links(run.folder)
+    kept, wanted = run.folder / "config.yaml", dump(run.experiment)
+    if not kept.is_file():
+        check_output(run.folder)
+        return
+    try:
+        text = kept.read_text(encoding="utf-8")
+        found = {} if text == wanted else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{kept}: cannot be read: {str(error).splitlines()[0]}") from None
+    if text == wanted:
+        return
+    there, here = flat(found if isinstance(found, dict) else {}), flat(yaml.safe_load(wanted))
+    keys = [key for key in {**here, **there} if key not in there or key not in here or there[key] != here[key]]
+    told = ""
+    if keys:
+        first, second = (shortened(side[keys[0]]) if keys[0] in side else "not set" for side in (there, here))
+        told = f": {keys[0]} is {first} there and {second} here"
+    raise UserError(f"--out: {run.folder} holds a run of another configuration{told}; name another folder")
+
+
+def _left(seconds: Sequence[float], waiting: int) -> str:
+    """How long the waiting runs will take, judged by those that ended."""
+    if not seconds:
+        return ""
+    minutes = sum(seconds) / len(seconds) * waiting / 60
+    return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
+
+
+def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> None:
+    """Runs what is not finished; one pool a seed, since a seed divides the data anew."""
+    seconds: list[float] = []
+    waiting = sum(not run.finished for run in runs)
+    for seed in dict.fromkeys(run.seed for run in runs):
+        own = [run for run in runs if run.seed == seed]
+        for run in own:
+            if run.finished:
+                console.print(f"compare: {run.strategy}, seed {seed}: reused", highlight=False)
+        missing = [run for run in own if not run.finished]
+        if not missing:
+            continue
+        prepared = prepare(experiment.model_copy(update={"seed": seed}))
+        start = starting(prepared, console)
+        tell = partial(console.print, highlight=False)
+        pool = open_pool(prepared.runner(), experiment.pool, tell, prepared.setup.classes)
+        try:
+            for run in missing:
+                number = 1 + runs.index(run)
+                place = f"compare: run {number} of {len(runs)}: {run.strategy}, seed {seed}"
+                console.print(f"{place}{_left(seconds, waiting)}", highlight=False)
+                began = time.perf_counter()
+                with locked(run.folder):
+                    completed(with_strategy(prepared, run.strategy), start, pool, run.folder, console)
+                seconds.append(time.perf_counter() - began)
+                waiting -= 1
+        finally:
+            pool.close()
+
+
+def compare(experiment: Experiment, seeds: Sequence[int], folder: Path | str, console: Console | None = None) -> dict[str, Any]:
+    """Runs the experiment's strategy and each of its baselines on every seed, in `folder`/<strategy>/seed-<n>; returns the content of
+    `comparison.json`, which is written beside `.html`, `.csv`, `.md` and `.png`.
+
+    A run that is there already, finished and of the same configuration, is reused; one that was interrupted goes on after its last checkpoint. Raises
+    UserError before any training when a run cannot work or its folder holds something else.
+    """
+    console, folder = console or Console(stderr=True, quiet=True), Path(folder)
+    check_baselines(experiment)
+    runs = runs_of(experiment, seeds, folder)
+    for run in runs:
+        check_folder(run)
+    with one_thread():
+        for seed in dict.fromkeys(run.seed for run in runs if not run.finished):
+            prepared = prepare(experiment.model_copy(update={"seed": seed}))
+            for name in experiment.baselines:
+                with_strategy(prepared, name)
+        _run_all(runs, experiment, console)
+    summaries: dict[str, dict[int, dict[str, Any]]] = {}
+    rounds: dict[str, list[list[dict[str, Any]]]] = {}
+    for run in runs:
+        if not (run.folder / "report.html").is_file():
+            write_report(run.folder)
+        summaries.setdefault(run.strategy, {})[run.seed] = read_summary(run.folder)
+        rounds.setdefault(run.strategy, []).append(read_rounds(run.folder))
+    with of_a_run(folder):
+        write_page(summaries, rounds, [(run.strategy, run.seed, str(run.folder)) for run in runs], folder)
+    content: dict[str, Any] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,300 @@
+"""A study: Optuna chooses configurations, trials run them, and only the driver touches what Optuna remembers."""
+
+import math
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import optuna
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState, create_trial
+from rich.console import Console
+
+from raffm_ray.basics.errors import UserError, look_up
+from raffm_ray.basics.files import locked, write_whole
+from raffm_ray.basics.flags import take_flag
+from raffm_ray.basics.formatting import standard_output
+from raffm_ray.data.metrics import METRICS
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.reports.comparison_table import MEASURES, statistic
+from raffm_ray.runs.recorder import check_output
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.studies.samplers import check_sampler, pruner_of, sampler_of
+from raffm_ray.studies.search_space import Space, changed, enqueued, space_of
+from raffm_ray.studies.study_report import Goal, Limit, notes, said, table, write_analysis
+from raffm_ray.studies.study_settings import FREE, Study, described, dump_study, load_study
+from raffm_ray.studies.trial import WATCHED, Outcome, Work, run_trial
+
+STUDY, JOURNAL = "study.yaml", "journal.log"
+OF_THE_METRIC = ("full", "worst_class", "curve_area")
+"""Measures that are better higher or lower as the task's metric is; all others are costs."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A study that was checked. `first`: parameters of the trials that come first, as Optuna is given them."""
+
+    study: Study
+    base: Experiment
+    space: Space
+    metric: str
+    goals: Sequence[Goal]
+    limits: Sequence[Limit]
+    first: Sequence[Mapping[str, Any]]
+
+    @property
+    def watched(self) -> str | None:
+        """What is reported after every round, None where nothing is pruned."""
+        return self.study.objectives[0] if self.study.pruner else None
+
+
+def _limit(text: str) -> Limit:
+    found = re.fullmatch(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*", text)
+    try:
+        name, relation, bound = found.groups() if found else ("", "", "")
+        value = float(bound)
+    except ValueError:
+        raise UserError(f"constraints: expected 'measure >= number' or 'measure <= number', got {text!r}") from None
+    look_up(MEASURES, name, "constraints: measure")
+    return Limit(text, name, relation == ">=", value)
+
+
+def checked(study: Study, base: Experiment) -> Search:
+    """The study ready to run. Raises UserError, before any training, for whatever in it cannot work."""
+    for name in study.objectives:
+        look_up(MEASURES, name, "objectives: measure")
+    limits = [_limit(text) for text in study.constraints]
+    pruner_of(study.pruner)
+    if study.pruner and (len(study.objectives) > 1 or study.objectives[0] not in WATCHED):
+        raise UserError(f"pruner: prunes by one objective that is known after every round: {' or '.join(WATCHED)}")
+    if base.baselines:
+        base = base.model_copy(update={"baselines": ()})
+    if "curve_area" in [*study.objectives, *(limit.measure for limit in limits)] and not base.evaluation.sizes:
+        raise UserError("curve_area: evaluation.sizes is 0: no sizes between the classes' are measured")
+    if study.parallel > 1 and base.pool.gpus_per_worker == "auto":
+        raise UserError(f"pool.gpus_per_worker: auto is for one trial at a time, got parallel {study.parallel}: give a number")
+    prepared = prepare(base)
+    space = space_of(study.space, base, prepared.setup.architecture)
+    check_sampler(study.sampler, study.seed, {key: dimension.distribution for key, dimension in space.items()})
+    metric = prepared.task.metric
+    goals = [Goal(name, METRICS[metric].higher if name in OF_THE_METRIC else False) for name in study.objectives]
+    return Search(study, base, space, metric, goals, limits, [enqueued(space, base, given) for given in study.enqueue])
+
+
+def _check_same(folder: Path, wanted: str) -> None:
+    """Raises UserError where a folder holds another study than the wanted one, but for what may change."""
+    try:
+        there, here = yaml.safe_load((folder / STUDY).read_text(encoding="utf-8")), yaml.safe_load(wanted)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{folder / STUDY}: cannot be read: {str(error).splitlines()[0]}") from None
+    for key in here:
+        if key not in FREE and (not isinstance(there, dict) or there.get(key) != here[key]):
+            raise UserError(f"--out {folder}: holds another study: its {key} is not this one's; name another folder")
+
+
+def _mend(journal: Path) -> None:
+    """Takes back a line that was being written, and lets go of a lock, when the driver was killed: nobody else writes here."""
+    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
+    if journal.is_file():
+        content = journal.read_bytes()
+        if content and not content.endswith(b"\n"):
+            write_whole(journal, content[: content.rfind(b"\n") + 1])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="optuna")
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            yield
+        finally:
+            optuna.logging.set_verbosity(before)
+
+
+def _opened(search: Search, folder: Path) -> optuna.Study:
+    """The study in Optuna's journal, made or gone on with: trials that were cut short are failed and come again, with what they had."""
+    _mend(folder / JOURNAL)
+    kept = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
+        study_name=search.study.name,
+        directions=["maximize" if goal.higher else "minimize" for goal in search.goals],
+        pruner=pruner_of(search.study.pruner),
+        load_if_exists=True,
+    )
+    known = {trial.user_attrs.get("enqueued") for trial in kept.trials}
+    for position, parameters in enumerate(search.first):
+        if position not in known:
+            kept.enqueue_trial(dict(parameters), user_attrs={"enqueued": position})
+    for trial in kept.trials:
+        if trial.state is TrialState.RUNNING:
+            if trial.number not in _cut_short(kept):
+                parameters = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+                attributes = {"folder": _folder_name(trial.number), **trial.user_attrs, "continues": trial.number}
+                # What samplers note of a trial, such as its generation, goes with it; constraints are known at its end.
+                kept.add_trial(
+                    create_trial(
+                        state=TrialState.WAITING,
+                        user_attrs=attributes,
+                        system_attrs={**trial.system_attrs, "fixed_params": parameters},
+                    )
+                )
+            kept.tell(trial.number, state=TrialState.FAIL)
+    return kept
+
+
+def _folder_name(number: int) -> str:
+    return f"trials/{number:04d}"
+
+
+def _cut_short(kept: optuna.Study) -> set[int]:
+    """Numbers of trials that another one continues."""
+    return {trial.user_attrs["continues"] for trial in kept.trials if "continues" in trial.user_attrs}
+
+
+def _begun(kept: optuna.Study) -> int:
+    cut_short = _cut_short(kept)
+    return sum(trial.state is not TrialState.WAITING and trial.number not in cut_short for trial in kept.trials)
+
+
+class _Driver:
+    """Asks Optuna what to try, and tells it what became of it."""
+
+    def __init__(self, search: Search, kept: optuna.Study, folder: Path, console: Console) -> None:
+        self.search, self.kept, self.folder, self.console = search, kept, folder, console
+        self.live: dict[int, tuple[optuna.Trial, float, set[int]]] = {}
+
+    def works(self) -> Iterator[Work]:
+        """Trials until there are enough, each chosen when it is asked for."""
+        study, space = self.search.study, self.search.space
+        distributions = {key: dimension.distribution for key, dimension in space.items()}
+        while (position := _begun(self.kept)) < study.trials:
+            self.kept.sampler = sampler_of(study.sampler, study.seed, position)
+            trial = self.kept.ask(distributions)
+            name = trial.user_attrs.get("folder", _folder_name(trial.number))
+            trial.set_user_attr("folder", name)
+            before: Mapping[int, float] = {}
+            if "continues" in trial.user_attrs:
+                before = self.kept.trials[trial.user_attrs["continues"]].intermediate_values
+                for round_number, value in before.items():
+                    trial.report(value, round_number)
+            self.live[trial.number] = (trial, time.perf_counter(), set(before))
+            values = {key: space[key].value(shown) for key, shown in trial.params.items()}
+            if study.parallel > 1:
+                values["pool.backend"] = "in_process"
+            try:
+                experiments = [changed(self.search.base, {**values, "seed": seed}) for seed in study.seeds]
+            except UserError as error:  # values that do not go together
+                self.ended(trial.number, Outcome(reason=str(error)))
+                continue
+            yield Work(trial.number, experiments, (self.folder / name).resolve(), self.search.metric, self.search.watched)
+
+    def report(self, number: int, round_number: int, value: float) -> bool:
+        """Whether a trial is to stop after a round."""
+        trial, _, reported = self.live[number]
+        if round_number not in reported and math.isfinite(value):
+            trial.report(value, round_number)
+            reported.add(round_number)
+        return trial.should_prune()
+
+    def ended(self, number: int, outcome: Outcome) -> None:
+        """Tells Optuna, and the user in a line, what became of a trial."""
+        trial, since, _ = self.live.pop(number)
+        measures = {name: statistic(values) for name, values in outcome.measures.items()}
+        needed = [*self.search.study.objectives, *(limit.measure for limit in self.search.limits)]
+        means = {name: measures[name]["mean"] for name in needed if measures}
+        bad = [f"{name} is {mean}" for name, mean in means.items() if mean is None or not math.isfinite(mean)]
+        reason = outcome.reason or "; ".join(bad)
+        if reason:
+            trial.set_user_attr("reason", reason)
+            self.kept.tell(trial, state=TrialState.FAIL)
+            told = f"failed: {reason}"
+        elif outcome.pruned:
+            self.kept.tell(trial, state=TrialState.PRUNED)
+            told = "pruned"
+        else:
+            trial.set_user_attr("measures", measures)
+            for limit in self.search.limits:
+                trial.set_constraint(limit.text, limit.excess(means[limit.measure]))
+            self.kept.tell(trial, [means[goal.measure] for goal in self.search.goals])
+            told = ", ".join(said(goal.measure, self.search.metric, measures[goal.measure]) for goal in self.search.goals)
+        seconds, done = time.perf_counter() - since, _begun(self.kept) - len(self.live)
+        self.console.print(
+            f"trial {number} ({done} of {self.search.study.trials}, {seconds:.0f} s): {told}", highlight=False, soft_wrap=True
+        )
+
+
+def run_study(study: Study, base: Experiment, folder: Path | str, console: Console | None = None) -> dict[str, Any]:
+    """Runs a study in `folder`, or goes on with the one that is there; returns the content of `study.json`.
+
+    Every trial's runs are in `folder`/trials/<number>/seed-<n>. With the same seed and one trial at a time a study is the same, however
+    often it was interrupted. Raises UserError before any training where something cannot work, and where every trial failed.
+    """
+    console, folder = console or Console(stderr=True, quiet=True), Path(folder)
+    with _quiet():
+        search = checked(study, base)
+        text = dump_study(study, search.base)
+        if not (folder / STUDY).is_file():
+            check_output(folder)
+        with locked(folder):
+            if (folder / STUDY).is_file():
+                _check_same(folder, text)
+            write_whole(folder / STUDY, text.encode())
+            kept = _opened(search, folder)
+            if _begun(kept):
+                console.print(f"{folder}: goes on after {_begun(kept)} trials", highlight=False, soft_wrap=True)
+            driver = _Driver(search, kept, folder, console)
+            for number, outcome in _outcomes(driver, study, search):
+                driver.ended(number, outcome)
+            return write_analysis(kept, search.base, search.space, search.metric, search.goals, search.limits, study, folder)
+
+
+def _outcomes(driver: _Driver, study: Study, search: Search) -> Iterator[tuple[int, Outcome]]:
+    """Trials as they end. The next one is chosen only after what became of this one was told."""
+    if study.parallel == 1:
+        for work in driver.works():
+            yield work.number, run_trial(work, partial(driver.report, work.number))
+        return
+    from raffm_ray.studies.ray_trials import check_room, side_by_side
+
+    check_room(study.parallel, search.base.pool)
+    yield from side_by_side(driver.works(), study.parallel, search.base.pool, driver.report, bool(search.watched))
+
+
+def command(words: Sequence[str], fresh_folder: Callable[[str], Path]) -> int:
+    """`raffm-ray study STUDY.yaml|DIR [--key.path value ...] [--out DIR]`."""
+    rest = list(words)
+    if {"-h", "--help"} & set(rest):
+        print(f"raffm-ray study STUDY.yaml|DIR [--key.path value ...] [--out DIR]; the file's keys:\n{described()}")
+        return 0
+    if not rest or rest[0].startswith("-"):
+        raise UserError("study: expected the path of a YAML file, or the folder of a study to go on with")
+    path = Path(rest.pop(0))
+    chosen = take_flag(rest, "--out") or (str(path) if path.is_dir() else None)
+    study, base = load_study(path / STUDY if path.is_dir() else path, rest)
+    folder = Path(chosen or fresh_folder(study.name))
+    try:
+        content = run_study(study, base, folder, Console(stderr=True))
+    except KeyboardInterrupt:
+        told = f"; raffm-ray study {quote(str(folder))} goes on" if (folder / STUDY).is_file() else ""
+        raise KeyboardInterrupt(told) from None
+    out = standard_output()
+    if content["front"]:
+        out.print(table(content), "")
+    for note in notes(content):
+        out.print(note, style="dim", highlight=False)
+    out.print(
+        f"picture: {folder / 'study.png'}\nbest:    {folder / 'best.yaml'}\nstudy:   {folder}", highlight=False, soft_wrap=True
+    )
+    return 0

@@ -1,0 +1,207 @@
+"""What a study found: its best trials, which settings mattered, configurations to run, a table, and everything in `study.json`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import optuna
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.files import write_whole
+from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
+from raffm_ray.data.metrics import unit
+from raffm_ray.reports.comparison_table import Statistic, with_error
+from raffm_ray.runs.recorder import write_json
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.loading import dump
+from raffm_ray.studies.search_space import Space, changed
+from raffm_ray.studies.study_picture import draw_study
+from raffm_ray.studies.study_settings import Study
+
+ENOUGH = 10
+"""Finished trials below which importances say nothing."""
+RULE = "of the front, the trial nearest to the best value of every objective (Euclidean distance, each objective scaled to the front's range)"
+COSTS = {"bytes": human_bytes, "simulated_seconds": human_seconds, "energy_joules": human_joules}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """An objective: a measure of `standings.MEASURES`, and whether more of it is better."""
+
+    measure: str
+    higher: bool
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A constraint `measure >= bound`, or `<=`; `text`: as it was given."""
+
+    text: str
+    measure: str
+    at_least: bool
+    bound: float
+
+    def excess(self, value: float) -> float:
+        """By how much a value misses the bound: 0 or less where it holds."""
+        return self.bound - value if self.at_least else value - self.bound
+
+
+def said(measure: str, metric: str, value: Statistic) -> str:
+    """`full 93.1 ± 0.2%`, `bytes 12.3 MB`."""
+    if measure not in COSTS:
+        return f"{measure} {with_error(metric, value)}{unit(metric)}"
+    return f"{measure} {COSTS[measure](value['mean'])}" if value["mean"] is not None else f"{measure} -"
+
+
+def front_of(values: Mapping[int, Sequence[float]], higher: Sequence[bool]) -> list[int]:
+    """Trials that no other is at least as good as in every objective and better in one, in ascending order."""
+    signed = {number: [v if up else -v for v, up in zip(own, higher, strict=True)] for number, own in values.items()}
+
+    def beaten(own: list[float]) -> bool:
+        return any(other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in signed.values())
+
+    return sorted(number for number, own in signed.items() if not beaten(own))
+
+
+def nearest(values: Mapping[int, Sequence[float]], higher: Sequence[bool]) -> int:
+    """The trial of a front that `RULE` names; the first of several."""
+    columns = list(zip(*values.values(), strict=True))
+    ideal = [max(column) if up else min(column) for column, up in zip(columns, higher, strict=True)]
+    ranges = [(max(column) - min(column)) or 1.0 for column in columns]
+
+    def distance(number: int) -> float:
+        return float(sum(((v - best) / span) ** 2 for v, best, span in zip(values[number], ideal, ranges, strict=True)))
+
+    return min(sorted(values), key=distance)
+
+
+def importances_of(kept: optuna.Study) -> dict[str, float]:
+    """Share of every setting in reaching the best trials (PED-ANOVA, Watanabe et al. 2023), largest first; with several objectives the
+    best are those of the first fronts. At least five trials, or half of them, are the best. Empty below `ENOUGH` finished trials."""
+    finished = sum(trial.state is TrialState.COMPLETE for trial in kept.trials)
+    if finished < ENOUGH:
+        return {}
+    try:
+        found = get_param_importances(
+            kept, evaluator=PedAnovaImportanceEvaluator(target_quantile=max(0.1, min(0.5, 5 / finished)))
+        )
+    except (RuntimeError, ValueError):  # all trials have the same values
+        return {}
+    return {key: float(value) for key, value in found.items()}
+
+
+def _row(trial: FrozenTrial, space: Space, goals: Sequence[Goal]) -> dict[str, Any]:
+    complete = trial.state is TrialState.COMPLETE
+    return {
+        "number": trial.number,
+        "state": {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed"),
+        "enqueued": "enqueued" in trial.user_attrs,
+        "settings": {key: space[key].value(trial.params[key]) for key in space if key in trial.params},
+        "values": {goal.measure: value for goal, value in zip(goals, trial.values, strict=True)} if complete else {},
+        "feasible": complete and all(excess <= 0 for excess in trial.constraints.values()),
+        "excess": dict(trial.constraints),
+        "measures": trial.user_attrs.get("measures", {}),
+        "by_round": {str(round_number): value for round_number, value in trial.intermediate_values.items()},
+        "reason": trial.user_attrs.get("reason", ""),
+        "folder": trial.user_attrs.get("folder"),
+    }
+
+
+def analysis(
+    kept: optuna.Study, study: Study, space: Space, metric: str, goals: Sequence[Goal], limits: Sequence[Limit]
+) -> dict[str, Any]:  # fmt: skip
+    """The content of `study.json`. Trials that were cut short and came again are left out."""
+    cut_short = {trial.user_attrs.get("continues") for trial in kept.trials}
+    trials = [_row(trial, space, goals) for trial in kept.trials if trial.state.is_finished() and trial.number not in cut_short]
+    higher = [goal.higher for goal in goals]
+    values = {row["number"]: list(row["values"].values()) for row in trials if row["feasible"]}
+    front = front_of(values, higher)
+    return {
+        "name": study.name,
+        "metric": metric,
+        "seeds": list(study.seeds),
+        "objectives": {goal.measure: "maximize" if goal.higher else "minimize" for goal in goals},
+        "constraints": [limit.text for limit in limits],
+        "trials": trials,
+        "front": front if len(goals) > 1 else front[:1],
+        "best": nearest({number: values[number] for number in front}, higher) if front else None,
+        "rule": RULE if len(goals) > 1 else "the trial with the best value",
+        "importances": importances_of(kept),
+    }
+
+
+def _told(reasons: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(reasons))
+
+
+def write_analysis(
+    kept: optuna.Study, base: Experiment, space: Space, metric: str, goals: Sequence[Goal], limits: Sequence[Limit], study: Study,
+    folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes `study.json`, `study.png`, `best.yaml` and, of several objectives, the configurations of the front; returns the content of
+    the first. Raises UserError where every trial failed."""
+    content = analysis(kept, study, space, metric, goals, limits)
+    trials = {row["number"]: row for row in content["trials"]}
+    write_json(folder / "study.json", content)
+    if all(row["state"] == "failed" for row in trials.values()):
+        raise UserError(f"{folder}: all {len(trials)} trials failed: {_told(row['reason'] for row in trials.values())[:300]}")
+
+    def configuration(number: int) -> bytes:
+        return dump(changed(base, {**trials[number]["settings"], "seed": study.seeds[0]})).encode()
+
+    rmtree(folder / "front", ignore_errors=True)
+    (folder / "best.yaml").unlink(missing_ok=True)
+    if content["best"] is not None:
+        write_whole(folder / "best.yaml", configuration(content["best"]))
+    if len(goals) > 1:
+        (folder / "front").mkdir()
+        for number in content["front"]:
+            write_whole(folder / "front" / f"trial-{number:04d}.yaml", configuration(number))
+    draw_study(content, folder / "study.png")
+    return content
+
+
+def table(content: Mapping[str, Any]) -> Table:
+    """The best trials, and those that came first because they were asked for, with their values and settings."""
+    shown = [row for row in content["trials"] if row["number"] in content["front"]]
+    first = next(iter(content["objectives"]))
+    shown.sort(key=lambda row: row["values"][first], reverse=content["objectives"][first] == "maximize")
+    shown += [row for row in content["trials"] if row["enqueued"] and row["values"] and row not in shown]
+    title = f"{content['name']}: {'the front' if len(content['objectives']) > 1 else 'the best trial'}"
+    result = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    result.add_column("trial", justify="right", no_wrap=True)
+    for measure in content["objectives"]:
+        result.add_column(measure, justify="right", no_wrap=True)
+    result.add_column("settings", overflow="fold")
+    for row in shown:
+        marks = ("*" if row["number"] == content["best"] else "") + ("" if row["number"] in content["front"] else "°")
+        cells = [said(name, content["metric"], row["measures"][name]).split(" ", 1)[1] for name in content["objectives"]]
+        settings = [
+            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row["settings"].items()
+        ]
+        result.add_row(f"{row['number']}{marks}", *cells, " ".join(settings))
+    return result
+
+
+def notes(content: Mapping[str, Any]) -> list[str]:
+    """What a reader of the table has to know, a line each."""
+    rows = content["trials"]
+    ended = {state: [row for row in rows if row["state"] == state] for state in ("complete", "pruned", "failed")}
+    counted = ", ".join(f"{len(some)} {state}" for state, some in ended.items() if some)
+    missed = sum(row["state"] == "complete" and not row["feasible"] for row in rows)
+    lines = [f"{len(rows)} trials: {counted}" + (f"; {missed} of them do not meet the constraints" if missed else "")]
+    if ended["failed"]:
+        lines.append(f"failed: {_told(row['reason'] for row in ended['failed'])}")
+    if content["best"] is None:
+        lines.append(f"no finished trial meets every constraint ({', '.join(content['constraints'])})")
+    else:
+        lines.append(f"* best: {content['rule']}; ° came first because it was asked for, and is not on the front")
+    if content["importances"]:
+        lines.append("importance: " + ", ".join(f"{key} {100 * share:.0f}%" for key, share in content["importances"].items()))
+    return lines

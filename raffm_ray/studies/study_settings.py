@@ -1,0 +1,87 @@
+"""A study as its YAML file says it: typed, frozen, validated."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from raffm_ray.basics.errors import UserError
+from raffm_ray.settings.base import Settings
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.loading import one_line, override, parse, read_mapping
+
+
+class Study(Settings):
+    """What is searched, for what, and how."""
+
+    name: str = Field("study", pattern=r"^[\w.-]+$", description="default: the file's own name")
+    experiment: str | dict[str, Any] = Field(
+        description="the configuration of every trial: a YAML file beside this one, or its content"
+    )
+    settings: dict[str, Any] = Field({}, description="what every trial has otherwise than `experiment`")
+    space: dict[str, Any] = Field(
+        min_length=1, description="key.path of a setting -> a list of choices, or a range {low, high, step, log}"
+    )
+    objectives: tuple[str, ...] = Field(
+        min_length=1, description="one or several of full, worst_class, curve_area, bytes, simulated_seconds, energy_joules"
+    )
+    constraints: tuple[str, ...] = Field((), description="such as 'worst_class >= 0.85' and 'bytes <= 2e8'")
+    trials: int = Field(30, ge=1, description="how many are begun; those that were cut short are begun again and count once")
+    parallel: int = Field(
+        1,
+        ge=1,
+        description="trials at a time, each on one core; 1: one after the other, each on the pool that the configuration names",
+    )
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="every trial is run with each of them: its values are means")
+    seed: int = Field(0, ge=0, description="of the sampler")
+    sampler: dict[str, Any] = Field({"name": "TPESampler"}, description="a sampler of Optuna and its arguments")
+    pruner: dict[str, Any] | None = Field(None, description="a pruner of Optuna and its arguments; only with one objective")
+    enqueue: tuple[dict[str, Any], ...] = Field(
+        (), description="trials that come first: key.path -> value, and the configuration's own value for what they leave out"
+    )
+
+    @field_validator("seeds", "objectives")
+    @classmethod
+    def _once(cls, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(given)) < len(given) or any(isinstance(one, int) and one < 0 for one in given):
+            raise ValueError("every one once, and no seed below 0")
+        return given
+
+
+def described() -> str:
+    """The keys of a study's file, a line each."""
+    return "\n".join(f"  {name}: {field.description}" for name, field in Study.model_fields.items())
+
+
+FREE = ("trials", "parallel")
+"""Settings of a study that may be others when it goes on."""
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with those of `changes` in their place."""
+    result = dict(values)
+    for key, value in changes.items():
+        below = result.get(key)
+        result[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return result
+
+
+def load_study(path: Path | str, flags: Sequence[str] = ()) -> tuple[Study, Experiment]:
+    """A study and the configuration that its trials change. Raises UserError for anything wrong with either."""
+    path = Path(path)
+    values = {"name": path.stem, **override(read_mapping(path), flags)}
+    try:
+        study = Study.model_validate(values)
+    except ValidationError as error:
+        raise UserError(one_line(error, Study)) from None
+    given = study.experiment
+    base = read_mapping(path.parent / given) if isinstance(given, str) else given
+    return study, parse(merged(base, study.settings))
+
+
+def dump_study(study: Study, base: Experiment) -> str:
+    """The study with its whole configuration as YAML, enough to repeat it."""
+    whole = study.model_copy(update={"experiment": base.model_dump(mode="json"), "settings": {}})
+    return yaml.safe_dump(whole.model_dump(mode="json"), sort_keys=False)
