@@ -112,9 +112,12 @@ class Run:
     def start(self, *arguments: str) -> None:
         """A driver."""
         self.driver = subprocess.Popen(
-            [sys.executable, "-m", "raffm_ray.cli", *arguments], text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            [sys.executable, "-m", "raffm_ray.cli", *arguments],
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": self.address},
-        )  # fmt: skip
+        )
 
     def resume(self) -> None:
         """Another driver, in place of one that ended."""
@@ -182,8 +185,11 @@ def kill_driver(run: Run, cluster: Cluster, rng: random.Random) -> bool:
 
 
 KILLS: Mapping[str, Callable[[Run, Cluster, random.Random], bool]] = {
-    "actor": kill_actor, "raylet": kill_raylet, "driver": kill_driver, "hung": hang_actor,
-}  # fmt: skip
+    "actor": kill_actor,
+    "raylet": kill_raylet,
+    "driver": kill_driver,
+    "hung": hang_actor,
+}
 
 
 def chaos(kills: int, seed: int, rounds: int, folder: Path, tell: Callable[[str], None]) -> Counter[str]:

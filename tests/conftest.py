@@ -22,36 +22,92 @@ from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import parse
 
 _VISION = {
-    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40, "image_size": 8, "patch_size": 4,
-    "num_channels": 1, "num_labels": 10, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-}  # fmt: skip
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "image_size": 8,
+    "patch_size": 4,
+    "num_channels": 1,
+    "num_labels": 10,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 _TEXT = {
-    "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40,
-    "max_position_embeddings": 20, "num_labels": 10, "pad_token_id": 1,
-    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-}  # fmt: skip
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "max_position_embeddings": 20,
+    "num_labels": 10,
+    "pad_token_id": 1,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 _DECODER = {
-    "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 40, "max_position_embeddings": 20, "num_labels": 10, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3,
-}  # fmt: skip
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "max_position_embeddings": 20,
+    "num_labels": 10,
+    "pad_token_id": 1,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
 _T5 = {
-    "model_type": "t5", "vocab_size": 50, "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 3, "num_decoder_layers": 3,
-    "num_heads": 3, "dropout_rate": 0.0, "pad_token_id": 1, "eos_token_id": 3, "decoder_start_token_id": 1,
-    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16,
-}  # fmt: skip
+    "model_type": "t5",
+    "vocab_size": 50,
+    "d_model": 24,
+    "d_kv": 8,
+    "d_ff": 40,
+    "num_layers": 3,
+    "num_decoder_layers": 3,
+    "num_heads": 3,
+    "dropout_rate": 0.0,
+    "pad_token_id": 1,
+    "eos_token_id": 3,
+    "decoder_start_token_id": 1,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16,
+}
 TINY: dict[str, dict[str, Any]] = {
     "vit": {"model_type": "vit", **_VISION},
     "deit": {"model_type": "deit", **_VISION},
     "bert": {"model_type": "bert", **_TEXT},
     "roberta": {"model_type": "roberta", **_TEXT},
     "distilbert": {
-        "model_type": "distilbert", "vocab_size": 50, "dim": 24, "n_layers": 3, "n_heads": 3, "hidden_dim": 40,
-        "max_position_embeddings": 20, "num_labels": 10, "pad_token_id": 1, "dropout": 0.0, "attention_dropout": 0.0,
-        "seq_classif_dropout": 0.0, "qa_dropout": 0.0,
+        "model_type": "distilbert",
+        "vocab_size": 50,
+        "dim": 24,
+        "n_layers": 3,
+        "n_heads": 3,
+        "hidden_dim": 40,
+        "max_position_embeddings": 20,
+        "num_labels": 10,
+        "pad_token_id": 1,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "seq_classif_dropout": 0.0,
+        "qa_dropout": 0.0,
     },
     "gpt2": {
-        "model_type": "gpt2", "vocab_size": 50, "n_embd": 24, "n_layer": 3, "n_head": 3, "n_inner": 40, "n_positions": 20,
-        "num_labels": 10, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+        "model_type": "gpt2",
+        "vocab_size": 50,
+        "n_embd": 24,
+        "n_layer": 3,
+        "n_head": 3,
+        "n_inner": 40,
+        "n_positions": 20,
+        "num_labels": 10,
+        "pad_token_id": 1,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
     },
     "llama": {"model_type": "llama", **_DECODER, "head_dim": 8, "attention_bias": True, "mlp_bias": True},
@@ -59,8 +115,14 @@ TINY: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", **_DECODER, "head_dim": 8, "tie_word_embeddings": True},
     "mistral": {"model_type": "mistral", **_DECODER, "head_dim": 8, "sliding_window": 5},
     "t5": _T5,
-    "t5_gated": {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 2, "initializer_factor": 0.1},
-}  # fmt: skip
+    "t5_gated": {
+        **_T5,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "num_decoder_layers": 2,
+        "initializer_factor": 0.1,
+    },
+}
 """Small random configurations by name, at least one of every family; the contract tests loop over them."""
 
 
@@ -104,8 +166,14 @@ def four_cores() -> Iterator[None]:
     """A local Ray with four logical cores and two logical GPUs, for every test that needs workers."""
     often = {"metrics_report_interval_ms": 500}  # the default of ten seconds is long for a test
     ray.init(
-        address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", _system_config=often
-    )  # fmt: skip
+        address="local",
+        num_cpus=4,
+        num_gpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        _system_config=often,
+    )
     yield
     ray.shutdown()
 
@@ -122,9 +190,13 @@ def small_tokenizer(words: Sequence[str]) -> Any:
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
+    )
 
 
 TOKENS, TARGETS = 12, 7

@@ -38,9 +38,13 @@ def amount(full: int, short: int) -> int:
 def many(full: int, short: int) -> settings:
     """Of hypothesis: so many examples, the same ones every time."""
     return settings(
-        max_examples=amount(full, short), deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate),
+        max_examples=amount(full, short),
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=(Phase.explicit, Phase.generate),
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-    )  # fmt: skip
+    )
 
 
 class HangingError(BaseException):
@@ -113,14 +117,38 @@ def damaged(original: bytes, rng: np.random.Generator) -> bytes:
 
 
 NUMBERS = st.one_of(
-    st.sampled_from([0, -1, 1, 2, 3, 0.5, -0.5, 1e-300, 1e300, -1e300, -0.0, 2**31, 2**53 + 1, 2**63, 2**64, 10**30, 10**400, -(10**400)]),
+    st.sampled_from(
+        [0, -1, 1, 2, 3, 0.5, -0.5, 1e-300, 1e300, -1e300, -0.0, 2**31, 2**53 + 1, 2**63, 2**64, 10**30, 10**400, -(10**400)]
+    ),
     st.sampled_from([float("nan"), float("inf"), float("-inf"), 1 << 14000]),
-    st.integers(), st.floats(), st.integers(1, 64), st.floats(0, 1),
-)  # fmt: skip
+    st.integers(),
+    st.floats(),
+    st.integers(1, 64),
+    st.floats(0, 1),
+)
 TEXTS = st.one_of(
-    st.sampled_from(["", " ", "x" * 100_000, "\0", "\x1b[2J", "a\nb", "\u202eabc", "\ud800", "../x", "/", "$HOME", "${X", "~", "null", "*", "["]),
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "x" * 100_000,
+            "\0",
+            "\x1b[2J",
+            "a\nb",
+            "\u202eabc",
+            "\ud800",
+            "../x",
+            "/",
+            "$HOME",
+            "${X",
+            "~",
+            "null",
+            "*",
+            "[",
+        ]
+    ),
     st.text(max_size=8),
-)  # fmt: skip
+)
 
 
 def _deep(levels: int, kind: str) -> Any:
@@ -132,9 +160,18 @@ def _deep(levels: int, kind: str) -> Any:
 
 DEEP = st.builds(_deep, st.sampled_from([3, 60, 150, 400, 2000]), st.sampled_from(["list", "dict"]))
 VALUES: st.SearchStrategy[Any] = st.one_of(
-    NUMBERS, TEXTS, st.none(), st.booleans(), DEEP, st.binary(max_size=4), st.dates(), st.just({}), st.just([]),
-    st.lists(NUMBERS | TEXTS, max_size=3), st.dictionaries(TEXTS | NUMBERS | st.none(), NUMBERS | TEXTS, max_size=3),
-)  # fmt: skip
+    NUMBERS,
+    TEXTS,
+    st.none(),
+    st.booleans(),
+    DEEP,
+    st.binary(max_size=4),
+    st.dates(),
+    st.just({}),
+    st.just([]),
+    st.lists(NUMBERS | TEXTS, max_size=3),
+    st.dictionaries(TEXTS | NUMBERS | st.none(), NUMBERS | TEXTS, max_size=3),
+)
 
 
 def places(model: type[BaseModel], values: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -39,8 +39,14 @@ def experiment_of(rounds: int, every: int) -> Experiment:
         rounds=rounds,
         model={
             "config": {
-                "model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8,
-                "image_size": 8, "patch_size": 8, "num_channels": 1,
+                "model_type": "vit",
+                "hidden_size": 8,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 8,
+                "image_size": 8,
+                "patch_size": 8,
+                "num_channels": 1,
             },
             "pretrain": {"epochs": 1},
         },
@@ -52,7 +58,7 @@ def experiment_of(rounds: int, every: int) -> Experiment:
         salience={"every": every, "until": 1.0, "clients": 1, "examples": 8},
         checkpoint={"every": every},
         pool={"backend": "ray", "workers": 2, "block_clients": 1},
-    )  # fmt: skip
+    )
 
 
 def processes() -> dict[int, str]:

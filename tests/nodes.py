@@ -137,16 +137,26 @@ class Cluster:
         self.address, self.dashboard = f"{address}:{gcs}", f"http://127.0.0.1:{dashboard}"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.environment = clean | {
-            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"), "RAY_USAGE_STATS_ENABLED": "0",
-            "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": f"{BIN}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{BIN}:{os.environ['PATH']}",
             "HOME": str(self.folder),
-        }  # fmt: skip
+        }
         self.nodes: list[Node] = []
         try:
             self._start(
-                self.prefix, "--head", f"--node-ip-address={address}", f"--port={gcs}", f"--dashboard-port={dashboard}",
-                f"--ray-client-server-port={client}", f"--num-cpus={cores}",
-            )  # fmt: skip
+                self.prefix,
+                "--head",
+                f"--node-ip-address={address}",
+                f"--port={gcs}",
+                f"--dashboard-port={dashboard}",
+                f"--ray-client-server-port={client}",
+                f"--num-cpus={cores}",
+            )
         except BaseException:
             self.close()
             raise

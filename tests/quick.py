@@ -34,7 +34,9 @@ class Quick(Runner):
                 total += np.float32(job.weight) * change
                 weights[job.plan] = weights.get(job.plan, 0.0) + job.weight
             examples = len(self.shares[job.client])
-            reports.append(Report(job.client, job.plan, examples, 1, float(np.abs(total).sum()), 0.1))
+            reports.append(
+                Report(client=job.client, plan=job.plan, examples=examples, steps=1, loss=float(np.abs(total).sum()), seconds=0.1)
+            )
         return Update(weights, tuple(reports), statistics), total
 
     def evaluate(

@@ -31,7 +31,9 @@ def clients_of(architecture, model, count, seed):
             full = scatter_add(torch.zeros(shapes[name]), values, spec.dims, layout.axes, plan)
             dense[name] += weights[number] * mask[name].double() * full.double()
             dense_weight[name] += weights[number] * mask[name].double()
-            scatter_add(named[name], values - given[name], spec.dims, layout.axes, plan, weights[number])
+            scatter_add(
+                total=named[name], part=values - given[name], dims=spec.dims, axes=layout.axes, plan=plan, weight=weights[number]
+            )
     return old, plans, weights, dense, dense_weight, summed
 
 

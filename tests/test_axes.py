@@ -132,7 +132,7 @@ def test_law_4_sums_and_coverage_equal_the_dense_oracle(case, weights) -> None:
     for weight in weights:
         plan = Plan({name: kept for name, kept in first.items() if rng.random() < 0.6})
         trained = take(old, dims, axes, plan) + torch.from_numpy(rng.standard_normal(take(old, dims, axes, plan).shape))
-        scatter_add(summed, trained, dims, axes, plan, weight)
+        scatter_add(total=summed, part=trained, dims=dims, axes=axes, plan=plan, weight=weight)
         covered += coverage(old.shape, dims, axes, plan, weight)
         mask = scatter_add(torch.zeros_like(old), torch.ones_like(trained), dims, axes, plan)
         assert set(mask.unique().tolist()) <= {0.0, 1.0}
@@ -152,12 +152,19 @@ def test_any_dtype(dtype: torch.dtype) -> None:
     part = take(x, (("a",), ("b",)), axes, plan)
     assert part.dtype == dtype
     assert part.tolist() == [[11], [5]]
-    assert scatter_add(torch.zeros_like(x), part, (("a",), ("b",)), axes, plan, 2)[3, 2] == 22
+    assert scatter_add(total=torch.zeros_like(x), part=part, dims=(("a",), ("b",)), axes=axes, plan=plan, weight=2)[3, 2] == 22
 
 
 def test_parts_are_added_in_the_total_s_dtype() -> None:
     axes = {"a": Axis("a", 2)}
-    total = scatter_add(torch.zeros(2), torch.ones(1, dtype=torch.bfloat16), (("a",),), axes, Plan({"a": [1]}), 0.5)
+    total = scatter_add(
+        total=torch.zeros(2),
+        part=torch.ones(1, dtype=torch.bfloat16),
+        dims=(("a",),),
+        axes=axes,
+        plan=Plan({"a": [1]}),
+        weight=0.5,
+    )
     assert total.tolist() == [0, 0.5]
 
 

@@ -51,8 +51,14 @@ def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--model.config.hiden_size", "3"], "model.config: 'hiden_size' is not a field of vit (did you mean 'hidden_size'?)"),
         (["--model.config.num_labels", "7"], "labels of the public part run from 0 to 9, but the model has 7 (0..6)"),
         (["--model.config.image_size", "16"], "model.config does not fit the examples of task 'digits': Input image size"),
-        (["--model.config.layer_norm_eps", "-x"], "transformers cannot build this model: Validation error for field 'layer_norm_eps': TypeError"),
-        (["--model.config.num_hidden_layers", "0"], "model.config.num_hidden_layers: must be a whole number of at least 1, got 0"),
+        (
+            ["--model.config.layer_norm_eps", "-x"],
+            "transformers cannot build this model: Validation error for field 'layer_norm_eps': TypeError",
+        ),
+        (
+            ["--model.config.num_hidden_layers", "0"],
+            "model.config.num_hidden_layers: must be a whole number of at least 1, got 0",
+        ),
         (["--model.config.num_attention_heads", "2.5"], "model.config.num_attention_heads: must be a whole number"),
         (["--model.config.dtype", "float16"], "model.config: 'dtype' cannot be set: parameters are float32 here"),
         (["--fleet.budgets.v100", "{params: 1.5}"], "budget params: 1.5 would be a count of params; fractions"),
@@ -60,7 +66,10 @@ def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--model.config.hidden_act", "gelo"], "model.config: transformers cannot build this model"),
         (["--fleet.budgets.v100", "{params: 0.001}"], "device class v100: the budget is below the smallest subnetwork: params"),
         (["--fleet.budgets.v200", "{params: 0.5}"], "fleet.budgets: device class 'v200' is not known (did you mean 'v100'?)"),
-        (["--fleet.budgets.v100", "{parms: 0.5}"], "fleet.budgets.v100: budget kind 'parms' is not known (did you mean 'params'?)"),
+        (
+            ["--fleet.budgets.v100", "{parms: 0.5}"],
+            "fleet.budgets.v100: budget kind 'parms' is not known (did you mean 'params'?)",
+        ),
         (["--fleet.mix", "mediun"], "fleet mix 'mediun' is not known (did you mean 'medium'?)"),
         (["--fleet.shares.v100", "1.5"], "fleet shares must add up to 1"),
         (["--fleet.shares.v100", "-1"], "fleet share of v100 must not be negative, got -1"),
@@ -74,7 +83,7 @@ def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--pool.gpus_per_worker", "0.6"], "gpus_per_worker 0.6 must be 1/k"),
         (["--fleet.budgets.v100", "{params: 0.5}"], "salience.metric 'fisher' is calibrated by clients that hold the full model"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_line_and_exit_code_2(flags, words, out, capsys) -> None:
     assert cli.main(["run", DIGITS, *flags, "--out", str(out)]) == 2
     error = capsys.readouterr().err.strip()

@@ -28,9 +28,11 @@ from raffm_ray.server.rounds import begin_round
 from raffm_ray.server.state import new_state
 
 PLAIN: dict[str, Any] = {
-    "strategy": {"name": "full"}, "salience": {"metric": "l1"}, "evaluation": {"sizes": 0},
+    "strategy": {"name": "full"},
+    "salience": {"metric": "l1"},
+    "evaluation": {"sizes": 0},
     "local": {"optimizer": "sgd", "learning_rate": 0.1, "steps": 1, "clip": None},
-}  # fmt: skip
+}
 RUINED = {**PLAIN, "local": {**PLAIN["local"], "learning_rate": 1e30, "steps": 3}}
 
 

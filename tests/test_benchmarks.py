@@ -17,9 +17,15 @@ from raffm_ray.subnetworks.salience import METRICS, rank
 
 SMALL = {key: value for key, value in TINY["vit"].items() if key != "num_labels"}
 FLAGS = [
-    "--task", "{name: digits, public: 300}", "--model", json.dumps({"config": SMALL, "pretrain": {"epochs": 8}}),
-    "--pool.backend", "in_process", "--extraction.steps", "{heads: 1, qk: 2, vo: 2, ffn: 4}",
-]  # fmt: skip
+    "--task",
+    "{name: digits, public: 300}",
+    "--model",
+    json.dumps({"config": SMALL, "pretrain": {"epochs": 8}}),
+    "--pool.backend",
+    "in_process",
+    "--extraction.steps",
+    "{heads: 1, qk: 2, vo: 2, ffn: 4}",
+]
 
 
 def test_extraction_measures_every_metric_both_cuts_and_both_bases(out) -> None:
@@ -96,10 +102,13 @@ def test_the_reference_s_cut_is_of_separate_projections_and_heads(name) -> None:
     assert has_reference(layout) == (name in ("bert", "vit", "t5"))
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    (["extration"], "bench: 'extration' is not one of them .did you mean 'extraction'"),
-    (["extraction", "--task.nmae", "x"], "task.nmae: unknown key .did you mean 'name'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["extration"], "bench: 'extration' is not one of them .did you mean 'extraction'"),
+        (["extraction", "--task.nmae", "x"], "task.nmae: unknown key .did you mean 'name'"),
+    ],
+)
 def test_a_wrong_benchmark_is_one_line(words, told, capsys, tmp_path, monkeypatch) -> None:
     import re
 

@@ -116,8 +116,17 @@ def changed(state: ServerState) -> dict[str, ServerState]:
     }
 
 
-@pytest.mark.parametrize("what", ["the last bit of a parameter", "the sign of a zero", "the order of late updates",
-                                  "a late update's plan", "the order of scores", "a type"])  # fmt: skip
+@pytest.mark.parametrize(
+    "what",
+    [
+        "the last bit of a parameter",
+        "the sign of a zero",
+        "the order of late updates",
+        "a late update's plan",
+        "the order of scores",
+        "a type",
+    ],
+)
 def test_control_the_comparison_sees_a_change(rich, what, tmp_path) -> None:
     state = replace(rich[-1], best=Best(1, 0.0))
     assert len(state.clock.late) > 1

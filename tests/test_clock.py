@@ -119,15 +119,21 @@ def test_rounds_as_one_would_write_them_down() -> None:
 
 # --- what a client has spent by a moment
 
-COST = DeviceCost(100, 80.0, 50, (2.0, 8.0, 1.0), (0.2, 16.0, 0.1))
+COST = DeviceCost(bytes_down=100, flops=80.0, bytes_up=50, phase_seconds=(2.0, 8.0, 1.0), phase_joules=(0.2, 16.0, 0.1))
 
 
 def test_costs_are_cut_phase_by_phase() -> None:
     assert COST.seconds == 11
     assert COST.until(math.inf) == COST.until(11.0) == COST
-    assert COST.until(1.0) == DeviceCost(50, 0.0, 0, (1.0, 0.0, 0.0), (0.1, 0.0, 0.0))
-    assert COST.until(6.0) == DeviceCost(100, 40.0, 0, (2.0, 4.0, 0.0), (0.2, 8.0, 0.0))
-    assert COST.until(10.5) == DeviceCost(100, 80.0, 25, (2.0, 8.0, 0.5), (0.2, 16.0, 0.05))
+    assert COST.until(1.0) == DeviceCost(
+        bytes_down=50, flops=0.0, bytes_up=0, phase_seconds=(1.0, 0.0, 0.0), phase_joules=(0.1, 0.0, 0.0)
+    )
+    assert COST.until(6.0) == DeviceCost(
+        bytes_down=100, flops=40.0, bytes_up=0, phase_seconds=(2.0, 4.0, 0.0), phase_joules=(0.2, 8.0, 0.0)
+    )
+    assert COST.until(10.5) == DeviceCost(
+        bytes_down=100, flops=80.0, bytes_up=25, phase_seconds=(2.0, 8.0, 0.5), phase_joules=(0.2, 16.0, 0.05)
+    )
 
 
 @given(st.floats(0, 12), st.floats(0, 12))
@@ -224,7 +230,11 @@ GOOD = [(0, 0.0, 4.0), (1, 2.0, 3.0)]
     ("rows", "columns", "words"),
     [
         ([GOOD[0]], {}, "client 1 is never available (1 of 2 clients have no row: 0 to 1 need one)"),
-        ([(0, 0.0, 4.0), (0, 3.0, 5.0), GOOD[1]], {}, "row 1: must start after the client's row before it has ended, got client 0, 3 to 5 s"),
+        (
+            [(0, 0.0, 4.0), (0, 3.0, 5.0), GOOD[1]],
+            {},
+            "row 1: must start after the client's row before it has ended, got client 0, 3 to 5 s",
+        ),
         ([(0, 6.0, 7.0), (0, 1.0, 5.0), GOOD[1]], {}, "row 1: rows must be sorted by client, then by start_seconds"),
         ([GOOD[1], GOOD[0]], {}, "row 1: rows must be sorted by client"),
         ([(0, -1.0, 4.0), GOOD[1]], {}, "row 0: start_seconds must be finite and not negative, got client 0, -1 to 4 s"),
@@ -235,10 +245,17 @@ GOOD = [(0, 0.0, 4.0), (1, 2.0, 3.0)]
         (GOOD, {"client": ["a", "b"]}, "column 'client' must hold integers, got string"),
         (GOOD, {"end_seconds": None}, "column 'end_seconds' is missing"),
         (GOOD, {"end_seconds": None, "end_second": [4.0, 3.0]}, "column 'end_seconds' is missing (did you mean 'end_second'?)"),
-        ([], {"client": pa.array([], pa.int64()), "start_seconds": pa.array([], pa.float64()), "end_seconds": pa.array([], pa.float64())},
-         "client 0 is never available (2 of 2"),
+        (
+            [],
+            {
+                "client": pa.array([], pa.int64()),
+                "start_seconds": pa.array([], pa.float64()),
+                "end_seconds": pa.array([], pa.float64()),
+            },
+            "client 0 is never available (2 of 2",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_broken_trace_is_one_clear_line(tmp_path, rows, columns, words) -> None:
     path = trace_file(tmp_path, rows, **columns)
     with pytest.raises(UserError) as caught:
@@ -258,7 +275,14 @@ def test_a_round_waits_until_somebody_is_awake_and_free(prepared) -> None:
     setup = replace(prepared.setup, availability=at, examples=[10] * 12)
     assert available(setup, Clock(7.0)) == (50.0, [4])
     assert available(setup, Clock(100.0)) == (100.0, list(range(12)))
-    busy = Late(1, 70.0, Visit(Job(4, 0), None, COST, "stale"), Plan(), 1.0, torch.zeros(1))
+    busy = Late(
+        round=1,
+        arrival_seconds=70.0,
+        visit=Visit(job=Job(4, 0), report=None, cost=COST, outcome="stale"),
+        plan=Plan(),
+        weight=1.0,
+        summed=torch.zeros(1),
+    )
     assert available(setup, Clock(7.0, (busy,))) == (70.0, [4])
     assert available(setup, Clock(100.0, (replace(busy, arrival_seconds=101.0),)))[1] == [0, 1, 2, 3, *range(5, 12)]
     assert available(replace(setup, examples=[10] * 4 + [0] * 8), Clock(7.0)) == (90.0, [0, 1, 2, 3])
@@ -303,8 +327,10 @@ def test_work_is_known_before_it_is_done(prepared, state, name, prefix, local) -
 def test_control_another_round_draws_other_prefixes(prepared, state) -> None:
     work = begin_round(prepared.setup, state)
     other = replace(work.package, round=2)
-    assert any(planned_work(prepared.setup, other, job).forward_backward != visit.report.forward_backward
-               for job, visit in zip(work.jobs, work.visits, strict=True))  # fmt: skip
+    assert any(
+        planned_work(prepared.setup, other, job).forward_backward != visit.report.forward_backward
+        for job, visit in zip(work.jobs, work.visits, strict=True)
+    )
 
 
 def test_the_first_calibration_is_known_before_it_is_done(prepared, state) -> None:
@@ -415,9 +441,10 @@ def test_late_updates_arrive_are_waited_for_or_given_up() -> None:
     asked = ClockSettings(late="accept", late_rounds=2, staleness=1.0)
     assert [LATE["accept"](asked, rounds) for rounds in (1, 2, 3)] == [1 / 2, 1 / 3, 0]
     assert [LATE["drop"](asked, rounds) for rounds in (1, 2, 3)] == [0, 0, 0]
-    visit = Visit(Job(4, 0), None, COST, "stale")
+    visit = Visit(job=Job(4, 0), report=None, cost=COST, outcome="stale")
     late = tuple(
-        Late(number, time, visit, Plan(), 1.0, torch.zeros(1)) for number, time in [(1, 30.0), (2, 9.0), (2, 30.0), (1, 10.0)]
+        Late(round=number, arrival_seconds=time, visit=visit, plan=Plan(), weight=1.0, summed=torch.zeros(1))
+        for number, time in [(1, 30.0), (2, 9.0), (2, 30.0), (1, 10.0)]
     )
     arrived, waiting, expired = settle(asked, late, 3, 10.0)
     assert [(one.round, factor) for one, factor in arrived] == [(2, 1 / 2), (1, 1 / 3)]
@@ -437,7 +464,14 @@ def late_case(prepared: Any, state: Any, rule: str, staleness: float) -> tuple[t
     changes = [mask * torch.randn(mask.shape, generator=rng) for mask in dense]
     package = replace(begin_round(setup, state).package, round=3, plans=(plans[0],))
     work = Round(package, ((Job(0, 0),),), start_seconds=4.0, seconds=2.0)
-    late = Late(1, 5.0, Visit(Job(1, 0), None, COST, "stale"), plans[1], weights[1], weights[1] * changes[1])
+    late = Late(
+        round=1,
+        arrival_seconds=5.0,
+        visit=Visit(job=Job(1, 0), report=None, cost=COST, outcome="stale"),
+        plan=plans[1],
+        weight=weights[1],
+        summed=weights[1] * changes[1],
+    )
     before = replace(state, round=2, clock=Clock(4.0, (late,)))
     after = finish_round(setup, before, work, weights[0] * changes[0], [Update({0: weights[0]}, ())])
     assert after.clock == Clock(6.0)
@@ -472,7 +506,7 @@ def test_a_late_update_stays_out_of_its_own_round_and_comes_in_when_it_arrives(p
     assert work.late == 4
     on_time, updates, late, _ = run_round(setup, work, state, InProcessPool(runner), Display(Console(quiet=True), "", 1))
     assert torch.equal(on_time, sum(parts[:-4], torch.zeros_like(state.parameters)))
-    after = finish_round(setup, state, work, on_time, updates, late)
+    after = finish_round(setup=setup, state=state, work=work, summed=on_time, updates=updates, late=late)
     plain = finish_round(setup, state, replace(work, late=0, visits=()), on_time, updates[:-4])
     assert torch.equal(after.parameters, plain.parameters)
     assert [one.visit.job.client for one in after.clock.late] == [job.client for (job,) in work.blocks[-4:]]
@@ -488,9 +522,14 @@ def test_a_late_update_stays_out_of_its_own_round_and_comes_in_when_it_arrives(p
 # --- whole runs
 
 BUSY: dict[str, Any] = {
-    "over_selection": 1.5, "late": "accept", "dropout": 0.15, "availability": "markov", "deadline_seconds": 0.0035,
-    "mean_on_seconds": 0.05, "mean_off_seconds": 0.01,
-}  # fmt: skip
+    "over_selection": 1.5,
+    "late": "accept",
+    "dropout": 0.15,
+    "availability": "markov",
+    "deadline_seconds": 0.0035,
+    "mean_on_seconds": 0.05,
+    "mean_off_seconds": 0.01,
+}
 
 
 def run(folder: Path, **changes: Any) -> tuple[Mapping[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:

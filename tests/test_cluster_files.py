@@ -121,9 +121,13 @@ def test_the_slurm_script_runs_one_command_on_all_nodes(tmp_path) -> None:
     )
     stub(tmp_path, "raffm-ray", 'echo "at $RAY_ADDRESS"; for word in "$@"; do echo "word $word"; done')
     environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_CPUS_PER_TASK": "32", "SLURM_GPUS_PER_TASK": "4",
-    }  # fmt: skip
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "12345",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "32",
+        "SLURM_GPUS_PER_TASK": "4",
+    }
     asked = ["bash", SLURM, "run", "my experiment.yaml", "--rounds", "3"]
     done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True, timeout=60)
     lines = done.stdout.splitlines()

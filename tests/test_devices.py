@@ -31,10 +31,18 @@ from raffm_ray.settings.loading import dump
 from raffm_ray.subnetworks.costs import Budget
 
 MINE = {
-    "memory_bytes": 1e9, "flops_per_second": 1e9, "memory_bytes_per_second": 1e8, "down_bytes_per_second": 1e6,
-    "up_bytes_per_second": 1e5, "latency_seconds": 0.5, "dispatch_seconds": 1e-3, "power_watts": 10.0, "radio_watts": 2.0,
-    "sustained": 0.5, "source": "made up",
-}  # fmt: skip
+    "memory_bytes": 1e9,
+    "flops_per_second": 1e9,
+    "memory_bytes_per_second": 1e8,
+    "down_bytes_per_second": 1e6,
+    "up_bytes_per_second": 1e5,
+    "latency_seconds": 0.5,
+    "dispatch_seconds": 1e-3,
+    "power_watts": 10.0,
+    "radio_watts": 2.0,
+    "sustained": 0.5,
+    "source": "made up",
+}
 DEVICE = Device(**MINE)
 
 
@@ -90,15 +98,33 @@ def test_a_users_file_adds_and_replaces(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"devices": {"mine": MINE | {"flops_per_secnd": 1.0}}}, "devices.mine.flops_per_secnd: unknown key (did you mean 'flops_per_second'?)"),
+        (
+            {"devices": {"mine": MINE | {"flops_per_secnd": 1.0}}},
+            "devices.mine.flops_per_secnd: unknown key (did you mean 'flops_per_second'?)",
+        ),
         ({"devices": {"mine": MINE | {"memory_bytes": 0}}}, "devices.mine.memory_bytes: input should be greater than 0, got 0"),
-        ({"devices": {"mine": MINE | {"up_bytes_per_second": -1.5}}}, "devices.mine.up_bytes_per_second: input should be greater than 0, got -1.5"),
+        (
+            {"devices": {"mine": MINE | {"up_bytes_per_second": -1.5}}},
+            "devices.mine.up_bytes_per_second: input should be greater than 0, got -1.5",
+        ),
         ({"devices": {"mine": MINE | {"power_watts": float("nan")}}}, "devices.mine.power_watts: input should be"),
-        ({"devices": {"mine": MINE | {"power_watts": True}}}, "devices.mine.power_watts: input should be a valid number, got True"),
-        ({"devices": {"mine": MINE | {"power_watts": "5 W"}}}, "devices.mine.power_watts: input should be a valid number, got '5 W'"),
-        ({"devices": {"mine": MINE | {"sustained": 1.5}}}, "devices.mine.sustained: input should be less than or equal to 1, got 1.5"),
+        (
+            {"devices": {"mine": MINE | {"power_watts": True}}},
+            "devices.mine.power_watts: input should be a valid number, got True",
+        ),
+        (
+            {"devices": {"mine": MINE | {"power_watts": "5 W"}}},
+            "devices.mine.power_watts: input should be a valid number, got '5 W'",
+        ),
+        (
+            {"devices": {"mine": MINE | {"sustained": 1.5}}},
+            "devices.mine.sustained: input should be less than or equal to 1, got 1.5",
+        ),
         ({"devices": {"mine": MINE | {"source": ""}}}, "devices.mine.source: "),
-        ({"devices": {"mine": {key: MINE[key] for key in MINE if key != "memory_bytes"}}}, "devices.mine.memory_bytes: is required"),
+        (
+            {"devices": {"mine": {key: MINE[key] for key in MINE if key != "memory_bytes"}}},
+            "devices.mine.memory_bytes: is required",
+        ),
         ({"devices": {"mine": 3}}, "devices.mine: input should be a valid dictionary"),
         ({"device": {"mine": MINE}}, "device: unknown key (did you mean 'devices'?)"),
         ({"mixes": {"ours": {"lptop": 1.0}}}, "mixes.ours: device class 'lptop' is not known (did you mean 'laptop'?)"),
@@ -108,7 +134,7 @@ def test_a_users_file_adds_and_replaces(tmp_path) -> None:
         ("[]", "expected a mapping of settings, got list"),
         ("", "expected a mapping of settings, got NoneType"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_a_profile_is_one_line(tmp_path, content, words, capsys) -> None:
     path, config = written(tmp_path, content), tmp_path / "config.yaml"
     config.write_text(dump(tiny_experiment(fleet={"profiles": str(path)})), encoding="utf-8")
@@ -179,7 +205,17 @@ def test_smaller_plans_and_smaller_batches_cost_as_expected(prepared) -> None:
 
 
 def report_of(client: int, plan: int, examples: int, seen: dict[int, int], calibrated: int = 0) -> Report:
-    return Report(client, plan, examples, 0, 1.0, 0.0, True, tuple(sorted(seen.items())), calibrated)
+    return Report(
+        client=client,
+        plan=plan,
+        examples=examples,
+        steps=0,
+        loss=1.0,
+        seconds=0.0,
+        refused=True,
+        forward_backward=tuple(sorted(seen.items())),
+        calibrated=calibrated,
+    )
 
 
 def test_expected_work_is_what_is_reported(prepared) -> None:
@@ -371,7 +407,7 @@ def test_calibrate_prints_or_writes_a_profile_and_compares(config, tmp_path, mon
         (["calibrate", "--out", "nowhere/x.yaml"], "--out nowhere/x.yaml: its folder is not there"),
         (["calibrate", "nowhere.yaml"], "nowhere.yaml: no such file"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_a_command_is_one_line_before_anything_is_measured(config, arguments, words, monkeypatch, capsys) -> None:
     monkeypatch.setattr("raffm_ray.fleet.command.measure", lambda *_: pytest.fail("measured"))
     assert cli.main(["fleet", *arguments]) == 2

@@ -42,9 +42,23 @@ SHORT = {
     ],
 }
 COMMON = [
-    "--rounds", "1", "--baselines", "[]", "--clients.per_round", "2", "--local.steps", "1", "--salience.clients", "1",
-    "--salience.examples", "8", "--salience.rotation_examples", "16", "--pool.backend", "in_process",
-]  # fmt: skip
+    "--rounds",
+    "1",
+    "--baselines",
+    "[]",
+    "--clients.per_round",
+    "2",
+    "--local.steps",
+    "1",
+    "--salience.clients",
+    "1",
+    "--salience.examples",
+    "8",
+    "--salience.rotation_examples",
+    "16",
+    "--pool.backend",
+    "in_process",
+]
 
 
 def needed(text: str) -> None:

@@ -27,7 +27,14 @@ def noise(seed: int):
 
 def prefix(seed: int, budget: Budget) -> Plan:
     scores = noise(seed)
-    return longest_prefix(ARCHITECTURE, ranked_list(ARCHITECTURE, scores, CUTTING), rank(scores), CUTTING, budget, 16)
+    return longest_prefix(
+        architecture=ARCHITECTURE,
+        units=ranked_list(ARCHITECTURE, scores, CUTTING),
+        orders=rank(scores),
+        cutting=CUTTING,
+        budget=budget,
+        batch_size=16,
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -72,10 +79,24 @@ def test_salient_units_are_kept_and_the_residual_is_cut_last() -> None:
     scores = {name: score.copy() for name, score in noise(0).items()}
     scores["1/ffn"][:4] = 1e6
     units = ranked_list(ARCHITECTURE, scores, CUTTING)
-    plan = longest_prefix(ARCHITECTURE, units, rank(scores), CUTTING, budget_from({"params": 0.5}, FULL), 16)
+    plan = longest_prefix(
+        architecture=ARCHITECTURE,
+        units=units,
+        orders=rank(scores),
+        cutting=CUTTING,
+        budget=budget_from({"params": 0.5}, FULL),
+        batch_size=16,
+    )
     assert set(range(4)) <= set(plan["1/ffn"].tolist())
     assert "residual" not in plan
-    smallest = longest_prefix(ARCHITECTURE, units, rank(scores), CUTTING, budget_from({"params": 0.15}, FULL), 16)
+    smallest = longest_prefix(
+        architecture=ARCHITECTURE,
+        units=units,
+        orders=rank(scores),
+        cutting=CUTTING,
+        budget=budget_from({"params": 0.15}, FULL),
+        batch_size=16,
+    )
     assert smallest["residual"].size < 24
     assert all(smallest[f"{layer}/ffn"].shape == (4,) for layer in range(3))
 
@@ -83,7 +104,14 @@ def test_salient_units_are_kept_and_the_residual_is_cut_last() -> None:
 def test_heads_of_a_layer_share_their_sizes_but_not_their_orders() -> None:
     scores = {name: score * (100 if name.endswith("/heads") else 1) for name, score in noise(3).items()}
     units = ranked_list(ARCHITECTURE, scores, CUTTING)
-    plan = longest_prefix(ARCHITECTURE, units, rank(scores), CUTTING, budget_from({"params": 0.6}, FULL), 16)
+    plan = longest_prefix(
+        architecture=ARCHITECTURE,
+        units=units,
+        orders=rank(scores),
+        cutting=CUTTING,
+        budget=budget_from({"params": 0.6}, FULL),
+        batch_size=16,
+    )
     nested = [plan[name] for name in plan if name.endswith("/qk") or name.endswith("/vo")]
     assert nested
     assert all(kept.shape[0] == 3 for kept in nested)

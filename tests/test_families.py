@@ -195,9 +195,7 @@ def test_tied_parameters_stay_one(architecture, model, inputs, rng) -> None:
     }
     assert aliases(small) == expected
     tied = [name for name, names in expected.items() if len(names) > 1]
-    assert bool(tied) == (architecture.head in DECODING and bool(
-        getattr(architecture.config, "tie_word_embeddings", False)
-    ))  # fmt: skip
+    assert bool(tied) == (architecture.head in DECODING and bool(getattr(architecture.config, "tie_word_embeddings", False)))
     outputs(small, inputs).square().sum().backward()
     for name in tied:
         gradients = [small.get_parameter(other).grad for other in expected[name]]
@@ -207,9 +205,16 @@ def test_tied_parameters_stay_one(architecture, model, inputs, rng) -> None:
 def continued(model: nn.Module, inputs: Mapping[str, Tensor], use_cache: bool) -> tuple[Tensor, Tensor]:
     """The words that a model goes on with, and its logits for each of them."""
     result = model.generate(
-        **inputs, max_new_tokens=6, do_sample=False, num_beams=1, use_cache=use_cache, eos_token_id=None, pad_token_id=1,
-        return_dict_in_generate=True, output_logits=True,
-    )  # fmt: skip
+        **inputs,
+        max_new_tokens=6,
+        do_sample=False,
+        num_beams=1,
+        use_cache=use_cache,
+        eos_token_id=None,
+        pad_token_id=1,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
     return result.sequences, torch.stack(result.logits)
 
 

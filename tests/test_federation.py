@@ -217,7 +217,14 @@ def one_round(prepared: Any, start: Tensor) -> Tensor:
 
 def start_of(prepared: Any) -> Tensor:
     experiment = prepared.setup.experiment
-    return pretrained(prepared.setup.architecture, None, prepared.task.public, experiment.model.pretrain, 0, lambda *_: None)
+    return pretrained(
+        architecture=prepared.setup.architecture,
+        source=None,
+        public=prepared.task.public,
+        settings=experiment.model.pretrain,
+        seed=0,
+        progress=lambda *_: None,
+    )
 
 
 # Adam divides a gradient by its size: of one that is about zero, rounding decides the sign. So stacks are held to it with SGD.

@@ -161,7 +161,7 @@ def one_step(prepared: Prepared, clip: float | None) -> dict[str, Tensor]:
     runner.workshop.release()
     local = prepared.setup.experiment.local.model_copy(update={"optimizer": "sgd", "clip": clip, "steps": 1, "weight_decay": 0.0})
     package = package_of(prepared, state, SMALL, Plan(), norms=norms, local=local, learning_rate=1.0)
-    change = runner._train(parameters, package, Job(0, 1, (0,), "smallest"), 1).change
+    change = runner._train(parameters, package, Job(client=0, plan=1, prefixes=(0,), prefix="smallest"), 1).change
     specs = architecture.layout.parameters
     return views(change, {name: shape for name, shape in architecture.shapes.items() if not specs[name].frozen})
 
@@ -258,16 +258,22 @@ def test_calibration_is_of_the_whole_model_whatever_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": {"freeze": ["*embedings*"]}}, r"model.freeze: '\*embedings\*' matches no parameter .did you mean 'vit.embeddings'"),
+        (
+            {"model": {"freeze": ["*embedings*"]}},
+            r"model.freeze: '\*embedings\*' matches no parameter .did you mean 'vit.embeddings'",
+        ),
         ({"model": {"freeze": ["vit.layer.*"]}}, r"model.freeze: 'vit.layer.\*' matches no parameter .did you mean 'vit.layers"),
         ({"model": {"freeze": ["vit.*", "class*"]}}, r"model.freeze: vit.\*, class\*: all 56 parameters match"),
         ({"model": {"freeze": "*embeddings*"}}, "model.freeze: expected a list"),
         (
-            {"model": {"freeze": ["*embeddings*", "vit.layers.[01].*", "vit.layernorm*", "class*"]}, "strategy": {"name": "depth"}},
+            {
+                "model": {"freeze": ["*embeddings*", "vit.layers.[01].*", "vit.layernorm*", "class*"]},
+                "strategy": {"name": "depth"},
+            },
             "model.freeze: nothing is left to train in the subnetwork of device class",
         ),
     ],
-)  # fmt: skip
+)
 def test_patterns_that_cannot_be_meant_are_refused_before_work(changes, words) -> None:
     with pytest.raises(UserError, match=words):
         prepare(tiny_experiment(**changes))

@@ -80,7 +80,7 @@ def start(prepared) -> torch.Tensor:
 def block_of(prepared: Prepared, start: torch.Tensor, precision: str, stack: int, device: str = "cpu") -> Any:
     jobs = [Job(client, 0, weight=1.0) for client, share in enumerate(prepared.shares) if len(share)]
     local = prepared.setup.experiment.local.model_copy(update={"precision": precision})
-    package = Package(0, 1, (Plan(),), local, local.learning_rate, stack=(stack,))
+    package = Package(seed=0, round=1, plans=(Plan(),), local=local, learning_rate=local.learning_rate, stack=(stack,))
     runner = prepared.runner()
     runner.device = device
     with one_thread():
@@ -105,7 +105,7 @@ def test_evaluation_computes_in_the_precision_too(prepared, start) -> None:
     losses = {}
     for precision in ("float32", "bfloat16"):
         local = prepared.setup.experiment.local.model_copy(update={"precision": precision})
-        package = Package(0, 1, (Plan(),), local, 0.0)
+        package = Package(seed=0, round=1, plans=(Plan(),), local=local, learning_rate=0.0)
         (_, losses[precision], _), _ = prepared.runner().evaluate(package, start.numpy(), 0, 0, 64)
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
     assert losses["bfloat16"] != losses["float32"]
@@ -141,10 +141,18 @@ def test_a_run_in_bfloat16_learns(out) -> None:
 # shares of a GPU
 
 
-@pytest.mark.parametrize(("need", "memory", "most", "workers"), [
-    (10.0, 100.0, 16, 9), (10.0, 99.9, 16, 8), (10.0, 1000.0, 16, 16), (45.0, 100.0, 16, 2), (45.1, 100.0, 16, 1),
-    (500.0, 100.0, 16, 1), (10.0, 100.0, 1, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("need", "memory", "most", "workers"),
+    [
+        (10.0, 100.0, 16, 9),
+        (10.0, 99.9, 16, 8),
+        (10.0, 1000.0, 16, 16),
+        (45.0, 100.0, 16, 2),
+        (45.1, 100.0, 16, 1),
+        (500.0, 100.0, 16, 1),
+        (10.0, 100.0, 1, 1),
+    ],
+)
 def test_as_many_workers_as_fit_share_a_gpu(need, memory, most, workers) -> None:
     assert workers_a_gpu(need, memory, most) == workers
     assert workers == 1 or workers * need <= USED * memory
@@ -200,9 +208,15 @@ def test_auto_takes_ray_s_gpus_and_their_memory() -> None:
     assert _share(PoolSettings(gpus_per_worker=0.5), 0, resources) == 0.5
 
 
-@pytest.mark.parametrize(("given", "told"), [
-    (-1, "gpus_per_worker -1.0 must be 0 or more"), (1.5, "must be whole above 1"), ("most", "gpus_per_worker"), (0.4, "must be 1/k"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (-1, "gpus_per_worker -1.0 must be 0 or more"),
+        (1.5, "must be whole above 1"),
+        ("most", "gpus_per_worker"),
+        (0.4, "must be 1/k"),
+    ],
+)
 def test_a_share_that_cannot_be_is_one_line(given, told) -> None:
     with pytest.raises(UserError, match=told):
         tiny_experiment(pool={"gpus_per_worker": given})
@@ -285,7 +299,7 @@ def pool(four_cores, tmp_path_factory, noted) -> Iterator[RayPool]:
 
 
 def taking(folder: Path, needs: dict[int, int]) -> list[Call]:
-    package = Package(0, 1, (Plan(),), LocalSettings(), 0.1)
+    package = Package(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
     return [("take", package, (number, folder, needs.get(number, 1))) for number in range(24)]
 
 
@@ -326,7 +340,7 @@ def test_law_6_on_a_crowded_gpu(pool, noted, out, local) -> None:
 
 def test_in_this_process_no_room_is_an_error_that_names_the_block(tmp_path) -> None:
     plain = prepare(tiny_experiment())
-    package = Package(0, 2, (Plan(),), LocalSettings(), 0.1, stack=(4,))
+    package = Package(seed=0, round=2, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1, stack=(4,))
     call: Call = ("block", package, ([Job(0, 0), Job(1, 0)],))
     told = (
         r"round 2, block of clients 0, 1, 2 clients at once of plan 0 of [\d,]+ parameters, estimated at .* GB: .*local.precision"
@@ -341,7 +355,9 @@ def test_in_this_process_no_room_is_an_error_that_names_the_block(tmp_path) -> N
 def test_without_a_gpu_its_case_is_a_line_of_the_table(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert why_no_gpu() == "no GPU here"
-    content = run_suite(["gpu"], tmp_path / "bench", Console(quiet=True), 1, 1, True)
+    content = run_suite(
+        names=["gpu"], folder=tmp_path / "bench", console=Console(quiet=True), workers=1, repetitions=1, quick=True
+    )
     assert content["cases"]["gpu"]["rows"] == []
     console = Console(file=io.StringIO(), width=130)
     console.print(table_of(content["rows"], ""))
@@ -447,7 +463,7 @@ def test_a_worker_s_share_of_a_gpu_is_a_limit_until_it_is_alone(real_gpu, prepar
     plain, noted = prepared.runner(), list[str]()
     hungry = _Hungry(plain.architecture, plain.examples, plain.shares, plain.held_out)
     pool = RayPool(hungry, PoolSettings(gpus_per_worker=0.5), noted.append)
-    package = Package(0, 1, (Plan(),), LocalSettings(), 0.1)
+    package = Package(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
     try:
         list(pool.run(FLAT, [("take", package, (0, 0.3))], [1.0], lambda *_: None))
         assert not noted
@@ -460,6 +476,8 @@ def test_a_worker_s_share_of_a_gpu_is_a_limit_until_it_is_alone(real_gpu, prepar
 
 
 def test_the_case_of_the_speed_suite_runs_on_a_gpu(real_gpu, tmp_path) -> None:
-    content = run_suite(["gpu"], tmp_path / "bench", Console(quiet=True), 1, 1, True)
+    content = run_suite(
+        names=["gpu"], folder=tmp_path / "bench", console=Console(quiet=True), workers=1, repetitions=1, quick=True
+    )
     assert [row.what for row in content["rows"]["gpu"]] == ["BERT-base, a client", "ViT-B/16, a client"]
     assert all(row.ratio > 0 for row in content["rows"]["gpu"])

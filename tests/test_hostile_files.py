@@ -32,10 +32,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 NOT_FILES = {
-    "a folder": lambda path: path.mkdir(), "a pipe": os.mkfifo, "empty": lambda path: path.touch(), "not there": lambda path: None,
-    "a link to itself": lambda path: path.symlink_to(path.name), "a device that never ends": lambda path: path.symlink_to("/dev/zero"),
-    "a device that is empty": lambda path: path.symlink_to("/dev/null"), "nobody's": lambda path: (path.write_text("a: 1"), path.chmod(0)),
-}  # fmt: skip
+    "a folder": lambda path: path.mkdir(),
+    "a pipe": os.mkfifo,
+    "empty": lambda path: path.touch(),
+    "not there": lambda path: None,
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a device that never ends": lambda path: path.symlink_to("/dev/zero"),
+    "a device that is empty": lambda path: path.symlink_to("/dev/null"),
+    "nobody's": lambda path: (path.write_text("a: 1"), path.chmod(0)),
+}
 
 
 def not_file(path: Path, way: str) -> str:
@@ -74,12 +79,26 @@ def test_a_damaged_trace(place) -> None:
 
 
 ODD: dict[str, Callable[[int], Any]] = {
-    "text": lambda n: pa.array(["x"] * n), "nothing": lambda n: pa.nulls(n, pa.int64()), "no kind": lambda n: pa.nulls(n), "not a number": lambda n: pa.array([float("nan")] * n),
-    "infinite": lambda n: pa.array([float("inf")] * n), "negative": lambda n: pa.array([-1] * n), "huge": lambda n: pa.array([2**62] * n), "beyond": lambda n: pa.array([2**63 + 1] * n, pa.uint64()),
-    "list": lambda n: pa.array([[1]] * n), "binary": lambda n: pa.array([b"\xff"] * n), "time": lambda n: pa.array([0] * n, pa.timestamp("s")), "zero": lambda n: pa.array([0] * n),
-    "half": lambda n: pa.array(np.full(n, 0.5, np.float16)), "denormal": lambda n: pa.array([5e-324] * n), "largest": lambda n: pa.array([1.7e308] * n),
-    "words": lambda n: pa.array(["x"] * n).dictionary_encode(), "struct": lambda n: pa.array([{"a": 1}] * n), "yes": lambda n: pa.array([True] * n), "small": lambda n: pa.array([1] * n, pa.int8()),
-}  # fmt: skip
+    "text": lambda n: pa.array(["x"] * n),
+    "nothing": lambda n: pa.nulls(n, pa.int64()),
+    "no kind": lambda n: pa.nulls(n),
+    "not a number": lambda n: pa.array([float("nan")] * n),
+    "infinite": lambda n: pa.array([float("inf")] * n),
+    "negative": lambda n: pa.array([-1] * n),
+    "huge": lambda n: pa.array([2**62] * n),
+    "beyond": lambda n: pa.array([2**63 + 1] * n, pa.uint64()),
+    "list": lambda n: pa.array([[1]] * n),
+    "binary": lambda n: pa.array([b"\xff"] * n),
+    "time": lambda n: pa.array([0] * n, pa.timestamp("s")),
+    "zero": lambda n: pa.array([0] * n),
+    "half": lambda n: pa.array(np.full(n, 0.5, np.float16)),
+    "denormal": lambda n: pa.array([5e-324] * n),
+    "largest": lambda n: pa.array([1.7e308] * n),
+    "words": lambda n: pa.array(["x"] * n).dictionary_encode(),
+    "struct": lambda n: pa.array([{"a": 1}] * n),
+    "yes": lambda n: pa.array([True] * n),
+    "small": lambda n: pa.array([1] * n, pa.int8()),
+}
 
 
 @pytest.mark.parametrize("column", ["client", "start_seconds", "end_seconds"])
@@ -124,9 +143,15 @@ def test_a_folder_of_data_that_holds_no_files(tmp_path) -> None:
 
 
 DEVICE = {
-    "memory_bytes": 4e9, "flops_per_second": 1e10, "memory_bytes_per_second": 1e9, "down_bytes_per_second": 1e6, "up_bytes_per_second": 1e6,
-    "power_watts": 5.0, "radio_watts": 1.0, "source": "made up",
-}  # fmt: skip
+    "memory_bytes": 4e9,
+    "flops_per_second": 1e10,
+    "memory_bytes_per_second": 1e9,
+    "down_bytes_per_second": 1e6,
+    "up_bytes_per_second": 1e6,
+    "power_watts": 5.0,
+    "radio_watts": 1.0,
+    "source": "made up",
+}
 PROFILES = {"devices": {"mine": DEVICE, "yours": {**DEVICE, "sustained": 0.5}}, "mixes": {"ours": {"mine": 0.5, "yours": 0.5}}}
 
 

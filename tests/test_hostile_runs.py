@@ -123,9 +123,13 @@ def test_what_is_not_a_file_is_no_file(runs, tmp_path, way) -> None:
 def _replaced(path: Path, way: str) -> None:
     path.unlink()
     makers: dict[str, Callable[[], Any]] = {
-        "a folder": path.mkdir, "empty": path.touch, "not there": lambda: None, "a pipe": lambda: os.mkfifo(path),
-        "a link to itself": lambda: path.symlink_to(path.name), "a device that never ends": lambda: path.symlink_to("/dev/zero"),
-    }  # fmt: skip
+        "a folder": path.mkdir,
+        "empty": path.touch,
+        "not there": lambda: None,
+        "a pipe": lambda: os.mkfifo(path),
+        "a link to itself": lambda: path.symlink_to(path.name),
+        "a device that never ends": lambda: path.symlink_to("/dev/zero"),
+    }
     makers[way]()
 
 
@@ -195,10 +199,18 @@ def test_no_summary_whatever_it_says_is_a_traceback(runs, tmp_path_factory, caps
 
 
 COLUMNS: dict[str, Any] = {
-    "text": pa.array(["x"]), "nothing": pa.array([None], pa.int64()), "not a number": pa.array([float("nan")]), "infinite": pa.array([float("inf")]),
-    "negative": pa.array([-1]), "huge": pa.array([2**62]), "list": pa.array([[1]]), "binary": pa.array([b"x"]), "time": pa.array([0], pa.timestamp("s")),
-    "map": pa.array([[("x", float("nan"))]], pa.map_(pa.string(), pa.float64())), "empty map": pa.array([[]], pa.map_(pa.string(), pa.float64())),
-}  # fmt: skip
+    "text": pa.array(["x"]),
+    "nothing": pa.array([None], pa.int64()),
+    "not a number": pa.array([float("nan")]),
+    "infinite": pa.array([float("inf")]),
+    "negative": pa.array([-1]),
+    "huge": pa.array([2**62]),
+    "list": pa.array([[1]]),
+    "binary": pa.array([b"x"]),
+    "time": pa.array([0], pa.timestamp("s")),
+    "map": pa.array([[("x", float("nan"))]], pa.map_(pa.string(), pa.float64())),
+    "empty map": pa.array([[]], pa.map_(pa.string(), pa.float64())),
+}
 
 
 def test_records_with_other_columns(runs, tmp_path) -> None:

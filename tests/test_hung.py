@@ -26,7 +26,7 @@ from raffm_ray.settings.experiment import LocalSettings
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 FLAT = np.arange(4, dtype=np.float32)
-PACKAGE = Package(0, 1, (Plan(),), LocalSettings(), 0.1)
+PACKAGE = Package(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
 
 
 class _Hangs(Runner):

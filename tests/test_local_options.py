@@ -47,9 +47,20 @@ class Trained:
         module = runner.workshop.module(self.start, Plan(), {}).train()
         own = dict(module.named_parameters())
         train(
-            module, runner.objective, self.examples, self.share, local, RATE, np.random.default_rng(3), prefix, 1,
-            lambda _: runner.workshop.inside(self.start, SMALL, Plan(), own, {}), np.random.default_rng(4), self.start, **options,
-        )  # fmt: skip
+            module,
+            runner.objective,
+            self.examples,
+            self.share,
+            local,
+            RATE,
+            np.random.default_rng(3),
+            prefix,
+            1,
+            lambda _: runner.workshop.inside(self.start, SMALL, Plan(), own, {}),
+            np.random.default_rng(4),
+            self.start,
+            **options,
+        )
         return {name: values.detach().clone() for name, values in own.items()}
 
     def written_out(

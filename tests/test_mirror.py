@@ -33,8 +33,10 @@ def bucket() -> Iterator[Callable[[str], str]]:
     before = {name: os.environ.get(name) for name in names}
     os.environ |= names
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )  # fmt: skip
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     store = S3FileSystem(endpoint_override=endpoint, scheme="http", region="us-east-1", allow_bucket_creation=True)
 
     def made() -> bool:
@@ -219,7 +221,7 @@ def test_a_name_that_leads_elsewhere_is_not_fetched(bucket, tmp_path) -> None:
         (["resume", "file:{}/nothing"], "nothing: no run here (config.yaml is missing)"),
         (["report", "file:{}/nothing"], "nothing: no run here (config.yaml is missing)"),
     ],
-)  # fmt: skip
+)
 def test_a_place_that_cannot_be_is_one_line_before_any_work(words, told, tmp_path, monkeypatch, capsys, bucket) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(dump(quick(**RICH)[0].setup.experiment))
@@ -243,9 +245,11 @@ def test_killed_and_resumed_from_the_url_by_another_machine(bucket, tmp_path, ca
     def command(folder: str, *words: str) -> subprocess.Popen:
         (tmp_path / folder).mkdir()
         return subprocess.Popen(
-            [sys.executable, "-m", "raffm_ray.cli", *words], cwd=tmp_path / folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            [sys.executable, "-m", "raffm_ray.cli", *words],
+            cwd=tmp_path / folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
 
     driver = command("first", "run", str(config), "--out", url)
     wait_for(lambda: any(name.endswith("2/SHA256SUMS") for name in names(url)), "some rounds")

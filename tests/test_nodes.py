@@ -59,9 +59,19 @@ def test_ray_on_this_machine_alone_gives_the_same_bits(four_cores, work, sha256)
 def test_two_nodes_and_a_third_that_joins_and_one_that_is_lost_within_a_round(cluster, work, sha256, tmp_path) -> None:
     second = cluster.add()
     driver = subprocess.Popen(
-        [*cluster.prefix, sys.executable, str(ROOT / "tests" / "elastic.py"), "experiments/tiny.yaml", str(tmp_path / "run"), str(tmp_path)],
-        env=cluster.environment | {"RAY_ADDRESS": cluster.address}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            *cluster.prefix,
+            sys.executable,
+            str(ROOT / "tests" / "elastic.py"),
+            "experiments/tiny.yaml",
+            str(tmp_path / "run"),
+            str(tmp_path),
+        ],
+        env=cluster.environment | {"RAY_ADDRESS": cluster.address},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
     def reached(moment: str) -> bool:
         if driver.poll():
@@ -139,8 +149,17 @@ def test_a_job_of_rays_own_command(cluster, work, sha256) -> None:
 
 
 def test_a_job_that_fails_says_so_in_its_log_and_its_code(cluster) -> None:
-    done = cluster.run("raffm-ray", "submit", "experiments/tiny.yaml", "--address", cluster.dashboard, "--task.data", "/no/such.csv",
-                       "--task.name", "image_classification")  # fmt: skip
+    done = cluster.run(
+        "raffm-ray",
+        "submit",
+        "experiments/tiny.yaml",
+        "--address",
+        cluster.dashboard,
+        "--task.data",
+        "/no/such.csv",
+        "--task.name",
+        "image_classification",
+    )
     assert done.returncode == 2
     assert "raffm-ray: task.data: /no/such.csv: no such file or folder" in done.stdout
 
@@ -167,8 +186,12 @@ def test_a_submitted_run_comes_back_as_a_report_and_keeps_its_bits_where_classes
 def test_ctrl_c_stops_the_job(cluster, work) -> None:
     driver = subprocess.Popen(
         [*cluster.prefix, "raffm-ray", "submit", "experiments/tiny.yaml", "--address", cluster.dashboard, "--rounds", "100000"],
-        env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
-    )  # fmt: skip
+        env=cluster.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
     name = driver.stdout.readline().split()[1]
     for line in driver.stdout:
         if "rounds of 8 of 20 clients" in line:

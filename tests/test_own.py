@@ -182,8 +182,12 @@ def test_sizes_go_by_parameters_and_not_by_the_order_of_devices() -> None:
     plans = class_plans(prepared.setup, state)
     used = copies(prepared.setup, state, [*plans.values(), Plan()])
     assert dict(zip(plans, used, strict=False)) == {
-        "raspberry_pi_4": 0, "raspberry_pi_5": 2, "laptop": 3, "jetson_agx_orin": 4, "v100": 1,
-    }  # fmt: skip
+        "raspberry_pi_4": 0,
+        "raspberry_pi_5": 2,
+        "laptop": 3,
+        "jetson_agx_orin": 4,
+        "v100": 1,
+    }
     assert used[-1] == 0
 
 
@@ -253,7 +257,7 @@ def test_a_late_update_goes_to_the_copy_that_it_was_trained_from() -> None:
     assert {late.copy for late in waiting.late} == set(range(5))
 
     def after(copy: int) -> Any:
-        late = Late(0, 0.0, work.visits[0], Plan(), 2.0, summed, copy)
+        late = Late(round=0, arrival_seconds=0.0, visit=work.visits[0], plan=Plan(), weight=2.0, summed=summed, copy=copy)
         return finish_round(prepared.setup, replace(state, clock=Clock(late=(late,))), work, torch.zeros_like(summed), [])
 
     assert changed(prepared, state, after(2)) == {2}

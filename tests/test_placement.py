@@ -70,10 +70,14 @@ def test_room_is_counted_by_node(asked, nodes, found) -> None:
         (settings(0.5), [node(4)], "pool.workers: 1 workers need 0.5 GPU each, and there are 0"),
         (settings(v100=H100), [node(4, 1)], r"pool.placement.v100.labels: no node has kind=H100 \(nodes have no labels\)"),
         (settings(v100=H100), [node(4, 1, kind="H10")], r"no node has kind=H100 \(did you mean 'kind=H10'\?\)"),
-        (settings(v100=H100), [node(4, kind="H100")], "v100.workers: 1 workers need 0.5 GPU each, and there are 0 on nodes with kind=H100"),
+        (
+            settings(v100=H100),
+            [node(4, kind="H100")],
+            "v100.workers: 1 workers need 0.5 GPU each, and there are 0 on nodes with kind=H100",
+        ),
         (settings(laptop=SMALL), [node(4, kind="small")], "a core each, and there are 0 on nodes that are no device class's own"),
     ],
-)  # fmt: skip
+)
 def test_without_room_there_is_one_line(asked, nodes, told) -> None:
     teams, _ = teams_of(asked, float(asked.gpus_per_worker))
     with pytest.raises(UserError, match=told):
@@ -98,7 +102,11 @@ def test_a_block_is_trained_where_the_first_of_its_placed_classes_is() -> None:
 
     def team(*clients: int, method: str = "block") -> int:
         jobs = tuple(Job(client, 0) for client in clients)
-        return team_of((method, Package(0, 1, (Plan(),), LocalSettings(), 0.1), (jobs,)), classes, by_class)
+        return team_of(
+            (method, Package(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1), (jobs,)),
+            classes,
+            by_class,
+        )
 
     assert [team(0), team(1), team(2), team(3)] == [2, 1, 0, 1]
     assert team(2, 0) == 2
@@ -150,7 +158,7 @@ class _Tells(Runner):
 
 
 MAPS = Path("/proc/self/maps")
-PACKAGE = Package(0, 1, (Plan(),), LocalSettings(), 0.1)
+PACKAGE = Package(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
 FLAT = np.arange(4, dtype=np.float32)
 CALLS = [("block", PACKAGE, ((Job(client, 0),),)) for client in range(12)]
 

@@ -28,7 +28,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 CALLS = 30
 FLAT = np.arange(4, dtype=np.float32)
-FIRST, SECOND = (Package(0, number, (Plan(),), LocalSettings(), 0.1) for number in (1, 2))
+FIRST, SECOND = (Package(seed=0, round=number, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1) for number in (1, 2))
 
 
 class _Notes(Runner):

@@ -37,7 +37,7 @@ def state_of(prepared: Any, seed: int = 0):
 
 
 def package_of(prepared: Any, state: Any, *plans: Plan, **changes: Any) -> Package:
-    return replace(Package(0, 1, plans, prepared.setup.experiment.local, 1e-3), **changes)
+    return replace(Package(seed=0, round=1, plans=plans, local=prepared.setup.experiment.local, learning_rate=1e-3), **changes)
 
 
 def test_a_prefix_is_the_very_subnetwork_that_its_class_gets_also_with_corrected_norms() -> None:
@@ -243,7 +243,12 @@ def test_an_update_that_is_not_finite_is_refused_and_counted() -> None:
     victim = work.jobs[0].client
     poisoned[prepared.shares[victim]] = np.nan
     plain = prepared.runner()
-    runner = Runner(plain.architecture, replace(plain.examples, inputs={"pixel_values": poisoned}), plain.shares, plain.held_out)
+    runner = Runner(
+        architecture=plain.architecture,
+        examples=replace(plain.examples, inputs={"pixel_values": poisoned}),
+        shares=plain.shares,
+        held_out=plain.held_out,
+    )
     update, part = runner.block(work.package, state.parameters.numpy(), work.jobs)
     assert [report.client for report in update.reports if report.refused] == [victim]
     after = finish_round(prepared.setup, state, work, torch.from_numpy(part), [update])

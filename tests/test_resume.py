@@ -359,9 +359,13 @@ def test_a_run_that_is_not_finished_has_no_report_but_a_way_to_go_on(copy, capsy
 def started(arguments: list[str], mark: str = "") -> subprocess.Popen[str]:
     settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAFFM_TEST_MARK": mark}
     return subprocess.Popen(
-        [sys.executable, "-m", "raffm_ray.cli", *arguments], env={**os.environ, **settings}, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "raffm_ray.cli", *arguments],
+        env={**os.environ, **settings},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def wait_for(there: Any, seconds: float = 120.0) -> None:

@@ -217,7 +217,7 @@ def fused_layout(heads: int, size: int) -> Layout:
             f"h.{index}.attn.c_proj.weight": Parameter((vo, RESIDUAL), matmul="tokens", reads=0),
             f"h.{index}.attn.c_proj.bias": Parameter((RESIDUAL,)),
         }
-        sites.append(Attention(f"h.{index}.attn", qk[:1], qk[1:], vo[1:], None))
+        sites.append(Attention(module=f"h.{index}.attn", heads=qk[:1], qk=qk[1:], vo=vo[1:], ffn=None))
     return Layout(axes, parameters, tuple(sites))
 
 
@@ -236,7 +236,7 @@ def grouped_layout(groups: int, heads: int, size: int) -> Layout:
             f"layers.{index}.self_attn.v_proj.weight": Parameter(((group, vo), RESIDUAL), matmul="tokens"),
             f"layers.{index}.self_attn.o_proj.weight": Parameter((RESIDUAL, (group, head, vo)), matmul="tokens"),
         }
-        sites.append(Attention(f"layers.{index}.self_attn", (group, head), (halves, qk), (vo,), None))
+        sites.append(Attention(module=f"layers.{index}.self_attn", heads=(group, head), qk=(halves, qk), vo=(vo,), ffn=None))
     return Layout(axes, parameters, tuple(sites))
 
 

@@ -36,9 +36,19 @@ PACKAGE = ROOT / "raffm_ray"
 MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "tarfile", "zipfile"}
 """What runs what it reads, or unpacks it to where it says."""
 CALLS = {
-    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "torch.hub.load", "shutil.unpack_archive",
-    "yaml.unsafe_load", "yaml.full_load", "pd.read_pickle",
-}  # fmt: skip
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "torch.load",
+    "torch.hub.load",
+    "shutil.unpack_archive",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "pd.read_pickle",
+}
 FORBIDDEN_WHEN_TRUE = {"allow_pickle", "trust_remote_code", "shell"}
 LOADERS = {"_Loader", "yaml.SafeLoader", "SafeLoader"}
 
@@ -67,11 +77,21 @@ def test_nothing_that_is_read_is_run_or_unpacked() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "import pickle", "from joblib import load", "torch.load(path)", "np.load(path)", "np.load(path, allow_pickle=True)",
-        "AutoModel.from_pretrained(name, trust_remote_code=True)", "eval(text)", "exec(text)", "subprocess.run(words, shell=True)",
-        "yaml.load(text, Loader=yaml.Loader)", "yaml.load(text)", "import tarfile", "shutil.unpack_archive(path)",
+        "import pickle",
+        "from joblib import load",
+        "torch.load(path)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "eval(text)",
+        "exec(text)",
+        "subprocess.run(words, shell=True)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "yaml.load(text)",
+        "import tarfile",
+        "shutil.unpack_archive(path)",
     ],
-)  # fmt: skip
+)
 def test_control_each_danger_is_seen(text) -> None:
     assert dangers(text)
 
@@ -210,9 +230,14 @@ def ours() -> Iterator[tuple[subprocess.Popen[str], str, str, Path]]:
     settings = {"PYTHONPATH": str(ROOT), "RAFFM_TEST_MARK": "ours", "RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER], env=clean | settings, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-c", DRIVER],
+        env=clean | settings,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     address, told = process.stdout.readline().strip().split(" ", 1)
     yield process, address, told, folder
     process.kill()
@@ -271,10 +296,15 @@ def test_ray_answers_who_has_the_token_which_is_in_no_file_and_no_command(ours) 
     assert len(files) > 5
     assert not [path for path in files if token.encode() in path.read_bytes()]
     clients = [
-        subprocess.Popen([sys.executable, "-c", CLIENT, address], env=os.environ | {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": given},
-                         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", CLIENT, address],
+            env=os.environ | {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": given},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         for mode, given in (("token", token), ("token", "0" * 64), ("disabled", ""))
-    ]  # fmt: skip
+    ]
     (allowed, _), *refused = [client.communicate(timeout=60) for client in clients]
     assert allowed == "1\n"  # control
     for said, error in refused:

@@ -31,9 +31,21 @@ from raffm_ray.server.rounds import begin_round
 from raffm_ray.server.state import new_state
 
 KEYS = {
-    "what", "unit", "ours", "limit", "target", "judged", "at_least", "details", "ours_median", "limit_median", "ratio", "value",
-    "quartiles", "met",
-}  # fmt: skip
+    "what",
+    "unit",
+    "ours",
+    "limit",
+    "target",
+    "judged",
+    "at_least",
+    "details",
+    "ours_median",
+    "limit_median",
+    "ratio",
+    "value",
+    "quartiles",
+    "met",
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +54,15 @@ def suite(four_cores, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     on_ray = run_suite(["noop-small"], folder / "ray", Console(quiet=True), workers=1, repetitions=1, quick=True)
     others = [name for name in CASES if name not in ("noop-small", "gpu")]
-    content = run_suite(others, folder / "run", Console(quiet=True), 1, 1, True, "in_process")
+    content = run_suite(
+        names=others,
+        folder=folder / "run",
+        console=Console(quiet=True),
+        workers=1,
+        repetitions=1,
+        quick=True,
+        backend="in_process",
+    )
     return on_ray, content, folder
 
 
@@ -108,7 +128,15 @@ def test_the_plain_loop_trains_what_a_client_trains(name) -> None:
 
 
 def test_a_client_that_does_nothing_is_added_up_alike_here_and_by_bare_ray(four_cores) -> None:
-    prepared = synthetic(vit(8, 1, 1), "grey", 10, 5, LOCAL, 1, strategy={"name": "full", "client_weight": "equal"})
+    prepared = synthetic(
+        config=vit(8, 1, 1),
+        kind="grey",
+        clients=10,
+        per_round=5,
+        local=LOCAL,
+        examples=1,
+        strategy={"name": "full", "client_weight": "equal"},
+    )
     start = starting_flat(prepared)
     rounds = Rounds(prepared.setup, InProcessPool(nothing_runner(prepared)), new_state(start))
     rounds.run()
@@ -160,20 +188,23 @@ def test_a_crew_keeps_its_memory_and_tells_its_errors() -> None:
 
 def test_repetitions_alternate_which_comes_first() -> None:
     order = []
-    bench = Bench(1, 2, True, lambda *_: None, Crew(1))
+    bench = Bench(workers=1, repetitions=2, quick=True, progress=lambda *_: None, crew=Crew(1))
     given = interleaved(bench, 2, [lambda: order.append("a") or 1, lambda: order.append("b") or 2])
     assert order == ["a", "b", "b", "a"]
     assert given == [(1, 1), (2, 2)]
 
 
-@pytest.mark.parametrize(("row", "value", "met"), [
-    (Row("", "s", (2.0, 6.0, 3.0), (1.0, 2.0, 2.0), 2.0), 2.0, True),
-    (Row("", "s", (2.0, 6.0, 3.0), (1.0, 2.0, 2.0), 1.9), 2.0, False),
-    (Row("", "s", (2.0, 6.0, 3.0), (1.0, 2.0, 2.0), 1.5, at_least=True), 2.0, True),
-    (Row("", "s", (2.0, 6.0, 3.0), (1.0, 2.0, 2.0), 2.5, "ours"), 3.0, False),
-    (Row("", "s", (2.0, 6.0, 3.0), (1.0, 2.0, 2.0), 1.0, "extra"), 1.0, True),
-    (Row("", "s", (2.0,), (1.0,)), 2.0, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("row", "value", "met"),
+    [
+        (Row("", "s", (2.0, 6.0, 3.0), (1.0, 2.0, 2.0), 2.0), 2.0, True),
+        (Row("", "s", (2.0, 6.0, 3.0), (1.0, 2.0, 2.0), 1.9), 2.0, False),
+        (Row("", "s", (2.0, 6.0, 3.0), (1.0, 2.0, 2.0), 1.5, at_least=True), 2.0, True),
+        (Row("", "s", (2.0, 6.0, 3.0), (1.0, 2.0, 2.0), 2.5, "ours"), 3.0, False),
+        (Row("", "s", (2.0, 6.0, 3.0), (1.0, 2.0, 2.0), 1.0, "extra"), 1.0, True),
+        (Row("", "s", (2.0,), (1.0,)), 2.0, None),
+    ],
+)
 def test_a_target_bounds_the_median_of_what_it_is_about(row, value, met) -> None:
     assert row.value == value
     assert row.met is met
@@ -187,7 +218,7 @@ def test_the_suite_does_not_write_over_anything(out) -> None:
     out.mkdir()
     (out / "there").touch()
     with pytest.raises(UserError, match="nothing is overwritten"):
-        run_suite(["start"], out, Console(quiet=True), 1, 1, True)
+        run_suite(names=["start"], folder=out, console=Console(quiet=True), workers=1, repetitions=1, quick=True)
 
 
 def test_help_lists_the_cases(capsys) -> None:
@@ -196,12 +227,15 @@ def test_help_lists_the_cases(capsys) -> None:
     assert all(f"  {name} " in told for name in CASES)
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    (["digit"], "bench: 'digit' is not one of them (did you mean 'digits'?"),
-    (["digits", "--quik"], "bench: '--quik' is not one of them (did you mean '--quick'?"),
-    (["digits", "--repetitions", "0"], "--repetitions: expected a whole number of at least 1, got '0'"),
-    (["--workers", "two"], "--workers: expected a whole number of at least 1, got 'two'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["digit"], "bench: 'digit' is not one of them (did you mean 'digits'?"),
+        (["digits", "--quik"], "bench: '--quik' is not one of them (did you mean '--quick'?"),
+        (["digits", "--repetitions", "0"], "--repetitions: expected a whole number of at least 1, got '0'"),
+        (["--workers", "two"], "--workers: expected a whole number of at least 1, got 'two'"),
+    ],
+)
 def test_a_wrong_case_or_flag_is_one_line(words, told, capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["bench", *words]) == 2

@@ -141,15 +141,24 @@ class System:
         self.prepared = prepare(experiment)
         setup = self.prepared.setup
         state = new_state(
-            pretrained(setup.architecture, None, self.prepared.task.public, experiment.model.pretrain, 0, lambda *_: None)
+            pretrained(
+                architecture=setup.architecture,
+                source=None,
+                public=self.prepared.task.public,
+                settings=experiment.model.pretrain,
+                seed=0,
+                progress=lambda *_: None,
+            )
         )
         self.flat = state.parameters.numpy()
         small = Plan({"residual": np.arange(0, 24, 2), "0/ffn": np.arange(8), "1/heads": [0, 2], "layers": [0, 1]})
         middle = Plan({"residual": [*np.arange(0, 24, 2).tolist(), 1, 5], "0/ffn": np.arange(12)[::-1]})
         self.plans = (small, middle, Plan())
-        self.package = Package(0, 1, self.plans, experiment.local, 0.01)
+        self.package = Package(seed=0, round=1, plans=self.plans, local=experiment.local, learning_rate=0.01)
         self.jobs = [
-            Job(client, 1 + client % 2, tuple(range(1 + client % 2)), prefix, weight=float(len(share)))
+            Job(
+                client=client, plan=1 + client % 2, prefixes=tuple(range(1 + client % 2)), prefix=prefix, weight=float(len(share))
+            )
             for client, share in enumerate(self.prepared.shares)
             if len(share)
         ]
@@ -161,11 +170,16 @@ class System:
 @pytest.mark.parametrize(
     ("prefix", "local"),
     [
-        ("none", {}), ("none", {"steps": 3}), ("none", {"epochs": 2, "clip": None}), ("smallest", {"steps": 2}),
-        ("random", {"epochs": 2}), ("one", {"steps": 3}), ("random", {"steps": 2, "proximal": 0.1, "optimizer": "sgd"}),
+        ("none", {}),
+        ("none", {"steps": 3}),
+        ("none", {"epochs": 2, "clip": None}),
+        ("smallest", {"steps": 2}),
+        ("random", {"epochs": 2}),
+        ("one", {"steps": 3}),
+        ("random", {"steps": 2, "proximal": 0.1, "optimizer": "sgd"}),
         ("none", {"optimizer": "momentum", "weight_decay": 0.1, "epochs": 2}),
     ],
-)  # fmt: skip
+)
 def test_a_stack_of_clients_learns_what_they_learn_alone(prefix: str, local: dict[str, Any]) -> None:
     system = System(prefix, **local)
     alone, alone_sum = system.run(())
@@ -230,8 +244,11 @@ def test_a_round_is_cut_into_stacks_of_one_plan_in_even_parts() -> None:
 def test_groups_of_a_block_keep_to_their_plans_and_sizes() -> None:
     jobs = [Job(0, 1), Job(1, None, calibrate=True), Job(2, 1), Job(3, 0), Job(4, 1), Job(5, 0)]
     assert [(plan, [job.client for job in group]) for plan, group in groups(jobs, (2, 2))] == [
-        (1, [0, 2]), (None, [1]), (0, [3, 5]), (1, [4]),
-    ]  # fmt: skip
+        (1, [0, 2]),
+        (None, [1]),
+        (0, [3, 5]),
+        (1, [4]),
+    ]
     assert [len(group) for _, group in groups(jobs, ())] == [1] * 6
 
 

@@ -52,7 +52,18 @@ def parameters_of(architecture: Architecture) -> dict[str, torch.Tensor]:
 
 def view_of(architecture: Architecture, budgets: dict[str, Budget], round_number: int = 1, kind: str = "ranked_list") -> View:
     scores = METRICS["random"].score(architecture.layout, {}, {}, np.random.default_rng(0))
-    return View(architecture, scores, CUTTING, kind, 0, round_number, BATCH, "adamw", budgets, parameters_of(architecture))
+    return View(
+        architecture=architecture,
+        scores=scores,
+        cutting=CUTTING,
+        kind=kind,
+        seed=0,
+        round=round_number,
+        batch_size=BATCH,
+        optimizer="adamw",
+        budgets=budgets,
+        parameters=parameters_of(architecture),
+    )
 
 
 def budgets_of(architecture: Architecture, limit: str, *shares: float) -> dict[str, Budget]:

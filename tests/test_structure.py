@@ -144,7 +144,9 @@ def test_the_folder_shows_the_packages_and_next_to_nothing_else() -> None:
     assert {path.name for path in entries if path.is_dir()} == set(USES)
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}), ids=lambda path: path.name
+)
 def test_a_package_is_small_and_its_door_names_every_module(folder: Path) -> None:
     modules = {path.stem for path in folder.glob("*.py")} - {"__main__"}
     assert len(modules) <= MOST_MODULES
@@ -164,7 +166,13 @@ def test_a_file_is_one_idea(path: Path) -> None:
 def test_only_the_pool_knows_ray_and_the_benchmark_without_it() -> None:
     users = {module_name(path) for path in PACKAGE.rglob("*.py") if re.search(r"(import|from) ray\b", path.read_text())}
     assert users == {
-        "pool.call_scheduler", "pool.ray_pool", "pool.ray_start", "cli.submit", "runs.telemetry", "studies.ray_trials", "benchmarks.bare_ray",
+        "pool.call_scheduler",
+        "pool.ray_pool",
+        "pool.ray_start",
+        "cli.submit",
+        "runs.telemetry",
+        "studies.ray_trials",
+        "benchmarks.bare_ray",
     }
 
 

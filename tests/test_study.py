@@ -50,12 +50,15 @@ def small(**changes):
     values = {
         "model": {"config": config, "pretrain": {"epochs": 1}},
         "clients": {"count": 6, "per_round": 2},
-        "fleet": {"shares": {"raspberry_pi_4": 0.5, "v100": 0.5}, "budgets": {"raspberry_pi_4": {"params": 0.6}, "v100": {"params": 1.0}}},
+        "fleet": {
+            "shares": {"raspberry_pi_4": 0.5, "v100": 0.5},
+            "budgets": {"raspberry_pi_4": {"params": 0.6}, "v100": {"params": 1.0}},
+        },
         "local": {"steps": 1},
         "evaluation": {"every": 1, "sizes": 0},
         "salience": {"every": 2, "clients": 1, "examples": 8},
         **changes,
-    }  # fmt: skip
+    }
     return tiny_experiment(**values)
 
 
@@ -274,18 +277,33 @@ def test_another_study_in_the_folder_is_refused_and_more_trials_are_not(tmp_path
 
 BAD = [
     ({"space": {"salience.metrik": ["l1", "outputs"]}}, r"space.salience.metrik: unknown key \(did you mean 'metric'\?\)"),
-    ({"space": {"salienc.metric": ["l1", "outputs"]}}, r"space.salienc.metric: salienc: unknown key \(did you mean 'salience'\?\)"),
-    ({"space": {METRIC: ["l1", "outputz"]}}, r"space.salience.metric: salience.metric 'outputz' is not known \(did you mean 'outputs'\?\)"),
+    (
+        {"space": {"salienc.metric": ["l1", "outputs"]}},
+        r"space.salienc.metric: salienc: unknown key \(did you mean 'salience'\?\)",
+    ),
+    (
+        {"space": {METRIC: ["l1", "outputz"]}},
+        r"space.salience.metric: salience.metric 'outputz' is not known \(did you mean 'outputs'\?\)",
+    ),
     ({"space": {METRIC: ["l1"]}}, "expected two choices or more"),
     ({"space": {METRIC: {"low": 1, "high": 2}}}, "space.salience.metric: input should be a valid string, got 1"),
     ({"space": {RATE: {"low": -1, "high": 1}}}, "space.local.learning_rate: input should be greater than 0, got -1"),
     ({"space": {"local.epochs": {"low": 1, "high": 2.5}}}, "space.local.epochs: input should be a valid integer.*got 2.5"),
     ({"space": {"local.epochs": {"low": 3, "high": 2}}}, "low 3 must be below high 2"),
     ({"space": {RATE: {"low": 0.1, "hihg": 1}}}, r"space.local.learning_rate.hihg: unknown key \(did you mean 'high'\?\)"),
-    ({"settings": {"task": {"validation": 9}}, "space": {"evaluation.keep_best": {"low": 0, "high": 1}}}, "a range is of numbers"),
+    (
+        {"settings": {"task": {"validation": 9}}, "space": {"evaluation.keep_best": {"low": 0, "high": 1}}},
+        "a range is of numbers",
+    ),
     ({"space": {"extraction.floors.fnn": {"low": 0.1, "high": 0.5}}}, r"'fnn' is not a kind of axis.*did you mean 'ffn'"),
-    ({"space": {"fleet.budgets.v100.parms": {"low": 0.1, "high": 0.5}}}, r"budget kind 'parms' is not known \(did you mean 'params'"),
-    ({"space": {"fleet.budgets.v10.params": {"low": 0.1, "high": 0.5}}}, r"device class 'v10' is not known \(did you mean 'v100'"),
+    (
+        {"space": {"fleet.budgets.v100.parms": {"low": 0.1, "high": 0.5}}},
+        r"budget kind 'parms' is not known \(did you mean 'params'",
+    ),
+    (
+        {"space": {"fleet.budgets.v10.params": {"low": 0.1, "high": 0.5}}},
+        r"device class 'v10' is not known \(did you mean 'v100'",
+    ),
     ({"space": {"rounds.x": [1, 2]}}, "'rounds' has no keys below it"),
     ({"space": {"seed": [1, 2]}}, "space.seed: is not searched"),
     ({"space": {RATE: 3}}, "expected a list of choices or a range"),
@@ -295,8 +313,14 @@ BAD = [
     ({"constraints": ["byte <= 3"]}, "constraints: measure 'byte' is not known"),
     ({"sampler": {"name": "TPESample"}}, r"sampler.name 'TPESample' is not known \(did you mean 'TPESampler'\?\)"),
     ({"sampler": {"name": "TPESampler", "n_startup": 3}}, r"sampler.n_startup: .*did you mean 'n_startup_trials'"),
-    ({"sampler": {"name": "TPESampler", "n_startup_trials": "3"}}, "sampler.n_startup_trials: input should be a valid integer, got '3'"),
-    ({"sampler": {"name": "CmaEsSampler"}}, "sampler.name: CmaEsSampler needs a package that is not installed: pip install cmaes"),
+    (
+        {"sampler": {"name": "TPESampler", "n_startup_trials": "3"}},
+        "sampler.n_startup_trials: input should be a valid integer, got '3'",
+    ),
+    (
+        {"sampler": {"name": "CmaEsSampler"}},
+        "sampler.name: CmaEsSampler needs a package that is not installed: pip install cmaes",
+    ),
     ({"sampler": {"name": "BruteForceSampler"}}, "sampler BruteForceSampler: .*step must be given"),
     ({"sampler": {"name": "GridSampler"}}, "sampler.name 'GridSampler' is not known"),
     ({"pruner": {"name": "PercentilePruner"}}, "pruner PercentilePruner: .*missing.*'percentile'"),
@@ -308,7 +332,7 @@ BAD = [
     ({"enqueue": [{"local.rate": 5.0}]}, "enqueue: local.rate is not in the space"),
     ({"trails": 3}, r"trails: unknown key \(did you mean 'trials'\?\)"),
     ({"settings": {"local": {"epohcs": 3}}}, r"local.epohcs: unknown key \(did you mean 'epochs'\?\)"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture

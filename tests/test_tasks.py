@@ -84,7 +84,7 @@ def load(words: Words, rng=None, **settings):
         TaskSettings(**{"public": 5, **settings}),
         rng or np.random.default_rng(0),
         words,
-        Pictures(8, 3, (0.5,) * 3, (0.5,) * 3),
+        Pictures(size=8, channels=3, mean=(0.5,) * 3, deviation=(0.5,) * 3),
         1,
     )
 
@@ -357,15 +357,19 @@ def test_a_model_type_without_a_table_says_which_have_one(tmp_path) -> None:
 
 def text_experiment(tmp_path: Path, **changes):
     values = {
-        "name": "texts", "rounds": 1,
+        "name": "texts",
+        "rounds": 1,
         "task": {"name": "rte", "data": str(glue_folder(tmp_path / "rte", "rte")), "public": 10, "max_length": 16},
-        "model": {"config": {**{k: v for k, v in TINY["bert"].items() if k not in ("vocab_size", "num_labels")}},
-                  "tokenizer": saved_tokenizer(tmp_path / "tokenizer"), "pretrain": {"epochs": 1}},
+        "model": {
+            "config": {**{k: v for k, v in TINY["bert"].items() if k not in ("vocab_size", "num_labels")}},
+            "tokenizer": saved_tokenizer(tmp_path / "tokenizer"),
+            "pretrain": {"epochs": 1},
+        },
         "clients": {"count": 5, "per_round": 3, "partition": "iid"},
         "fleet": {"budgets": {"raspberry_pi_5": {"params": 0.6}, "laptop": {"params": 0.7}, "jetson_agx_orin": {"params": 1.0}}},
         "extraction": {"steps": {"heads": 1, "qk": 2, "vo": 2, "ffn": 4}},
         "pool": {"backend": "in_process"},
-    }  # fmt: skip
+    }
     return parse({**values, **changes})
 
 

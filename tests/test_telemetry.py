@@ -67,5 +67,8 @@ def test_workers_have_readable_names() -> None:
         return repr(worker)
 
     assert [named(share) for share in (0.0, 0.25, 1 / 3, 2)] == [
-        "raffm worker 3 (1 core)", "raffm worker 3 (0.25 GPU)", "raffm worker 3 (0.333 GPU)", "raffm worker 3 (2 GPU)",
-    ]  # fmt: skip
+        "raffm worker 3 (1 core)",
+        "raffm worker 3 (0.25 GPU)",
+        "raffm worker 3 (0.333 GPU)",
+        "raffm worker 3 (2 GPU)",
+    ]

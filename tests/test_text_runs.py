@@ -30,19 +30,26 @@ SIZES = {"vocab_size", "num_labels", "pad_token_id"}
 
 def experiment(task: dict[str, Any], model: str, tokenizer: str, **changes: Any) -> Experiment:
     values: dict[str, Any] = {
-        "name": "texts", "rounds": 2, "task": {"public": 12, "max_length": 16, **task},
+        "name": "texts",
+        "rounds": 2,
+        "task": {"public": 12, "max_length": 16, **task},
         "model": {
             "config": {key: value for key, value in TINY[model].items() if key not in SIZES and not key.endswith("dropout")},
-            "tokenizer": tokenizer, "pretrain": {"epochs": 2},
+            "tokenizer": tokenizer,
+            "pretrain": {"epochs": 2},
         },
         "clients": {"count": 6, "per_round": 4, "partition": "iid"},
         "fleet": {
-            "budgets": {"raspberry_pi_5": {"layer_params": 0.5}, "laptop": {"layer_params": 0.7}, "jetson_agx_orin": {"params": 1.0}}
+            "budgets": {
+                "raspberry_pi_5": {"layer_params": 0.5},
+                "laptop": {"layer_params": 0.7},
+                "jetson_agx_orin": {"params": 1.0},
+            }
         },
         "salience": {"rotation": "calibrated", "clients": 2, "every": 1},
         "extraction": {"steps": {"heads": 1, "qk": 2, "vo": 2, "ffn": 4}},
         "pool": {"backend": "in_process"},
-    }  # fmt: skip
+    }
     return parse({**values, **changes})
 
 

@@ -125,9 +125,13 @@ def test_without_validation_examples_it_is_refused(key, value) -> None:
 
 
 RUINED: dict[str, Any] = {
-    "rounds": 3, "model": {"pretrain": {"epochs": 12, "learning_rate": 5e-3}}, "local": {"learning_rate": 1.0},
-    "salience": {"metric": "l1"}, "task": {"validation": 60}, "clients": {"per_round": 2},
-}  # fmt: skip
+    "rounds": 3,
+    "model": {"pretrain": {"epochs": 12, "learning_rate": 5e-3}},
+    "local": {"learning_rate": 1.0},
+    "salience": {"metric": "l1"},
+    "task": {"validation": 60},
+    "clients": {"per_round": 2},
+}
 """Training that makes everything worse, so that the start is the best round."""
 
 

@@ -56,4 +56,9 @@ def cut_layout(layout: Layout, plan: Plan) -> Layout:
     }
     present = {name: spec for name, spec in layout.parameters.items() if is_kept(spec.layer, plan)}
     attentions = tuple(site for site in layout.attentions if is_kept(site.layer, plan))
-    return Layout(axes, present, attentions, tuple(name for name in layout.norms if f"{name}.weight" in present))
+    return Layout(
+        axes=axes,
+        parameters=present,
+        attentions=attentions,
+        norms=tuple(name for name in layout.norms if f"{name}.weight" in present),
+    )

@@ -14,7 +14,15 @@ LOCAL = {"batch_size": 1, "steps": 1}
 
 
 def _prepared(config: dict[str, object], registered: int, per_round: int) -> Prepared:
-    return synthetic(config, "grey", registered, per_round, LOCAL, 1, strategy={"name": "full", "client_weight": "equal"})
+    return synthetic(
+        config=config,
+        kind="grey",
+        clients=registered,
+        per_round=per_round,
+        local=LOCAL,
+        examples=1,
+        strategy={"name": "full", "client_weight": "equal"},
+    )
 
 
 def _milliseconds(bench: Bench, prepared: Prepared, rounds: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

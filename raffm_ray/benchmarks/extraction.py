@@ -272,9 +272,14 @@ def extraction(flags: Sequence[str], folder: Path, console: Console) -> Table:
     folder.mkdir(parents=True, exist_ok=True)
     metric = prepared.task.metric
     content = {
-        "metric": metric, "full": full, "fractions": FRACTIONS, "held_out": len(prepared.task.held_out), "seed": experiment.seed,
-        "rows": [{"cut": row.cut, "salience": row.metric, "basis": row.basis, "values": row.values} for row in rows], "kept": kept,
-    }  # fmt: skip
+        "metric": metric,
+        "full": full,
+        "fractions": FRACTIONS,
+        "held_out": len(prepared.task.held_out),
+        "seed": experiment.seed,
+        "rows": [{"cut": row.cut, "salience": row.metric, "basis": row.basis, "values": row.values} for row in rows],
+        "kept": kept,
+    }
     write_json(folder / "extraction.json", content)
     _picture(full, rows, metric, folder / "extraction.png")
     return _table(full, rows, metric)

@@ -11,9 +11,14 @@ from raffm_ray.benchmarks.warm_processes import Crew
 from raffm_ray.preparation.prepare import Prepared
 
 BERT_BASE = {
-    "model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-    "vocab_size": 30522, "max_position_embeddings": 512,
-}  # fmt: skip
+    "model_type": "bert",
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+}
 """BERT-base (Devlin et al. 2019): 110M parameters."""
 VIT_BASE = {**vit(768, 12, 12, image=224, channels=3), "patch_size": 16}
 """ViT-B/16 (Dosovitskiy et al. 2021): 86M parameters."""
@@ -50,7 +55,11 @@ def gpu(bench: Bench) -> list[Row]:
         crew = Crew(1)
         try:
             chosen = workload.shortened() if bench.quick else workload
-            rows.append(beside_plain(bench, chosen, f"{name}, a client", crew, None, chosen.device))
+            rows.append(
+                beside_plain(
+                    bench=bench, workload=chosen, what=f"{name}, a client", crew=crew, workers=None, device=chosen.device
+                )
+            )
         finally:
             crew.close()
     return rows

@@ -65,9 +65,13 @@ class Row:
     def content(self) -> dict[str, Any]:
         """The row as JSON has it."""
         summary = {
-            "ours_median": median(self.ours), "limit_median": median(self.limit), "ratio": self.ratio,
-            "value": self.value, "quartiles": self.quartiles, "met": self.met,
-        }  # fmt: skip
+            "ours_median": median(self.ours),
+            "limit_median": median(self.limit),
+            "ratio": self.ratio,
+            "value": self.value,
+            "quartiles": self.quartiles,
+            "met": self.met,
+        }
         return {**asdict(self), **summary}
 
 

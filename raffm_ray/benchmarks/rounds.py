@@ -36,7 +36,12 @@ class NothingRunner(Runner):
             add_client(total, flat, job.weight)
             if job.plan is not None:
                 weights[job.plan] = weights.get(job.plan, 0.0) + job.weight
-        reports = tuple(Report(job.client, job.plan, len(self.shares[job.client]), 0, float("nan"), 0.0) for job in jobs)
+        reports = tuple(
+            Report(
+                client=job.client, plan=job.plan, examples=len(self.shares[job.client]), steps=0, loss=float("nan"), seconds=0.0
+            )
+            for job in jobs
+        )
         return Update(weights, reports), total
 
 
@@ -69,7 +74,7 @@ class Rounds:
         for _ in range(rounds):
             work = begin_round(self.setup, self.state)
             summed, updates, late, _ = run_round(self.setup, work, self.state, self.pool, display)
-            self.state = finish_round(self.setup, self.state, work, summed, updates, late)
+            self.state = finish_round(setup=self.setup, state=self.state, work=work, summed=summed, updates=updates, late=late)
 
 
 @contextmanager

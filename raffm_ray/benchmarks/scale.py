@@ -49,7 +49,14 @@ def registered(clients: int, examples: int) -> tuple[float, float]:
 def per_round(clients: int, workers: int, quick: bool, backend: Backend) -> tuple[float, float]:
     """(seconds a client, the driver's peak bytes since its process began) of rounds of so many clients that do nothing."""
     with one_thread():
-        prepared = synthetic(vit(8, 1, 1) if quick else CIFAR, "grey" if quick else "pictures", clients, clients, LOCAL, 1)
+        prepared = synthetic(
+            config=vit(8, 1, 1) if quick else CIFAR,
+            kind="grey" if quick else "pictures",
+            clients=clients,
+            per_round=clients,
+            local=LOCAL,
+            examples=1,
+        )
         with federation(prepared, nothing_runner(prepared), workers, backend) as rounds:
             gc.collect()
             start = perf_counter()
@@ -57,7 +64,14 @@ def per_round(clients: int, workers: int, quick: bool, backend: Backend) -> tupl
             return (perf_counter() - start) / (2 * clients), float(peak_rss_bytes())
 
 
-def _rows(bench: Bench, counts: tuple[int, ...], function: Measured, beside: tuple[Any, ...], what: str, units: Sequence[tuple[str, str, float]]) -> list[Row]:  # fmt: skip
+def _rows(
+    bench: Bench,
+    counts: tuple[int, ...],
+    function: Measured,
+    beside: tuple[Any, ...],
+    what: str,
+    units: Sequence[tuple[str, str, float]],
+) -> list[Row]:
     """The most clients beside the fewest: what `function(clients, *beside)` gives of each unit (what, unit, factor), measured in a
     fresh process for every count and repetition. The slope is what one more client takes between the fewest and the most."""
     actions = [partial(function, count, *beside) if bench.quick else partial(apart, function, count, *beside) for count in counts]

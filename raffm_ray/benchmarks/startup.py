@@ -18,10 +18,13 @@ SECONDS = 10.0
 def _configuration(workers: int, in_process: bool) -> dict[str, object]:
     """The embedded digits, a tiny ViT that nobody pretrained; round 1 is not evaluated."""
     return {
-        "name": "start", "rounds": 2, "model": {"config": vit(32, 3, 4), "pretrain": {"epochs": 0}},
-        "strategy": {"name": "full"}, "evaluation": {"every": 2, "sizes": 0},
+        "name": "start",
+        "rounds": 2,
+        "model": {"config": vit(32, 3, 4), "pretrain": {"epochs": 0}},
+        "strategy": {"name": "full"},
+        "evaluation": {"every": 2, "sizes": 0},
         "pool": {"backend": "in_process"} if in_process else {"workers": workers},
-    }  # fmt: skip
+    }
 
 
 def first_round_seconds(folder: Path, workers: int, in_process: bool) -> float:

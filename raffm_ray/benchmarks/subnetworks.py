@@ -37,8 +37,8 @@ STEPS = (2, 6)
 TARGETS: Mapping[float, tuple[float, float]] = {0.5: (0.6, 0.65)}
 """By fraction: the most that a step's time and its memory may be of the full model's."""
 MODELS: dict[str, Workload] = {
-    "ViT": Workload(CIFAR, "pictures", 1, 1, STEPS[1], 1, 1.0),
-    "MiniLM": Workload(MINILM, "texts", 1, 1, STEPS[1], 1, 1.0),
+    "ViT": Workload(config=CIFAR, kind="pictures", clients=1, per_round=1, steps=STEPS[1], rounds=1, target=1.0),
+    "MiniLM": Workload(config=MINILM, kind="texts", clients=1, per_round=1, steps=STEPS[1], rounds=1, target=1.0),
 }
 MODEL_SETTINGS: dict[str, dict[str, Any]] = {"ViT": {}, "MiniLM": {"freeze": ["*embeddings*"]}}
 """Settings of `model` besides its configuration."""
@@ -66,7 +66,9 @@ class Client:
     def train(self, plan: Plan, steps: int) -> None:
         """A client's whole work: cut, so many steps, added up."""
         local = self.prepared.setup.experiment.local.model_copy(update={"steps": steps})
-        self.runner.block(Package(0, 1, (plan,), local, local.learning_rate), self.flat, [Job(0, 0)])
+        self.runner.block(
+            Package(seed=0, round=1, plans=(plan,), local=local, learning_rate=local.learning_rate), self.flat, [Job(0, 0)]
+        )
 
 
 def client_of(name: str, quick: bool) -> Client:
@@ -74,9 +76,15 @@ def client_of(name: str, quick: bool) -> Client:
     workload = MODELS[name].shortened() if quick else MODELS[name]
     local = {"batch_size": workload.batch_size, "learning_rate": 1e-3}
     prepared = synthetic(
-        workload.config, workload.kind, 1, 1, local, workload.batch_size * workload.steps,
-        model={"config": workload.config, **MODEL_SETTINGS[name]}, extraction={"floors": {}},
-    )  # fmt: skip
+        config=workload.config,
+        kind=workload.kind,
+        clients=1,
+        per_round=1,
+        local=local,
+        examples=workload.batch_size * workload.steps,
+        model={"config": workload.config, **MODEL_SETTINGS[name]},
+        extraction={"floors": {}},
+    )
     return Client(prepared, prepared.runner(), numpy_of(starting_flat(prepared)))
 
 
@@ -166,7 +174,7 @@ def _rates(quick: bool, repetitions: int) -> tuple[list[tuple[float, ...]], dict
     for action in (cut, add, copy):
         action()
     with one_thread():
-        alone = Bench(1, repetitions, quick, lambda *_: None, Crew(0))
+        alone = Bench(workers=1, repetitions=repetitions, quick=quick, progress=lambda *_: None, crew=Crew(0))
         rates = interleaved(alone, repetitions, [partial(rate, action) for action in (cut, add, copy)])
     return rates, {"bytes": int(1e9 * moved), "arrays": len(sources)}
 

@@ -60,11 +60,17 @@ FLAGS = ("--workers", "--repetitions", "--quick", "--out")
 def machine(workers: int) -> dict[str, Any]:
     """What the numbers depend on."""
     return {
-        "processor": processor(), "cores": os.cpu_count(), "memory_bytes": memory_bytes()[0], "workers": workers,
-        "threads_a_worker": 1, "system": platform.platform(), "python": platform.python_version(), "raffm_ray": __version__,
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": memory_bytes()[0],
+        "workers": workers,
+        "threads_a_worker": 1,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "raffm_ray": __version__,
         "load_before": os.getloadavg(),
         **{name: version(name) for name in ("torch", "transformers", "ray", "numpy")},
-    }  # fmt: skip
+    }
 
 
 def _short(value: float) -> str:
@@ -93,9 +99,15 @@ def table_of(results: Mapping[str, Sequence[Row]], title: str) -> Table:
             low, high = row.quartiles
             met = {None: "", True: "yes", False: "[red]no[/]"}[row.met]
             table.add_row(
-                case, row.what, f"{_short(median(row.ours))} {row.unit}", f"{_short(median(row.limit))} {row.unit}",
-                f"{row.ratio:.3f}", f"{_short(low)}..{_short(high)}", _target(row), met,
-            )  # fmt: skip
+                case,
+                row.what,
+                f"{_short(median(row.ours))} {row.unit}",
+                f"{_short(median(row.limit))} {row.unit}",
+                f"{row.ratio:.3f}",
+                f"{_short(low)}..{_short(high)}",
+                _target(row),
+                met,
+            )
     table.caption = (
         "medians of repetitions that alternate; spread: quartiles of what the target bounds (the ratio, where there is none)"
     )
@@ -103,9 +115,14 @@ def table_of(results: Mapping[str, Sequence[Row]], title: str) -> Table:
 
 
 def run_suite(
-    names: Sequence[str], folder: Path, console: Console, workers: int, repetitions: int, quick: bool = False,
+    names: Sequence[str],
+    folder: Path,
+    console: Console,
+    workers: int,
+    repetitions: int,
+    quick: bool = False,
     backend: Backend = "ray",
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Runs cases and writes `bench.json` into the folder; returns its content with the rows by case as `rows`.
 
     Raises UserError when the folder is taken. An error of a case is raised when all that came before is written.
@@ -127,7 +144,9 @@ def run_suite(
                 display.stage(f"{name}: {CASES[name].says}", 1)
                 began = perf_counter()
                 reason = CASES[name].why_not()
-                bench = Bench(workers, repetitions, quick, display.advance, crew, backend)
+                bench = Bench(
+                    workers=workers, repetitions=repetitions, quick=quick, progress=display.advance, crew=crew, backend=backend
+                )
                 rows[name] = [] if reason else CASES[name].run(bench)
                 case = {"says": CASES[name].says, "seconds": perf_counter() - began, "why_not": reason}
                 content["cases"][name] = {**case, "rows": [row.content() for row in rows[name]]}
@@ -151,11 +170,13 @@ def usage() -> str:
     lines = [f"  {name:{width}}  {case.says}" for name, case in CASES.items()]
     return "\n".join(
         [
-            "raffm-ray bench [NAME ...] [--workers N] [--repetitions N] [--quick] [--out DIR]", "",
-            "All cases, or those named: ours / the limit that is measured beside it. --quick: in small; its numbers mean nothing.", "",
+            "raffm-ray bench [NAME ...] [--workers N] [--repetitions N] [--quick] [--out DIR]",
+            "",
+            "All cases, or those named: ours / the limit that is measured beside it. --quick: in small; its numbers mean nothing.",
+            "",
             *lines,
         ]
-    )  # fmt: skip
+    )
 
 
 def command(words: Sequence[str], fresh: Callable[[str], Path], others: Sequence[str]) -> int:
@@ -177,7 +198,14 @@ def command(words: Sequence[str], fresh: Callable[[str], Path], others: Sequence
     repetitions = _whole(asked, "--repetitions", 1 if quick else 5)
     folder = Path(out) if out else fresh("bench")
     began = perf_counter()
-    content = run_suite(list(dict.fromkeys(names)) or list(CASES), folder, Console(stderr=True), workers, repetitions, quick)
+    content = run_suite(
+        names=list(dict.fromkeys(names)) or list(CASES),
+        folder=folder,
+        console=Console(stderr=True),
+        workers=workers,
+        repetitions=repetitions,
+        quick=quick,
+    )
     console = Console()
     console = console if console.is_terminal else Console(width=130)
     title = f"{workers} workers on {content['machine']['processor']}, {perf_counter() - began:.0f} s"

@@ -18,19 +18,31 @@ from raffm_ray.settings.loading import parse
 CLASSES = 10
 TOKENS = 32
 MINILM: dict[str, Any] = {
-    "model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536,
-    "vocab_size": 30522, "max_position_embeddings": 512,
-}  # fmt: skip
+    "model_type": "bert",
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+}
 """MiniLM-L6-H384 (Wang et al. 2020): 22.7M parameters."""
 
 
 def vit(width: int, layers: int, heads: int, image: int = 8, channels: int = 1) -> dict[str, Any]:
     """The configuration of a ViT with patches of 4 x 4 and an FFN four times as wide, without dropout."""
     return {
-        "model_type": "vit", "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "intermediate_size": 4 * width, "image_size": image, "patch_size": 4, "num_channels": channels,
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    }  # fmt: skip
+        "model_type": "vit",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "image_size": image,
+        "patch_size": 4,
+        "num_channels": channels,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
 
 
 CIFAR = vit(192, 6, 6, image=32, channels=3)
@@ -77,7 +89,16 @@ def synthetic_task(kind: str, examples: int) -> Task:
     head, make = KINDS[kind]
     rng = generator(0, "synthetic")
     owned, held = make(examples, rng), make(16, rng)
-    return Task("synthetic", head, CLASSES, "accuracy", held, owned, held, lambda answers: 0.0)
+    return Task(
+        name="synthetic",
+        head=head,
+        labels=CLASSES,
+        metric="accuracy",
+        public=held,
+        clients=owned,
+        held_out=held,
+        score=lambda answers: 0.0,
+    )
 
 
 def synthetic_on(
@@ -86,12 +107,17 @@ def synthetic_on(
     """A prepared experiment of full-size plans for clients that share a task's examples evenly; `changes`: other settings."""
     experiment = parse(
         {
-            "name": "bench", "model": {"config": config}, "strategy": {"name": "full"}, "salience": {"metric": "l1"},
-            "rounds": 1000, "local": local,
-            "clients": {"count": clients, "per_round": per_round, "partition": "iid"}, **changes,
+            "name": "bench",
+            "model": {"config": config},
+            "strategy": {"name": "full"},
+            "salience": {"metric": "l1"},
+            "rounds": 1000,
+            "local": local,
+            "clients": {"count": clients, "per_round": per_round, "partition": "iid"},
+            **changes,
         }
-    )  # fmt: skip
-    return prepared_of(experiment, Foundation(parse_config(config), None, None, None), task)
+    )
+    return prepared_of(experiment, Foundation(config=parse_config(config), source=None, words=None, pictures=None), task)
 
 
 def synthetic(

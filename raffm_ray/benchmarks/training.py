@@ -47,13 +47,21 @@ class Workload:
         """`prepared` with other settings of local training, and others."""
         settings = {"batch_size": self.batch_size, "steps": self.steps, "learning_rate": 1e-3, **local}
         examples = self.steps * self.batch_size
-        return synthetic(self.config, self.kind, self.clients, self.per_round, settings, examples, **changes)
+        return synthetic(
+            config=self.config,
+            kind=self.kind,
+            clients=self.clients,
+            per_round=self.per_round,
+            local=settings,
+            examples=examples,
+            **changes,
+        )
 
 
 WORKLOADS: dict[str, Workload] = {
-    "digits": Workload(vit(32, 3, 4), "grey", 1000, 100, 2, 5, 0.6),
-    "cifar": Workload(CIFAR, "pictures", 100, 10, 3, 1, 1.05),
-    "sst2": Workload(MINILM, "texts", 100, 10, 4, 1, 1.05),
+    "digits": Workload(config=vit(32, 3, 4), kind="grey", clients=1000, per_round=100, steps=2, rounds=5, target=0.6),
+    "cifar": Workload(config=CIFAR, kind="pictures", clients=100, per_round=10, steps=3, rounds=1, target=1.05),
+    "sst2": Workload(config=MINILM, kind="texts", clients=100, per_round=10, steps=4, rounds=1, target=1.05),
 }
 """Models of 39 thousand, 2.7 million and 22.7 million parameters."""
 
@@ -101,8 +109,11 @@ def beside_plain(bench: Bench, workload: Workload, what: str, crew: Crew, worker
             crew.each(forget, [()] * crew.count)
     rates = [[count / seconds for seconds in values] for values in (measured, limit)]
     details = {
-        "clients": count, "workers": ours.pool.workers, "ours_clients_a_second": rates[0], "limit_clients_a_second": rates[1],
-    }  # fmt: skip
+        "clients": count,
+        "workers": ours.pool.workers,
+        "ours_clients_a_second": rates[0],
+        "limit_clients_a_second": rates[1],
+    }
     to_each = 1000 / count
     return Row(what, "ms", scaled(measured, to_each), scaled(limit, to_each), workload.target, details=details)
 
@@ -112,6 +123,8 @@ def training(name: str) -> Callable[[Bench], list[Row]]:
 
     def case(bench: Bench) -> list[Row]:
         workload = WORKLOADS[name].shortened() if bench.quick else WORKLOADS[name]
-        return [beside_plain(bench, workload, "a client", bench.crew, bench.workers, "cpu")]
+        return [
+            beside_plain(bench=bench, workload=workload, what="a client", crew=bench.crew, workers=bench.workers, device="cpu")
+        ]
 
     return case

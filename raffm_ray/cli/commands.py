@@ -270,5 +270,14 @@ def deploy(words: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": run, "submit": submit, "resume": resume, "compare": compare, "study": study, "shares": shares, "report": report, "bench": bench, "fleet": fleet, "deploy": deploy,
-}  # fmt: skip
+    "run": run,
+    "submit": submit,
+    "resume": resume,
+    "compare": compare,
+    "study": study,
+    "shares": shares,
+    "report": report,
+    "bench": bench,
+    "fleet": fleet,
+    "deploy": deploy,
+}

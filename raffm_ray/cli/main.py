@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from raffm_ray.basics.errors import BadUpdateError, ClientError, UserError, WorkerLostError, near_miss, without_secrets
 from raffm_ray.basics.flags import is_url, take_flag
-from raffm_ray.basics.version import __version__
+from raffm_ray.basics.version import __version__, version_text
 from raffm_ray.cli.commands import COMMANDS
 from raffm_ray.cli.signals import terminable
 
@@ -33,6 +33,7 @@ USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation mod
   raffm-ray fleet calibrate [CONFIG.yaml] [--out FILE.yaml]      measures this machine: a profile for fleet.profiles
 
   raffm-ray run CONFIG.yaml --help                               every setting, its type and its value there
+  raffm-ray --version                                            the version, and the commit where one is known
 """
 
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0 if words else 2
     if words[0] == "--version":
-        print(__version__)
+        print(version_text())
         return 0
     _quiet_libraries()
     with terminable() as came:

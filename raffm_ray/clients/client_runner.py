@@ -203,11 +203,17 @@ class Runner:
                 if why := refusal(change, job.weight, package.norm_bound):
                     change, refused = None, why
         report = Report(
-            client=job.client, plan=job.plan, examples=len(share), steps=steps, loss=loss, refused=refused,
-            seconds=time.perf_counter() - start + together_seconds, forward_backward=tuple(sorted(seen.items())),
+            client=job.client,
+            plan=job.plan,
+            examples=len(share),
+            steps=steps,
+            loss=loss,
+            refused=refused,
+            seconds=time.perf_counter() - start + together_seconds,
+            forward_backward=tuple(sorted(seen.items())),
             calibrated=min(len(share), package.calibration_examples) if job.calibrate else 0,
             statistics_values=sum(values.numel() for values in (measured or {}).values()),
-        )  # fmt: skip
+        )
         return report, change, measured
 
     def _train(self, parameters: Parameters, package: Package, job: Job, number: int) -> Trained:
@@ -225,10 +231,21 @@ class Runner:
             return made[position]
 
         loss, seen = train(
-            module, self.objective, self.examples, self.shares[job.client], package.local, package.learning_rate,
-            generator(package.seed, "batches", *where), job.prefix, len(job.prefixes), prefix_at,
-            generator(package.seed, "prefixes", *where), given, package.distill, package.temperature,
-        )  # fmt: skip
+            module,
+            self.objective,
+            self.examples,
+            self.shares[job.client],
+            package.local,
+            package.learning_rate,
+            generator(package.seed, "batches", *where),
+            job.prefix,
+            len(job.prefixes),
+            prefix_at,
+            generator(package.seed, "prefixes", *where),
+            given,
+            package.distill,
+            package.temperature,
+        )
         change = torch.cat([parameter.detach().sub_(given[name]).flatten() for name, parameter in trained.items()])
         return Trained(loss, _by_plan(seen, job), change)
 
@@ -240,9 +257,12 @@ class Runner:
             stack = stack_of(given, len(jobs), self.device)
             trained = only_trained(stack, self.architecture.layout)
         members = [
-            Member(self.shares[job.client], *(generator(package.seed, what, package.round, job.client) for what in ("batches", "prefixes")))
+            Member(
+                self.shares[job.client],
+                *(generator(package.seed, what, package.round, job.client) for what in ("batches", "prefixes")),
+            )
             for job in jobs
-        ]  # fmt: skip
+        ]
 
         def part(position: int | None, rows: Tensor) -> Part:
             smaller = plan if position is None else package.plans[first.prefixes[position]]
@@ -253,9 +273,17 @@ class Runner:
 
         with self.watch.during("train"):
             outcomes = train_stack(
-                self.workshop.stacked(plan), stack, self.objective, self.examples, members, package.local, package.learning_rate,
-                first.prefix, len(first.prefixes), part,
-            )  # fmt: skip
+                module=self.workshop.stacked(plan),
+                stack=stack,
+                objective=self.objective,
+                examples=self.examples,
+                members=members,
+                local=package.local,
+                learning_rate=package.learning_rate,
+                prefix=first.prefix,
+                prefixes=len(first.prefixes),
+                part=part,
+            )
         changes = torch.cat([(values.detach() - given[name]).flatten(1) for name, values in trained.items()], 1)
         seconds = (time.perf_counter() - began) / len(jobs)
         return [

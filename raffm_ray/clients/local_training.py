@@ -88,9 +88,14 @@ class Prefix:
 
 
 def backward(
-    module: nn.Module, batch: Mapping[str, Tensor], objective: Objective, teacher: Any = None, distill: float = 0.0,
-    temperature: float = 1.0, precision: str = "float32",
-) -> tuple[Tensor, Any]:  # fmt: skip
+    module: nn.Module,
+    batch: Mapping[str, Tensor],
+    objective: Objective,
+    teacher: Any = None,
+    distill: float = 0.0,
+    temperature: float = 1.0,
+    precision: str = "float32",
+) -> tuple[Tensor, Any]:
     """Adds the gradient of the mean loss of a batch to a module's parameters; returns the loss, a number that is not waited for, and
     the module's output.
 
@@ -145,11 +150,21 @@ def choose(prefix: str, prefixes: int, step: int, rng: np.random.Generator) -> t
 
 
 def train(
-    module: nn.Module, objective: Objective, examples: Examples, share: NDArray[np.int64], local: LocalSettings, learning_rate: float,
-    rng: np.random.Generator, prefix: str = "none", prefixes: int = 0, prefix_at: Callable[[int], tuple[nn.Module, Prefix]] | None = None,
-    prefix_rng: np.random.Generator | None = None, given: Mapping[str, Tensor] | None = None, distill: float = 0.0,
+    module: nn.Module,
+    objective: Objective,
+    examples: Examples,
+    share: NDArray[np.int64],
+    local: LocalSettings,
+    learning_rate: float,
+    rng: np.random.Generator,
+    prefix: str = "none",
+    prefixes: int = 0,
+    prefix_at: Callable[[int], tuple[nn.Module, Prefix]] | None = None,
+    prefix_rng: np.random.Generator | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    distill: float = 0.0,
     temperature: float = 1.0,
-) -> tuple[float, dict[int | None, int]]:  # fmt: skip
+) -> tuple[float, dict[int | None, int]]:
     """Plain local training of a module, in place: of its parameters that take a gradient.
 
     `prefix`, `prefixes` and `prefix_rng` are `choose`'s arguments; `prefix_at` makes a prefix the first time it is drawn; it learns
@@ -178,7 +193,15 @@ def train(
         if drawn is not None and prefix_at is not None:
             inner, smaller = prefix_at(drawn)
             smaller.read()
-            backward(inner, batch, objective, teacher, distill, temperature, local.precision)
+            backward(
+                module=inner,
+                batch=batch,
+                objective=objective,
+                teacher=teacher,
+                distill=distill,
+                temperature=temperature,
+                precision=local.precision,
+            )
             smaller.return_gradients()
             seen[drawn] = seen.get(drawn, 0) + len(indices)
         fill_gradients(parameters, used)

@@ -109,9 +109,17 @@ def _clip(parameters: Stack, largest: float) -> None:
 
 
 def train_stack(
-    module: StackedModule, stack: Stack, objective: Objective, examples: Examples, members: Sequence[Member], local: LocalSettings,
-    learning_rate: float, prefix: str, prefixes: int, part: Parts,
-) -> list[tuple[float, dict[int | None, int]]]:  # fmt: skip
+    module: StackedModule,
+    stack: Stack,
+    objective: Objective,
+    examples: Examples,
+    members: Sequence[Member],
+    local: LocalSettings,
+    learning_rate: float,
+    prefix: str,
+    prefixes: int,
+    part: Parts,
+) -> list[tuple[float, dict[int | None, int]]]:
     """Trains what takes a gradient of `stack` in place, every client on its own batches; returns what `training.train` returns, for every client.
 
     Clients may differ in their numbers of steps and of examples: who is done is put aside, who has fewer examples is filled up.
@@ -138,7 +146,7 @@ def train_stack(
             found = (
                 _whole(module, stack, objective, batch, real, local.precision)
                 if everybody
-                else _some(part(position, at), objective, batch, real, at, local.precision)
+                else _some(part=part(position, at), objective=objective, batch=batch, real=real, at=at, precision=local.precision)
             )
             for row in rows:
                 seen[row][position] = seen[row].get(position, 0) + counts[row]

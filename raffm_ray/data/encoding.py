@@ -144,10 +144,14 @@ def spans(rows: Rows, columns: Mapping[str, str], words: Words, stride: int) -> 
         raise UserError(f"task.max_length: a question and its context need at least {SHORTEST_SPAN} tokens, got {words.length}")
     for questions, contexts, answers in chunks(rows, *(columns[role] for role in ("question", "context", "answers"))):
         encoded = words.tokenizer(
-            _cut_questions(texts_of(questions, "question"), words), texts_of(contexts, "context"),
-            truncation="only_second", max_length=words.length, stride=min(stride, words.length // 4 - 2), return_overflowing_tokens=True,
+            _cut_questions(texts_of(questions, "question"), words),
+            texts_of(contexts, "context"),
+            truncation="only_second",
+            max_length=words.length,
+            stride=min(stride, words.length // 4 - 2),
+            return_overflowing_tokens=True,
             return_offsets_mapping=True,
-        )  # fmt: skip
+        )
         for feature, source in enumerate(encoded["overflow_to_sample_mapping"]):
             inside = [part == 1 for part in encoded.sequence_ids(feature)]
             offsets = [pair if kept else (-1, -1) for pair, kept in zip(encoded["offset_mapping"][feature], inside, strict=True)]

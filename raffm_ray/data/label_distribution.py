@@ -58,7 +58,7 @@ class Tally:
 def _count(owners: Indices, labels: Indices, sizes: Indices, class_names: tuple[str, ...]) -> Tally:
     span = int(labels.max(initial=0)) + 1
     pairs, counts = np.unique(owners * span + labels, return_counts=True)
-    return Tally(pairs // span, pairs % span, counts.astype(np.int64), sizes, class_names)
+    return Tally(clients=pairs // span, labels=pairs % span, counts=counts.astype(np.int64), sizes=sizes, class_names=class_names)
 
 
 def tally_of(shares: Sequence[Indices], labels: Indices | None, class_names: Sequence[str] = ()) -> Tally:

@@ -67,9 +67,9 @@ def read_shares(path: Path) -> tuple[Tally, dict[str, Indices]]:
     own = np.empty(len(sizes), dtype=devices.dtype)
     own[clients] = devices
     has = counts > 0
-    return Tally(clients[has], labels[has], counts[has], sizes, tuple(about["class_names"])), by_device(
-        own.tolist(), about["devices"]
-    )
+    return Tally(
+        clients=clients[has], labels=labels[has], counts=counts[has], sizes=sizes, class_names=tuple(about["class_names"])
+    ), by_device(own.tolist(), about["devices"])
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,17 @@ def share_rows(tally: Tally, devices: Mapping[str, Indices]) -> list[ShareRow]:
         middle = [float(np.median(values)) if len(own) else 0.0 for values in (sizes, classes[own])]
         rows.append(
             ShareRow(
-                name, len(clients), len(clients) - len(own), int(sizes.sum()), int(sizes.min(initial=sizes.max(initial=0))),
-                middle[0], int(sizes.max(initial=0)), middle[1], *means,
+                name,
+                len(clients),
+                len(clients) - len(own),
+                int(sizes.sum()),
+                int(sizes.min(initial=sizes.max(initial=0))),
+                middle[0],
+                int(sizes.max(initial=0)),
+                middle[1],
+                *means,
             )
-        )  # fmt: skip
+        )
     return [row for row in rows if row.clients]
 
 

@@ -116,15 +116,26 @@ _TEXT = {"text": "text", "label": "label"}
 _OPTIONAL = ("text_pair", "group")
 _OF_CLASSES = ("accuracy", "f1", "matthews")
 KINDS: dict[str, Kind] = {
-    "text_classification": Kind("sequence_classification", _TEXT, _text_classes, _OF_CLASSES, _OPTIONAL),
-    "text_regression": Kind("sequence_classification", _TEXT, _text_numbers, ("pearson",), _OPTIONAL),
-    "image_classification": Kind("image_classification", {"image": "image", "label": "label"}, _image_classes, _OF_CLASSES),
-    "question_answering": Kind(
-        "question_answering", {name: name for name in ("question", "context", "answers")}, _answers, ("span_f1", "exact_match")
+    "text_classification": Kind(
+        head="sequence_classification", columns=_TEXT, read=_text_classes, metrics=_OF_CLASSES, optional=_OPTIONAL
     ),
-    "language_modelling": Kind("causal_language_modelling", {"text": "text"}, _next_words, ("perplexity",)),
+    "text_regression": Kind(
+        head="sequence_classification", columns=_TEXT, read=_text_numbers, metrics=("pearson",), optional=_OPTIONAL
+    ),
+    "image_classification": Kind(
+        head="image_classification", columns={"image": "image", "label": "label"}, read=_image_classes, metrics=_OF_CLASSES
+    ),
+    "question_answering": Kind(
+        head="question_answering",
+        columns={name: name for name in ("question", "context", "answers")},
+        read=_answers,
+        metrics=("span_f1", "exact_match"),
+    ),
+    "language_modelling": Kind(
+        head="causal_language_modelling", columns={"text": "text"}, read=_next_words, metrics=("perplexity",)
+    ),
     "sequence_to_sequence": Kind(
-        "sequence_to_sequence", {"source": "source", "target": "target"}, _target_words, ("perplexity",)
+        head="sequence_to_sequence", columns={"source": "source", "target": "target"}, read=_target_words, metrics=("perplexity",)
     ),
 }
 

@@ -86,7 +86,7 @@ def _glue(
     subset: str, first: str, second: str | None, metric: str, kind: str = "text_classification", split: str = "validation"
 ) -> Recipe:
     columns = {"text": first} | ({"text_pair": second} if second else {})
-    return Recipe(kind, "nyu-mll/glue", subset, columns, split, metric)
+    return Recipe(kind=kind, data="nyu-mll/glue", subset=subset, columns=columns, held_out=split, metric=metric)
 
 
 TASKS: dict[str, Recipe] = {
@@ -142,16 +142,27 @@ def digits(public: int, held_out: float, rng: np.random.Generator, validation: i
         for part in map(np.sort, np.split(order, np.cumsum([testing, public, validation])))
     )
     return Task(
-        EMBEDDED, "image_classification", 10, "accuracy", shown, owned, held,
-        lambda answers: METRICS["accuracy"].score(answers, held.labels), (), validating if validation else None,
-        (lambda answers: METRICS["accuracy"].score(answers, validating.labels)) if validation else None,
-    )  # fmt: skip
+        name=EMBEDDED,
+        head="image_classification",
+        labels=10,
+        metric="accuracy",
+        public=shown,
+        clients=owned,
+        held_out=held,
+        score=lambda answers: METRICS["accuracy"].score(answers, held.labels),
+        class_names=(),
+        validation=validating if validation else None,
+        validation_score=(lambda answers: METRICS["accuracy"].score(answers, validating.labels)) if validation else None,
+    )
 
 
 def load_task(
-    settings: TaskSettings, rng: np.random.Generator, words: Words | None = None, pictures: Pictures | None = None,
+    settings: TaskSettings,
+    rng: np.random.Generator,
+    words: Words | None = None,
+    pictures: Pictures | None = None,
     first_target: int | None = None,
-) -> Task:  # fmt: skip
+) -> Task:
     """The task that the settings describe, read and split; what was tokenized before comes from the cache.
 
     Raises UserError for whatever is not there or does not fit, before anything is trained.
@@ -181,9 +192,19 @@ def load_task(
         for one in tables:
             one.column(role, name)
     classes = class_names(tables, columns["label"]) if "label" in columns and kind.head != "question_answering" else None
-    shown, owned, testing, validating = divide(rows, held, settings.public, settings.examples, rng, settings.validation)
+    shown, owned, testing, validating = divide(
+        rows=rows, held_out=held, public=settings.public, limit=settings.examples, rng=rng, validation=settings.validation
+    )
     stride = min(128, settings.max_length // 4)
-    loading = Loading(settings.name, columns, words, pictures, tuple(classes) if classes else None, first_target, stride)
+    loading = Loading(
+        name=settings.name,
+        columns=columns,
+        words=words,
+        pictures=pictures,
+        classes=tuple(classes) if classes else None,
+        first_target=first_target,
+        stride=stride,
+    )
     public, clients, held_part = (_examples(part, kind, loading) for part in (shown, owned, testing))
     held_part = _by_length(*held_part)
     validation = _by_length(*_examples(validating, kind, loading)) if validating else None
@@ -192,10 +213,18 @@ def load_task(
         raise UserError("task.metric: f1 is of two classes, and the data has more: use accuracy or matthews")
     labels = _label_count(kind, recipe.kind, classes, everything)
     return Task(
-        settings.name, kind.head, labels, metric, public[0], clients[0], held_part[0],
-        scorer(metric, testing, loading, held_part), tuple(classes or ()), validation[0] if validation else None,
-        scorer(metric, validating, loading, validation) if validation and validating else None,
-    )  # fmt: skip
+        name=settings.name,
+        head=kind.head,
+        labels=labels,
+        metric=metric,
+        public=public[0],
+        clients=clients[0],
+        held_out=held_part[0],
+        score=scorer(metric, testing, loading, held_part),
+        class_names=tuple(classes or ()),
+        validation=validation[0] if validation else None,
+        validation_score=scorer(metric, validating, loading, validation) if validation and validating else None,
+    )
 
 
 def _refuse_for_digits(settings: TaskSettings) -> None:

@@ -97,10 +97,16 @@ def table_of(told: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, one in told.items():
         for form, values in one["forms"].items():
             table.add_row(
-                *[name.removeprefix("size-")] * len(names), SHORT[form], f"{_count(one['params'])} ({100 * one['params_fraction']:.0f}%)", shown(metric, values["metric"]),
-                human_bytes(values["bytes"]), _count(one["macs"]), human_bytes(one["inference_bytes"]),
-                f"{values['median_ms']:.3g}", f"{values['p95_ms']:.3g}",
-            )  # fmt: skip
+                *[name.removeprefix("size-")] * len(names),
+                SHORT[form],
+                f"{_count(one['params'])} ({100 * one['params_fraction']:.0f}%)",
+                shown(metric, values["metric"]),
+                human_bytes(values["bytes"]),
+                _count(one["macs"]),
+                human_bytes(one["inference_bytes"]),
+                f"{values['median_ms']:.3g}",
+                f"{values['p95_ms']:.3g}",
+            )
     table.caption = f"times of {at_once(next(iter(told.values())))} with one thread; * estimated, in 32 bit floats"
     if least := max(one.get("least_trained", 0) for one in told.values()):
         table.caption += f"\nbelow {least:,} parameters no device class was trained: accuracy may fall fast there"
@@ -141,8 +147,14 @@ def command(words: Sequence[str], fresh: Any) -> int:
         if close := get_close_matches(word, FLAGS, 1, 0.8):
             raise UserError(f"{word}: unknown flag (did you mean {close[0]!r}?)")
     forms = Forms(
-        onnx or comparing, int8 or comparing, exported, sum(steps.values()), elastic, _whole("--examples", many, 1), steps["--distill"] > 0,
-    )  # fmt: skip
+        onnx=onnx or comparing,
+        int8=int8 or comparing,
+        torch_export=exported,
+        tune=sum(steps.values()),
+        elastic=elastic,
+        examples=_whole("--examples", many, 1),
+        distill=steps["--distill"] > 0,
+    )
     if comparing and (budgets or device):
         raise UserError("deploy compare: over --sizes; leave out --budget and --device")
     if sizes and (budgets or device):

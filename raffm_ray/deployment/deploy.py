@@ -107,9 +107,13 @@ def _take_times(trained: Trained, told: dict[str, dict[str, Any]], place: Path, 
 
 
 def deploy(
-    source: Path | str, folder: Path | str, budgets: Mapping[str, float] | None = None, device: str | None = None,
-    flags: Sequence[str] = (), forms: Forms | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    source: Path | str,
+    folder: Path | str,
+    budgets: Mapping[str, float] | None = None,
+    device: str | None = None,
+    flags: Sequence[str] = (),
+    forms: Forms | None = None,
+) -> dict[str, Any]:
     """Writes the subnetwork of a finished run, or of a checkpoint, that fits; returns what was measured of it.
 
     `budgets`: such as {"params": 0.5}, by the kinds of `costs.budget_from` or `latency_ms`; `device`: a device class or profile; `flags`:

@@ -96,9 +96,16 @@ def export_onnx(model: PreTrainedModel, inputs: Mapping[str, Tensor], head: str,
     try:
         with _quiet():
             torch.onnx.export(
-                program, values, path, input_names=list(inputs), output_names=list(outputs_of(head)), dynamic_shapes=sizes, dynamo=True,
-                external_data=False, verbose=False,
-            )  # fmt: skip
+                program,
+                values,
+                path,
+                input_names=list(inputs),
+                output_names=list(outputs_of(head)),
+                dynamic_shapes=sizes,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
     except Exception as error:  # whatever torch raises for what it cannot trace
         raise UserError(f"--onnx: torch cannot export this model: {in_short(error)}") from None
     _strip(path)

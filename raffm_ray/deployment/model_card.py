@@ -85,16 +85,28 @@ def card(origin: str, architecture: Architecture, told: Mapping[str, Any]) -> st
         else "without further training"
     )
     lines = [
-        "---", "library_name: transformers", "tags: [raffm_ray, subnetwork]", "---", "",
-        f"# A subnetwork of a {architecture.config.model_type} model: {100 * told['params_fraction']:.0f}% of its parameters", "",
-        f"Cut out of {origin}, {further}.", "",
-        "```python", *use, "```", "",
-        "It is a plain checkpoint: transformers loads it without raffm_ray." if told["plain"]
-        else "`import raffm_ray` tells transformers of such models; no code of this folder is run.", "",
-        f"{told['params']:,} parameters, {told['macs']:,} multiply-accumulates an example, about {told['inference_bytes']:,} bytes of memory to answer one (estimated, in 32 bit floats).", "",
+        "---",
+        "library_name: transformers",
+        "tags: [raffm_ray, subnetwork]",
+        "---",
+        "",
+        f"# A subnetwork of a {architecture.config.model_type} model: {100 * told['params_fraction']:.0f}% of its parameters",
+        "",
+        f"Cut out of {origin}, {further}.",
+        "",
+        "```python",
+        *use,
+        "```",
+        "",
+        "It is a plain checkpoint: transformers loads it without raffm_ray."
+        if told["plain"]
+        else "`import raffm_ray` tells transformers of such models; no code of this folder is run.",
+        "",
+        f"{told['params']:,} parameters, {told['macs']:,} multiply-accumulates an example, about {told['inference_bytes']:,} bytes of memory to answer one (estimated, in 32 bit floats).",
+        "",
         f"| form | file | bytes | {metric} (held out){', ' + unit(metric) if unit(metric) else ''} | median ms | 95th percentile |",
         "| --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
+    ]
     for name, form in told["forms"].items():
         times = f"{form['median_ms']:.3g} | {form['p95_ms']:.3g}" if "median_ms" in form else " | "
         lines.append(f"| {NAMES[name]} | {form['file']} | {form['bytes']:,} | {shown(metric, form['metric'])} | {times} |")
@@ -114,12 +126,19 @@ def supernet_card(origin: str, supernet: Supernet) -> str:
     architecture, units = supernet.architecture, len(supernet.units)
     full = costs_of(architecture, Plan()).params
     lines = [
-        f"# All sizes of a {architecture.config.model_type} model in one file", "",
-        f"Made of {origin}, without further training. Every beginning of the parameters in `{FILE}` is a subnetwork; bytes behind it are not read.", "",
-        "```python", "import raffm_ray", "", 'module, bytes_read = raffm_ray.open_supernet("DIR").read({"params": 0.5})', "```", "",
+        f"# All sizes of a {architecture.config.model_type} model in one file",
+        "",
+        f"Made of {origin}, without further training. Every beginning of the parameters in `{FILE}` is a subnetwork; bytes behind it are not read.",
+        "",
+        "```python",
+        "import raffm_ray",
+        "",
+        'module, bytes_read = raffm_ray.open_supernet("DIR").read({"params": 0.5})',
+        "```",
+        "",
         "| parameters | bytes of parameters read | multiply-accumulates an example | bytes of memory to answer one (estimated) |",
         "| --- | --- | --- | --- |",
-    ]  # fmt: skip
+    ]
     for length in dict.fromkeys(units * part // 4 for part in range(5)):
         costs = costs_of(architecture, supernet.plan_at(length))
         lines.append(

@@ -84,7 +84,14 @@ def tuned(trained: Trained, plan: Plan, tensors: Mapping[str, Tensor], steps: in
             optimizer.zero_grad(set_to_none=True)
             batch = prepared.task.public.batch(indices)
             teacher = full({name: values for name, values in batch.items() if name != "labels"}) if distill else None
-            backward(module, batch, OBJECTIVES[prepared.task.head], teacher, float(distill), TEMPERATURE)
+            backward(
+                module=module,
+                batch=batch,
+                objective=OBJECTIVES[prepared.task.head],
+                teacher=teacher,
+                distill=float(distill),
+                temperature=TEMPERATURE,
+            )
             nn.utils.clip_grad_norm_(parameters, CLIP)
             optimizer.step()
     return {name: values.detach() for name, values in module.named_parameters()}
@@ -106,11 +113,16 @@ def write_model(trained: Trained, plan: Plan, folder: Path, forms: Forms) -> dic
     costs, full = costs_of(architecture, plan), costs_of(architecture, Plan())
     tensors = trained.cut(plan)
     told: dict[str, Any] = {
-        "params": costs.params, "params_fraction": costs.params / full.params,
-        "layer_fraction": costs.layer_params / max(1, full.layer_params), "macs": costs.macs, "inference_bytes": costs.inference_bytes,
-        "metric_name": task.metric, "widths": _widths(trained, plan), "forms": {},
+        "params": costs.params,
+        "params_fraction": costs.params / full.params,
+        "layer_fraction": costs.layer_params / max(1, full.layer_params),
+        "macs": costs.macs,
+        "inference_bytes": costs.inference_bytes,
+        "metric_name": task.metric,
+        "widths": _widths(trained, plan),
+        "forms": {},
         "timed_examples": forms.examples,
-    }  # fmt: skip
+    }
     if costs.params < trained.least_params:
         told["least_trained"] = trained.least_params
     if forms.tune:
@@ -182,10 +194,17 @@ def save_inputs(trained: Trained, folder: Path) -> None:
         write_json(
             folder / "preprocessor_config.json",
             {
-                "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": sides, "resample": 2, "do_rescale": True,
-                "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(pictures.mean), "image_std": list(pictures.deviation),
+                "image_processor_type": "ViTImageProcessor",
+                "do_resize": True,
+                "size": sides,
+                "resample": 2,
+                "do_rescale": True,
+                "rescale_factor": 1 / 255,
+                "do_normalize": True,
+                "image_mean": list(pictures.mean),
+                "image_std": list(pictures.deviation),
             },
-        )  # fmt: skip
+        )
 
 
 def write_card(trained: Trained, told: Mapping[str, Any], folder: Path) -> None:

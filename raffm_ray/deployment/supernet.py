@@ -165,9 +165,14 @@ def write_supernet(trained: Trained, folder: Path) -> Path:
     stored |= {f"norms/{name}": values.double() for name, values in state.norms.items()}
     save_file(stored, folder / FILE, {"format": "pt"})
     described = {
-        "front_bytes": places(folder / FILE)[PARAMETERS].start, "schema": SCHEMA, "head": architecture.head, "config": _plain_config(architecture), "positions": dict(architecture.positions),
-        "floors": floors, "units": units,
-    }  # fmt: skip
+        "front_bytes": places(folder / FILE)[PARAMETERS].start,
+        "schema": SCHEMA,
+        "head": architecture.head,
+        "config": _plain_config(architecture),
+        "positions": dict(architecture.positions),
+        "floors": floors,
+        "units": units,
+    }
     write_whole(folder / DESCRIBED, json.dumps(described).encode())
     (folder / FILE).chmod((folder / DESCRIBED).stat().st_mode)  # the library lets nobody else read what it writes
     return folder / FILE
@@ -198,7 +203,9 @@ def open_supernet(folder: Path | str) -> Supernet:
     architecture = replace(architecture, positions=described["positions"])
     orders = {name.partition("/")[2]: values.numpy() for name, values in stored.items() if name.startswith("orders/")}
     norms = {name.partition("/")[2]: values for name, values in stored.items() if name.startswith("norms/")}
-    supernet = Supernet(folder, architecture, orders, floors, units, norms, parameters)
+    supernet = Supernet(
+        folder=folder, architecture=architecture, orders=orders, floors=floors, units=units, norms=norms, parameters=parameters
+    )
     _check(supernet)
     return supernet
 

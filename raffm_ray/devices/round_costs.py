@@ -63,9 +63,12 @@ class DeviceCost:
         down, computing, up = (part / phase if phase else 0.0 for part, phase in zip(spent, self.phase_seconds, strict=True))
         joules = self.phase_joules
         return DeviceCost(
-            int(down * self.bytes_down), computing * self.flops, int(up * self.bytes_up), (spent[0], spent[1], spent[2]),
-            (down * joules[0], computing * joules[1], up * joules[2]),
-        )  # fmt: skip
+            bytes_down=int(down * self.bytes_down),
+            flops=computing * self.flops,
+            bytes_up=int(up * self.bytes_up),
+            phase_seconds=(spent[0], spent[1], spent[2]),
+            phase_joules=(down * joules[0], computing * joules[1], up * joules[2]),
+        )
 
 
 def training_work(costs: Costs, examples: float, batch_size: float) -> Work:
@@ -106,4 +109,6 @@ def device_cost(device: Device, work: Work, bytes_down: int, bytes_up: int) -> D
     down = transfer_seconds(device, bytes_down, device.down_bytes_per_second)
     up = transfer_seconds(device, bytes_up, device.up_bytes_per_second)
     joules = (device.radio_watts * down, device.power_watts * computing, device.radio_watts * up)
-    return DeviceCost(bytes_down, work.flops, bytes_up, (down, computing, up), joules)
+    return DeviceCost(
+        bytes_down=bytes_down, flops=work.flops, bytes_up=bytes_up, phase_seconds=(down, computing, up), phase_joules=joules
+    )

@@ -96,7 +96,7 @@ def placed(prepared: Prepared, cluster: Cluster) -> Placement:
             wanted -= here
             seats += [Seat(node, devices[kind, team.share], cluster.groups[kind].network_bytes_per_second, number)] * here
             of_kind += [kind] * here
-    return Placement(cluster, teams, by_class, seats, of_kind, need_bytes)
+    return Placement(cluster=cluster, teams=teams, by_class=by_class, seats=seats, kinds=of_kind, need_bytes=need_bytes)
 
 
 def predicted(prepared: Prepared, state: ServerState, placement: Placement, rounds: int = ROUNDS) -> list[RoundSeconds]:

@@ -44,10 +44,17 @@ def cost_table(setup: Setup, rows: Sequence[ClassRow], examples: int) -> Group:
             continue
         cost = row.cost
         table.add_row(
-            row.name, row.budget, clients, f"{row.costs.params:,}", f"{row.costs.params / full.params:.0%}",
-            human_bytes(row.costs.memory_bytes), human_bytes(cost.bytes_down + cost.bytes_up), human_seconds(cost.compute_seconds),
-            human_seconds(cost.transfer_seconds), human_joules(cost.energy_joules),
-        )  # fmt: skip
+            row.name,
+            row.budget,
+            clients,
+            f"{row.costs.params:,}",
+            f"{row.costs.params / full.params:.0%}",
+            human_bytes(row.costs.memory_bytes),
+            human_bytes(cost.bytes_down + cost.bytes_up),
+            human_seconds(cost.compute_seconds),
+            human_seconds(cost.transfer_seconds),
+            human_joules(cost.energy_joules),
+        )
     amount = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs > 1)}"
     return _with_note(
         table,
@@ -135,11 +142,21 @@ def compare(prepared: Prepared, device: Device, seconds: float, progress: Progre
         plan = ranked(view, Budget(params=size * full.params), -1)
         costs = setup.costs(plan)
         estimated = compute_seconds(device, training_work(costs, local.batch_size, local.batch_size))
-        measured = step_seconds(setup.architecture, state.parameters, plan, prepared.task.clients, local, seconds)
+        measured = step_seconds(
+            architecture=setup.architecture,
+            parameters=state.parameters,
+            plan=plan,
+            examples=prepared.task.clients,
+            local=local,
+            seconds=seconds,
+        )
         table.add_row(
-            f"{costs.params:,}", f"{costs.params / full.params:.0%}", human_seconds(estimated), human_seconds(measured),
+            f"{costs.params:,}",
+            f"{costs.params / full.params:.0%}",
+            human_seconds(estimated),
+            human_seconds(measured),
             f"{measured / estimated:.2f}",
-        )  # fmt: skip
+        )
     return _with_note(
         table,
         f"batches of {local.batch_size}; one thread; {device.flops_per_second / 1e9:.3g} GFLOP/s, memory {device.memory_bytes_per_second / 1e9:.3g} GB/s, "

@@ -33,7 +33,9 @@ LINK_BYTES_PER_SECOND, RADIO_WATTS, WATTS = 12.5e6, 1.0, 15.0
 Progress = Callable[[str], None]
 
 
-def step_seconds(architecture: Architecture, parameters: torch.Tensor, plan: Plan, examples: Examples, local: LocalSettings, seconds: float) -> float:  # fmt: skip
+def step_seconds(
+    architecture: Architecture, parameters: torch.Tensor, plan: Plan, examples: Examples, local: LocalSettings, seconds: float
+) -> float:
     """The median CPU time of a step of local training of a plan's subnetwork; `parameters`: the full model's, flat."""
     tensors = take_all(views(parameters, architecture.shapes), architecture.layout, plan)
     module = build(architecture, {name: values.clone() for name, values in tensors.items()}, plan)
@@ -72,17 +74,24 @@ def measure(
     total, free = memory_bytes()
     assumed = [f"link 100 Mb/s each way and {RADIO_WATTS:g} W"] + ([] if watts else [f"power {WATTS:g} W (--watts)"])
     return Device(
-        memory_bytes=float(total), flops_per_second=_rounded(rates.flops_per_second),
+        memory_bytes=float(total),
+        flops_per_second=_rounded(rates.flops_per_second),
         memory_bytes_per_second=_rounded(rates.memory_bytes_per_second),
-        down_bytes_per_second=LINK_BYTES_PER_SECOND, up_bytes_per_second=LINK_BYTES_PER_SECOND,
-        dispatch_seconds=_rounded(rates.dispatch_seconds), overlap=0.0, power_watts=watts or WATTS, radio_watts=RADIO_WATTS, sustained=1.0,
+        down_bytes_per_second=LINK_BYTES_PER_SECOND,
+        up_bytes_per_second=LINK_BYTES_PER_SECOND,
+        dispatch_seconds=_rounded(rates.dispatch_seconds),
+        overlap=0.0,
+        power_watts=watts or WATTS,
+        radio_watts=RADIO_WATTS,
+        sustained=1.0,
         host=Host(
-            stacked_dispatch_seconds=_rounded(rates.stacked_dispatch_seconds), round_seconds=_rounded(host.round_seconds),
+            stacked_dispatch_seconds=_rounded(rates.stacked_dispatch_seconds),
+            round_seconds=_rounded(host.round_seconds),
             round_bytes_per_second=_rounded(host.round_bytes_per_second),
         ),
         source=f"measured with one thread of {processor()}, {beside} other cores busy, {free / 2**30:.1f} GiB of memory free; "
         f"assumed: {', '.join(assumed)}",
-    )  # fmt: skip
+    )
 
 
 def _rounded(value: float) -> float:

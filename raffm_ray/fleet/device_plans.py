@@ -73,7 +73,16 @@ def class_rows(setup: Setup, state: ServerState, examples: int) -> list[ClassRow
             )
             work = expected_work(setup, plan, smaller, examples)
             cost = device_cost(setup.devices[name], work, costs.bytes, costs.bytes_up)
-        rows.append(ClassRow(name, len(clients), budget_in_words(budget, setup.costs(Plan())), plan, costs, cost))
+        rows.append(
+            ClassRow(
+                name=name,
+                clients=len(clients),
+                budget=budget_in_words(budget, setup.costs(Plan())),
+                plan=plan,
+                costs=costs,
+                cost=cost,
+            )
+        )
     return rows
 
 

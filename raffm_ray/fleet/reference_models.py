@@ -68,7 +68,9 @@ def prepared_reference(config: dict[str, Any], kind: str, batch_size: int, clien
     """An experiment of so many clients that train a reference model for STEPS steps."""
     local = {"batch_size": batch_size, "steps": STEPS}
     changes = {"pool": {"stack_clients": clients}, "extraction": {"floors": {}}}
-    return synthetic(config, kind, clients, clients, local, STEPS * batch_size, **changes)
+    return synthetic(
+        config=config, kind=kind, clients=clients, per_round=clients, local=local, examples=STEPS * batch_size, **changes
+    )
 
 
 def references(rows: Sequence[Row]) -> Iterator[tuple[BlockWork, Callable[[], object]]]:
@@ -79,7 +81,14 @@ def references(rows: Sequence[Row]) -> Iterator[tuple[BlockWork, Callable[[], ob
             runner, flat = prepared.runner(), starting_flat(prepared).numpy()
             local = prepared.setup.experiment.local
             for fraction in fractions:
-                package = Package(0, 1, (plan_of_fraction(prepared, fraction),), local, local.learning_rate, stack=(clients,))
+                package = Package(
+                    seed=0,
+                    round=1,
+                    plans=(plan_of_fraction(prepared, fraction),),
+                    local=local,
+                    learning_rate=local.learning_rate,
+                    stack=(clients,),
+                )
                 jobs = [Job(client, 0) for client in range(clients)]
 
                 def block(package: Package = package, jobs: Sequence[Job] = jobs, runner: Any = runner, flat: Any = flat) -> None:
@@ -118,7 +127,12 @@ def fitted(measured: Sequence[tuple[BlockWork, float]]) -> Rates:
     found = (
         lsq_linear(amounts / seconds[:, None] * scale, np.ones(len(seconds)), (FASTEST / scale, np.ones(len(scale)))).x * scale
     )
-    return Rates(1 / found[0], 1 / found[1], float(found[2]), float(found[3]))
+    return Rates(
+        flops_per_second=1 / found[0],
+        memory_bytes_per_second=1 / found[1],
+        dispatch_seconds=float(found[2]),
+        stacked_dispatch_seconds=float(found[3]),
+    )
 
 
 def keep_busy() -> None:
@@ -129,7 +143,9 @@ def keep_busy() -> None:
     runner, flat, local = prepared.runner(), starting_flat(prepared).numpy(), prepared.setup.experiment.local
     with one_thread():
         while True:
-            runner.block(Package(0, 1, (Plan(),), local, local.learning_rate), flat, [Job(0, 0)])
+            runner.block(
+                Package(seed=0, round=1, plans=(Plan(),), local=local, learning_rate=local.learning_rate), flat, [Job(0, 0)]
+            )
             print("busy", flush=True)
 
 
@@ -157,11 +173,15 @@ def others_busy(others: int) -> Iterator[None]:
 
 
 FLEET = {
-    "mix": "medium", "shares": {"raspberry_pi_4": 0.2, "v100": 0.2},
+    "mix": "medium",
+    "shares": {"raspberry_pi_4": 0.2, "v100": 0.2},
     "budgets": {
-        "raspberry_pi_4": {"params": 0.25}, "raspberry_pi_5": {"params": 0.35}, "laptop": {"params": 0.5}, "jetson_agx_orin": {"params": 0.75},
+        "raspberry_pi_4": {"params": 0.25},
+        "raspberry_pi_5": {"params": 0.35},
+        "laptop": {"params": 0.5},
+        "jetson_agx_orin": {"params": 0.75},
     },
-}  # fmt: skip
+}
 """Five classes, as the examples have."""
 WIDTHS = (32, 320)
 """Of two models whose clients do next to nothing: what the driver's part of a round takes, whatever the model, and with its bytes."""
@@ -174,10 +194,19 @@ def driver(widths: tuple[int, int] = WIDTHS, rounds: int = 8, backend: Backend =
     for width in widths:
         config = vit(width, 4, 4)
         prepared = synthetic(
-            config, "grey", 20, 10, {"batch_size": 4, "steps": 1}, 4, strategy={"name": "raffm"}, rounds=rounds, fleet=FLEET,
-            evaluation={"every": rounds, "sizes": 0}, pool={"backend": backend},
+            config=config,
+            kind="grey",
+            clients=20,
+            per_round=10,
+            local={"batch_size": 4, "steps": 1},
+            examples=4,
+            strategy={"name": "raffm"},
+            rounds=rounds,
+            fleet=FLEET,
+            evaluation={"every": rounds, "sizes": 0},
+            pool={"backend": backend},
             model={"config": config, "pretrain": {"epochs": 0}},
-        )  # fmt: skip
+        )
         points.append((prepared.setup.costs(Plan()).bytes, _driver_seconds(prepared)))
     (small, fixed), (large, more) = points
     a_byte = max((more - fixed) / (large - small), 1e-15)

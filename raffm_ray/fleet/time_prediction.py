@@ -156,4 +156,10 @@ def round_seconds(
     busy = [sum(seconds(block, seat) for block, at in enumerate(where) if at == seat) for seat in range(len(seats))]
     sending = 2 * full / memory + sum(full / rate for rate in links.values())
     server = host.round_seconds + full / host.round_bytes_per_second
-    return RoundSeconds(sending, end, server, tuple(busy), tuple(where.count(seat) for seat in range(len(seats))))
+    return RoundSeconds(
+        sending=sending,
+        training=end,
+        server=server,
+        busy=tuple(busy),
+        blocks=tuple(where.count(seat) for seat in range(len(seats))),
+    )

@@ -54,12 +54,16 @@ class Family:
 
 
 _USUAL = {"ffn": "intermediate_size", "layers": "num_hidden_layers"}
-_VISION = Family(vit.layout, vit.positions, vit.saved, ("image_classification",), _USUAL)
+_VISION = Family(layout=vit.layout, positions=vit.positions, saved=vit.saved, heads=("image_classification",), stock=_USUAL)
 _TEXT = Family(
-    encoder.layout, encoder.positions, encoder.saved, ("sequence_classification", "question_answering"), _USUAL,
-    partial(fit_attention, size="attention_head_size"),
-)  # fmt: skip
-_ROPE = Family(rope.layout, decoder.positions, rope.saved, decoder.HEADS, _USUAL, rope.fit)
+    layout=encoder.layout,
+    positions=encoder.positions,
+    saved=encoder.saved,
+    heads=("sequence_classification", "question_answering"),
+    stock=_USUAL,
+    fit=partial(fit_attention, size="attention_head_size"),
+)
+_ROPE = Family(layout=rope.layout, positions=decoder.positions, saved=rope.saved, heads=decoder.HEADS, stock=_USUAL, fit=rope.fit)
 _T5 = {"ffn": "d_ff", "encoder/layers": "num_layers", "decoder/layers": "num_decoder_layers"}
 FAMILIES: dict[str, Family] = {
     "vit": _VISION,
@@ -67,12 +71,21 @@ FAMILIES: dict[str, Family] = {
     "bert": _TEXT,
     "roberta": _TEXT,
     "distilbert": replace(_TEXT, stock={"ffn": "hidden_dim", "layers": "n_layers"}),
-    "gpt2": Family(gpt2.layout, decoder.positions, gpt2.saved, decoder.HEADS, {"ffn": "n_inner", "layers": "n_layer"}, gpt2.fit),
+    "gpt2": Family(
+        layout=gpt2.layout,
+        positions=decoder.positions,
+        saved=gpt2.saved,
+        heads=decoder.HEADS,
+        stock={"ffn": "n_inner", "layers": "n_layer"},
+        fit=gpt2.fit,
+    ),
     "llama": _ROPE,
     "qwen2": _ROPE,
     "qwen3": _ROPE,
     "mistral": _ROPE,
-    "t5": Family(t5.layout, t5.positions, t5.saved, ("sequence_to_sequence",), _T5, t5.fit),
+    "t5": Family(
+        layout=t5.layout, positions=t5.positions, saved=t5.saved, heads=("sequence_to_sequence",), stock=_T5, fit=t5.fit
+    ),
 }
 
 HEADS: dict[str, Any] = {
@@ -106,10 +119,33 @@ REFUSED_FIELDS = {
     "architectures": "it follows from the task",
 }
 COUNTS = {
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "num_channels",
-    "num_labels", "vocab_size", "max_position_embeddings", "dim", "n_layers", "n_heads", "hidden_dim", "n_embd", "n_layer", "n_head",
-    "n_positions", "num_key_value_heads", "head_dim", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
-}  # fmt: skip
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "num_labels",
+    "vocab_size",
+    "max_position_embeddings",
+    "dim",
+    "n_layers",
+    "n_heads",
+    "hidden_dim",
+    "n_embd",
+    "n_layer",
+    "n_head",
+    "n_positions",
+    "num_key_value_heads",
+    "head_dim",
+    "d_model",
+    "d_kv",
+    "d_ff",
+    "num_layers",
+    "num_decoder_layers",
+    "num_heads",
+}
 """Fields that count something, by any family's name for it."""
 MOST = {
     "num_labels": 1_000_000,
@@ -179,7 +215,15 @@ def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = No
     layout, shapes = family.layout(config, head), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     _check_layout(layout, shapes, config.model_type)
     layout = replace(layout, parameters={name: layout.parameters[name] for name in shapes})
-    return Architecture(config, head, layout, shapes, family.positions(config, tokens, targets), family.saved(config), family.fit)
+    return Architecture(
+        config=config,
+        head=head,
+        layout=layout,
+        shapes=shapes,
+        positions=family.positions(config, tokens, targets),
+        saved=family.saved(config),
+        fit=family.fit,
+    )
 
 
 def _stock(config: PretrainedConfig, head: str, attention: str) -> nn.Module:

@@ -50,9 +50,14 @@ def _bias_of_kept_heads(module: nn.Module, bias: Tensor | None) -> Tensor | None
 
 
 def _sdpa(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-    position_bias: Tensor | None = None, **kwargs: Any,
-) -> Any:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> Any:
     query, key, value = _split(module, query, key, value)
     if position_bias is not None:
         kwargs["position_bias"] = _bias_of_kept_heads(module, position_bias)
@@ -68,9 +73,16 @@ def _sdpa(
 
 
 def _eager(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-    scaling: float, dropout: float = 0.0, position_bias: Tensor | None = None, **_: Any,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
     query, key, value = _split(module, query, key, value)
     shared = query.shape[1] // key.shape[1]
     if shared > 1:

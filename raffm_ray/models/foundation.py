@@ -157,7 +157,7 @@ def load_foundation(settings: ModelSettings, head: str, texts: bool, max_length:
         words = Words(tokenizer, padding, longest)
     if hasattr(config, "image_size"):
         pictures = Pictures(config.image_size, config.num_channels, *_normalisation(source, config.num_channels))
-    return Foundation(config, source, words, pictures)
+    return Foundation(config=config, source=source, words=words, pictures=pictures)
 
 
 def pretrained_weights(source: str, architecture: Architecture, seed: int) -> dict[str, Tensor]:
@@ -172,9 +172,13 @@ def pretrained_weights(source: str, architecture: Architecture, seed: int) -> di
         torch.manual_seed(seed)
         try:
             model, loading = HEADS[architecture.head].from_pretrained(
-                source, config=AutoConfig.for_model(**architecture.config.to_dict()), dtype=torch.float32, use_safetensors=True,
-                output_loading_info=True, ignore_mismatched_sizes=True,
-            )  # fmt: skip
+                source,
+                config=AutoConfig.for_model(**architecture.config.to_dict()),
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
         except Exception as error:  # whatever the library raises for files that it cannot read
             raise UserError(
                 f"model.pretrained: the weights of {source} cannot be used (only safetensors are read): {in_short(error)}"

@@ -88,8 +88,12 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 STACKED: dict[type[nn.Module], Callable[[nn.Module], _Stacked]] = {
-    nn.Linear: _Linear, Conv1D: _Linear, nn.LayerNorm: _Norm, nn.Embedding: _Embedding, nn.Conv2d: _Patches,
-}  # fmt: skip
+    nn.Linear: _Linear,
+    Conv1D: _Linear,
+    nn.LayerNorm: _Norm,
+    nn.Embedding: _Embedding,
+    nn.Conv2d: _Patches,
+}
 """A stock module that holds parameters -> what stands in its place."""
 
 

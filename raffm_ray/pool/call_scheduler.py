@@ -75,9 +75,15 @@ class Flights:
     """The calls of one run."""
 
     def __init__(
-        self, pool: Owner, seats: Sequence[Seat], run: int, flat: Any, calls: Sequence[Call], costs: Sequence[float],
+        self,
+        pool: Owner,
+        seats: Sequence[Seat],
+        run: int,
+        flat: Any,
+        calls: Sequence[Call],
+        costs: Sequence[float],
         progress: Progress,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.pool, self.seats, self.run, self.flat, self.progress = pool, seats, run, flat, progress
         self.calls, self.costs = calls, costs
         number_of: dict[int, int] = {}

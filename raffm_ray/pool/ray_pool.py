@@ -138,7 +138,9 @@ class RayPool:
             if self._sent is None or self._sent[0].ctypes.data != flat.ctypes.data:
                 self._sent = (flat, ray.put(flat))
             self._runs += 1
-            flight = Flights(self, self._seats, self._runs, self._sent[1], calls, costs, progress)
+            flight = Flights(
+                pool=self, seats=self._seats, run=self._runs, flat=self._sent[1], calls=calls, costs=costs, progress=progress
+            )
         for wanted in range(len(calls)):
             while (result := flight.take(wanted)) is None:
                 flight.land()

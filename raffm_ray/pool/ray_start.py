@@ -78,9 +78,14 @@ def _start(settings: PoolSettings) -> None:
         os.environ.setdefault("RAY_preload_python_modules", "raffm_ray.clients.client_runner")
     with _only_this_machine(), _only_who_has_the_token():
         ray.init(
-            address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-            _temp_dir=str(_folder()), _system_config=NO_HISTORY,
-        )  # fmt: skip
+            address="local",
+            num_cpus=cores,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(_folder()),
+            _system_config=NO_HISTORY,
+        )
 
 
 def _check_address(address: str) -> None:

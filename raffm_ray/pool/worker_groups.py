@@ -57,11 +57,16 @@ def teams_of(settings: PoolSettings, share: float) -> tuple[list[Team], dict[str
         by_class[name] = alike.setdefault(repr(placed), len(placed_teams) + 1)
         if by_class[name] > len(placed_teams):
             part = placed.gpus_per_worker
-            placed_teams.append(Team(f"pool.placement.{name}", part, placed.labels, placed.workers, device(part)))
+            placed_teams.append(
+                Team(name=f"pool.placement.{name}", share=part, labels=placed.labels, workers=placed.workers, device=device(part))
+            )
             if placed.labels and bool(part) == bool(share):
                 key, value = next(iter(placed.labels.items()))
                 avoided.setdefault(key, []).append(value)
-    return [Team("pool", share, {}, settings.workers, device(share), avoided), *placed_teams], by_class
+    return [
+        Team(name="pool", share=share, labels={}, workers=settings.workers, device=device(share), avoided=avoided),
+        *placed_teams,
+    ], by_class
 
 
 def team_of(call: Call, classes: Sequence[str], by_class: Mapping[str, int]) -> int:

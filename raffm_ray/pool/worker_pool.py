@@ -75,7 +75,7 @@ def open_pool(
     if settings.backend == "ray":
         from raffm_ray.pool.ray_pool import RayPool
 
-        return RayPool(runner, settings, note, classes)
+        return RayPool(runner=runner, settings=settings, note=note, classes=classes)
     if settings.placement:
         note("note: pool.placement is not used: pool.backend is in_process")
     runner.device = device_of(settings)

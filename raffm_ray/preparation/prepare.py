@@ -53,7 +53,12 @@ class Prepared:
             stacks = zip(plans, stack_sizes(setup, plans) or [1] * len(plans), strict=True)
             needed = worker_bytes(setup.architecture, stacks, setup.experiment.local)
         return Runner(
-            setup.architecture, self.task.clients, self.shares, self.task.held_out, self.task.validation, gpu_bytes=needed
+            architecture=setup.architecture,
+            examples=self.task.clients,
+            shares=self.shares,
+            held_out=self.task.held_out,
+            validation=self.task.validation,
+            gpu_bytes=needed,
         )
 
 
@@ -189,11 +194,18 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
     budgets = _budgets(experiment, architecture, list(shares_of_fleet), profiles.devices)
     availability = AVAILABILITY[experiment.clock.availability](experiment.clock, experiment.seed, experiment.clients.count)
     setup = Setup(
-        experiment, architecture, strategy, budgets, classes, tally.sizes.tolist(), profiles.devices, availability,
-        not_stacked(experiment, architecture),
-    )  # fmt: skip
+        experiment=experiment,
+        architecture=architecture,
+        strategy=strategy,
+        budgets=budgets,
+        classes=classes,
+        examples=tally.sizes.tolist(),
+        devices=profiles.devices,
+        availability=availability,
+        not_stacked=not_stacked(experiment, architecture),
+    )
     check_start(setup)
-    return Prepared(setup, task, foundation, tuple(shares), tally)
+    return Prepared(setup=setup, task=task, foundation=foundation, shares=tuple(shares), tally=tally)
 
 
 def not_stacked(experiment: Experiment, architecture: Architecture) -> str | None:

@@ -99,7 +99,7 @@ def pretrained(
                 return flatten(load_file(path), architecture.shapes)
             except (safetensors.SafetensorError, KeyError, OSError):
                 path.unlink()
-        flat = pretrain(architecture, source, public, settings, seed, progress)
+        flat = pretrain(architecture=architecture, source=source, public=public, settings=settings, seed=seed, progress=progress)
         if not bool(flat.isfinite().all()):
             raise UserError(
                 f"model.pretrain: training diverged at learning_rate {settings.learning_rate}: parameters are not finite"

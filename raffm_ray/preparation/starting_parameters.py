@@ -16,7 +16,14 @@ def trained(prepared: Prepared, progress: Progress) -> Tensor:
     """The full model trained on the public part, flat. Raises UserError when that diverges or its cache cannot be written to."""
     experiment, source = prepared.setup.experiment, prepared.foundation.source
     public, settings = prepared.task.public, experiment.model.pretrain
-    return pretrained(prepared.setup.architecture, source, public, settings, experiment.seed, progress)
+    return pretrained(
+        architecture=prepared.setup.architecture,
+        source=source,
+        public=public,
+        settings=settings,
+        seed=experiment.seed,
+        progress=progress,
+    )
 
 
 def starting_parameters(prepared: Prepared, progress: Progress, note: Callable[[str], None]) -> Tensor:

@@ -143,8 +143,11 @@ def _compared(
 
 
 def write_page(
-    summaries: Summaries, rounds: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], runs: Sequence[tuple[str, int, str]], out: Path
-) -> Path:  # fmt: skip
+    summaries: Summaries,
+    rounds: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    runs: Sequence[tuple[str, int, str]],
+    out: Path,
+) -> Path:
     """The files of `write_comparison`. `rounds`: of every strategy, a run's records after the other; `runs`: (strategy, seed, folder)."""
     content = standings(summaries)
     for name, own in rounds.items():
@@ -156,8 +159,13 @@ def write_page(
     headings, rows = headings_and_rows(content)
     page = out / "comparison.html"
     text = PAGE.render(
-        title=title(content), style=STYLE, image=base64.b64encode((out / "comparison.png").read_bytes()).decode(),
-        headings=headings, rows=rows, notes=notes(content), runs=runs,
-    )  # fmt: skip
+        title=title(content),
+        style=STYLE,
+        image=base64.b64encode((out / "comparison.png").read_bytes()).decode(),
+        headings=headings,
+        rows=rows,
+        notes=notes(content),
+        runs=runs,
+    )
     page.write_text(text, encoding="utf-8")
     return page

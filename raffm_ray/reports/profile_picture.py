@@ -12,9 +12,19 @@ from raffm_ray.basics.profiling import PHASES
 from raffm_ray.reports.drawing import plt
 
 COLORS = {
-    "plan": "#7a6a53", "broadcast": "#86b93b", "cut": "#d9a400", "calibrate": "#9a4fa0", "train": "#3b6fb6", "return": "#17a2a8",
-    "add": "#3d8f58", "evaluate": "#d1701c", "checkpoint": "#c0392b", "record": "#e377c2", "wait": "#b9b9b9", "other": "#4a4a4a",
-}  # fmt: skip
+    "plan": "#7a6a53",
+    "broadcast": "#86b93b",
+    "cut": "#d9a400",
+    "calibrate": "#9a4fa0",
+    "train": "#3b6fb6",
+    "return": "#17a2a8",
+    "add": "#3d8f58",
+    "evaluate": "#d1701c",
+    "checkpoint": "#c0392b",
+    "record": "#e377c2",
+    "wait": "#b9b9b9",
+    "other": "#4a4a4a",
+}
 COLUMNS = 100
 """At most; a column is the mean of several rounds where there are more."""
 SEEN = 0.01

@@ -15,8 +15,19 @@ from raffm_ray.reports.drawing import plt
 from raffm_ray.runs.reader import read_rounds, read_summary
 
 COLORS = (
-    "#3b6fb6", "#d1701c", "#3d8f58", "#9a4fa0", "#7a6a53", "#c0392b", "#17a2a8", "#d9a400", "#e377c2", "#4a4a4a", "#86b93b", "#1b2a6b",
-)  # fmt: skip
+    "#3b6fb6",
+    "#d1701c",
+    "#3d8f58",
+    "#9a4fa0",
+    "#7a6a53",
+    "#c0392b",
+    "#17a2a8",
+    "#d9a400",
+    "#e377c2",
+    "#4a4a4a",
+    "#86b93b",
+    "#1b2a6b",
+)
 """One for every strategy shown; chosen to differ in lightness too."""
 MARKERS = "os^DvPX<>*hd"
 """One for every strategy shown, for eyes and printers that do not see colours."""

@@ -113,10 +113,16 @@ def _written(folder: Path) -> tuple[Path, Path]:
     headings += ["bytes a round", "device time a round*", "energy a round*", "peak memory*"]
     moved = summary["bytes_down"] + summary["bytes_up"]
     text = PAGE.render(
-        summary=summary, style=STYLE, images=images, headings=headings, rows=_rows(summary, baselines),
-        moved=human_bytes(moved), share=moved / max(1, summary["bytes_full_size"]),
-        simulated=human_seconds(summary["simulated_seconds"]), wasted=human_bytes(summary["wasted_bytes"]),
+        summary=summary,
+        style=STYLE,
+        images=images,
+        headings=headings,
+        rows=_rows(summary, baselines),
+        moved=human_bytes(moved),
+        share=moved / max(1, summary["bytes_full_size"]),
+        simulated=human_seconds(summary["simulated_seconds"]),
+        wasted=human_bytes(summary["wasted_bytes"]),
         wasted_energy=human_joules(summary["wasted_joules"]),
-    )  # fmt: skip
+    )
     page.write_text(text, encoding="utf-8")
     return image, page

@@ -46,9 +46,9 @@ def metrics_of(
     size, count_examples = experiment.evaluation.batch_size, len(examples)
     slices = [(start, min(start + size, count_examples)) for start in range(0, count_examples, size)]
     package = Package(
-        experiment.seed, state.round, tuple(plans), experiment.local, 0.0, norms=state.norms, owned=setup.owned,
+        seed=experiment.seed, round=state.round, plans=tuple(plans), local=experiment.local, learning_rate=0.0, norms=state.norms, owned=setup.owned,
         copies=copies(setup, state, plans),
-    )  # fmt: skip
+    )
     asked = [(number, *part) for number in range(len(plans)) for part in slices]
     calls: list[Call] = [("evaluate", package, (*arguments, validating)) for arguments in asked]
     costs = [float(setup.costs(plans[number]).forward_flops * (stop - start)) for number, start, stop in asked]

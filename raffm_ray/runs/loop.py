@@ -138,20 +138,20 @@ def _next_round(
             public = METRICS[experiment.salience.metric].statistic if experiment.salience.source == "public" else None
             state = rank_again(setup, state, public_statistics(prepared, state, public) if public else state.pending)
         work = begin_round(setup, state)
-    summed, updates, late, before = run_round(setup, work, state, pool, display, beside)
+    summed, updates, late, before = run_round(setup=setup, work=work, state=state, pool=pool, display=display, beside=beside)
     with pool.profile.during("add"):
-        state = finish_round(setup, state, work, summed, updates, late)
+        state = finish_round(setup=setup, state=state, work=work, summed=summed, updates=updates, late=late)
     question = None
     if state.round % experiment.evaluation.every == 0 or state.round == experiment.rounds:
         with pool.profile.during("plan"):
             question = evaluation_of(setup, state, prepared.task)
-    return Ended(state, work, updates, ranked, question), before
+    return Ended(state=state, work=work, updates=updates, ranked=ranked, question=question), before
 
 
 def _complete(
     prepared: Prepared, ended: Ended, now: Evaluation | None, phases: Mapping[str, float], recorder: Recorder, console: Console,
     display: Display,
-) -> ServerState:  # fmt: skip
+) -> ServerState:
     """The end of a round: it is recorded, with its evaluation if it has one, and then what the run goes on from. Returns its state with
     the best round so far.
 
@@ -166,7 +166,7 @@ def _complete(
         raise BadUpdateError(f"{told} (server.bad_updates: stop)")
     if refused and not any(row.refused for row in recorder.clients):
         console.print(f"note: {told}; later ones are only counted", highlight=False)
-    recorder.complete(round_row(setup, ended.work, rows, state.round, now, ended.ranked, phases), rows, state)
+    recorder.complete(round_row(setup=setup, work=ended.work, rows=rows, number=state.round, measured=now, ranked=ended.ranked, phases=phases), rows, state)
     if now is not None:
         display.evaluated(state.round, metric, now.metric, now.class_metrics)
     return state
@@ -174,7 +174,7 @@ def _complete(
 
 def train(
     prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, console: Console, on_round: OnRound = ignore
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """All rounds of one strategy that are not recorded yet, recorded as they end and then told to `on_round`; returns the summary.
 
     A round is evaluated beside the next one's training, unless that depends on it (`evaluation.patience`) or there is none.
@@ -185,7 +185,7 @@ def train(
 
     def complete(ended: Ended, now: Evaluation | None, phases: Mapping[str, float]) -> ServerState:
         with pool.profile.during("checkpoint"):
-            completed = _complete(prepared, ended, now, phases, recorder, console, display)
+            completed = _complete(prepared=prepared, ended=ended, now=now, phases=phases, recorder=recorder, console=console, display=display)
         on_round(recorder.rounds[-1])
         return completed
 
@@ -204,7 +204,7 @@ def train(
         if state is None:
             first, work, updates = _first_ranking(prepared, first, pool, display)
             with pool.profile.during("plan"):
-                ended = Ended(first, work, updates, True, evaluation_of(setup, first, prepared.task))
+                ended = Ended(state=first, work=work, updates=updates, ranked=True, question=evaluation_of(setup, first, prepared.task))
         while state is None or ended is not None or not is_over(setup, state):
             if ended is None:
                 assert state is not None
@@ -224,7 +224,7 @@ def train(
     else:
         console.print(f"{experiment.strategy.name}: round {best.round} is kept (evaluation.keep_best)", highlight=False)
         state, measured = best, evaluate(setup, best, pool, prepared.task)
-    summary = summarize(setup, recorder.rounds, recorder.clients, measured, state, experiment.name, prepared.task.metric)
+    summary = summarize(setup=setup, rounds=recorder.rounds, clients=recorder.clients, final=measured, state=state, name=experiment.name, metric=prepared.task.metric)
     summary |= curve_of(setup, state, pool, prepared.task, measured) | {"made_from": recorder.origin}
     words = prepared.foundation.words
     used = dict(zip(measured.class_plans, copies(setup, state, list(measured.class_plans.values())), strict=True))

@@ -99,7 +99,7 @@ ARROW: dict[Any, pa.DataType] = {
     int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string(),
     float | None: pa.float64(), int | None: pa.int64(),
     dict[str, float]: pa.map_(pa.string(), pa.float64()), dict[str, int]: pa.map_(pa.string(), pa.int64()),
-}  # fmt: skip
+}
 """How a field of a row is stored, by its annotation."""
 
 
@@ -244,7 +244,7 @@ class Recorder:
     def finish(
         self, summary: Mapping[str, Any], state: ServerState, architecture: Architecture, tokenizer: Any = None,
         copies: Mapping[str, Tensor] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Writes the final model (a plain transformers checkpoint, its tokenizer beside it), what its subnetworks are cut by, `copies` of
         parameters that sizes have of their own, and the summary."""
         with whole_folder(self.folder / "checkpoints" / "final", self._unsynced) as final:

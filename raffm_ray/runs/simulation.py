@@ -27,7 +27,7 @@ from raffm_ray.clients.local_training import one_thread
 def completed(
     prepared: Prepared, start: Tensor, pool: Pool, folder: Path, console: Console, recorder: Recorder | None = None,
     on_round: OnRound = ignore,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The summary of one strategy's run in a folder that this process holds: begun, gone on with, or read where it is finished."""
     if (folder / SUMMARY).is_file():
         checkpoint.remove(folder / "checkpoints")  # where it ended in between
@@ -43,7 +43,7 @@ def _teller(console: Console) -> Callable[[str], None]:
 def simulate(
     experiment: Experiment, folder: Path | str, console: Console | None = None, pool: Pool | None = None, on_round: OnRound = ignore,
     mirror: Mirror | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Runs an experiment and its baselines; writes `folder` and returns the content of its `summary.json`.
 
     Raises UserError before any training when something cannot work. A given pool is used and left open. `on_round`: see `loop.OnRound`;
@@ -62,7 +62,7 @@ def simulate(
 def resume(
     folder: Path | str, flags: Sequence[str] = (), console: Console | None = None, pool: Pool | None = None, on_round: OnRound = ignore,
     mirror: Mirror | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Goes on with a run that was interrupted: its records and summary become, to the bit, what `simulate` would have left, but for real
     time and memory.
 
@@ -118,7 +118,7 @@ def _using(pool: Pool | None, prepared: Prepared, console: Console) -> Iterator[
 def _run_all(
     prepared: Prepared, beside: Mapping[str, Prepared], start: Tensor, pool: Pool, folder: Path, console: Console,
     recorder: Recorder | None, on_round: OnRound, mirror: Mirror | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     def copied(row: RoundRow) -> None:
         if mirror is not None:
             mirror.try_to_save(folder, _teller(console))
@@ -128,13 +128,13 @@ def _run_all(
         on_round(row)
 
     on_round = _exporting(prepared.setup.experiment, pool, on_round)
-    summary = completed(prepared, start, pool, folder, console, recorder, copied_and_told)
+    summary = completed(prepared=prepared, start=start, pool=pool, folder=folder, console=console, recorder=recorder, on_round=copied_and_told)
     if beside:
         summary["baselines"] = {}
         for name, one in beside.items():
             place = folder / "baselines" / name
             with locked(place):
-                summary["baselines"][name] = completed(one, start, pool, place, console, None, copied)
+                summary["baselines"][name] = completed(prepared=one, start=start, pool=pool, folder=place, console=console, recorder=None, on_round=copied)
         write_json(folder / SUMMARY, summary)
     if mirror is not None:
         mirror.save(folder)

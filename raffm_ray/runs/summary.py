@@ -36,7 +36,7 @@ def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> Clien
         examples=report.examples, steps=report.steps, loss=report.loss, accepted=not report.refused, refused=report.refused, params=costs.params,
         bytes_down=cost.bytes_down, bytes_up=cost.bytes_up, peak_memory_bytes=costs.memory_bytes, training_flops=cost.flops,
         round_seconds=cost.seconds, energy_joules=cost.energy_joules, seconds=report.seconds,
-    )  # fmt: skip
+    )
 
 
 def round_row(
@@ -63,7 +63,7 @@ def round_row(
         bytes_down=sum(row.bytes_down for row in rows), bytes_up=sum(row.bytes_up for row in rows),
         round_seconds=work.seconds if work else 0.0, simulated_seconds=work.start_seconds + work.seconds if work else 0.0, energy_joules=sum(row.energy_joules for row in rows),
         ranked=ranked, wall_seconds=sum(phases.values()), phase_seconds=dict(phases),
-    )  # fmt: skip
+    )
 
 
 def client_rows(setup: Setup, work: Round | None, updates: Sequence[Update]) -> list[ClientRow]:
@@ -78,7 +78,7 @@ def recorded_evaluation(row: RoundRow, plans: Mapping[str, Plan]) -> Evaluation:
     """The evaluation of a round that has one, from its row and its classes' plans."""
     assert row.metric is not None
     assert row.loss is not None
-    return Evaluation(row.metric, row.loss, row.class_metrics, dict(plans), row.validation)
+    return Evaluation(metric=row.metric, loss=row.loss, class_metrics=row.class_metrics, class_plans=dict(plans), validation=row.validation)
 
 
 def summarize(

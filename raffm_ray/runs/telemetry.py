@@ -26,23 +26,23 @@ class Exported:
 
 
 EXPORTED: dict[str, Exported] = {
-    "raffm_rounds": Exported("counter", "rounds that ended", "", lambda row: {"": min(1, row.round)}),
-    "raffm_round_seconds": Exported("counter", "real seconds of rounds", "", lambda row: {"": row.wall_seconds}),
-    "raffm_phase_seconds": Exported("counter", "real seconds of rounds by phase", "phase", lambda row: row.phase_seconds),
+    "raffm_rounds": Exported(kind="counter", what="rounds that ended", label="", values=lambda row: {"": min(1, row.round)}),
+    "raffm_round_seconds": Exported(kind="counter", what="real seconds of rounds", label="", values=lambda row: {"": row.wall_seconds}),
+    "raffm_phase_seconds": Exported(kind="counter", what="real seconds of rounds by phase", label="phase", values=lambda row: row.phase_seconds),
     "raffm_clients": Exported(
-        "counter", "clients by what became of their round", "outcome",
-        lambda row: {"arrived": row.arrived, "late": row.late, "dropped": row.dropped},
+        kind="counter", what="clients by what became of their round", label="outcome",
+        values=lambda row: {"arrived": row.arrived, "late": row.late, "dropped": row.dropped},
     ),
     "raffm_bytes": Exported(
-        "counter", "bytes that simulated devices moved", "direction", lambda row: {"down": row.bytes_down, "up": row.bytes_up}
+        kind="counter", what="bytes that simulated devices moved", label="direction", values=lambda row: {"down": row.bytes_down, "up": row.bytes_up}
     ),
-    "raffm_refused_updates": Exported("counter", "clients' updates that were not used", "", lambda row: {"": row.refused}),
-    "raffm_simulated_seconds": Exported("gauge", "virtual time at a round's end", "", lambda row: {"": row.simulated_seconds}),
-    "raffm_train_loss": Exported("gauge", "mean loss of a round's clients", "", lambda row: _known({"": row.train_loss})),
+    "raffm_refused_updates": Exported(kind="counter", what="clients' updates that were not used", label="", values=lambda row: {"": row.refused}),
+    "raffm_simulated_seconds": Exported(kind="gauge", what="virtual time at a round's end", label="", values=lambda row: {"": row.simulated_seconds}),
+    "raffm_train_loss": Exported(kind="gauge", what="mean loss of a round's clients", label="", values=lambda row: _known({"": row.train_loss})),
     "raffm_metric": Exported(
-        "gauge", "the task's metric on the held-out part", "model", lambda row: _known({"full model": row.metric, **row.class_metrics})
+        kind="gauge", what="the task's metric on the held-out part", label="model", values=lambda row: _known({"full model": row.metric, **row.class_metrics})
     ),
-}  # fmt: skip
+}
 """Of every round. Ray puts `ray_` before the names, and `_total` behind those of counters."""
 LOST_WORKERS = "raffm_lost_workers"
 """A counter of what the pool saw: actors that died or hung and were replaced."""

@@ -43,9 +43,14 @@ RULES: dict[str, Rule] = {"coverage": mean_over_coverage, "damped": damped_by_co
 
 
 def flat_coverage(
-    weights: Mapping[int, float], plans: Sequence[Plan], layout: Layout, shapes: Shapes, owned: Sequence[str] = (),
-    copies: Sequence[int] = (), length: int | None = None,
-) -> Tensor:  # fmt: skip
+    weights: Mapping[int, float],
+    plans: Sequence[Plan],
+    layout: Layout,
+    shapes: Shapes,
+    owned: Sequence[str] = (),
+    copies: Sequence[int] = (),
+    length: int | None = None,
+) -> Tensor:
     """How much weight trained each entry, flat: one pass for every distinct plan, whatever the number of clients; 0 where it is frozen.
 
     `owned`, `copies`: as in a `Package`; `length`: of the flat array, where there are copies.

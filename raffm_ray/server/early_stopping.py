@@ -33,7 +33,7 @@ def compared(setup: Setup, state: ServerState, metric: str, validation: float | 
     if best is not None and not _better(metric, validation, best.validation):
         return replace(state, best=replace(best, since=best.since + 1))
     kept = replace(state, pending=None, moments={}, best=None, clock=Clock()) if setup.experiment.evaluation.keep_best else None
-    return replace(state, best=Best(state.round, validation, 0, kept))
+    return replace(state, best=Best(round=state.round, validation=validation, since=0, state=kept))
 
 
 def is_over(setup: Setup, state: ServerState) -> bool:

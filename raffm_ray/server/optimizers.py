@@ -49,9 +49,13 @@ def momentum(
 
 
 def _adaptive(
-    old: Tensor, averaged: Tensor, covered: Tensor, moments: Moments, settings: ServerSettings,
+    old: Tensor,
+    averaged: Tensor,
+    covered: Tensor,
+    moments: Moments,
+    settings: ServerSettings,
     second_moment: Callable[[Tensor, Tensor], Tensor],
-) -> tuple[Tensor, Moments]:  # fmt: skip
+) -> tuple[Tensor, Moments]:
     """Reddi et al. (2021), algorithm 2: m <- beta1 m + (1 - beta1) change; v <- `second_moment`(v, change^2);
     w <- w + rate x m / (sqrt(v) + tau). m starts at 0 and v at tau^2; there is no bias correction."""
     before = moments or {"mean": torch.zeros_like(old), "square": torch.full_like(old, settings.tau**2)}
@@ -68,14 +72,26 @@ def adam(old: Tensor, averaged: Tensor, covered: Tensor, moments: Moments, setti
     A step hardly depends on the size of a change, so little of a rule's damping is left.
     """
     beta2 = settings.beta2
-    return _adaptive(old, averaged, covered, moments, settings, lambda v, squared: beta2 * v + (1 - beta2) * squared)
+    return _adaptive(
+        old=old,
+        averaged=averaged,
+        covered=covered,
+        moments=moments,
+        settings=settings,
+        second_moment=lambda v, squared: beta2 * v + (1 - beta2) * squared,
+    )
 
 
 def yogi(old: Tensor, averaged: Tensor, covered: Tensor, moments: Moments, settings: ServerSettings) -> tuple[Tensor, Moments]:
     """FedYogi (Reddi et al. 2021, algorithm 2, no bias correction): v <- v - (1 - beta2) change^2 sign(v - change^2)."""
     beta2 = settings.beta2
     return _adaptive(
-        old, averaged, covered, moments, settings, lambda v, squared: v - (1 - beta2) * squared * (v - squared).sign()
+        old=old,
+        averaged=averaged,
+        covered=covered,
+        moments=moments,
+        settings=settings,
+        second_moment=lambda v, squared: v - (1 - beta2) * squared * (v - squared).sign(),
     )
 
 

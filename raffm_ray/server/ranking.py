@@ -50,7 +50,16 @@ def begin_calibration(setup: Setup, state: ServerState) -> Round | None:
     rng = generator(experiment.seed, "calibration clients")
     chosen = sorted(rng.permutation(able)[: experiment.salience.clients].tolist())
     examples, cut = experiment.salience.examples, "residual" in experiment.extraction.steps
-    package = Package(experiment.seed, 0, (Plan(),), experiment.local, 0.0, statistic, examples, cut)
+    package = Package(
+        seed=experiment.seed,
+        round=0,
+        plans=(Plan(),),
+        local=experiment.local,
+        learning_rate=0.0,
+        statistic=statistic,
+        calibration_examples=examples,
+        measure_norms=cut,
+    )
     return schedule(setup, package, [Job(client, None, calibrate=True) for client in chosen], state.clock.seconds)
 
 

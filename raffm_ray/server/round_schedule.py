@@ -51,10 +51,16 @@ def planned_work(setup: Setup, package: Package, job: Job) -> Report:
     if job.calibrate and package.statistic:
         values = statistics_size(layout, package.statistic) + (norm_statistics_size(layout) if package.measure_norms else 0)
     return Report(
-        client=job.client, plan=job.plan, examples=share, steps=steps, loss=float("nan"), seconds=0.0,
-        forward_backward=tuple(sorted(seen.items())), calibrated=min(share, package.calibration_examples) if job.calibrate else 0,
+        client=job.client,
+        plan=job.plan,
+        examples=share,
+        steps=steps,
+        loss=float("nan"),
+        seconds=0.0,
+        forward_backward=tuple(sorted(seen.items())),
+        calibrated=min(share, package.calibration_examples) if job.calibrate else 0,
         statistics_values=values,
-    )  # fmt: skip
+    )
 
 
 def cost_of(setup: Setup, package: Package, job: Job, report: Report) -> DeviceCost:
@@ -70,8 +76,13 @@ def _costs_of(setup: Setup, package: Package, jobs: Sequence[Job], reports: Sequ
     found = []
     for job, report in zip(jobs, reports, strict=True):
         key = (
-            setup.classes[job.client], job.plan, report.examples, report.forward_backward, report.calibrated, report.statistics_values,
-        )  # fmt: skip
+            setup.classes[job.client],
+            job.plan,
+            report.examples,
+            report.forward_backward,
+            report.calibrated,
+            report.statistics_values,
+        )
         if key not in known:
             known[key] = cost_of(setup, package, job, report)
         found.append(known[key])
@@ -137,7 +148,7 @@ def schedule(setup: Setup, package: Package, jobs: Sequence[Job], start_seconds:
         lost = stop < cost.seconds and (kept or stop <= end)
         outcome = "used" if back else "dropped" if lost else "stale" if kept else "late"
         spent = cost if outcome in ("used", "stale") else cost.until(min(stop, end))
-        visits.append(Visit(job, report, spent, outcome))
+        visits.append(Visit(job=job, report=report, cost=spent, outcome=outcome))
     used = [visit for visit in visits if visit.outcome == "used"]
     stale = tuple((visit.job,) for visit in visits if visit.outcome == "stale")
     jobs_used, steps = [visit.job for visit in used], [visit.report.steps for visit in used]
@@ -158,13 +169,13 @@ def advance(
     visits = [visit for visit in work.visits if visit.outcome == "stale"]
     sent = tuple(
         Late(
-            number,
-            work.start_seconds + visit.cost.seconds,
-            visit,
-            work.package.plans[plan],
-            weight,
-            summed,
-            work.package.copy_of(plan),
+            round=number,
+            arrival_seconds=work.start_seconds + visit.cost.seconds,
+            visit=visit,
+            plan=work.package.plans[plan],
+            weight=weight,
+            summed=summed,
+            copy=work.package.copy_of(plan),
         )
         for visit, update, summed in zip(visits, updates, sums, strict=True)
         for plan, weight in update.weights.items()
@@ -172,7 +183,7 @@ def advance(
     wasted = [visit.cost for visit in work.visits if visit.wasted] + [one.visit.cost for one in expired]
     moved = clock.wasted_bytes + sum(cost.bytes_down + cost.bytes_up for cost in wasted)
     joules = clock.wasted_joules + sum(cost.energy_joules for cost in wasted)
-    return Clock(end, waiting + sent, moved, joules), arrived
+    return Clock(seconds=end, late=waiting + sent, wasted_bytes=moved, wasted_joules=joules), arrived
 
 
 def check_clock(setup: Setup, state: ServerState) -> None:
@@ -184,7 +195,10 @@ def check_clock(setup: Setup, state: ServerState) -> None:
         least = min(clients, key=lambda client: setup.examples[client], default=None)
         plan = None if least is None else setup.strategy.train(view, setup.budgets[name], least)
         if least is not None and plan is not None:
-            package, job = Package(setup.experiment.seed, 1, (plan,), setup.experiment.local, 0.0), Job(least, 0)
+            package, job = (
+                Package(seed=setup.experiment.seed, round=1, plans=(plan,), local=setup.experiment.local, learning_rate=0.0),
+                Job(least, 0),
+            )
             needs[name] = cost_of(setup, package, job, planned_work(setup, package, job)).seconds
     fastest = min(needs, key=lambda name: needs[name], default=None)
     if deadline and fastest is not None and needs[fastest] > deadline:

@@ -59,17 +59,32 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
     equal = strategy.client_weight == "equal"
     jobs = [
         Job(
-            client, number_of[plan], prefixes_of[number_of[plan]], strategy.prefix, statistic is not None and len(plan) == 0,
-            1.0 if equal else float(setup.examples[client]),
+            client=client,
+            plan=number_of[plan],
+            prefixes=prefixes_of[number_of[plan]],
+            prefix=strategy.prefix,
+            calibrate=statistic is not None and len(plan) == 0,
+            weight=1.0 if equal else float(setup.examples[client]),
         )
         for client, plan in trained.items()
-    ]  # fmt: skip
+    ]
     package = Package(
-        experiment.seed, number, tuple(by_size), experiment.local, _learning_rate(experiment, number), statistic,
-        experiment.salience.examples, statistic is not None and cuts_residual(setup, state), state.norms,
-        strategy.distill, experiment.strategy.temperature, stack_sizes(setup, by_size), setup.owned, copies(setup, state, by_size, number),
-        experiment.server.update_norm_bound,
-    )  # fmt: skip
+        seed=experiment.seed,
+        round=number,
+        plans=tuple(by_size),
+        local=experiment.local,
+        learning_rate=_learning_rate(experiment, number),
+        statistic=statistic,
+        calibration_examples=experiment.salience.examples,
+        measure_norms=statistic is not None and cuts_residual(setup, state),
+        norms=state.norms,
+        distill=strategy.distill,
+        temperature=experiment.strategy.temperature,
+        stack=stack_sizes(setup, by_size),
+        owned=setup.owned,
+        copies=copies(setup, state, by_size, number),
+        norm_bound=experiment.server.update_norm_bound,
+    )
     return replace(schedule(setup, package, jobs, start_seconds), drawn=len(chosen))
 
 
@@ -112,11 +127,26 @@ def finish_round(
     parameters, moments, server = state.parameters, state.moments, setup.experiment.server
     if total > 0:
         layout, shapes = setup.architecture.layout, setup.architecture.shapes
-        covered = flat_coverage(weights, plans, layout, shapes, setup.owned, used, len(summed))
+        covered = flat_coverage(
+            weights=weights, plans=plans, layout=layout, shapes=shapes, owned=setup.owned, copies=used, length=len(summed)
+        )
         averaged = RULES[setup.strategy.aggregation](parameters, summed, covered, total)
         parameters, moments = SERVER_OPTIMIZERS[server.optimizer](parameters, averaged, covered, moments, server)
-        put_back_frozen(parameters, state.parameters, layout, shapes, setup.owned, len(setup.budgets) - 1 if setup.owned else 0)
+        put_back_frozen(
+            new=parameters,
+            old=state.parameters,
+            layout=layout,
+            shapes=shapes,
+            owned=setup.owned,
+            copies=len(setup.budgets) - 1 if setup.owned else 0,
+        )
     return replace(
-        state, round=work.package.round, parameters=parameters, pending=pending, moments=moments, clock=clock,
-        reached=add_reached(state.reached, weights, plans, setup.architecture.layout), reached_weight=state.reached_weight + total,
-    )  # fmt: skip
+        state,
+        round=work.package.round,
+        parameters=parameters,
+        pending=pending,
+        moments=moments,
+        clock=clock,
+        reached=add_reached(state.reached, weights, plans, setup.architecture.layout),
+        reached_weight=state.reached_weight + total,
+    )

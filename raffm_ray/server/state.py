@@ -151,9 +151,17 @@ def view_of(setup: Setup, state: ServerState, round_number: int) -> View:
     """What the strategy sees in a round."""
     experiment = setup.experiment
     return View(
-        setup.architecture, state.scores, setup.cutting, experiment.extraction.kind, experiment.seed, round_number,
-        experiment.local.batch_size, experiment.local.optimizer, setup.budgets, views(state.parameters, setup.architecture.shapes),
-    )  # fmt: skip
+        architecture=setup.architecture,
+        scores=state.scores,
+        cutting=setup.cutting,
+        kind=experiment.extraction.kind,
+        seed=experiment.seed,
+        round=round_number,
+        batch_size=experiment.local.batch_size,
+        optimizer=experiment.local.optimizer,
+        budgets=setup.budgets,
+        parameters=views(state.parameters, setup.architecture.shapes),
+    )
 
 
 def class_plans(setup: Setup, state: ServerState, round_number: int | None = None) -> dict[str, Plan]:

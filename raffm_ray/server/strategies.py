@@ -68,7 +68,14 @@ WIDTHS = Cutting({"residual": 1, "qk": 1, "vo": 1, "ffn": 1}, {})
 
 def at_one_rate(view: View, orders: Orders, budget: Budget, cutting: Cutting = WIDTHS) -> Plan:
     """The first indices of every width, at the largest common rate that fits."""
-    return common_rate(view.architecture, orders, cutting, budget, view.batch_size, view.optimizer)
+    return common_rate(
+        architecture=view.architecture,
+        orders=orders,
+        cutting=cutting,
+        budget=budget,
+        batch_size=view.batch_size,
+        optimizer=view.optimizer,
+    )
 
 
 def ranked(view: View, budget: Budget, client: int) -> Plan:
@@ -79,7 +86,15 @@ def ranked(view: View, budget: Budget, client: int) -> Plan:
     """
     if view.kind == "common_rate":
         return at_one_rate(view, view.orders, budget, view.cutting)
-    return longest_prefix(view.architecture, view.units, view.orders, view.cutting, budget, view.batch_size, view.optimizer)
+    return longest_prefix(
+        architecture=view.architecture,
+        units=view.units,
+        orders=view.orders,
+        cutting=view.cutting,
+        budget=budget,
+        batch_size=view.batch_size,
+        optimizer=view.optimizer,
+    )
 
 
 def raffm_reference(view: View, budget: Budget, client: int) -> Plan:

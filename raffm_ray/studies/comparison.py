@@ -44,7 +44,12 @@ def runs_of(experiment: Experiment, seeds: Sequence[int], folder: Path) -> list[
     """Every strategy on every seed, a seed after the other."""
     names = [experiment.strategy.name, *experiment.baselines]
     return [
-        Run(name, seed, alone(experiment, name).model_copy(update={"seed": seed}), folder / name / f"seed-{seed}")
+        Run(
+            strategy=name,
+            seed=seed,
+            experiment=alone(experiment, name).model_copy(update={"seed": seed}),
+            folder=folder / name / f"seed-{seed}",
+        )
         for seed in seeds
         for name in names
     ]

@@ -65,7 +65,7 @@ def _limit(text: str) -> Limit:
     except ValueError:
         raise UserError(f"constraints: expected 'measure >= number' or 'measure <= number', got {text!r}") from None
     look_up(MEASURES, name, "constraints: measure")
-    return Limit(text, name, relation == ">=", value)
+    return Limit(text=text, measure=name, at_least=relation == ">=", bound=value)
 
 
 def checked(study: Study, base: Experiment) -> Search:
@@ -87,7 +87,15 @@ def checked(study: Study, base: Experiment) -> Search:
     check_sampler(study.sampler, study.seed, {key: dimension.distribution for key, dimension in space.items()})
     metric = prepared.task.metric
     goals = [Goal(name, METRICS[metric].higher if name in OF_THE_METRIC else False) for name in study.objectives]
-    return Search(study, base, space, metric, goals, limits, [enqueued(space, base, given) for given in study.enqueue])
+    return Search(
+        study=study,
+        base=base,
+        space=space,
+        metric=metric,
+        goals=goals,
+        limits=limits,
+        first=[enqueued(space, base, given) for given in study.enqueue],
+    )
 
 
 def _check_same(folder: Path, wanted: str) -> None:
@@ -254,10 +262,19 @@ def run_study(study: Study, base: Experiment, folder: Path | str, console: Conso
             kept = _opened(search, folder)
             if _begun(kept):
                 console.print(f"{folder}: goes on after {_begun(kept)} trials", highlight=False, soft_wrap=True)
-            driver = _Driver(search, kept, folder, console)
+            driver = _Driver(search=search, kept=kept, folder=folder, console=console)
             for number, outcome in _outcomes(driver, study, search):
                 driver.ended(number, outcome)
-            return write_analysis(kept, search.base, search.space, search.metric, search.goals, search.limits, study, folder)
+            return write_analysis(
+                kept=kept,
+                base=search.base,
+                space=search.space,
+                metric=search.metric,
+                goals=search.goals,
+                limits=search.limits,
+                study=study,
+                folder=folder,
+            )
 
 
 def _outcomes(driver: _Driver, study: Study, search: Search) -> Iterator[tuple[int, Outcome]]:

@@ -115,7 +115,7 @@ def _row(trial: FrozenTrial, space: Space, goals: Sequence[Goal]) -> dict[str, A
 
 def analysis(
     kept: optuna.Study, study: Study, space: Space, metric: str, goals: Sequence[Goal], limits: Sequence[Limit]
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The content of `study.json`. Trials that were cut short and came again are left out."""
     cut_short = {trial.user_attrs.get("continues") for trial in kept.trials}
     trials = [_row(trial, space, goals) for trial in kept.trials if trial.state.is_finished() and trial.number not in cut_short]
@@ -141,12 +141,18 @@ def _told(reasons: Iterable[str]) -> str:
 
 
 def write_analysis(
-    kept: optuna.Study, base: Experiment, space: Space, metric: str, goals: Sequence[Goal], limits: Sequence[Limit], study: Study,
+    kept: optuna.Study,
+    base: Experiment,
+    space: Space,
+    metric: str,
+    goals: Sequence[Goal],
+    limits: Sequence[Limit],
+    study: Study,
     folder: Path,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Writes `study.json`, `study.png`, `best.yaml` and, of several objectives, the configurations of the front; returns the content of
     the first. Raises UserError where every trial failed."""
-    content = analysis(kept, study, space, metric, goals, limits)
+    content = analysis(kept=kept, study=study, space=space, metric=metric, goals=goals, limits=limits)
     trials = {row["number"]: row for row in content["trials"]}
     write_json(folder / "study.json", content)
     if all(row["state"] == "failed" for row in trials.values()):

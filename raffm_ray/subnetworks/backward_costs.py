@@ -133,7 +133,7 @@ class _Walk:
         scores = any(query_key) or (site.queries == site.keys and site.queries in self.biased)
         for name in outwards:
             self.project(name, part, scores or value)
-        return SiteGradients(sum(query_key), value, scores, self.trains(outwards))
+        return SiteGradients(query_key=sum(query_key), value=value, scores=scores, context_kept=self.trains(outwards))
 
     def ffn(self, site: Attention, part: Part, found: SiteGradients) -> None:
         weights, inside = self.of(part, weights=True), dim_axes(site.ffn or ())

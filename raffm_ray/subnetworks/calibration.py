@@ -83,10 +83,10 @@ def sites(layout: Layout, name: str) -> list[Site]:
             continue
         module, start = spec.module or key.removesuffix(".weight"), 0
         if name in dim_axes(spec.dims[spec.reads]):
-            readers.append(Site(module, "input", key, spec.dims[spec.reads]))
+            readers.append(Site(module=module, side="input", parameter=key, dim=spec.dims[spec.reads]))
         for part in dim_products(spec.dims[1 - spec.reads]):
             if name in part:
-                writers.append(Site(module, "output", key, part, start))
+                writers.append(Site(module=module, side="output", parameter=key, dim=part, start=start))
             start += dim_size(part, layout.axes)
     return readers or writers
 

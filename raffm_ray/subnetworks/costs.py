@@ -170,10 +170,18 @@ def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimi
     state, activations = look_up(OPTIMIZER_FLOATS, optimizer, "optimizer"), activation_floats(architecture, plan)
     tensors = sum(is_kept(spec.layer, plan) for spec in layout.parameters.values())
     return Costs(
-        params, layer_params, params * FLOAT_BYTES, trained * FLOAT_BYTES, forward, forward + backward, forward + unfrozen,
+        params,
+        layer_params,
+        params * FLOAT_BYTES,
+        trained * FLOAT_BYTES,
+        forward,
+        forward + backward,
+        forward + unfrozen,
         (params + trained * (1 + state) + batch_size * activations) * FLOAT_BYTES,
-        *traffic_bytes(params, trained, state, activations), tensors, (params + live_floats(architecture, plan)) * FLOAT_BYTES,
-    )  # fmt: skip
+        *traffic_bytes(params, trained, state, activations),
+        tensors,
+        (params + live_floats(architecture, plan)) * FLOAT_BYTES,
+    )
 
 
 def traffic_bytes(params: int, trained: int, state: int, activations: int) -> tuple[int, int]:

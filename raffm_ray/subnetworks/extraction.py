@@ -146,8 +146,12 @@ def ranked_list(architecture: Architecture, scores: Scores, cutting: Cutting) ->
 
 
 def longest(
-    lengths: int, plan_at: Callable[[int], Plan], costs: Callable[[Plan], Costs], budget: Budget, smallest: str = "the smallest subnetwork"
-) -> Plan:  # fmt: skip
+    lengths: int,
+    plan_at: Callable[[int], Plan],
+    costs: Callable[[Plan], Costs],
+    budget: Budget,
+    smallest: str = "the smallest subnetwork",
+) -> Plan:
     """Bisection for the longest of the plans 0..`lengths` that the budget allows; costs must not fall with length.
 
     Raises TooSmallError when not even plan 0, which the message calls `smallest`, is allowed.
@@ -162,9 +166,14 @@ def longest(
 
 
 def longest_prefix(
-    architecture: Architecture, units: list[tuple[str, int]], orders: Orders, cutting: Cutting, budget: Budget,
-    batch_size: int = 1, optimizer: str = "adamw",
-) -> Plan:  # fmt: skip
+    architecture: Architecture,
+    units: list[tuple[str, int]],
+    orders: Orders,
+    cutting: Cutting,
+    budget: Budget,
+    batch_size: int = 1,
+    optimizer: str = "adamw",
+) -> Plan:
     """The longest prefix of the ranked list that the budget allows.
 
     Raises TooSmallError when the budget is below the smallest subnetwork (every axis at its floor).
@@ -182,8 +191,13 @@ RATE_GRID = 256
 
 
 def common_rate(
-    architecture: Architecture, orders: Orders, cutting: Cutting, budget: Budget, batch_size: int = 1, optimizer: str = "adamw",
-) -> Plan:  # fmt: skip
+    architecture: Architecture,
+    orders: Orders,
+    cutting: Cutting,
+    budget: Budget,
+    batch_size: int = 1,
+    optimizer: str = "adamw",
+) -> Plan:
     """The largest rate, of a grid of 256, at which cutting every axis alike fits the budget. Raises TooSmallError if none does."""
 
     def plan_at(length: int) -> Plan:

@@ -61,11 +61,12 @@ def units_of(layout: Layout, reached: Reached, weight: float, plans: Mapping[str
     kept = {device: kept_units(layout, plan) for device, plan in plans.items()}
     return [
         Units(
-            name, reached.get(name, np.zeros(layout.axes[name].size)) / (weight or 1.0),
+            name,
+            reached.get(name, np.zeros(layout.axes[name].size)) / (weight or 1.0),
             {device: units[name] for device, units in kept.items()},
         )
         for name in countable(layout.axes)
-    ]  # fmt: skip
+    ]
 
 
 def write_units(path: Path, units: Sequence[Units]) -> None:

@@ -107,7 +107,7 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
             Axis(f"{index}/vo", hidden // heads, parent=f"{index}/heads"),
             Axis(f"{index}/ffn", ffn_size),
         ]
-        attentions.append(Attention(f"{layer}.{names.attention}", qk[:1], qk[1:], vo[1:], ffn, at))
+        attentions.append(Attention(module=f"{layer}.{names.attention}", heads=qk[:1], qk=qk[1:], vo=vo[1:], ffn=ffn, layer=at))
         for name, out, into in (
             (names.query, qk, RESIDUAL),
             (names.key, qk, RESIDUAL),
@@ -124,7 +124,9 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
     for position, (name, kind) in enumerate(names.heads[head].items()):
         parameters[f"{name}.weight"] = Parameter(((), () if position else RESIDUAL), matmul=kind)
         parameters[f"{name}.bias"] = Parameter(((),))
-    return Layout({axis.name: axis for axis in axes}, parameters, tuple(attentions), tuple(norms))
+    return Layout(
+        axes={axis.name: axis for axis in axes}, parameters=parameters, attentions=tuple(attentions), norms=tuple(norms)
+    )
 
 
 def positions(config: PretrainedConfig, tokens: int | None, targets: int | None) -> dict[str, int]:

@@ -42,7 +42,9 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
             Axis(names["ffn"], config.n_inner or 4 * config.hidden_size),
         ]
         qk, vo, ffn = (names["heads"], names["qk"]), (names["heads"], names["vo"]), (names["ffn"],)
-        attentions.append(Attention(f"{layer}.attn", (names["heads"],), (names["qk"],), (names["vo"],), ffn, at))
+        attentions.append(
+            Attention(module=f"{layer}.attn", heads=(names["heads"],), qk=(names["qk"],), vo=(names["vo"],), ffn=ffn, layer=at)
+        )
         projections: dict[str, tuple[Dim, Dim]] = {
             "attn.c_attn": (RESIDUAL, (qk, qk, vo)),
             "attn.c_proj": (vo, RESIDUAL),
@@ -58,7 +60,9 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
     norms.append("transformer.ln_f")
     parameters |= {f"transformer.ln_f.{part}": Parameter((RESIDUAL,)) for part in ("weight", "bias")}
     parameters |= head_parameters(config, head, "transformer.wte")
-    return Layout({axis.name: axis for axis in axes}, parameters, tuple(attentions), tuple(norms))
+    return Layout(
+        axes={axis.name: axis for axis in axes}, parameters=parameters, attentions=tuple(attentions), norms=tuple(norms)
+    )
 
 
 def saved(config: PretrainedConfig) -> Saved:

@@ -75,7 +75,14 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
         heads, pairs, ffn = (names["groups"], names["heads"]), (names["halves"], names["qk"]), (names["ffn"],)
         attentions.append(
             Attention(
-                f"{layer}.self_attn", heads, pairs, (names["vo"],), ffn, at, groups=(names["groups"],), positional=(names["qk"],)
+                module=f"{layer}.self_attn",
+                heads=heads,
+                qk=pairs,
+                vo=(names["vo"],),
+                ffn=ffn,
+                layer=at,
+                groups=(names["groups"],),
+                positional=(names["qk"],),
             )
         )
         projections: dict[str, tuple[Dim, Dim]] = {
@@ -99,7 +106,9 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
     norms.append(f"{base}.norm")
     parameters[f"{base}.norm.weight"] = Parameter((RESIDUAL,))
     parameters |= head_parameters(config, head, f"{base}.embed_tokens")
-    return Layout({axis.name: axis for axis in axes}, parameters, tuple(attentions), tuple(norms))
+    return Layout(
+        axes={axis.name: axis for axis in axes}, parameters=parameters, attentions=tuple(attentions), norms=tuple(norms)
+    )
 
 
 def saved(config: PretrainedConfig) -> Saved:

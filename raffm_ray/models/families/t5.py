@@ -32,19 +32,32 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
         if blocks > 1:  # else none can be dropped
             axes.append(Axis(f"{stack}/layers", blocks))
         for index in range(blocks):
-            _add_block(config, stack, index, axes, parameters, attentions, norms)
+            _add_block(
+                config=config, stack=stack, index=index, axes=axes, parameters=parameters, attentions=attentions, norms=norms
+            )
         norms.append(f"{stack}.final_layer_norm")
         parameters[f"{stack}.final_layer_norm.weight"] = Parameter((RESIDUAL,))
     owner = "shared" if config.tie_word_embeddings else "lm_head"
     parameters[f"{owner}.weight"] = Parameter(((), RESIDUAL), matmul="targets", module="lm_head")
     written = {name: "targets" for name in norms if name.startswith("decoder.")}
-    return Layout({axis.name: axis for axis in axes}, parameters, tuple(attentions), tuple(norms), written)
+    return Layout(
+        axes={axis.name: axis for axis in axes},
+        parameters=parameters,
+        attentions=tuple(attentions),
+        norms=tuple(norms),
+        norm_positions=written,
+    )
 
 
 def _add_block(
-    config: PretrainedConfig, stack: str, index: int, axes: list[Axis], parameters: dict[str, Parameter],
-    attentions: list[Attention], norms: list[str],
-) -> None:  # fmt: skip
+    config: PretrainedConfig,
+    stack: str,
+    index: int,
+    axes: list[Axis],
+    parameters: dict[str, Parameter],
+    attentions: list[Attention],
+    norms: list[str],
+) -> None:
     """Adds one block of a stack to the lists."""
     block, own = f"{stack}.block.{index}.layer", "tokens" if stack == "encoder" else "targets"
     at: Layer | None = (f"{stack}/layers", index) if index else None
@@ -63,10 +76,17 @@ def _add_block(
         module, last = f"{block}.{number}.{kind}", number == len(kinds) - 1
         attentions.append(
             Attention(
-                module, (heads,), (qk,), (vo,), (ffn,) if last else None, at, queries=own, keys=keys,
+                module=module,
+                heads=(heads,),
+                qk=(qk,),
+                vo=(vo,),
+                ffn=(ffn,) if last else None,
+                layer=at,
+                queries=own,
+                keys=keys,
                 positional=(heads,) if kind == "SelfAttention" else (),
             )
-        )  # fmt: skip
+        )
         parameters |= {
             f"{module}.q.weight": Parameter(((heads, qk), RESIDUAL), at, matmul=own),
             f"{module}.k.weight": Parameter(((heads, qk), RESIDUAL), at, matmul=keys),

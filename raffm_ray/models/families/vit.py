@@ -33,7 +33,7 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
             Axis(f"{index}/ffn", config.intermediate_size),
         ]
         qk, vo, ffn = (f"{index}/heads", f"{index}/qk"), (f"{index}/heads", f"{index}/vo"), (f"{index}/ffn",)
-        attentions.append(Attention(f"{layer}.attention", qk[:1], qk[1:], vo[1:], ffn, at))
+        attentions.append(Attention(module=f"{layer}.attention", heads=qk[:1], qk=qk[1:], vo=vo[1:], ffn=ffn, layer=at))
         linears = {
             "attention.q_proj": (qk, RESIDUAL),
             "attention.k_proj": (qk, RESIDUAL),
@@ -53,7 +53,9 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
     parameters |= {f"{prefix}.layernorm.{part}": Parameter((RESIDUAL,)) for part in ("weight", "bias")}
     parameters["classifier.weight"] = Parameter(((), RESIDUAL), matmul="examples")
     parameters["classifier.bias"] = Parameter(((),))
-    return Layout({axis.name: axis for axis in axes}, parameters, tuple(attentions), tuple(norms))
+    return Layout(
+        axes={axis.name: axis for axis in axes}, parameters=parameters, attentions=tuple(attentions), norms=tuple(norms)
+    )
 
 
 def positions(config: PretrainedConfig, tokens: int | None, targets: int | None) -> dict[str, int]:
