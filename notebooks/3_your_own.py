@@ -27,7 +27,7 @@ import numpy as np
 
 import raffm_ray
 from raffm_ray.axes.indexing import Plan
-from raffm_ray.server.strategies import STRATEGIES, View
+from raffm_ray.server.strategies import STRATEGIES, StrategyView
 from raffm_ray.subnetworks.costs import Budget
 from raffm_ray.subnetworks.salience import METRICS, Scores
 
@@ -50,7 +50,7 @@ def run(*flags: str) -> dict:
 
 
 # %%
-def taking_turns(view: View, budget: Budget, client: int) -> Plan | None:
+def taking_turns(view: StrategyView, budget: Budget, client: int) -> Plan | None:
     """Even rounds as raffm, odd ones as fedrolex."""
     name = "raffm" if view.round % 2 == 0 else "fedrolex"
     return STRATEGIES[name].train(view, budget, client)

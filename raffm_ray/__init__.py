@@ -19,7 +19,7 @@ from raffm_ray.subnetworks.transformers_registration import tell_transformers
 if TYPE_CHECKING:
     from raffm_ray.basics.errors import UserError
     from raffm_ray.deployment.deploy import deploy
-    from raffm_ray.deployment.model_folder import Forms
+    from raffm_ray.deployment.model_folder import ExportFormats
     from raffm_ray.deployment.supernet import open_supernet
     from raffm_ray.reports.multi_run_report import write_comparison
     from raffm_ray.reports.run_report import write_report
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Experiment": "settings.experiment",
-    "Forms": "deployment.model_folder",
+    "ExportFormats": "deployment.model_folder",
     "Study": "studies.study_settings",
     "UserError": "basics.errors",
     "compare": "studies.comparison",
@@ -51,7 +51,7 @@ _HOMES = {
 
 __all__ = [
     "Experiment",
-    "Forms",
+    "ExportFormats",
     "Study",
     "UserError",
     "__version__",

@@ -9,27 +9,27 @@ from conftest import tiny_experiment
 from numpy.typing import NDArray
 
 from raffm_ray.basics.seeding import generator
-from raffm_ray.clients.client_runner import Runner
-from raffm_ray.clients.messages import Job, Package, Report, Update
+from raffm_ray.clients.client_runner import ClientRunner
+from raffm_ray.clients.messages import Job, Report, RoundContext, Update
 from raffm_ray.pool.worker_pool import InProcessPool
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.settings.experiment import Experiment
 
 
-class Quick(Runner):
+class Quick(ClientRunner):
     """A client's change follows from its round, number and the parameters; an evaluation from the parameters."""
 
-    def block(self, package: Package, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
+    def block(self, context: RoundContext, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
         total, weights, reports, statistics = np.zeros_like(flat), dict[int, float](), [], None
         for job in jobs:
-            if job.calibrate and package.statistic:
+            if job.calibrate and context.statistic:
                 statistics = self._client(
-                    self._parameters(flat, package, None), package, Job(job.client, None, calibrate=True), None
+                    self._parameters(flat, context, None), context, Job(job.client, None, calibrate=True), None
                 )[2]
-                self.workshop.release()
+                self.module_factory.release()
             if job.plan is not None:
-                rng = generator(package.seed, "quick", package.round, job.client)
+                rng = generator(context.seed, "quick", context.round, job.client)
                 change = np.float32(0.01) * rng.standard_normal(len(flat), dtype=np.float32) - np.float32(0.1) * flat
                 total += np.float32(job.weight) * change
                 weights[job.plan] = weights.get(job.plan, 0.0) + job.weight
@@ -40,7 +40,7 @@ class Quick(Runner):
         return Update(weights, tuple(reports), statistics), total
 
     def evaluate(
-        self, package: Package, flat: NDArray[np.float32], plan: int, start: int, stop: int, validating: bool = False
+        self, context: RoundContext, flat: NDArray[np.float32], plan: int, start: int, stop: int, validating: bool = False
     ) -> tuple[tuple[NDArray[np.float64], float, int], None]:
         classes = np.floor(10 * np.abs(np.sin(1e4 * (plan + 1) * float(flat[:10].sum()) * np.arange(start + 1, stop + 1))))
         return (classes[:, None], float(np.abs(flat).sum()), stop - start), None

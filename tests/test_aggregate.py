@@ -8,7 +8,7 @@ from plans import masks, random_cut
 from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.axes.indexing import Plan, scatter_add
 from raffm_ray.axes.layout import take_all
-from raffm_ray.server.aggregation import RULES, flat_coverage
+from raffm_ray.server.aggregation import AGGREGATION_RULES, flat_coverage
 
 ALL = ("heads", "qk", "vo", "ffn", "residual")
 
@@ -41,7 +41,10 @@ def clients_of(architecture, model, count, seed):
 def test_law_4_coverage_aware_mean_equals_the_dense_oracle(architecture, model, seed) -> None:
     old, plans, weights, dense, dense_weight, summed = clients_of(architecture, model, 4, seed)
     covered = flat_coverage(weights, plans, architecture.layout, architecture.shapes)
-    new = views(RULES["coverage"](flatten(old, architecture.shapes), summed, covered, sum(weights.values())), architecture.shapes)
+    new = views(
+        AGGREGATION_RULES["coverage"](flatten(old, architecture.shapes), summed, covered, sum(weights.values())),
+        architecture.shapes,
+    )
     for name, values in new.items():
         expected = torch.where(dense_weight[name] > 0, dense[name] / dense_weight[name].clamp(min=1), old[name].double())
         torch.testing.assert_close(values.double(), expected, atol=1e-5, rtol=1e-5)
@@ -54,7 +57,7 @@ def test_law_4_control_the_divisor_by_all_clients_differs(architecture, model) -
     old, plans, weights, dense, dense_weight, summed = clients_of(architecture, model, 4, 0)
     covered = flat_coverage(weights, plans, architecture.layout, architecture.shapes)
     total = sum(weights.values())
-    new = views(RULES["all_clients"](flatten(old, architecture.shapes), summed, covered, total), architecture.shapes)
+    new = views(AGGREGATION_RULES["all_clients"](flatten(old, architecture.shapes), summed, covered, total), architecture.shapes)
     partly = False
     for name, values in new.items():
         torch.testing.assert_close(values.double(), dense[name] / total, atol=1e-5, rtol=1e-5)
@@ -69,24 +72,24 @@ def test_untrained_clients_leave_the_model_alone_but_the_divisor_by_all_shrinks_
     plans = [Plan(), Plan({ffn[0]: [0, 1, 2]})]
     covered = flat_coverage({0: 1.0, 1: 3.0}, plans, layout, shapes)
     nothing = torch.zeros_like(flat)
-    assert torch.equal(RULES["coverage"](flat, nothing, covered, 4.0), flat)
-    shrunk = views(RULES["all_clients"](flat, nothing, covered, 4.0), shapes)
+    assert torch.equal(AGGREGATION_RULES["coverage"](flat, nothing, covered, 4.0), flat)
+    shrunk = views(AGGREGATION_RULES["all_clients"](flat, nothing, covered, 4.0), shapes)
     name = next(key for key, spec in layout.parameters.items() if spec.dims == (ffn, ("residual",)))
     torch.testing.assert_close(shrunk[name][5:], views(flat, shapes)[name][5:] / 4)
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(AGGREGATION_RULES))
 def test_every_rule_is_the_weighted_mean_where_everyone_trains_everything(architecture, model, rule) -> None:
     shapes, rng = architecture.shapes, np.random.default_rng(0)
     old = flatten(dict(model.named_parameters()), shapes)
     changes = torch.from_numpy(rng.standard_normal((3, len(old)))).float()
     weights = torch.tensor([1.0, 5.0, 2.0])
     covered = flat_coverage({0: float(weights.sum())}, [Plan()], architecture.layout, shapes)
-    new = RULES[rule](old, (weights[:, None] * changes).sum(0), covered, float(weights.sum()))
+    new = AGGREGATION_RULES[rule](old, (weights[:, None] * changes).sum(0), covered, float(weights.sum()))
     torch.testing.assert_close(new, old + (weights[:, None] * changes).sum(0) / weights.sum(), atol=1e-5, rtol=1e-5)
 
 
 def test_a_damped_step_is_shorter_by_the_root_of_the_coverage() -> None:
     old, summed, covered = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([8.0, 2.0, 0.0]), torch.tensor([4.0, 1.0, 0.0])
-    assert RULES["damped"](old, summed, covered, 4.0).tolist() == [3.0, 2.0, 1.0]
-    assert RULES["coverage"](old, summed, covered, 4.0).tolist() == [3.0, 3.0, 1.0]
+    assert AGGREGATION_RULES["damped"](old, summed, covered, 4.0).tolist() == [3.0, 2.0, 1.0]
+    assert AGGREGATION_RULES["coverage"](old, summed, covered, 4.0).tolist() == [3.0, 3.0, 1.0]

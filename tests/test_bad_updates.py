@@ -17,7 +17,7 @@ from rich.console import Console
 from raffm_ray.basics.errors import BadUpdateError, ClientError
 from raffm_ray.clients.client_runner import refusal
 from raffm_ray.clients.local_training import one_thread
-from raffm_ray.clients.messages import Job, Package
+from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.pool.worker_pool import InProcessPool
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
@@ -64,7 +64,7 @@ def norms_of(experiment: Any) -> dict[int, float]:
     work = begin_round(prepared.setup, state)
     runner, found = prepared.runner(), {}
     for job in work.jobs:
-        summed = runner.block(work.package, start.numpy(), [job])[1]
+        summed = runner.block(work.context, start.numpy(), [job])[1]
         found[job.client] = float(np.linalg.norm(summed.astype(np.float64)) / job.weight)
     return found
 
@@ -104,14 +104,14 @@ def test_a_refused_update_counts_as_one_that_was_never_sent() -> None:
     work = begin_round(prepared.setup, rank_again(prepared.setup, new_state(start), None))
     norms = norms_of(experiment)
     largest = max(norms, key=lambda client: norms[client])
-    bounded = replace(work.package, norm_bound=norms[largest] * 0.9999)
+    bounded = replace(work.context, norm_bound=norms[largest] * 0.9999)
     runner = prepared.runner()
     update, summed = runner.block(bounded, start.numpy(), work.jobs)
     others = [job for job in work.jobs if job.client != largest]
-    without, alone = runner.block(work.package, start.numpy(), others)
+    without, alone = runner.block(work.context, start.numpy(), others)
     assert summed.tobytes() == alone.tobytes()
     assert update.weights == without.weights
-    assert runner.block(work.package, start.numpy(), work.jobs)[1].tobytes() != summed.tobytes()
+    assert runner.block(work.context, start.numpy(), work.jobs)[1].tobytes() != summed.tobytes()
 
 
 def test_a_run_that_stops_names_round_and_clients_and_may_go_on_without(tmp_path) -> None:
@@ -134,8 +134,8 @@ def test_a_run_that_stops_names_round_and_clients_and_may_go_on_without(tmp_path
 class Wrong(Quick):
     """Returns something else than a block's sum."""
 
-    def block(self, package: Package, flat: Any, jobs: Sequence[Job]) -> Any:
-        update, total = super().block(package, flat, jobs)
+    def block(self, context: RoundContext, flat: Any, jobs: Sequence[Job]) -> Any:
+        update, total = super().block(context, flat, jobs)
         return update, self.wrong(total)
 
 

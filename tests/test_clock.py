@@ -35,9 +35,9 @@ from raffm_ray.runs.progress import Display
 from raffm_ray.runs.reader import read_rounds
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.runs.summary import client_rows
-from raffm_ray.server.clock import LATE, OUTCOMES, Clock, Late, Visit, close_round, settle
+from raffm_ray.server.clock import LATE_POLICIES, OUTCOMES, LateUpdate, VirtualClock, Visit, close_round, sort_late_updates
 from raffm_ray.server.ranking import begin_calibration
-from raffm_ray.server.round_schedule import available, cost_of, planned_work
+from raffm_ray.server.round_schedule import available_clients, cost_of, planned_work
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import Round, new_state
 from raffm_ray.server.strategies import STRATEGIES
@@ -273,9 +273,9 @@ def test_a_round_waits_until_somebody_is_awake_and_free(prepared) -> None:
         return awake | (wakes <= now), np.where(wakes <= now, math.inf, wakes)
 
     setup = replace(prepared.setup, availability=at, examples=[10] * 12)
-    assert available(setup, Clock(7.0)) == (50.0, [4])
-    assert available(setup, Clock(100.0)) == (100.0, list(range(12)))
-    busy = Late(
+    assert available_clients(setup, VirtualClock(7.0)) == (50.0, [4])
+    assert available_clients(setup, VirtualClock(100.0)) == (100.0, list(range(12)))
+    busy = LateUpdate(
         round=1,
         arrival_seconds=70.0,
         visit=Visit(job=Job(4, 0), report=None, cost=COST, outcome="stale"),
@@ -283,12 +283,18 @@ def test_a_round_waits_until_somebody_is_awake_and_free(prepared) -> None:
         weight=1.0,
         summed=torch.zeros(1),
     )
-    assert available(setup, Clock(7.0, (busy,))) == (70.0, [4])
-    assert available(setup, Clock(100.0, (replace(busy, arrival_seconds=101.0),)))[1] == [0, 1, 2, 3, *range(5, 12)]
-    assert available(replace(setup, examples=[10] * 4 + [0] * 8), Clock(7.0)) == (90.0, [0, 1, 2, 3])
+    assert available_clients(setup, VirtualClock(7.0, (busy,))) == (70.0, [4])
+    assert available_clients(setup, VirtualClock(100.0, (replace(busy, arrival_seconds=101.0),)))[1] == [
+        0,
+        1,
+        2,
+        3,
+        *range(5, 12),
+    ]
+    assert available_clients(replace(setup, examples=[10] * 4 + [0] * 8), VirtualClock(7.0)) == (90.0, [0, 1, 2, 3])
     never = replace(setup, availability=lambda now: (awake, np.full(12, math.inf)))
     with pytest.raises(UserError, match=r"clock.availability 'always': no client with data is ever available after 7 s"):
-        available(never, Clock(7.0))
+        available_clients(never, VirtualClock(7.0))
 
 
 # --- predictions come true
@@ -308,17 +314,17 @@ def test_work_is_known_before_it_is_done(prepared, state, name, prefix, local) -
     changed = setup.experiment.local.model_copy(update=local)
     setup = replace(setup, experiment=setup.experiment.model_copy(update={"local": changed}))
     work = begin_round(setup, state)
-    whole = any(len(work.package.plans[job.plan]) == 0 for job in work.jobs if job.plan is not None)
+    whole = any(len(work.context.plans[job.plan]) == 0 for job in work.jobs if job.plan is not None)
     assert any(job.calibrate for job in work.jobs) == (setup.strategy.salience and whole)
     assert whole or name not in ("raffm", "full")
-    update, _ = prepared.runner().block(work.package, state.parameters.numpy(), work.jobs)
+    update, _ = prepared.runner().block(work.context, state.parameters.numpy(), work.jobs)
     rows = client_rows(setup, work, [update])
     jobs = sorted(work.jobs, key=lambda job: job.client)
     reports = sorted(update.reports, key=lambda report: report.client)
     for job, report, row in zip(jobs, reports, rows, strict=True):
-        told = replace(planned_work(setup, work.package, job), loss=report.loss, seconds=report.seconds)
+        told = replace(planned_work(setup, work.context, job), loss=report.loss, seconds=report.seconds)
         assert told == report
-        cost = cost_of(setup, work.package, job, report)
+        cost = cost_of(setup, work.context, job, report)
         assert row.round_seconds == cost.seconds
         assert (row.bytes_up, row.training_flops, row.energy_joules) == (cost.bytes_up, cost.flops, cost.energy_joules)
     assert work.seconds == max(row.round_seconds for row in rows)
@@ -326,7 +332,7 @@ def test_work_is_known_before_it_is_done(prepared, state, name, prefix, local) -
 
 def test_control_another_round_draws_other_prefixes(prepared, state) -> None:
     work = begin_round(prepared.setup, state)
-    other = replace(work.package, round=2)
+    other = replace(work.context, round=2)
     assert any(
         planned_work(prepared.setup, other, job).forward_backward != visit.report.forward_backward
         for job, visit in zip(work.jobs, work.visits, strict=True)
@@ -336,7 +342,7 @@ def test_control_another_round_draws_other_prefixes(prepared, state) -> None:
 def test_the_first_calibration_is_known_before_it_is_done(prepared, state) -> None:
     work = begin_calibration(prepared.setup, state)
     assert work is not None
-    update, _ = prepared.runner().block(work.package, state.parameters.numpy(), work.jobs)
+    update, _ = prepared.runner().block(work.context, state.parameters.numpy(), work.jobs)
     for visit, report in zip(work.visits, update.reports, strict=True):
         assert report.statistics_values > 0
         assert replace(visit.report, seconds=report.seconds, loss=0.0) == replace(report, loss=0.0)
@@ -365,14 +371,14 @@ def test_over_selection_keeps_the_fastest_and_the_rest_does_not_train(prepared, 
     assert set(outcomes(plain).values()) == {"used"}
     assert len(plain.visits) == 5
     work = begin_round(with_clock(prepared.setup, over_selection=1.7), state)
-    by_speed = sorted(work.visits, key=lambda visit: cost_of(prepared.setup, work.package, visit.job, visit.report).seconds)
+    by_speed = sorted(work.visits, key=lambda visit: cost_of(prepared.setup, work.context, visit.job, visit.report).seconds)
     assert len(work.visits) == 9
     assert [visit.outcome for visit in by_speed] == ["used"] * 5 + ["late"] * 4
     assert {job.client for job in work.jobs} == {visit.job.client for visit in by_speed[:5]}
     assert work.seconds == by_speed[4].cost.seconds
     for visit in by_speed[5:]:  # charged up to the round's end, no further
         assert visit.cost.seconds == pytest.approx(work.seconds)
-        assert 0 < visit.cost.bytes_down <= cost_of(prepared.setup, work.package, visit.job, visit.report).bytes_down
+        assert 0 < visit.cost.bytes_down <= cost_of(prepared.setup, work.context, visit.job, visit.report).bytes_down
     assert len(begin_round(with_clock(prepared.setup, over_selection=1000), state).visits) == sum(
         map(bool, prepared.setup.examples)
     )
@@ -398,7 +404,7 @@ def test_who_drops_out_or_falls_asleep_does_not_train(prepared, state) -> None:
     for number in range(40):
         work = begin_round(setup, replace(state, round=number))
         for visit in work.visits:
-            whole = cost_of(setup, work.package, visit.job, visit.report)
+            whole = cost_of(setup, work.context, visit.job, visit.report)
             seen[visit.outcome].append(visit.cost.seconds / whole.seconds)
         assert {job.client for job in work.jobs} == {client for client, outcome in outcomes(work).items() if outcome == "used"}
         assert work.seconds == pytest.approx(max(visit.cost.seconds for visit in work.visits))
@@ -411,7 +417,7 @@ def test_who_drops_out_or_falls_asleep_does_not_train(prepared, state) -> None:
     falling = np.full(12, math.inf)
     falling[needs[1].job.client] = 10 + needs[1].cost.seconds / 2
     asleep = replace(prepared.setup, availability=lambda now: (np.ones(12, dtype=bool), falling))
-    work = begin_round(asleep, replace(state, clock=Clock(10.0)))
+    work = begin_round(asleep, replace(state, clock=VirtualClock(10.0)))
     assert [visit.outcome for visit in work.visits] == ["used", "dropped", "used", "used", "used"]
     assert work.visits[1].cost.seconds == pytest.approx(needs[1].cost.seconds / 2)
 
@@ -429,7 +435,7 @@ def test_a_round_without_updates_leaves_the_parameters_and_moves_time(prepared, 
 def test_time_moves_on_where_nobody_takes_part(prepared, state) -> None:
     nobody = replace(prepared.setup.strategy, train=lambda view, budget, client: None)
     asleep = replace(prepared.setup, strategy=nobody, availability=lambda now: (np.ones(12, dtype=bool), np.full(12, 30.0)))
-    work = begin_round(asleep, replace(state, clock=Clock(10.0)))
+    work = begin_round(asleep, replace(state, clock=VirtualClock(10.0)))
     assert (work.visits, work.blocks, work.start_seconds, work.seconds) == ((), (), 10.0, 20.0)
     assert begin_round(replace(prepared.setup, strategy=nobody), state).seconds == 0
 
@@ -439,14 +445,14 @@ def test_time_moves_on_where_nobody_takes_part(prepared, state) -> None:
 
 def test_late_updates_arrive_are_waited_for_or_given_up() -> None:
     asked = ClockSettings(late="accept", late_rounds=2, staleness=1.0)
-    assert [LATE["accept"](asked, rounds) for rounds in (1, 2, 3)] == [1 / 2, 1 / 3, 0]
-    assert [LATE["drop"](asked, rounds) for rounds in (1, 2, 3)] == [0, 0, 0]
+    assert [LATE_POLICIES["accept"](asked, rounds) for rounds in (1, 2, 3)] == [1 / 2, 1 / 3, 0]
+    assert [LATE_POLICIES["drop"](asked, rounds) for rounds in (1, 2, 3)] == [0, 0, 0]
     visit = Visit(job=Job(4, 0), report=None, cost=COST, outcome="stale")
     late = tuple(
-        Late(round=number, arrival_seconds=time, visit=visit, plan=Plan(), weight=1.0, summed=torch.zeros(1))
+        LateUpdate(round=number, arrival_seconds=time, visit=visit, plan=Plan(), weight=1.0, summed=torch.zeros(1))
         for number, time in [(1, 30.0), (2, 9.0), (2, 30.0), (1, 10.0)]
     )
-    arrived, waiting, expired = settle(asked, late, 3, 10.0)
+    arrived, waiting, expired = sort_late_updates(asked, late, 3, 10.0)
     assert [(one.round, factor) for one, factor in arrived] == [(2, 1 / 2), (1, 1 / 3)]
     assert [(one.round, one.arrival_seconds) for one in waiting] == [(2, 30.0)]
     assert [one.round for one in expired] == [1]
@@ -462,9 +468,9 @@ def late_case(prepared: Any, state: Any, rule: str, staleness: float) -> tuple[t
     rng = torch.Generator().manual_seed(0)
     dense = [flatten(masks(layout, shapes, plan), shapes) for plan in plans]
     changes = [mask * torch.randn(mask.shape, generator=rng) for mask in dense]
-    package = replace(begin_round(setup, state).package, round=3, plans=(plans[0],))
-    work = Round(package, ((Job(0, 0),),), start_seconds=4.0, seconds=2.0)
-    late = Late(
+    context = replace(begin_round(setup, state).context, round=3, plans=(plans[0],))
+    work = Round(context, ((Job(0, 0),),), start_seconds=4.0, seconds=2.0)
+    late = LateUpdate(
         round=1,
         arrival_seconds=5.0,
         visit=Visit(job=Job(1, 0), report=None, cost=COST, outcome="stale"),
@@ -472,9 +478,9 @@ def late_case(prepared: Any, state: Any, rule: str, staleness: float) -> tuple[t
         weight=weights[1],
         summed=weights[1] * changes[1],
     )
-    before = replace(state, round=2, clock=Clock(4.0, (late,)))
+    before = replace(state, round=2, clock=VirtualClock(4.0, (late,)))
     after = finish_round(setup, before, work, weights[0] * changes[0], [Update({0: weights[0]}, ())])
-    assert after.clock == Clock(6.0)
+    assert after.clock == VirtualClock(6.0)
     scaled = [weights[0] * dense[0].double(), factor * weights[1] * dense[1].double()]
     summed, covered = (
         sum(weight * (state.parameters + change) for weight, change in zip(scaled, changes, strict=True)),
@@ -502,7 +508,7 @@ def test_a_late_update_stays_out_of_its_own_round_and_comes_in_when_it_arrives(p
     runner, parts = prepared.runner(), []
     with one_thread():
         for block in work.blocks:
-            parts.append(torch.from_numpy(runner.block(work.package, state.parameters.numpy(), block)[1]))
+            parts.append(torch.from_numpy(runner.block(work.context, state.parameters.numpy(), block)[1]))
     assert work.late == 4
     on_time, updates, late, _ = run_round(setup, work, state, InProcessPool(runner), Display(Console(quiet=True), "", 1))
     assert torch.equal(on_time, sum(parts[:-4], torch.zeros_like(state.parameters)))
@@ -512,7 +518,7 @@ def test_a_late_update_stays_out_of_its_own_round_and_comes_in_when_it_arrives(p
     assert [one.visit.job.client for one in after.clock.late] == [job.client for (job,) in work.blocks[-4:]]
     assert all(torch.equal(one.summed, part) for one, part in zip(after.clock.late, parts[-4:], strict=True))
     assert not set(outcomes(begin_round(setup, after))) & {one.visit.job.client for one in after.clock.late}
-    nobody = Round(replace(work.package, round=2), (), start_seconds=after.clock.seconds, seconds=1e6)
+    nobody = Round(replace(work.context, round=2), (), start_seconds=after.clock.seconds, seconds=1e6)
     later = finish_round(setup, after, nobody, torch.zeros_like(on_time), [])
     assert later.clock.late == ()
     assert not torch.equal(later.parameters, after.parameters)

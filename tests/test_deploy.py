@@ -24,9 +24,9 @@ from raffm_ray.deployment.command import FLAGS, parse_budget, parse_sizes
 from raffm_ray.deployment.deploy import deploy, plan_for
 from raffm_ray.deployment.exports import export_onnx, largest_difference, onnx_answer
 from raffm_ray.deployment.inference import latencies, metric_of, torch_answer
-from raffm_ray.deployment.model_folder import Forms, answers_of, tuned, write_model
+from raffm_ray.deployment.model_folder import ExportFormats, answers_of, tuned, write_model
 from raffm_ray.deployment.supernet import open_supernet
-from raffm_ray.deployment.trained_model import Trained, find, of_run
+from raffm_ray.deployment.trained_model import TrainedModel, find_trained_model, of_run
 from raffm_ray.models.architecture import architecture_of, build, new_model, parse_config
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.subnetworks.costs import budget_from, costs_of
@@ -40,11 +40,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(run: Path) -> Trained:
+def trained(run: Path) -> TrainedModel:
     return of_run(run)
 
 
-def test_every_class_gets_what_the_run_measured(run: Path, trained: Trained, tmp_path: Path) -> None:
+def test_every_class_gets_what_the_run_measured(run: Path, trained: TrainedModel, tmp_path: Path) -> None:
     tiers = json.loads((run / "summary.json").read_text())["tiers"]
     for name, tier in tiers.items():
         told = deploy(run, tmp_path / name, device=name)
@@ -53,12 +53,12 @@ def test_every_class_gets_what_the_run_measured(run: Path, trained: Trained, tmp
     assert len({tier["params"] for tier in tiers.values()}) > 2
 
 
-def test_control_without_its_own_norms_a_class_is_not_what_was_measured(run: Path, trained: Trained) -> None:
+def test_control_without_its_own_norms_a_class_is_not_what_was_measured(run: Path, trained: TrainedModel) -> None:
     own = {key.split("/")[0] for key in _own(run)}
     assert own
     plan = plan_for(trained, {}, sorted(own)[0])
     architecture = trained.prepared.setup.architecture
-    bare = Trained(trained.prepared, _without_copies(trained), trained.origin)
+    bare = TrainedModel(trained.prepared, _without_copies(trained), trained.origin)
     with_own, without = (torch.cat([values.flatten() for values in one.cut(plan).values()]) for one in (trained, bare))
     assert with_own.shape == without.shape
     assert not torch.equal(with_own, without)
@@ -72,7 +72,7 @@ def _own(run: Path) -> list[str]:
         return list(file.keys())
 
 
-def _without_copies(trained: Trained) -> Any:
+def _without_copies(trained: TrainedModel) -> Any:
     from dataclasses import replace
 
     setup = trained.prepared.setup
@@ -84,25 +84,25 @@ def _without_copies(trained: Trained) -> Any:
     return replace(trained.state, parameters=torch.cat([model, own]))
 
 
-def _places(trained: Trained) -> torch.Tensor:
+def _places(trained: TrainedModel) -> torch.Tensor:
     setup, start, places = trained.prepared.setup, 0, []
     by_name = {}
     for name, shape in setup.architecture.shapes.items():
         size = int(np.prod(shape))
         by_name[name] = torch.arange(start, start + size)
         start += size
-    places = [by_name[name] for name in setup.owned]
+    places = [by_name[name] for name in setup.size_specific]
     return torch.cat(places)
 
 
 def test_forms_agree_and_the_card_says_what_was_measured(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    told = deploy(run, tmp_path / "half", {"params": 0.6}, forms=Forms(onnx=True, int8=True, torch_export=True))
-    forms = told["forms"]
-    assert set(forms) == {"torch", "onnx", "int8"}
-    assert forms["onnx"]["metric"] == forms["torch"]["metric"]
-    assert forms["onnx"]["difference"] < 1e-5
-    assert forms["int8"]["bytes"] < forms["onnx"]["bytes"]
+    told = deploy(run, tmp_path / "half", {"params": 0.6}, formats=ExportFormats(onnx=True, int8=True, torch_export=True))
+    formats = told["forms"]
+    assert set(formats) == {"torch", "onnx", "int8"}
+    assert formats["onnx"]["metric"] == formats["torch"]["metric"]
+    assert formats["onnx"]["difference"] < 1e-5
+    assert formats["int8"]["bytes"] < formats["onnx"]["bytes"]
     text = (tmp_path / "half" / "README.md").read_text()
     assert f"{told['params']:,} parameters" in text
     assert "import raffm_ray" in text
@@ -119,7 +119,7 @@ def test_forms_agree_and_the_card_says_what_was_measured(run: Path, tmp_path: Pa
 
 
 def test_a_size_below_all_that_was_trained_says_so(
-    trained: Trained, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: TrainedModel, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     least = trained.least_params
     assert least == min(one["params"] for one in json.loads((run / "summary.json").read_text())["tiers"].values())
@@ -146,7 +146,7 @@ def test_from_python_a_mistake_is_one_line_too(run: Path, tmp_path: Path) -> Non
             deploy(run, tmp_path / "out", budgets)
     for wrong in ({"examples": 0}, {"tune": -1}, {"distill": True}, {"tune": 5, "elastic": True}):
         with pytest.raises(UserError, match=re.escape(next(iter(wrong)) if len(wrong) == 1 else "elastic")):
-            Forms(**wrong)
+            ExportFormats(**wrong)
     assert deploy(run, tmp_path / "half", {"params": np.float32(0.6)})["params"] > 0
 
 
@@ -181,7 +181,7 @@ def test_exports_answer_as_torch_for_any_length_and_number(name: str, head: str,
     assert largest_difference(torch_answer(model), session, inputs(3, 9), head) > 1e-4  # the control
 
 
-def test_budgets_of_every_kind_bind(trained: Trained) -> None:
+def test_budgets_of_every_kind_bind(trained: TrainedModel) -> None:
     architecture = trained.prepared.setup.architecture
     full = costs_of(architecture, Plan())
     for kind in ("params", "layer_params", "bytes", "macs", "inference_bytes"):
@@ -191,29 +191,29 @@ def test_budgets_of_every_kind_bind(trained: Trained) -> None:
     assert both.macs <= 0.5 * full.macs
 
 
-def test_a_latency_is_searched_with_real_timings(trained: Trained) -> None:
+def test_a_latency_is_searched_with_real_timings(trained: TrainedModel) -> None:
     assert plan_for(trained, {"latency_ms": 1e4}) == Plan()
     with pytest.raises(UserError, match=r"latency_ms .* \(PyTorch\)"):
         plan_for(trained, {"latency_ms": 1e-6})
     pytest.importorskip("onnxruntime")
     with pytest.raises(UserError, match=r"latency_ms .* \(onnxruntime, 8 bit integers\)"):
-        plan_for(trained, {"latency_ms": 1e-6}, forms=Forms(int8=True))
+        plan_for(trained, {"latency_ms": 1e-6}, formats=ExportFormats(int8=True))
 
 
-def test_tuning_is_off_unless_asked_for_and_reported_apart(trained: Trained, tmp_path: Path) -> None:
+def test_tuning_is_off_unless_asked_for_and_reported_apart(trained: TrainedModel, tmp_path: Path) -> None:
     plan = plan_for(trained, {"params": 0.6})
     told = []
     for number, (steps, distill) in enumerate(((0, False), (20, False), (20, True))):
         folder = tmp_path / str(number)
         folder.mkdir()
-        told.append(write_model(trained, plan, folder, Forms(tune=steps, distill=distill)))
+        told.append(write_model(trained, plan, folder, ExportFormats(tune=steps, distill=distill)))
     assert "before_tuning" not in told[0]
     assert told[1]["before_tuning"] == told[0]["forms"]["torch"]["metric"]
     assert [one.get("tuned_on") for one in told] == [None, "labels", "the full model's answers"]
     assert len({(tmp_path / str(number) / "model.safetensors").read_bytes() for number in range(3)}) == 3
 
 
-def test_distilling_brings_answers_nearer_to_the_full_models(trained: Trained) -> None:
+def test_distilling_brings_answers_nearer_to_the_full_models(trained: TrainedModel) -> None:
     architecture, task = trained.prepared.setup.architecture, trained.prepared.task
     plan = plan_for(trained, {"params": 0.6})
     batch = task.public.batch(np.arange(len(task.public)))
@@ -242,7 +242,7 @@ def test_the_full_model_is_a_plain_checkpoint_that_is_deployed_again(run: Path, 
     assert again["params_fraction"] <= 0.6
     for folder, told in ((tmp_path / "full", "name it by --task.name"), (tmp_path / "again", "a subnetwork already")):
         with pytest.raises(UserError, match=told):
-            find(str(folder), [])
+            find_trained_model(str(folder), [])
 
 
 class _Live(TorchDispatchMode):
@@ -276,7 +276,7 @@ def test_times_are_taken_in_turns() -> None:
     assert all(0 <= median <= late for median, late in found.values())
 
 
-def test_the_metric_is_that_of_all_examples_whatever_the_batch(trained: Trained) -> None:
+def test_the_metric_is_that_of_all_examples_whatever_the_batch(trained: TrainedModel) -> None:
     task, architecture = trained.prepared.task, trained.prepared.setup.architecture
     answer = torch_answer(build(architecture, trained.cut(Plan()), Plan()).eval())
     assert metric_of(answer, task, 7) == metric_of(answer, task, 1000)
@@ -354,17 +354,17 @@ def test_damaged_and_foreign_folders_are_one_line(run: Path, tmp_path: Path) -> 
     from shutil import copytree
 
     with pytest.raises(UserError, match="no such folder"):
-        find(str(tmp_path / "nothing"), [])
+        find_trained_model(str(tmp_path / "nothing"), [])
     with pytest.raises(UserError, match=f"no such folder .did you mean '{run}'"):
-        find(str(run.with_name("rn")), [])
+        find_trained_model(str(run.with_name("rn")), [])
     (tmp_path / "empty").mkdir()
     for file, told in (("", "it holds no config.json"), ("sizes.json", "holds sizes already"), ("elastic.json", "open_supernet")):
         if file:
             (tmp_path / "empty" / file).touch()
         with pytest.raises(UserError, match=f"empty: neither a finished run nor a checkpoint.*{told}"):
-            find(str(tmp_path / "empty"), [])
+            find_trained_model(str(tmp_path / "empty"), [])
     with pytest.raises(UserError, match=f"it is a part of the run {run}"):
-        find(str(run / "checkpoints" / "final"), [])
+        find_trained_model(str(run / "checkpoints" / "final"), [])
     broken = copytree(run, tmp_path / "broken") / "checkpoints" / "final" / "model.safetensors"
     save_file({name: values * torch.nan for name, values in load_file(broken).items()}, broken)
     with pytest.raises(UserError, match="its parameters are not finite"):

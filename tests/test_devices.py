@@ -18,7 +18,7 @@ from raffm_ray.benchmarks.synthetic_data import vit
 from raffm_ray.cli.main import main as cli
 from raffm_ray.clients.messages import Report
 from raffm_ray.devices.profiles import DEVICES, MIXES, PACKAGED, Device, Host, fleet_shares, load_profiles
-from raffm_ray.devices.round_costs import Work, compute_seconds, device_cost, training_work
+from raffm_ray.devices.round_costs import Workload, compute_seconds, device_cost, training_work
 from raffm_ray.fleet.device_calibration import measure, profile_text
 from raffm_ray.fleet.device_plans import budget_in_words, class_rows, in_runs, provisional_ranking, widths
 from raffm_ray.preparation.prepare import Prepared, prepare
@@ -163,26 +163,26 @@ AMOUNTS = st.just(0.0) | st.floats(1, 1e15)
 
 @given(AMOUNTS, AMOUNTS)
 def test_the_roofline_is_the_slower_of_computing_and_memory(flops, traffic) -> None:
-    seconds = compute_seconds(DEVICE, Work(flops, traffic))
+    seconds = compute_seconds(DEVICE, Workload(flops, traffic))
     computing, moving = flops / 5e8, traffic / 5e7
     assert seconds == pytest.approx(max(computing, moving))
     ridge = DEVICE.flops_per_second / DEVICE.memory_bytes_per_second  # FLOPs a byte (Williams et al. 2009)
     if flops > 1.001 * ridge * traffic:
-        assert seconds == compute_seconds(DEVICE, Work(flops, 0)) >= compute_seconds(DEVICE, Work(0, traffic))
+        assert seconds == compute_seconds(DEVICE, Workload(flops, 0)) >= compute_seconds(DEVICE, Workload(0, traffic))
     if flops < 0.999 * ridge * traffic:
-        assert seconds == compute_seconds(DEVICE, Work(0, traffic)) > compute_seconds(DEVICE, Work(flops, 0))
+        assert seconds == compute_seconds(DEVICE, Workload(0, traffic)) > compute_seconds(DEVICE, Workload(flops, 0))
 
 
 @given(st.floats(1, 1e12), st.floats(1, 1e12), st.floats(0, 1e6), st.integers(0, 10**9), st.integers(0, 10**9))
 def test_a_rounds_cost_is_the_sum_of_its_parts(flops, traffic, dispatches, down, up) -> None:
-    cost = device_cost(DEVICE, Work(flops, traffic, dispatches), down, up)
-    assert cost.compute_seconds == pytest.approx(compute_seconds(DEVICE, Work(flops, traffic)) + 1e-3 * dispatches)
+    cost = device_cost(DEVICE, Workload(flops, traffic, dispatches), down, up)
+    assert cost.compute_seconds == pytest.approx(compute_seconds(DEVICE, Workload(flops, traffic)) + 1e-3 * dispatches)
     assert cost.phase_seconds[0] == pytest.approx(0.5 + down / 5e5 if down else 0)
     assert cost.phase_seconds[2] == pytest.approx(0.5 + up / 5e4 if up else 0)
     assert cost.seconds == pytest.approx(cost.compute_seconds + cost.transfer_seconds)
     assert cost.energy_joules == pytest.approx(10 * cost.compute_seconds + 2 * cost.transfer_seconds)
     assert (cost.bytes_down, cost.bytes_up) == (down, up)
-    silent = device_cost(DEVICE.model_copy(update={"radio_watts": 0.0}), Work(flops, traffic, dispatches), down, up)
+    silent = device_cost(DEVICE.model_copy(update={"radio_watts": 0.0}), Workload(flops, traffic, dispatches), down, up)
     assert silent.energy_joules == 10 * silent.compute_seconds  # control: the radio is what differs
     assert (silent.energy_joules < cost.energy_joules) == bool(down or up)
 
@@ -226,9 +226,9 @@ def test_expected_work_is_what_is_reported(prepared) -> None:
         job = max(work.jobs, key=lambda job: job.plan)
         examples = 37
         seen = {job.plan: examples} | ({0: examples} if prefix == "smallest" else {})
-        plans = work.package.plans
+        plans = work.context.plans
         expected = expected_work(chosen, plans[job.plan], plans[: job.plan], examples)
-        assert reported_work(chosen, work.package, report_of(job.client, job.plan, examples, seen)) == pytest.approx(expected)
+        assert reported_work(chosen, work.context, report_of(job.client, job.plan, examples, seen)) == pytest.approx(expected)
         assert expected.dispatches == pytest.approx(
             sum(3 * setup.costs(plans[one]).tensors for one in seen)
         )  # steps of 16, 16 and 5
@@ -251,12 +251,12 @@ def test_expected_draws_are_means(prepared) -> None:
 def test_calibration_is_charged(prepared) -> None:
     setup = prepared.setup
     work = begin_round(setup, plain(prepared))
-    work = replace(work, package=replace(work.package, statistic="fisher"))
+    work = replace(work, context=replace(work.context, statistic="fisher"))
     job = work.jobs[0]
     without = report_of(job.client, job.plan, 20, {job.plan: 20})
     charged = replace(without, calibrated=8)
-    more, less = (reported_work(setup, work.package, one) for one in (charged, without))
-    assert more.flops == training_flops(setup, work.package, charged) > less.flops == training_flops(setup, work.package, without)
+    more, less = (reported_work(setup, work.context, one) for one in (charged, without))
+    assert more.flops == training_flops(setup, work.context, charged) > less.flops == training_flops(setup, work.context, without)
     assert more.traffic_bytes > less.traffic_bytes
 
 
@@ -269,8 +269,8 @@ def test_a_users_device_reaches_budgets_and_records(tmp_path) -> None:
         assert setup.budgets == {"mine": Budget(memory_bytes=MINE["memory_bytes"] * 0.25)}
         work = begin_round(setup, plain(prepared))
         visit = work.visits[0]
-        costs = setup.costs(work.package.plans[visit.job.plan])
-        done = reported_work(setup, work.package, visit.report)
+        costs = setup.costs(work.context.plans[visit.job.plan])
+        done = reported_work(setup, work.context, visit.report)
         expected = device_cost(setup.devices["mine"], done, costs.bytes, costs.bytes)
         row = client_row(setup, work, visit, visit.report)
         assert (row.device, row.round_seconds, row.energy_joules) == ("mine", expected.seconds, expected.energy_joules)

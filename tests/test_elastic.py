@@ -13,7 +13,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import TooSmallError, UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.deployment.supernet import FILE, entry_levels, levels_of, open_supernet, write_supernet
-from raffm_ray.deployment.trained_model import Trained, of_run
+from raffm_ray.deployment.trained_model import TrainedModel, of_run
 from raffm_ray.models.architecture import build
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.subnetworks.costs import Budget, costs_of
@@ -23,13 +23,13 @@ from raffm_ray.subnetworks.standalone import load_standalone
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     folder = tmp_path_factory.mktemp("elastic") / "run"
     simulate(tiny_experiment(), folder)
     return of_run(folder)
 
 
-def test_every_prefix_is_what_is_deployed_to_the_bit(trained: Trained, tmp_path: Path) -> None:
+def test_every_prefix_is_what_is_deployed_to_the_bit(trained: TrainedModel, tmp_path: Path) -> None:
     architecture = trained.prepared.setup.architecture
     write_supernet(trained, tmp_path)
     supernet, full = open_supernet(tmp_path), costs_of(architecture, Plan())
@@ -42,7 +42,7 @@ def test_every_prefix_is_what_is_deployed_to_the_bit(trained: Trained, tmp_path:
         assert all(torch.equal(values, expected[name]) for name, values in module.state_dict().items())
 
 
-def test_nothing_behind_the_prefix_is_looked_at(trained: Trained, tmp_path: Path) -> None:
+def test_nothing_behind_the_prefix_is_looked_at(trained: TrainedModel, tmp_path: Path) -> None:
     path = write_supernet(trained, tmp_path)
     supernet = open_supernet(tmp_path)
     module, read = supernet.read({"params": 0.5})
@@ -81,13 +81,13 @@ def test_prefixes_are_nested_in_every_kind_of_family(name: str, head: str) -> No
         assert np.array_equal(np.sort(inside), np.sort(levels[levels <= length]))
 
 
-def test_what_has_no_list_or_is_damaged_is_one_line(trained: Trained, tmp_path: Path) -> None:
+def test_what_has_no_list_or_is_damaged_is_one_line(trained: TrainedModel, tmp_path: Path) -> None:
     other = trained.prepared.setup.experiment.model_copy(
         update={"extraction": trained.prepared.setup.experiment.extraction.model_copy(update={"kind": "common_rate"})}
     )
     prepared = replace(trained.prepared, setup=replace(trained.prepared.setup, experiment=other))
     with pytest.raises(UserError, match="no ranked list"):
-        write_supernet(Trained(prepared, trained.state, ""), tmp_path)
+        write_supernet(TrainedModel(prepared, trained.state, ""), tmp_path)
     with pytest.raises(UserError, match="no supernet"):
         open_supernet(tmp_path)
     path = write_supernet(trained, tmp_path)
@@ -120,7 +120,7 @@ def test_what_has_no_list_or_is_damaged_is_one_line(trained: Trained, tmp_path: 
     assert path.name == FILE
 
 
-def test_a_device_fetches_its_part_alone(trained: Trained, tmp_path: Path) -> None:
+def test_a_device_fetches_its_part_alone(trained: TrainedModel, tmp_path: Path) -> None:
     whole = write_supernet(trained, tmp_path).read_bytes()
     front = json.loads((tmp_path / "elastic.json").read_text())["front_bytes"]
     expected = open_supernet(tmp_path).read({"params": 0.5})[0].state_dict()
@@ -138,7 +138,7 @@ def test_a_device_fetches_its_part_alone(trained: Trained, tmp_path: Path) -> No
     assert all(torch.equal(values, expected[name]) for name, values in found.items())
 
 
-def test_what_is_read_is_saved_and_loaded_again(trained: Trained, tmp_path: Path) -> None:
+def test_what_is_read_is_saved_and_loaded_again(trained: TrainedModel, tmp_path: Path) -> None:
     path = write_supernet(trained, tmp_path)
     assert path.stat().st_mode == (tmp_path / "elastic.json").stat().st_mode
     module, _ = open_supernet(tmp_path).read({"params": 0.5})

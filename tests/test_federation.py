@@ -24,9 +24,9 @@ from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import ClientError, UserError, WorkerLostError
 from raffm_ray.basics.seeding import generator, torch_seed
-from raffm_ray.clients.client_runner import Runner
+from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.local_training import one_thread, train
-from raffm_ray.clients.messages import Package
+from raffm_ray.clients.messages import RoundContext
 from raffm_ray.models.architecture import build
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.pool.ray_pool import RayPool
@@ -121,7 +121,7 @@ def test_a_block_on_a_gpu_equals_the_cpu_s_to_rounding() -> None:
     for device in ("cpu", "cuda"):
         runner = prepared.runner()
         runner.device = device
-        sums.append(runner.block(work.package, start.numpy(), work.blocks[0])[1])
+        sums.append(runner.block(work.context, start.numpy(), work.blocks[0])[1])
     np.testing.assert_allclose(sums[0], sums[1], atol=1e-3 * np.abs(sums[0]).max())
 
 
@@ -208,7 +208,7 @@ def one_round(prepared: Any, start: Tensor) -> Tensor:
     state = replace(new_state(start), scores=scores)
     work = begin_round(setup, state)
     summed, updates = torch.zeros_like(start), []
-    calls = [("block", work.package, (block,)) for block in work.blocks]
+    calls = [("block", work.context, (block,)) for block in work.blocks]
     for update, part in InProcessPool(prepared.runner()).run(start.numpy(), calls, [1.0] * len(calls), lambda *_: None):
         summed += torch.from_numpy(part)
         updates.append(update)
@@ -259,9 +259,9 @@ def test_blocks_are_pure() -> None:
     flat = start.numpy().copy()
     flat.setflags(write=False)
     runner, before = prepared.runner(), flat.copy()
-    first = [runner.block(work.package, flat, block)[1] for block in work.blocks]
-    again = [runner.block(work.package, flat, block)[1] for block in reversed(work.blocks)][::-1]
-    fresh = [prepared.runner().block(work.package, flat, block)[1] for block in work.blocks]
+    first = [runner.block(work.context, flat, block)[1] for block in work.blocks]
+    again = [runner.block(work.context, flat, block)[1] for block in reversed(work.blocks)][::-1]
+    fresh = [prepared.runner().block(work.context, flat, block)[1] for block in work.blocks]
     assert all((a == b).all() and (a == c).all() for a, b, c in zip(first, again, fresh, strict=True))
     assert (flat == before).all()
 
@@ -326,27 +326,27 @@ def test_the_resolved_configuration_repeats_the_run(undisturbed, tmp_path) -> No
     assert bits(simulate(load(tmp_path / "first" / "config.yaml"), tmp_path / "second")) == undisturbed
 
 
-class _Explodes(Runner):
-    def _train(self, parameters: Any, package: Package, job: Any, number: int) -> Any:
-        if package.round == 1:
+class _Explodes(ClientRunner):
+    def _train(self, parameters: Any, context: RoundContext, job: Any, number: int) -> Any:
+        if context.round == 1:
             raise ZeroDivisionError("a user's bug")
-        return super()._train(parameters, package, job, number)
+        return super()._train(parameters, context, job, number)
 
 
-class _Dies(Runner):
+class _Dies(ClientRunner):
     """Kills its process the first time a block of two clients comes by, and whenever the folder says so."""
 
     folder: Path
 
-    def block(self, package: Package, flat: Any, jobs: Any) -> Any:
+    def block(self, context: RoundContext, flat: Any, jobs: Any) -> Any:
         tries = len(list(self.folder.iterdir()))
         if tries < int(self.folder.name):
             (self.folder / str(tries)).touch()
             os._exit(1)
-        return super().block(package, flat, jobs)
+        return super().block(context, flat, jobs)
 
 
-def runner_of(kind: type[Runner], prepared: Any) -> Any:
+def runner_of(kind: type[ClientRunner], prepared: Any) -> Any:
     plain = prepared.runner()
     return kind(plain.architecture, plain.examples, plain.shares, plain.held_out)
 

@@ -25,7 +25,7 @@ from raffm_ray.models.architecture import Architecture, architecture_of, new_mod
 from raffm_ray.models.freezing import for_training, freeze, only_trained
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.pretraining import pretrained, starting_model
-from raffm_ray.server.aggregation import RULES
+from raffm_ray.server.aggregation import AGGREGATION_RULES
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.round_schedule import cost_of, planned_work
 from raffm_ray.server.rounds import begin_round, finish_round
@@ -57,7 +57,7 @@ def moved(prepared: Prepared, before: Tensor, after: Tensor) -> set[str]:
 
 def round_of(prepared: Prepared, state: ServerState) -> ServerState:
     work, runner = begin_round(prepared.setup, state), prepared.runner()
-    done = [runner.block(work.package, state.parameters.numpy(), block) for block in work.blocks]
+    done = [runner.block(work.context, state.parameters.numpy(), block) for block in work.blocks]
     summed = torch.from_numpy(np.sum([part for _, part in done], axis=0))
     return finish_round(prepared.setup, state, work, summed, [update for update, _ in done])
 
@@ -84,9 +84,9 @@ def test_stacked_clients_train_as_they_do_one_by_one() -> None:
     plan = max(job.plan for job in work.jobs if job.plan is not None)
     first = next(job for job in work.jobs if job.plan == plan)
     jobs = [replace(first, client=client) for client in (0, 1, 2)]
-    package = replace(work.package, local=work.package.local.model_copy(update={"optimizer": "sgd"}))
+    context = replace(work.context, local=work.context.local.model_copy(update={"optimizer": "sgd"}))
     parts = [
-        runner.block(replace(package, stack=(size,) * len(work.package.plans)), start.parameters.numpy(), jobs)[1]
+        runner.block(replace(context, stack=(size,) * len(work.context.plans)), start.parameters.numpy(), jobs)[1]
         for size in (3, 1)
     ]
     assert first.prefixes
@@ -102,23 +102,25 @@ def test_frozen_norms_stay_in_every_copy_of_their_own() -> None:
         prepared = prepare(tiny_experiment(model={"freeze": patterns}, **changes))
         setup, shapes = prepared.setup, prepared.setup.architecture.shapes
         plain = state_of(prepared)
-        start = replace(plain, parameters=with_copies(plain.parameters, setup.architecture, setup.owned, len(setup.budgets)))
+        start = replace(
+            plain, parameters=with_copies(plain.parameters, setup.architecture, setup.size_specific, len(setup.budgets))
+        )
         after = round_of(prepared, start).parameters
         stay = []
         for copy in range(len(setup.budgets)):
-            old, new = (views(flat, shapes, setup.owned, copy) for flat in (start.parameters, after))
+            old, new = (views(flat, shapes, setup.size_specific, copy) for flat in (start.parameters, after))
             stay += [torch.equal(old[name], new[name]) for name in old if "layernorm_after" in name]
         assert all(stay) == bool(patterns)
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(AGGREGATION_RULES))
 def test_no_rule_and_no_server_optimizer_moves_a_frozen_bit(rule) -> None:
     prepared = prepared_with()
     start = state_of(prepared)
     start.parameters[::7] = -0.0
     work = begin_round(prepared.setup, start)
     few = replace(work, blocks=((work.jobs[0],), (work.jobs[-1],)))
-    done = [prepared.runner().block(few.package, start.parameters.numpy(), block) for block in few.blocks]
+    done = [prepared.runner().block(few.context, start.parameters.numpy(), block) for block in few.blocks]
     summed, updates = torch.from_numpy(done[0][1] + done[1][1]), [update for update, _ in done]
     frozen = set(frozen_names(prepared))
     for optimizer in SERVER_OPTIMIZERS:
@@ -140,12 +142,12 @@ def test_bytes_up_fall_by_those_of_what_is_frozen_and_bytes_down_stay() -> None:
     shapes, layout = prepared.setup.architecture.shapes, prepared.setup.architecture.layout
     for job in work.jobs:
         assert job.plan is not None
-        cut = take_all({name: torch.empty(shape) for name, shape in shapes.items()}, layout, work.package.plans[job.plan])
+        cut = take_all({name: torch.empty(shape) for name, shape in shapes.items()}, layout, work.context.plans[job.plan])
         less = sum(FLOAT_BYTES * cut[name].numel() for name in frozen_names(prepared) if name in cut)
-        costs = [cost_of(one.setup, work.package, job, planned_work(one.setup, work.package, job)) for one in (prepared, free)]
+        costs = [cost_of(one.setup, work.context, job, planned_work(one.setup, work.context, job)) for one in (prepared, free)]
         assert 0 < less == costs[1].bytes_up - costs[0].bytes_up
         assert costs[0].bytes_down == costs[1].bytes_down
-    change = prepared.runner()._train(views(state_of(prepared).parameters, shapes), work.package, job, job.plan).change
+    change = prepared.runner()._train(views(state_of(prepared).parameters, shapes), work.context, job, job.plan).change
     assert change.numel() == sum(values.numel() for name, values in cut.items() if name not in frozen_names(prepared))
 
 
@@ -156,12 +158,12 @@ def one_step(prepared: Prepared, clip: float | None) -> dict[str, Tensor]:
     """The full model's change by one step of plain SGD with a prefix whose norms are corrected."""
     architecture, runner, state = prepared.setup.architecture, prepared.runner(), state_of(prepared)
     parameters = views(state.parameters, architecture.shapes)
-    whole = runner.workshop.module(parameters, Plan(), {})
+    whole = runner.module_factory.module(parameters, Plan(), {})
     norms = norm_statistics(whole, architecture.layout, [prepared.task.clients.batch(np.arange(12))])
-    runner.workshop.release()
+    runner.module_factory.release()
     local = prepared.setup.experiment.local.model_copy(update={"optimizer": "sgd", "clip": clip, "steps": 1, "weight_decay": 0.0})
-    package = package_of(prepared, state, SMALL, Plan(), norms=norms, local=local, learning_rate=1.0)
-    change = runner._train(parameters, package, Job(client=0, plan=1, prefixes=(0,), prefix="smallest"), 1).change
+    context = package_of(prepared, state, SMALL, Plan(), norms=norms, local=local, learning_rate=1.0)
+    change = runner._train(parameters, context, Job(client=0, plan=1, prefixes=(0,), prefix="smallest"), 1).change
     specs = architecture.layout.parameters
     return views(change, {name: shape for name, shape in architecture.shapes.items() if not specs[name].frozen})
 
@@ -187,19 +189,19 @@ def test_a_prefix_keeps_reading_norms_of_which_a_part_is_frozen() -> None:
     prepared = prepared_with()
     architecture, runner, state = prepared.setup.architecture, prepared.runner(), state_of(prepared)
     parameters = views(state.parameters, architecture.shapes)
-    whole = runner.workshop.module(parameters, Plan(), {})
+    whole = runner.module_factory.module(parameters, Plan(), {})
     norms = norm_statistics(whole, architecture.layout, [prepared.task.clients.batch(np.arange(12))])
     own = {name: p.detach().clone() for name, p in whole.named_parameters()}
     for name, values in own.items():
         values.requires_grad_(not architecture.layout.parameters[name].frozen)
-    inner, prefix = runner.workshop.inside(parameters, SMALL, Plan(), own, norms)
+    inner, prefix = runner.module_factory.inside(parameters, SMALL, Plan(), own, norms)
     with torch.no_grad():
         for values in own.values():
             if values.requires_grad:
                 values.add_(0.1)
     for _ in range(2):
         prefix.read()
-    expected = dict(prepared.runner().workshop.module(own, SMALL, norms).named_parameters())
+    expected = dict(prepared.runner().module_factory.module(own, SMALL, norms).named_parameters())
     for name, values in inner.named_parameters():
         torch.testing.assert_close(values.detach(), expected[name].detach())
     assert len(prefix.shared) < len(expected)
@@ -211,7 +213,7 @@ def test_no_optimizer_state_and_no_gradient_for_what_is_frozen(monkeypatch) -> N
         train.__globals__["OPTIMIZERS"], "adamw", lambda *given: made.append(torch.optim.AdamW(given[0], lr=given[1])) or made[-1]
     )
     architecture, runner, state = prepared.setup.architecture, prepared.runner(), state_of(prepared)
-    module = runner.workshop.module(views(state.parameters, architecture.shapes), Plan(), {})
+    module = runner.module_factory.module(views(state.parameters, architecture.shapes), Plan(), {})
     learning = only_trained(dict(module.named_parameters()), architecture.layout)
     train(
         module,
@@ -246,9 +248,9 @@ def test_calibration_is_of_the_whole_model_whatever_is_frozen() -> None:
     for patterns in (FREEZE, ("*[!r].weight", "*bias", "*token*", "*embeddings"), ()):
         prepared = prepared_with(patterns)
         state = state_of(prepared)
-        package = package_of(prepared, state, calibration_examples=8)
+        context = package_of(prepared, state, calibration_examples=8)
         parameters = views(state.parameters, prepared.setup.architecture.shapes)
-        found.append(prepared.runner()._calibrate(parameters, package, 0, "fisher"))
+        found.append(prepared.runner()._calibrate(parameters, context, 0, "fisher"))
         costs = prepared.setup.costs(Plan())
         assert (costs.calibration_flops == costs.training_flops) == (not patterns)
     for statistics in found[:-1]:

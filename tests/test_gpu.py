@@ -24,11 +24,19 @@ from raffm_ray.benchmarks.plain_loop import train_clients
 from raffm_ray.benchmarks.suite import CASES, run_suite, table_of
 from raffm_ray.benchmarks.synthetic_data import vit
 from raffm_ray.benchmarks.training import batches_of
-from raffm_ray.clients.client_runner import Runner, device_of
+from raffm_ray.clients.client_runner import ClientRunner, device_of
 from raffm_ray.clients.local_training import OPTIMIZERS, computing, one_thread, train
-from raffm_ray.clients.messages import Call, Job, Package
+from raffm_ray.clients.messages import Call, Job, RoundContext
 from raffm_ray.data.examples import sent
-from raffm_ray.pool.gpu_sharing import CONTEXT_BYTES, USED, Turns, memory_fraction, training_bytes, worker_bytes, workers_a_gpu
+from raffm_ray.pool.gpu_sharing import (
+    CONTEXT_BYTES,
+    USED,
+    ExclusiveGpuQueue,
+    memory_fraction,
+    training_bytes,
+    worker_bytes,
+    workers_a_gpu,
+)
 from raffm_ray.pool.ray_pool import RayPool, _share
 from raffm_ray.pool.worker_pool import InProcessPool
 from raffm_ray.preparation.prepare import Prepared, prepare
@@ -80,11 +88,11 @@ def start(prepared) -> torch.Tensor:
 def block_of(prepared: Prepared, start: torch.Tensor, precision: str, stack: int, device: str = "cpu") -> Any:
     jobs = [Job(client, 0, weight=1.0) for client, share in enumerate(prepared.shares) if len(share)]
     local = prepared.setup.experiment.local.model_copy(update={"precision": precision})
-    package = Package(seed=0, round=1, plans=(Plan(),), local=local, learning_rate=local.learning_rate, stack=(stack,))
+    context = RoundContext(seed=0, round=1, plans=(Plan(),), local=local, learning_rate=local.learning_rate, stack=(stack,))
     runner = prepared.runner()
     runner.device = device
     with one_thread():
-        return runner.block(package, start.numpy(), jobs)
+        return runner.block(context, start.numpy(), jobs)
 
 
 @pytest.mark.parametrize("stack", [1, 4])
@@ -105,8 +113,8 @@ def test_evaluation_computes_in_the_precision_too(prepared, start) -> None:
     losses = {}
     for precision in ("float32", "bfloat16"):
         local = prepared.setup.experiment.local.model_copy(update={"precision": precision})
-        package = Package(seed=0, round=1, plans=(Plan(),), local=local, learning_rate=0.0)
-        (_, losses[precision], _), _ = prepared.runner().evaluate(package, start.numpy(), 0, 0, 64)
+        context = RoundContext(seed=0, round=1, plans=(Plan(),), local=local, learning_rate=0.0)
+        (_, losses[precision], _), _ = prepared.runner().evaluate(context, start.numpy(), 0, 0, 64)
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
     assert losses["bfloat16"] != losses["float32"]
 
@@ -116,7 +124,7 @@ def test_parameters_gradients_and_optimizer_stay_float32(prepared, start, monkey
     plain = OPTIMIZERS["momentum"]
     monkeypatch.setitem(OPTIMIZERS, "momentum", lambda *given: made.append(plain(*given)) or made[-1])
     runner = prepared.runner()
-    module = runner.workshop.module(views(start, prepared.setup.architecture.shapes), Plan(), {}).train()
+    module = runner.module_factory.module(views(start, prepared.setup.architecture.shapes), Plan(), {}).train()
     local = LocalSettings(optimizer="momentum", precision="bfloat16", steps=30, learning_rate=0.02)
     rng = np.random.default_rng(0)
     first, _ = train(module, runner.objective, runner.examples, np.arange(64), local.model_copy(update={"steps": 2}), 1e-9, rng)
@@ -223,7 +231,7 @@ def test_a_share_that_cannot_be_is_one_line(given, told) -> None:
 
 
 def test_who_waits_to_be_alone_on_a_gpu() -> None:
-    turns = Turns()
+    turns = ExclusiveGpuQueue()
     assert not turns.closed()
     assert turns.refused("a", 3)
     assert turns.refused("a", 5)
@@ -246,12 +254,12 @@ def test_who_waits_to_be_alone_on_a_gpu() -> None:
 # out of memory
 
 
-class _Crowded(Runner):
+class _Crowded(ClientRunner):
     """`take` needs its GPU for itself, or more than that; a block of a client named in a file finds no room the first time."""
 
     folder: Path
 
-    def take(self, package: Package, flat: Any, number: int, folder: Path, needs: int) -> Any:
+    def take(self, context: RoundContext, flat: Any, number: int, folder: Path, needs: int) -> Any:
         """`needs` workers' memory of the two that share the GPU."""
         place = f"{os.environ.get('CUDA_VISIBLE_DEVICES')}"
         mark = folder / f"busy-{place}-{os.getpid()}"
@@ -270,15 +278,15 @@ class _Crowded(Runner):
             mark.unlink()
         return number, flat * number
 
-    def block(self, package: Package, flat: Any, jobs: Any) -> Any:
-        mark = self.folder / f"{package.local.precision}-{package.round}-{jobs[0].client}"
-        if package.round == 2 and not mark.exists():
+    def block(self, context: RoundContext, flat: Any, jobs: Any) -> Any:
+        mark = self.folder / f"{context.local.precision}-{context.round}-{jobs[0].client}"
+        if context.round == 2 and not mark.exists():
             mark.touch()
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return super().block(package, flat, jobs)
+        return super().block(context, flat, jobs)
 
 
-def crowded(plain: Runner, folder: Path) -> _Crowded:
+def crowded(plain: ClientRunner, folder: Path) -> _Crowded:
     runner = _Crowded(plain.architecture, plain.examples, plain.shares, plain.held_out)
     runner.folder = folder
     return runner
@@ -299,8 +307,8 @@ def pool(four_cores, tmp_path_factory, noted) -> Iterator[RayPool]:
 
 
 def taking(folder: Path, needs: dict[int, int]) -> list[Call]:
-    package = Package(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
-    return [("take", package, (number, folder, needs.get(number, 1))) for number in range(24)]
+    context = RoundContext(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
+    return [("take", context, (number, folder, needs.get(number, 1))) for number in range(24)]
 
 
 def test_a_call_that_finds_no_room_runs_again_without_neighbours(pool, noted, tmp_path) -> None:
@@ -340,8 +348,8 @@ def test_law_6_on_a_crowded_gpu(pool, noted, out, local) -> None:
 
 def test_in_this_process_no_room_is_an_error_that_names_the_block(tmp_path) -> None:
     plain = prepare(tiny_experiment())
-    package = Package(seed=0, round=2, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1, stack=(4,))
-    call: Call = ("block", package, ([Job(0, 0), Job(1, 0)],))
+    context = RoundContext(seed=0, round=2, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1, stack=(4,))
+    call: Call = ("block", context, ([Job(0, 0), Job(1, 0)],))
     told = (
         r"round 2, block of clients 0, 1, 2 clients at once of plan 0 of [\d,]+ parameters, estimated at .* GB: .*local.precision"
     )
@@ -375,16 +383,16 @@ def test_the_plain_loop_trains_in_bfloat16_what_a_client_trains() -> None:
     model = new_model(architecture, 0).train()
     start = flatten(dict(model.named_parameters()), architecture.shapes)
     work = begin_round(setup, new_state(start))
-    package = replace(work.package, stack=())
+    context = replace(work.context, stack=())
     job = work.jobs[0]
-    update, summed = prepared.runner().block(package, start.numpy(), [job])
+    update, summed = prepared.runner().block(context, start.numpy(), [job])
     ours = torch.from_numpy(summed) / sum(update.weights.values())
     weights = {name: values.clone() for name, values in model.state_dict().items()}
     data = prepared.task.clients.batch(slice(None))
 
     def plain(precision: str) -> torch.Tensor:
         local = setup.experiment.local.model_copy(update={"precision": precision})
-        train_clients(model, weights, data, [batches_of(prepared, package, job)], local)
+        train_clients(model, weights, data, [batches_of(prepared, context, job)], local)
         return flatten(dict(model.named_parameters()), architecture.shapes) - start
 
     assert ours.abs().max() > 5e-4
@@ -453,8 +461,8 @@ def test_law_6_on_one_gpu_with_one_and_two_workers(real_gpu, out) -> None:
     assert runs["float32", 1] != runs["bfloat16", 1]
 
 
-class _Hungry(Runner):
-    def take(self, package: Package, flat: Any, number: int, part: float) -> Any:
+class _Hungry(ClientRunner):
+    def take(self, context: RoundContext, flat: Any, number: int, part: float) -> Any:
         torch.empty(int(part * torch.cuda.get_device_properties(0).total_memory), dtype=torch.uint8, device="cuda")
         return number, flat
 
@@ -463,14 +471,14 @@ def test_a_worker_s_share_of_a_gpu_is_a_limit_until_it_is_alone(real_gpu, prepar
     plain, noted = prepared.runner(), list[str]()
     hungry = _Hungry(plain.architecture, plain.examples, plain.shares, plain.held_out)
     pool = RayPool(hungry, PoolSettings(gpus_per_worker=0.5), noted.append)
-    package = Package(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
+    context = RoundContext(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
     try:
-        list(pool.run(FLAT, [("take", package, (0, 0.3))], [1.0], lambda *_: None))
+        list(pool.run(FLAT, [("take", context, (0, 0.3))], [1.0], lambda *_: None))
         assert not noted
-        list(pool.run(FLAT, [("take", package, (0, 0.7))], [1.0], lambda *_: None))
+        list(pool.run(FLAT, [("take", context, (0, 0.7))], [1.0], lambda *_: None))
         assert len(noted) == 1
         with pytest.raises(ClientError, match="also with nothing else"):
-            list(pool.run(FLAT, [("take", package, (0, 1.1))], [1.0], lambda *_: None))
+            list(pool.run(FLAT, [("take", context, (0, 1.1))], [1.0], lambda *_: None))
     finally:
         pool.close()
 

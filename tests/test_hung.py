@@ -14,9 +14,9 @@ from conftest import tiny_experiment
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import WorkerLostError
-from raffm_ray.clients.client_runner import Runner
-from raffm_ray.clients.messages import Call, Package
-from raffm_ray.pool.call_timeout import SLACK, SLOWEST, Pace
+from raffm_ray.clients.client_runner import ClientRunner
+from raffm_ray.clients.messages import Call, RoundContext
+from raffm_ray.pool.call_timeout import SLACK, SLOWEST, CallTimeout
 from raffm_ray.pool.ray_pool import RayPool
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.settings.execution import PoolSettings
@@ -26,13 +26,13 @@ from raffm_ray.settings.experiment import LocalSettings
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 FLAT = np.arange(4, dtype=np.float32)
-PACKAGE = Package(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
+PACKAGE = RoundContext(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
 
 
-class _Hangs(Runner):
+class _Hangs(ClientRunner):
     """Hangs at a call as it is told to, the first so many times."""
 
-    def note(self, package: Package, flat: Any, number: int, folder: Path, how: str, times: int) -> Any:
+    def note(self, context: RoundContext, flat: Any, number: int, folder: Path, how: str, times: int) -> Any:
         tries = len(list(folder.glob(f"{number}-*")))
         (folder / f"{number}-{tries}").touch()
         if tries < times and how == "asleep":
@@ -78,11 +78,11 @@ def test_one_that_always_hangs_is_named(four_cores, runner, tmp_path) -> None:
 
 
 def test_limits_follow_costs_and_the_slowest_call() -> None:
-    pace = Pace(300.0)
-    assert pace.limit_seconds("block", 1e10) == 300.0 + SLACK * 1e10 * SLOWEST
-    pace.ended("block", 1e10, 5.0)
-    pace.ended("block", 1e10, 2.0)
-    pace.ended("block", 0.0, 9.0)
-    assert pace.limit_seconds("block", 2e10) == pytest.approx(300.0 + SLACK * 10.0)
-    assert pace.limit_seconds("evaluate", 2e10) == 300.0 + SLACK * 2e10 * SLOWEST
-    assert pace.limit_seconds("block", 0.0) == 300.0
+    call_timeout = CallTimeout(300.0)
+    assert call_timeout.limit_seconds("block", 1e10) == 300.0 + SLACK * 1e10 * SLOWEST
+    call_timeout.ended("block", 1e10, 5.0)
+    call_timeout.ended("block", 1e10, 2.0)
+    call_timeout.ended("block", 0.0, 9.0)
+    assert call_timeout.limit_seconds("block", 2e10) == pytest.approx(300.0 + SLACK * 10.0)
+    assert call_timeout.limit_seconds("evaluate", 2e10) == 300.0 + SLACK * 2e10 * SLOWEST
+    assert call_timeout.limit_seconds("block", 0.0) == 300.0

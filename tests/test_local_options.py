@@ -44,7 +44,7 @@ class Trained:
         """The full model's parameters after local training with the small plan as its prefix."""
         runner = self.prepared.runner()
         local = self.prepared.setup.experiment.local.model_copy(update={"proximal": proximal, "clip": clip})
-        module = runner.workshop.module(self.start, Plan(), {}).train()
+        module = runner.module_factory.module(self.start, Plan(), {}).train()
         own = dict(module.named_parameters())
         train(
             module,
@@ -56,7 +56,7 @@ class Trained:
             np.random.default_rng(3),
             prefix,
             1,
-            lambda _: runner.workshop.inside(self.start, SMALL, Plan(), own, {}),
+            lambda _: runner.module_factory.inside(self.start, SMALL, Plan(), own, {}),
             np.random.default_rng(4),
             self.start,
             **options,
@@ -69,7 +69,10 @@ class Trained:
         """The same by plain SGD on one explicit loss of the full model's parameters, the prefix cut out of them differentiably."""
         own = {name: values.clone().requires_grad_() for name, values in self.start.items()}
         runner, small_runner = self.prepared.runner(), self.prepared.runner()
-        whole, small = runner.workshop.module(self.start, Plan(), {}), small_runner.workshop.module(self.start, SMALL, {})
+        whole, small = (
+            runner.module_factory.module(self.start, Plan(), {}),
+            small_runner.module_factory.module(self.start, SMALL, {}),
+        )
         for indices in batches(self.share, 16, STEPS, np.random.default_rng(3)):
             batch = self.examples.batch(indices)
             logits = functional_call(whole.train(), own, kwargs={"pixel_values": batch["pixel_values"]}).logits
@@ -250,7 +253,7 @@ def test_a_round_distils_and_charges_what_it_charged_before() -> None:
         prepared = prepare(tiny_experiment(strategy=options, salience={"until": 0}))
         state = state_of(prepared)
         work = begin_round(prepared.setup, state)
-        update, part = prepared.runner().block(work.package, state.parameters.numpy(), work.jobs)
+        update, part = prepared.runner().block(work.context, state.parameters.numpy(), work.jobs)
         blocks[distill, temperature] = part, {report.client: report.forward_backward for report in update.reports}
     plain, zero, cold, warm = blocks.values()
     assert (plain[0] == zero[0]).all()
@@ -266,7 +269,7 @@ def test_a_client_is_pulled_back_to_what_it_was_given() -> None:
         prepared = prepare(tiny_experiment(local=local, salience={"until": 0}))
         state = state_of(prepared)
         work = begin_round(prepared.setup, state)
-        _, part = prepared.runner().block(work.package, state.parameters.numpy(), work.jobs[:1])
+        _, part = prepared.runner().block(work.context, state.parameters.numpy(), work.jobs[:1])
         moved[proximal] = float(np.linalg.norm(part))
     assert 0 < moved[40.0] < 0.5 * moved[0.0]
 
@@ -304,9 +307,9 @@ def test_equal_clients_are_averaged_equally() -> None:
         prepared = prepare(tiny_experiment(strategy={"prefix": "none", "client_weight": weight}, **changes))
         state = rank_again(prepared.setup, state_of(prepared), None)
         work, runner = begin_round(prepared.setup, state), prepared.runner()
-        update, part = runner.block(work.package, state.parameters.numpy(), work.jobs)
+        update, part = runner.block(work.context, state.parameters.numpy(), work.jobs)
         averages[weight] = finish_round(prepared.setup, state, work, torch.from_numpy(part), [update]).parameters
-        alone = [runner.block(work.package, state.parameters.numpy(), [replace(job, weight=1.0)])[1] for job in work.jobs]
+        alone = [runner.block(work.context, state.parameters.numpy(), [replace(job, weight=1.0)])[1] for job in work.jobs]
         counts = np.array([1.0 if weight == "equal" else len(prepared.shares[job.client]) for job in work.jobs])
         mean = torch.from_numpy(np.average(alone, axis=0, weights=counts).astype(np.float32))
         torch.testing.assert_close(averages[weight], state.parameters + mean, rtol=1e-5, atol=1e-7)

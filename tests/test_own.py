@@ -28,13 +28,13 @@ from raffm_ray.preparation.prepare import prepare, with_strategy
 from raffm_ray.runs.evaluation import measure
 from raffm_ray.runs.recorder import parameters_sha256
 from raffm_ray.runs.simulation import simulate
-from raffm_ray.server.clock import Clock, Late
+from raffm_ray.server.clock import LateUpdate, VirtualClock
 from raffm_ray.server.ranking import rank_again
-from raffm_ray.server.round_schedule import advance
+from raffm_ray.server.round_schedule import advance_clock
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import class_plans, copies, new_state
 from raffm_ray.server.strategies import STRATEGIES
-from raffm_ray.subnetworks.size_specific import OWNED, copies_of, owned_names, saved_copies, with_copies
+from raffm_ray.subnetworks.size_specific import SIZE_SPECIFIC, copies_of, saved_copies, size_specific_names, with_copies
 
 BOTH = ("norms", "classifier")
 EVERYBODY = {"count": 12, "per_round": 12}
@@ -52,7 +52,7 @@ def system(own: tuple[str, ...] = BOTH, strategy: Mapping[str, Any] | None = Non
     prepared = prepare(tiny_experiment(strategy={"aggregation": "coverage", "own": own, **(strategy or {})}, **values))
     setup, generator = prepared.setup, torch.Generator().manual_seed(0)
     size = sum(map(prod, setup.architecture.shapes.values()))
-    flat = with_copies(0.1 * torch.randn(size, generator=generator), setup.architecture, setup.owned, len(setup.budgets))
+    flat = with_copies(0.1 * torch.randn(size, generator=generator), setup.architecture, setup.size_specific, len(setup.budgets))
     flat[size:] += 0.1 * torch.randn(len(flat) - size, generator=generator)
     return prepared, rank_again(setup, new_state(flat), None)
 
@@ -62,17 +62,17 @@ def one_round(prepared: Any, state: Any):
     work = begin_round(prepared.setup, state)
     summed, updates, runner = torch.zeros_like(state.parameters), [], prepared.runner()
     for block in work.blocks:
-        update, part = runner.block(work.package, state.parameters.numpy(), block)
+        update, part = runner.block(work.context, state.parameters.numpy(), block)
         summed += torch.from_numpy(part)
         updates.append(update)
     return work, finish_round(prepared.setup, state, work, summed, updates)
 
 
-def by_hand(flat: Tensor, shapes: Mapping[str, tuple[int, ...]], owned: Sequence[str], copy: int) -> dict[str, Tensor]:
+def by_hand(flat: Tensor, shapes: Mapping[str, tuple[int, ...]], size_specific: Sequence[str], copy: int) -> dict[str, Tensor]:
     """What a copy's subnetworks are cut out of, entry after entry of the flat array."""
     at, found = 0, {}
     for number in range(copy + 1):
-        for name in owned if number else shapes:
+        for name in size_specific if number else shapes:
             found[name] = flat[at : at + prod(shapes[name])].reshape(shapes[name])
             at += prod(shapes[name])
     return found
@@ -82,16 +82,18 @@ def changed(prepared: Any, before: Any, after: Any) -> set[int]:
     """The copies (0: the model's own) with owned parameters that a round changed."""
     setup = prepared.setup
     old, new = (
-        [by_hand(state.parameters, setup.architecture.shapes, setup.owned, copy) for copy in range(len(setup.budgets))]
+        [by_hand(state.parameters, setup.architecture.shapes, setup.size_specific, copy) for copy in range(len(setup.budgets))]
         for state in (before, after)
     )
-    return {copy for copy in range(len(old)) if any(not torch.equal(old[copy][name], new[copy][name]) for name in setup.owned)}
+    return {
+        copy for copy in range(len(old)) if any(not torch.equal(old[copy][name], new[copy][name]) for name in setup.size_specific)
+    }
 
 
 def trained_copies(prepared: Any, state: Any, number: int) -> set[int]:
     """The copies that clients of the round after `number` train."""
     work = begin_round(prepared.setup, replace(state, round=number))
-    return {work.package.copy_of(job.plan) for job in work.jobs}
+    return {work.context.copy_of(job.plan) for job in work.jobs}
 
 
 def test_a_size_uses_the_copy_of_the_largest_trained_one_that_is_not_larger() -> None:
@@ -106,21 +108,21 @@ def test_a_size_uses_the_copy_of_the_largest_trained_one_that_is_not_larger() ->
 def test_what_is_owned_is_told_without_the_family(name: str, head: str) -> None:
     architecture = architecture_case(name, head)
     layout = architecture.layout
-    assert {one.rpartition(".")[0] for one in owned_names(layout, ["norms"])} == set(layout.norms)
+    assert {one.rpartition(".")[0] for one in size_specific_names(layout, ["norms"])} == set(layout.norms)
     with torch.device("meta"):
         bare = AutoModel.from_config(AutoConfig.for_model(**architecture.config.to_dict()))
     inside = {one for one, _ in bare.named_parameters() if not one.startswith("pooler.")}
     beside = [one for one in architecture.shapes if not any(one == other or one.endswith(f".{other}") for other in inside)]
     if beside:
-        assert list(owned_names(layout, ["classifier"])) == beside
-        both = owned_names(layout, BOTH)
-        assert set(both) == {*beside, *owned_names(layout, ["norms"])}
+        assert list(size_specific_names(layout, ["classifier"])) == beside
+        both = size_specific_names(layout, BOTH)
+        assert set(both) == {*beside, *size_specific_names(layout, ["norms"])}
         assert list(both) == [one for one in architecture.shapes if one in both]
     else:
         with pytest.raises(UserError, match=r"strategy\.own: this model has no classifier"):
-            owned_names(layout, ["classifier"])
+            size_specific_names(layout, ["classifier"])
     with pytest.raises(UserError, match=r"strategy\.own: this model has no norms"):
-        owned_names(replace(layout, norms=()), ["norms"])
+        size_specific_names(replace(layout, norms=()), ["norms"])
 
 
 def test_mistakes_are_told_before_training() -> None:
@@ -128,19 +130,19 @@ def test_mistakes_are_told_before_training() -> None:
         prepare(tiny_experiment(strategy={"own": ("norm",)}))
     with pytest.raises(UserError, match=r"strategy\.own: norms: the divisor of all clients .* must be coverage or damped"):
         prepare(tiny_experiment(strategy={"name": "raffm_reference", "own": ("norms",)}))
-    assert set(OWNED) == set(BOTH)
+    assert set(SIZE_SPECIFIC) == set(BOTH)
 
 
 def test_without_the_setting_there_are_no_copies() -> None:
     prepared, state = system(own=())
     work, _ = one_round(prepared, state)
-    assert prepared.setup.owned == work.package.owned == ()
+    assert prepared.setup.size_specific == work.context.size_specific == ()
     assert len(state.parameters) == sum(map(prod, prepared.setup.architecture.shapes.values()))
-    assert set(work.package.copies) == {0}
+    assert set(work.context.copies) == {0}
     own, own_state = system()
     assert len(own_state.parameters) > len(state.parameters)
-    assert set(one_round(own, own_state)[0].package.copies) == set(range(5))
-    assert with_strategy(own, "full").setup.owned == ()  # a baseline has its own defaults
+    assert set(one_round(own, own_state)[0].context.copies) == set(range(5))
+    assert with_strategy(own, "full").setup.size_specific == ()  # a baseline has its own defaults
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -152,7 +154,7 @@ def test_a_class_is_measured_with_the_copy_that_its_clients_train(name: str) -> 
     measured = dict(zip(deployed, copies(setup, state, list(deployed.values())), strict=True))
     for number in range(3):
         work = begin_round(setup, replace(state, round=number))
-        trained = {(setup.classes[job.client], work.package.copy_of(job.plan)) for job in work.jobs}
+        trained = {(setup.classes[job.client], work.context.copy_of(job.plan)) for job in work.jobs}
         assert trained <= set(measured.items())
         assert {copy for _, copy in trained} == set(measured.values())
     assert copies(setup, state, [Plan()]) == (0,)
@@ -170,7 +172,7 @@ def test_a_class_that_owns_no_data_has_no_copy() -> None:
     without = replace(setup, examples=owners)
     plans = class_plans(without, state)
     work = begin_round(without, state)
-    shared = {work.package.copy_of(job.plan) for job in work.jobs if setup.classes[job.client] == next_one}
+    shared = {work.context.copy_of(job.plan) for job in work.jobs if setup.classes[job.client] == next_one}
     assert set(copies(without, state, [plans[weakest], plans[next_one]])) == shared
 
 
@@ -197,7 +199,7 @@ def test_only_a_size_s_own_clients_train_its_copy(name: str) -> None:
     prepared, state = system(strategy={"name": name}, **changes)
     state = replace(state, round=next(one for one in range(20) if 0 not in trained_copies(prepared, state, one)))
     work, after = one_round(prepared, state)
-    assert changed(prepared, state, after) == {work.package.copy_of(job.plan) for job in work.jobs}
+    assert changed(prepared, state, after) == {work.context.copy_of(job.plan) for job in work.jobs}
     # Control: without copies, the same clients change the norms of the largest size too.
     plain, before = system(own=(), strategy={"name": name}, **changes)
     before = replace(before, round=state.round)
@@ -218,10 +220,10 @@ def test_copies_are_averaged_as_the_dense_oracle_says(name: str) -> None:
     weights: dict[tuple[str, int], Tensor] = {}
     for job in work.jobs:
         assert job.plan is not None
-        plan = work.package.plans[job.plan]
+        plan = work.context.plans[job.plan]
         used = sum(size <= setup.costs(plan).params for size in sizes) % len(sizes)
-        given = by_hand(state.parameters, shapes, setup.owned, used)
-        change = runner._train(given, work.package, job, job.plan).change
+        given = by_hand(state.parameters, shapes, setup.size_specific, used)
+        change = runner._train(given, work.context, job, job.plan).change
         for one, spec in layout.parameters.items():
             if not is_kept(spec.layer, plan):
                 continue
@@ -229,13 +231,13 @@ def test_copies_are_averaged_as_the_dense_oracle_says(name: str) -> None:
             part, change = change[: len(places)], change[len(places) :]
             trained = given[one].flatten()[places].double() + part.double()
             for totals, values in ((sums, trained), (weights, torch.ones_like(trained))):
-                key = (one, used if one in setup.owned else 0)
+                key = (one, used if one in setup.size_specific else 0)
                 totals.setdefault(key, torch.zeros(prod(shapes[one]), dtype=torch.float64))[places] += job.weight * values
         assert len(change) == 0
     assert len({copy for _, copy in sums}) > 2
     for copy in range(len(setup.budgets)):
-        old, new = (by_hand(one.parameters, shapes, setup.owned, copy) for one in (state, after))
-        for one in setup.owned if copy else shapes:
+        old, new = (by_hand(one.parameters, shapes, setup.size_specific, copy) for one in (state, after))
+        for one in setup.size_specific if copy else shapes:
             covered = weights.get((one, copy), torch.zeros(1))
             expected = torch.where(
                 covered > 0, sums.get((one, copy), covered) / covered.clamp(min=1), old[one].double().flatten()
@@ -246,19 +248,19 @@ def test_copies_are_averaged_as_the_dense_oracle_says(name: str) -> None:
 def test_a_late_update_goes_to_the_copy_that_it_was_trained_from() -> None:
     prepared, state = system(clock={"late": "accept"})
     work = begin_round(prepared.setup, state)
-    shapes, owned = prepared.setup.architecture.shapes, prepared.setup.owned
+    shapes, size_specific = prepared.setup.architecture.shapes, prepared.setup.size_specific
     summed = torch.zeros_like(state.parameters)
-    views(summed, shapes, owned, 2)[owned[-1]].fill_(6.0)
+    views(summed, shapes, size_specific, 2)[size_specific[-1]].fill_(6.0)
 
     sent = replace(work, visits=tuple(replace(visit, outcome="stale") for visit in work.visits))
     updates = [Update({visit.job.plan: 1.0}, ()) for visit in sent.visits]
-    waiting, _ = advance(prepared.setup, state.clock, sent, updates, [summed] * len(updates))
-    assert [late.copy for late in waiting.late] == [work.package.copy_of(visit.job.plan) for visit in work.visits]
+    waiting, _ = advance_clock(prepared.setup, state.clock, sent, updates, [summed] * len(updates))
+    assert [late.copy for late in waiting.late] == [work.context.copy_of(visit.job.plan) for visit in work.visits]
     assert {late.copy for late in waiting.late} == set(range(5))
 
     def after(copy: int) -> Any:
-        late = Late(round=0, arrival_seconds=0.0, visit=work.visits[0], plan=Plan(), weight=2.0, summed=summed, copy=copy)
-        return finish_round(prepared.setup, replace(state, clock=Clock(late=(late,))), work, torch.zeros_like(summed), [])
+        late = LateUpdate(round=0, arrival_seconds=0.0, visit=work.visits[0], plan=Plan(), weight=2.0, summed=summed, copy=copy)
+        return finish_round(prepared.setup, replace(state, clock=VirtualClock(late=(late,))), work, torch.zeros_like(summed), [])
 
     assert changed(prepared, state, after(2)) == {2}
     assert changed(prepared, state, after(0)) == set()  # control: nobody covers what has changed
@@ -274,9 +276,9 @@ def test_blocks_may_run_anywhere_and_be_cut_anyhow() -> None:
         assert len(work.blocks) == 8 // size
     torch.testing.assert_close(results[4], results[1], atol=1e-6, rtol=1e-5)
     one, *others = (prepared.runner() for _ in range(3))
-    there = [one.block(work.package, state.parameters.numpy(), block)[1] for block in work.blocks]
+    there = [one.block(work.context, state.parameters.numpy(), block)[1] for block in work.blocks]
     back = [
-        other.block(work.package, state.parameters.numpy(), block)[1]
+        other.block(work.context, state.parameters.numpy(), block)[1]
         for other, block in zip(others, work.blocks[::-1], strict=True)
     ]
     assert all((part == other).all() for part, other in zip(there, back[::-1], strict=True))
@@ -305,7 +307,7 @@ def test_a_class_is_measured_with_its_own_copy() -> None:
     before = losses(state.parameters)
     for copy in range(len(plans)):
         other = state.parameters.clone()
-        views(other, setup.architecture.shapes, setup.owned, copy)[setup.owned[-1]].add_(torch.arange(10.0))
+        views(other, setup.architecture.shapes, setup.size_specific, copy)[setup.size_specific[-1]].add_(torch.arange(10.0))
         differs = [now != then for now, then in zip(losses(other), before, strict=True)]
         assert differs == [one == copy for one in copies(setup, state, asked)]
 
@@ -315,7 +317,7 @@ def test_prefixes_share_the_copy_of_the_client() -> None:
     number = next(one for one in range(20) if 1 not in trained_copies(prepared, state, one))
     state = replace(state, round=number)
     work, after = one_round(prepared, state)
-    weakest = copies(prepared.setup, state, list(work.package.plans)).index(1)
+    weakest = copies(prepared.setup, state, list(work.context.plans)).index(1)
     assert any(weakest in job.prefixes for job in work.jobs)
     assert changed(prepared, state, after) == trained_copies(prepared, state, number)
 
@@ -323,11 +325,11 @@ def test_prefixes_share_the_copy_of_the_client() -> None:
 def test_a_run_with_copies_leaves_a_plain_model_and_its_copies(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"evaluation": {"every": 2, "sizes": 1}, "salience": {"metric": "l1"}}
     plain = simulate(tiny_experiment(**changes), tmp_path / "plain")
-    owned = simulate(tiny_experiment(**changes, strategy={"own": BOTH}), tmp_path / "owned")
-    assert owned["start"] == plain["start"]
-    assert [tier["start"] for tier in owned["tiers"].values()] == [tier["start"] for tier in plain["tiers"].values()]
-    assert owned["params_sha256"] != plain["params_sha256"]
-    assert [owned[key] for key in ("bytes_up", "bytes_down", "params")] == [
+    size_specific = simulate(tiny_experiment(**changes, strategy={"own": BOTH}), tmp_path / "owned")
+    assert size_specific["start"] == plain["start"]
+    assert [tier["start"] for tier in size_specific["tiers"].values()] == [tier["start"] for tier in plain["tiers"].values()]
+    assert size_specific["params_sha256"] != plain["params_sha256"]
+    assert [size_specific[key] for key in ("bytes_up", "bytes_down", "params")] == [
         plain[key] for key in ("bytes_up", "bytes_down", "params")
     ]
     final = {name: tmp_path / name / "checkpoints" / "final" for name in ("plain", "owned")}
@@ -336,7 +338,7 @@ def test_a_run_with_copies_leaves_a_plain_model_and_its_copies(tmp_path: Path) -
     assert {name: values.shape for name, values in model.items()} == {
         name: values.shape for name, values in load_file(final["plain"] / "model.safetensors").items()
     }
-    assert {name.split("/")[0] for name in own} == set(list(owned["tiers"])[:-1])
+    assert {name.split("/")[0] for name in own} == set(list(size_specific["tiers"])[:-1])
     assert any(not torch.equal(values, model[name.split("/")[1]]) for name, values in own.items())
 
 
@@ -364,26 +366,26 @@ def test_a_run_on_texts(name: str, tmp_path: Path) -> None:
 
 def test_what_is_saved_and_digested() -> None:
     architecture = architecture_case("bert", "sequence_classification")
-    owned, shapes = owned_names(architecture.layout, ["classifier"]), architecture.shapes
+    size_specific, shapes = size_specific_names(architecture.layout, ["classifier"]), architecture.shapes
     base = flatten({name: torch.randn(shape) for name, shape in shapes.items()}, shapes)
     assert with_copies(base, architecture, (), 3) is base
-    flat = with_copies(base, architecture, owned, 3)
+    flat = with_copies(base, architecture, size_specific, 3)
     assert parameters_sha256(flat, architecture) != parameters_sha256(base, architecture)
     before = parameters_sha256(flat, architecture)
-    by_hand(flat, shapes, owned, 2)[owned[0]].fill_(7.0)
+    by_hand(flat, shapes, size_specific, 2)[size_specific[0]].fill_(7.0)
     assert parameters_sha256(flat, architecture) != before
     assert torch.equal(flat[: len(base)], base)
-    saved = saved_copies(flat, architecture, owned, {"a": 2, "b": 1, "c": 0})
-    assert set(saved) == {f"{device}/{name}" for device in ("a", "b") for name in owned}
-    assert (saved[f"a/{owned[0]}"] == 7).all()
-    assert torch.equal(saved[f"b/{owned[0]}"], views(base, shapes)[owned[0]])
+    saved = saved_copies(flat, architecture, size_specific, {"a": 2, "b": 1, "c": 0})
+    assert set(saved) == {f"{device}/{name}" for device in ("a", "b") for name in size_specific}
+    assert (saved[f"a/{size_specific[0]}"] == 7).all()
+    assert torch.equal(saved[f"b/{size_specific[0]}"], views(base, shapes)[size_specific[0]])
 
 
 def test_cuts_without_training_know_no_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
     def stop(prepared: Any, progress: Any) -> None:
-        seen.append(prepared.setup.owned)
+        seen.append(prepared.setup.size_specific)
         raise UserError("seen enough")
 
     monkeypatch.setattr("raffm_ray.benchmarks.extraction.trained", stop)

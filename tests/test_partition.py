@@ -15,7 +15,7 @@ from rich.console import Console
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.cli.main import main as cli
-from raffm_ray.data.label_distribution import Tally, tally_of
+from raffm_ray.data.label_distribution import LabelDistribution, label_distribution_of
 from raffm_ray.data.partition import PARTITIONS, partition
 from raffm_ray.data.shares import by_device, read_shares, share_rows, share_table, write_shares
 from raffm_ray.devices.correlation import correlated_ranks
@@ -101,7 +101,7 @@ def test_iid_and_dirichlet_by_class_are_what_they_say() -> None:
 
 def skew(shares: list[np.ndarray], labels=LABELS) -> float:
     """Mean total variation distance between a client's mix of classes and all examples'."""
-    return float(np.nanmean(tally_of(shares, labels).distances()))
+    return float(np.nanmean(label_distribution_of(shares, labels).distances()))
 
 
 @pytest.mark.parametrize("name", ["dirichlet_by_class", "dirichlet_by_client"])
@@ -115,9 +115,9 @@ def test_a_smaller_alpha_is_more_unequal(name) -> None:
 def alike(name: str, alpha: float) -> float:
     """How often two examples of one client are of one class; of the first clients, before classes run out."""
     labels = np.repeat([0, 1, 2, 3], [12_000, 16_000, 32_000, 60_000])
-    tally = tally_of(deal(name, 6000, labels, alpha=alpha)[:2000], labels)
-    pairs = np.bincount(tally.clients, tally.counts * (tally.counts - 1))
-    return float(np.mean(pairs / (tally.sizes * (tally.sizes - 1))))
+    label_distribution = label_distribution_of(deal(name, 6000, labels, alpha=alpha)[:2000], labels)
+    pairs = np.bincount(label_distribution.clients, label_distribution.counts * (label_distribution.counts - 1))
+    return float(np.mean(pairs / (label_distribution.sizes * (label_distribution.sizes - 1))))
 
 
 def test_dirichlet_by_client_has_the_mixes_of_its_paper() -> None:
@@ -132,23 +132,25 @@ def test_dirichlet_by_client_has_the_mixes_of_its_paper() -> None:
 @given(st.integers(1, 4), st.integers(1, 40))
 def test_shards_hold_few_classes(number, clients) -> None:
     shares = deal("shards", clients, shards=number)
-    tally = tally_of(shares, LABELS)
+    label_distribution = label_distribution_of(shares, LABELS)
     # A shard is shorter than any class, or it spans them all: each of the nine borders between classes lies in one shard.
-    assert tally.classes().sum() <= clients * number + 9
-    assert tally.sizes.max() - tally.sizes.min() <= number
+    assert label_distribution.classes().sum() <= clients * number + 9
+    assert label_distribution.sizes.max() - label_distribution.sizes.min() <= number
     if number == 2 and clients > 20:
-        assert tally.classes().mean() > 1.6  # a client's shards lie apart
+        assert label_distribution.classes().mean() > 1.6  # a client's shards lie apart
     if clients > 10 and number < 3:
-        assert tally_of(deal("iid", clients), LABELS).classes().sum() > 2 * (clients * number + 9)
+        assert label_distribution_of(deal("iid", clients), LABELS).classes().sum() > 2 * (clients * number + 9)
 
 
 def test_quantity_skew_is_of_sizes_and_not_of_classes() -> None:
     chance = generator(0, "chance")
     for alpha, low, high in ((0.3, 2.0, 9.0), (1000.0, 0.0, 0.1)):
-        tally = tally_of(deal("quantity_skew", 40, alpha=alpha), LABELS)
-        assert low < tally.sizes.std() / tally.sizes.mean() / (1 if alpha > 1 else 0.5) < high
-        assert np.nanmean(tally.distances()) == pytest.approx(np.nanmean(tally.dealt_anew(chance).distances()), abs=0.05)
-    by_class = tally_of(deal("dirichlet_by_class", 40, alpha=0.3), LABELS)
+        label_distribution = label_distribution_of(deal("quantity_skew", 40, alpha=alpha), LABELS)
+        assert low < label_distribution.sizes.std() / label_distribution.sizes.mean() / (1 if alpha > 1 else 0.5) < high
+        assert np.nanmean(label_distribution.distances()) == pytest.approx(
+            np.nanmean(label_distribution.dealt_anew(chance).distances()), abs=0.05
+        )
+    by_class = label_distribution_of(deal("dirichlet_by_class", 40, alpha=0.3), LABELS)
     assert np.nanmean(by_class.distances()) > np.nanmean(by_class.dealt_anew(chance).distances()) + 0.2
 
 
@@ -200,7 +202,10 @@ def test_every_client_gets_something(changes) -> None:
 
 def test_what_an_error_calls_enough_is_enough() -> None:
     for changes in ({"shots": 8}, {"shots": 20, "count": 5, "per_round": 5}):
-        assert prepare(tiny_experiment(clients={"partition": "k_shot", **changes})).tally.counts.min() == changes["shots"]
+        assert (
+            prepare(tiny_experiment(clients={"partition": "k_shot", **changes})).label_distribution.counts.min()
+            == changes["shots"]
+        )
 
 
 def spearman(one, other) -> float:
@@ -240,10 +245,10 @@ def means_by_device(correlation: float, correlated_with: str) -> list[float]:
         fleet={"correlation": correlation, "correlated_with": correlated_with},
     )
     prepared = prepare(experiment)
-    tally, devices = prepared.tally, by_device(prepared.setup.classes, prepared.setup.budgets)
+    label_distribution, devices = prepared.label_distribution, by_device(prepared.setup.classes, prepared.setup.budgets)
     assert sorted(prepared.setup.classes) == sorted(prepare(tiny_experiment(clients={"count": 120})).setup.classes)
-    assert prepared.setup.examples == tally.sizes.tolist()
-    values = tally.sizes if correlated_with == "examples" else tally.dominant()
+    assert prepared.setup.examples == label_distribution.sizes.tolist()
+    values = label_distribution.sizes if correlated_with == "examples" else label_distribution.dominant()
     return [float(values[clients].mean()) for clients in devices.values()]
 
 
@@ -261,45 +266,49 @@ def test_a_fleet_correlates_with_examples_or_classes() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 6), max_size=9), min_size=1, max_size=9))
-def test_a_tally_is_the_dense_table(owned) -> None:
-    labels = np.array([label for mine in owned for label in mine], dtype=np.int64)
-    edges = np.cumsum([0, *map(len, owned)])
+def test_a_tally_is_the_dense_table(size_specific) -> None:
+    labels = np.array([label for mine in size_specific for label in mine], dtype=np.int64)
+    edges = np.cumsum([0, *map(len, size_specific)])
     order = np.random.default_rng(0).permutation(len(labels))
     examples = np.empty_like(labels)
     examples[order] = labels
-    tally = tally_of([np.sort(order[a:b]) for a, b in pairwise(edges)], examples, ["zero", "one"])
-    dense = np.array([np.bincount(np.array(mine, dtype=int), minlength=7) for mine in owned])
+    label_distribution = label_distribution_of([np.sort(order[a:b]) for a, b in pairwise(edges)], examples, ["zero", "one"])
+    dense = np.array([np.bincount(np.array(mine, dtype=int), minlength=7) for mine in size_specific])
     table = np.zeros_like(dense)
-    table[tally.clients, tally.labels] = tally.counts
+    table[label_distribution.clients, label_distribution.labels] = label_distribution.counts
     assert (table == dense).all()
-    assert (tally.sizes == dense.sum(1)).all()
-    assert (tally.classes() == (dense > 0).sum(1)).all()
-    assert (tally.dominant() == np.where(dense.sum(1) > 0, dense.argmax(1), -1)).all()
-    assert tally.class_names == ("zero", "one", *map(str, range(2, max(2, labels.max(initial=0) + 1))))
+    assert (label_distribution.sizes == dense.sum(1)).all()
+    assert (label_distribution.classes() == (dense > 0).sum(1)).all()
+    assert (label_distribution.dominant() == np.where(dense.sum(1) > 0, dense.argmax(1), -1)).all()
+    assert label_distribution.class_names == ("zero", "one", *map(str, range(2, max(2, labels.max(initial=0) + 1))))
     if len(labels):
         mix = dense.sum(0) / dense.sum()
         far = [np.abs(row / row.sum() - mix).sum() / 2 if row.sum() else np.nan for row in dense]
-        assert tally.distances() == pytest.approx(np.array(far), nan_ok=True)
-    anew = tally.dealt_anew(np.random.default_rng(1))
-    assert (anew.sizes == tally.sizes).all()
+        assert label_distribution.distances() == pytest.approx(np.array(far), nan_ok=True)
+    anew = label_distribution.dealt_anew(np.random.default_rng(1))
+    assert (anew.sizes == label_distribution.sizes).all()
     assert (np.bincount(anew.labels, anew.counts, 7) == dense.sum(0)).all()
-    assert (np.bincount(anew.clients, anew.counts, len(owned)) == tally.sizes).all()
+    assert (np.bincount(anew.clients, anew.counts, len(size_specific)) == label_distribution.sizes).all()
 
 
-def holdings(clients: int, labels=LABELS, **changes) -> tuple[Tally, dict[str, np.ndarray]]:
+def holdings(clients: int, labels=LABELS, **changes) -> tuple[LabelDistribution, dict[str, np.ndarray]]:
     shares = deal("dirichlet_by_class", clients, LABELS, **changes)
     fleet = fleet_shares("medium", {})
-    return tally_of(shares, labels), by_device(assign_devices(fleet, clients, generator(0, "devices")), [*fleet, "v100"])
+    return label_distribution_of(shares, labels), by_device(
+        assign_devices(fleet, clients, generator(0, "devices")), [*fleet, "v100"]
+    )
 
 
 @pytest.mark.parametrize("labels", [LABELS, None])
 def test_shares_are_recorded_and_read_back(labels, tmp_path) -> None:
-    tally, devices = holdings(400, labels, alpha=0.05)
-    assert (tally.sizes == 0).any()
-    assert tally.sizes[-1] == 0
-    write_shares(tmp_path / "shares.parquet", tally, devices)
+    label_distribution, devices = holdings(400, labels, alpha=0.05)
+    assert (label_distribution.sizes == 0).any()
+    assert label_distribution.sizes[-1] == 0
+    write_shares(tmp_path / "shares.parquet", label_distribution, devices)
     again, own = read_shares(tmp_path / "shares.parquet")
-    assert all(np.array_equal(getattr(again, one.name), getattr(tally, one.name)) for one in fields(Tally))
+    assert all(
+        np.array_equal(getattr(again, one.name), getattr(label_distribution, one.name)) for one in fields(LabelDistribution)
+    )
     assert list(own) == list(devices)
     assert all(np.array_equal(own[name], devices[name]) for name in devices)
     (tmp_path / "other.parquet").write_bytes(b"PAR1")
@@ -308,29 +317,29 @@ def test_shares_are_recorded_and_read_back(labels, tmp_path) -> None:
 
 
 def test_the_table_adds_up() -> None:
-    tally, devices = holdings(60, alpha=0.1)
-    everyone, *rows = share_rows(tally, devices)
+    label_distribution, devices = holdings(60, alpha=0.1)
+    everyone, *rows = share_rows(label_distribution, devices)
     assert [row.name for row in rows] == ["raspberry_pi_5", "laptop", "jetson_agx_orin"]  # and nobody's v100 is left out
     for name in ("clients", "empty", "examples"):
         assert sum(getattr(row, name) for row in rows) == getattr(everyone, name)
     assert everyone.examples == len(LABELS)
-    assert everyone.smallest == tally.sizes[tally.sizes > 0].min()
+    assert everyone.smallest == label_distribution.sizes[label_distribution.sizes > 0].min()
     assert everyone.distance > 2 * everyone.at_random
     console = Console(width=80, record=True)
-    console.print(share_table(tally, devices, "shares"))
+    console.print(share_table(label_distribution, devices, "shares"))
     assert "…" not in console.export_text()
 
 
 def test_few_clients_have_a_bar_each_and_many_have_panels() -> None:
-    tally, devices = holdings(20)
-    figure = picture_of_shares(tally, devices, "few")
+    label_distribution, devices = holdings(20)
+    figure = picture_of_shares(label_distribution, devices, "few")
     (bars,) = (one for one in figure.axes[0].collections if isinstance(one, PolyCollection))
-    assert len(bars.get_paths()) == len(tally.clients)
+    assert len(bars.get_paths()) == len(label_distribution.clients)
     tops: dict[float, float] = {}
     for path in bars.get_paths():
         left, high = float(path.vertices[:, 0].min()), float(path.vertices[:, 1].max())
         tops[left] = max(tops.get(left, 0.0), high)
-    assert [tops[left] for left in sorted(tops)] == sorted(tally.sizes, reverse=True)
+    assert [tops[left] for left in sorted(tops)] == sorted(label_distribution.sizes, reverse=True)
     many = picture_of_shares(*holdings(300, alpha=0.05), "many")
     assert {axes.get_title().split(" (")[0] for axes in many.axes} >= {
         "sizes",
@@ -364,9 +373,9 @@ def test_the_command_draws_and_never_overwrites(tmp_path, capsys) -> None:
 
 def test_a_run_records_its_shares_and_its_report_shows_them(out) -> None:
     simulate(tiny_experiment(rounds=1), out)
-    tally, devices = read_shares(out / "shares.parquet")
+    label_distribution, devices = read_shares(out / "shares.parquet")
     prepared = prepare(tiny_experiment(rounds=1))
-    assert (tally.counts == prepared.tally.counts).all()
+    assert (label_distribution.counts == prepared.label_distribution.counts).all()
     assert sum(map(len, devices.values())) == 12
     _, page = write_report(out)
     assert (out / "shares.png").exists()

@@ -13,10 +13,10 @@ from conftest import tiny_experiment
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
-from raffm_ray.clients.client_runner import Runner
-from raffm_ray.clients.messages import Job, Package
+from raffm_ray.clients.client_runner import ClientRunner
+from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.pool.ray_pool import RayPool
-from raffm_ray.pool.worker_groups import check_room, room, team_of, teams_of
+from raffm_ray.pool.worker_groups import capacity, check_capacity, worker_group_of, worker_groups_of
 from raffm_ray.pool.worker_pool import open_pool
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.runs.simulation import simulate
@@ -36,7 +36,7 @@ def settings(share: float = 0.0, workers: int | None = None, **placement: dict[s
 
 
 def rooms(asked: PoolSettings, *nodes: dict[str, Any]) -> list[int]:
-    return room(teams_of(asked, float(asked.gpus_per_worker))[0], nodes)
+    return capacity(worker_groups_of(asked, float(asked.gpus_per_worker))[0], nodes)
 
 
 H100 = {"labels": {"kind": "H100"}, "gpus_per_worker": 0.5}
@@ -79,39 +79,39 @@ def test_room_is_counted_by_node(asked, nodes, found) -> None:
     ],
 )
 def test_without_room_there_is_one_line(asked, nodes, told) -> None:
-    teams, _ = teams_of(asked, float(asked.gpus_per_worker))
+    worker_groups, _ = worker_groups_of(asked, float(asked.gpus_per_worker))
     with pytest.raises(UserError, match=told):
-        check_room(teams, room(teams, nodes), nodes, growing=False)
+        check_capacity(worker_groups, capacity(worker_groups, nodes), nodes, growing=False)
 
 
 def test_where_nodes_may_join_workers_that_were_asked_for_wait() -> None:
     for workers in (9, None):
-        teams, _ = teams_of(settings(workers=workers), 0.0)
+        worker_groups, _ = worker_groups_of(settings(workers=workers), 0.0)
         if workers:
-            check_room(teams, [0], [node(0)], growing=True)
+            check_capacity(worker_groups, [0], [node(0)], growing=True)
         else:
             with pytest.raises(UserError, match="there are 0"):
-                check_room(teams, [0], [node(0)], growing=True)
+                check_capacity(worker_groups, [0], [node(0)], growing=True)
 
 
 def test_a_block_is_trained_where_the_first_of_its_placed_classes_is() -> None:
-    teams, by_class = teams_of(settings(v100=H100, laptop=SMALL, jetson=H100), 0.0)
-    assert [team.device for team in teams] == ["cpu", "cuda", "cpu"]
+    worker_groups, by_class = worker_groups_of(settings(v100=H100, laptop=SMALL, jetson=H100), 0.0)
+    assert [worker_group.device for worker_group in worker_groups] == ["cpu", "cuda", "cpu"]
     assert by_class == {"v100": 1, "laptop": 2, "jetson": 1}
     classes = ["laptop", "v100", "phone", "jetson"]
 
-    def team(*clients: int, method: str = "block") -> int:
+    def worker_group(*clients: int, method: str = "block") -> int:
         jobs = tuple(Job(client, 0) for client in clients)
-        return team_of(
-            (method, Package(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1), (jobs,)),
+        return worker_group_of(
+            (method, RoundContext(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1), (jobs,)),
             classes,
             by_class,
         )
 
-    assert [team(0), team(1), team(2), team(3)] == [2, 1, 0, 1]
-    assert team(2, 0) == 2
-    assert team(0, 1) == team(1, 0) == 1
-    assert team(1, method="evaluate") == 0
+    assert [worker_group(0), worker_group(1), worker_group(2), worker_group(3)] == [2, 1, 0, 1]
+    assert worker_group(2, 0) == 2
+    assert worker_group(0, 1) == worker_group(1, 0) == 1
+    assert worker_group(1, method="evaluate") == 0
 
 
 @pytest.mark.parametrize(
@@ -142,10 +142,10 @@ def test_in_one_process_it_is_said_that_nothing_is_placed() -> None:
     assert told == ["note: pool.placement is not used: pool.backend is in_process"]
 
 
-class _Tells(Runner):
+class _Tells(ClientRunner):
     """Tells which process trains a block, and in which files its data is mapped; and a copy of it."""
 
-    def block(self, package: Package, flat: Any, jobs: Any) -> Any:
+    def block(self, context: RoundContext, flat: Any, jobs: Any) -> Any:
         columns = [*self.examples.inputs.values(), self.examples.labels, self.held_out.labels, *self.shares]
         arrays = [one for column in columns for one in ([column] if isinstance(column, np.ndarray) else column.arrays())]
         maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()] if MAPS.exists() else []
@@ -158,7 +158,7 @@ class _Tells(Runner):
 
 
 MAPS = Path("/proc/self/maps")
-PACKAGE = Package(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
+PACKAGE = RoundContext(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
 FLAT = np.arange(4, dtype=np.float32)
 CALLS = [("block", PACKAGE, ((Job(client, 0),),)) for client in range(12)]
 
@@ -185,7 +185,7 @@ def test_workers_that_are_lost_are_replaced_in_their_team(pool) -> None:
         assert len(laptops) == len(others) == 1
         assert laptops != others
         seen += [laptops, others]
-        ray.kill(next(seat.actor for seat in pool._seats if seat.team == 1))
+        ray.kill(next(seat.actor for seat in pool._seats if seat.worker_group == 1))
     assert seen[0] == seen[2]
     assert seen[1] != seen[3]  # control: it was another
 

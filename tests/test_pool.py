@@ -14,9 +14,9 @@ from conftest import tiny_experiment
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, WorkerLostError
-from raffm_ray.clients.client_runner import Runner
-from raffm_ray.clients.messages import Call, Package
-from raffm_ray.pool.call_scheduler import DEPTH, Flights
+from raffm_ray.clients.client_runner import ClientRunner
+from raffm_ray.clients.messages import Call, RoundContext
+from raffm_ray.pool.call_scheduler import DEPTH, CallScheduler
 from raffm_ray.pool.ray_pool import RayPool
 from raffm_ray.pool.worker_pool import InProcessPool, ray_start
 from raffm_ray.preparation.prepare import prepare
@@ -28,18 +28,20 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 CALLS = 30
 FLAT = np.arange(4, dtype=np.float32)
-FIRST, SECOND = (Package(seed=0, round=number, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1) for number in (1, 2))
+FIRST, SECOND = (
+    RoundContext(seed=0, round=number, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1) for number in (1, 2)
+)
 
 
-class _Notes(Runner):
+class _Notes(ClientRunner):
     """Notes every call in a folder, and dies at it where told to: the first so many times."""
 
-    def note(self, package: Package, flat: Any, number: int, folder: Path, deaths: int) -> Any:
+    def note(self, context: RoundContext, flat: Any, number: int, folder: Path, deaths: int) -> Any:
         tries = len(list(folder.glob(f"{number}-*")))
         (folder / f"{number}-{tries}").touch()
         if tries < deaths:
             os._exit(1)
-        return number, flat * number + package.round
+        return number, flat * number + context.round
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +111,14 @@ def test_a_call_without_its_run_s_parameters_is_tried_on_another_actor(one, tmp_
     """Never with those of the run before."""
     assert results(one, calls(tmp_path)) == EXPECTED
     sent = []
-    begin = Flights.begin
+    begin = CallScheduler.begin
 
-    def forgets_once(flights: Flights, seat: Any) -> None:
+    def forgets_once(flights: CallScheduler, seat: Any) -> None:
         sent.append(seat)
         if len(sent) > 1:
             begin(flights, seat)
 
-    monkeypatch.setattr(Flights, "begin", forgets_once)
+    monkeypatch.setattr(CallScheduler, "begin", forgets_once)
     doubled = one.run(2 * FLAT, calls(tmp_path)[:2], [1.0] * 2, lambda *_: None)
     assert [large.tolist() for _, large in doubled] == [[1.0] * 4, [2.0, 4.0, 6.0, 8.0]]
     assert len(sent) == 2

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from raffm_ray.basics.errors import UserError
 from raffm_ray.cli.main import main as cli
 from raffm_ray.devices.profiles import DEVICES, Device, Host
-from raffm_ray.devices.round_costs import Work, compute_seconds
+from raffm_ray.devices.round_costs import Workload, compute_seconds
 from raffm_ray.fleet.cluster_description import Cluster, NodeGroup, load_cluster
 from raffm_ray.fleet.cluster_placement import placed, predicted
 from raffm_ray.fleet.device_plans import provisional_ranking
 from raffm_ray.fleet.reference_models import driver, fitted
-from raffm_ray.fleet.time_prediction import BlockWork, Seat, block_seconds, block_work, round_seconds
-from raffm_ray.pool.dispatch import ends
+from raffm_ray.fleet.time_prediction import BlockWork, WorkerSlot, block_seconds, block_work, round_seconds
+from raffm_ray.pool.dispatch import completion_times
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.server.rounds import begin_round
 from raffm_ray.server.state import Round
@@ -41,7 +41,7 @@ def a_round(prepared: Prepared) -> Round:
 
 
 def on_cores(prepared: Prepared, *cores: Device) -> float:
-    seats = [Seat(0, core, 1e9) for core in cores]
+    seats = [WorkerSlot(0, core, 1e9) for core in cores]
     return round_seconds(prepared.setup, a_round(prepared), seats, CORE).training
 
 
@@ -50,21 +50,21 @@ def on_cores(prepared: Prepared, *cores: Device) -> float:
 
 def test_calls_go_longest_first_to_whoever_is_idle() -> None:
     taken = [1.0, 7.0, 2.0, 3.0, 5.0]
-    done, where = ends(taken, lambda call, worker: taken[call], [0, 0], [0] * 5)
+    done, where = completion_times(taken, lambda call, worker: taken[call], [0, 0], [0] * 5)
     # 7 and 5; the second worker then takes 3; both are idle at 7 and 8, and take 2 and 1.
     assert done == [9.0, 7.0, 9.0, 8.0, 5.0]
     assert where == [1, 0, 0, 1, 1]
 
 
 def test_calls_of_a_team_wait_for_its_workers() -> None:
-    done, where = ends([1.0, 1.0, 1.0], lambda call, worker: 1.0, [0, 1], [1, 1, 1])
+    done, where = completion_times([1.0, 1.0, 1.0], lambda call, worker: 1.0, [0, 1], [1, 1, 1])
     assert done == [1.0, 2.0, 3.0]
     assert where == [1, 1, 1]
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=40), st.integers(1, 6))
 def test_a_schedule_is_one(taken, workers) -> None:
-    done, where = ends(taken, lambda call, worker: taken[call], [0] * workers, [0] * len(taken))
+    done, where = completion_times(taken, lambda call, worker: taken[call], [0] * workers, [0] * len(taken))
     for worker in range(workers):
         mine = sorted((done[call] - taken[call], done[call]) for call in range(len(taken)) if where[call] == worker)
         assert all(later >= end - 1e-9 for (_, end), (later, _) in pairwise(mine))  # one after the other
@@ -83,7 +83,7 @@ def test_a_blocks_work_is_what_its_clients_report(stack) -> None:
     work = a_round(prepared)
     reported = {visit.job.client: visit.cost.flops for visit in work.visits}
     for block in work.blocks:
-        ours = block_work(prepared.setup, work.package, block)
+        ours = block_work(prepared.setup, work.context, block)
         exact = sum(reported[job.client] for job in block)
         assert ours.work.flops == pytest.approx(exact) if stack == 1 else ours.work.flops >= exact - 1  # batches are filled up
         assert (ours.stacked > 0) == (stack > 1 and len(block) > 1)
@@ -91,7 +91,7 @@ def test_a_blocks_work_is_what_its_clients_report(stack) -> None:
 
 
 def test_overlap_is_between_the_sum_and_the_longer() -> None:
-    work = Work(3e9, 2e9, 0)
+    work = Workload(3e9, 2e9, 0)
     device = CORE.model_copy(update={"flops_per_second": 1e9, "memory_bytes_per_second": 1e9})
     seconds = [compute_seconds(device.model_copy(update={"overlap": part}), work) for part in (0.0, 0.5, 1.0)]
     assert seconds == [5.0, 4.0, 3.0]
@@ -110,14 +110,14 @@ def test_a_round_is_shorter_on_more_and_faster_workers(prepared) -> None:
 
 def test_other_nodes_cost_their_links(prepared) -> None:
     work, setup = a_round(prepared), prepared.setup
-    near = round_seconds(setup, work, [Seat(0, CORE, 1e6)], CORE)
-    far = round_seconds(setup, work, [Seat(1, CORE, 1e6)], CORE)
+    near = round_seconds(setup, work, [WorkerSlot(0, CORE, 1e6)], CORE)
+    far = round_seconds(setup, work, [WorkerSlot(1, CORE, 1e6)], CORE)
     full = 4 * sum(int(np.prod(shape)) for shape in setup.architecture.shapes.values())
     assert far.sending - near.sending == pytest.approx(full / 1e6)
     assert far.training > near.training
     assert far.blocks == near.blocks == (len(work.blocks),)
     host = CORE.model_copy(update={"host": Host(round_seconds=0.5, round_bytes_per_second=full / 0.25)})
-    assert round_seconds(setup, work, [Seat(0, CORE, 1e6)], host).server == pytest.approx(0.75)
+    assert round_seconds(setup, work, [WorkerSlot(0, CORE, 1e6)], host).server == pytest.approx(0.75)
 
 
 # Workers
@@ -130,7 +130,7 @@ def cluster_of(*groups: NodeGroup) -> Cluster:
 def test_workers_are_where_the_pool_would_put_them(prepared) -> None:
     groups = NodeGroup(cpus=2), NodeGroup(count=2, cpus=8, gpus=2, gpu="h100")
     both = placed(prepared, cluster_of(*groups))
-    assert (both.teams[0].share, len(both.seats)) == (0.2, 20)  # 18 cores for 4 GPUs: no more than 5 a GPU
+    assert (both.worker_groups[0].share, len(both.seats)) == (0.2, 20)  # 18 cores for 4 GPUs: no more than 5 a GPU
     assert {seat.node for seat in both.seats} == {1, 2}
     assert both.seats[0].device.flops_per_second == pytest.approx(DEVICES["h100"].flops_per_second / 5)
     assert both.seats[0].device.dispatch_seconds == CORE.dispatch_seconds
@@ -138,7 +138,7 @@ def test_workers_are_where_the_pool_would_put_them(prepared) -> None:
         prepared,
         setup=replace(prepared.setup, experiment=tiny_experiment(pool={"gpus_per_worker": "auto", "gpu_memory_bytes": 2e9})),
     )
-    assert placed(tight, cluster_of(*groups)).teams[0].share == 0.5
+    assert placed(tight, cluster_of(*groups)).worker_groups[0].share == 0.5
     alone = replace(prepared, setup=replace(prepared.setup, experiment=tiny_experiment()))
     assert [seat.node for seat in placed(alone, cluster_of(*groups)).seats] == [0] * 2 + [1] * 8 + [2] * 8
 
@@ -148,7 +148,7 @@ def test_classes_are_placed_on_their_nodes(prepared) -> None:
     experiment = tiny_experiment(pool={"placement": placement})
     mine = replace(prepared, setup=replace(prepared.setup, experiment=experiment))
     where = placed(mine, cluster_of(NodeGroup(cpus=2), NodeGroup(cpus=0, gpus=1, gpu="h100", labels={"kind": "big"})))
-    assert [(seat.node, seat.team) for seat in where.seats] == [(1, 1), (1, 1), (0, 0), (0, 0)]
+    assert [(seat.node, seat.worker_group) for seat in where.seats] == [(1, 1), (1, 1), (0, 0), (0, 0)]
     rounds = predicted(mine, provisional_ranking(mine), where, 4)
     assert all(sum(one.blocks) > 0 for one in rounds)
     with pytest.raises(UserError, match=r"labels: no node has kind=big"):
@@ -201,7 +201,7 @@ def test_a_fit_finds_the_rates_that_made_it(rng) -> None:
             "host": Host(stacked_dispatch_seconds=2e-4),
         }
     )
-    blocks = [BlockWork(Work(*(10 ** rng.uniform((6, 5, 1), (10, 9, 4)))), float(10 ** rng.uniform(1, 3))) for _ in range(12)]
+    blocks = [BlockWork(Workload(*(10 ** rng.uniform((6, 5, 1), (10, 9, 4)))), float(10 ** rng.uniform(1, 3))) for _ in range(12)]
     found = fitted([(block, block_seconds(truth, block)) for block in blocks])
     assert found.flops_per_second == pytest.approx(5e10, rel=1e-3)
     assert found.memory_bytes_per_second == pytest.approx(8e9, rel=1e-3)

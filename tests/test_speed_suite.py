@@ -23,7 +23,7 @@ from raffm_ray.benchmarks.subnetworks import FRACTIONS, client_of, plan_of_fract
 from raffm_ray.benchmarks.suite import CASES, run_suite, table_of
 from raffm_ray.benchmarks.synthetic_data import synthetic, vit
 from raffm_ray.benchmarks.training import WORKLOADS, batches_of
-from raffm_ray.benchmarks.warm_processes import Crew, apart
+from raffm_ray.benchmarks.warm_processes import WarmProcesses, in_fresh_process
 from raffm_ray.cli.main import main as cli
 from raffm_ray.models.architecture import new_model
 from raffm_ray.pool.worker_pool import InProcessPool
@@ -94,17 +94,17 @@ def test_the_table_has_a_line_a_row(suite) -> None:
     assert table_of(rows, "").row_count == sum(map(len, rows.values()))
 
 
-def trained_by_us(prepared, flat, job, package) -> torch.Tensor:
-    update, summed = prepared.runner().block(package, flat, [job])
+def trained_by_us(prepared, flat, job, context) -> torch.Tensor:
+    update, summed = prepared.runner().block(context, flat, [job])
     return torch.from_numpy(flat) + torch.from_numpy(summed) / sum(update.weights.values())
 
 
-def trained_by_the_plain_loop(prepared, flat, package, *jobs) -> torch.Tensor:
+def trained_by_the_plain_loop(prepared, flat, context, *jobs) -> torch.Tensor:
     architecture = prepared.setup.architecture
     model = new_model(architecture, 1).train()
     model.load_state_dict(views(torch.from_numpy(flat.copy()), architecture.shapes), strict=False)
     start = {name: values.clone() for name, values in model.state_dict().items()}
-    clients = [batches_of(prepared, package, job) for job in jobs]
+    clients = [batches_of(prepared, context, job) for job in jobs]
     train_clients(model, start, prepared.task.clients.batch(slice(None)), clients, prepared.setup.experiment.local)
     return flatten(dict(model.named_parameters()), architecture.shapes)
 
@@ -117,13 +117,13 @@ def test_the_plain_loop_trains_what_a_client_trains(name) -> None:
     flat = numpy_of(starting_flat(prepared))
     work = begin_round(prepared.setup, new_state(torch.from_numpy(flat)))
     first, other = work.jobs[:2]
-    ours = trained_by_us(prepared, flat, other, work.package)
-    plain = trained_by_the_plain_loop(prepared, flat, work.package, first, other)  # the second begins anew
+    ours = trained_by_us(prepared, flat, other, work.context)
+    plain = trained_by_the_plain_loop(prepared, flat, work.context, first, other)  # the second begins anew
     moved = (ours - torch.from_numpy(flat)).abs().max()
     assert moved > 5e-4
     # Adam's first steps are signs: where a gradient is next to nothing, rounding decides.
     assert ((ours - plain).abs() > 1e-5).float().mean() < 1e-3
-    control = trained_by_the_plain_loop(prepared, flat, work.package, first)
+    control = trained_by_the_plain_loop(prepared, flat, work.context, first)
     assert ((ours - control).abs() > 1e-5).float().mean() > 0.1
 
 
@@ -169,14 +169,14 @@ def test_memory_is_seen_at_its_peak_also_when_it_is_freed() -> None:
 
 
 def test_registering_clients_is_measured_in_a_process_of_its_own() -> None:
-    assert apart(os.getpid) != os.getpid()
+    assert in_fresh_process(os.getpid) != os.getpid()
     seconds, grown = registered(20, 40)
     assert seconds > 0
     assert grown >= 0
 
 
 def test_a_crew_keeps_its_memory_and_tells_its_errors() -> None:
-    crew = Crew(2)
+    crew = WarmProcesses(2)
     try:
         assert crew.each(dict.setdefault, [("given", 1), ("given", 2)]) == [1, 2]
         assert crew.each(dict.setdefault, [("given", 3), ("given", 4)]) == [1, 2]
@@ -188,7 +188,7 @@ def test_a_crew_keeps_its_memory_and_tells_its_errors() -> None:
 
 def test_repetitions_alternate_which_comes_first() -> None:
     order = []
-    bench = Bench(workers=1, repetitions=2, quick=True, progress=lambda *_: None, crew=Crew(1))
+    bench = Bench(workers=1, repetitions=2, quick=True, progress=lambda *_: None, crew=WarmProcesses(1))
     given = interleaved(bench, 2, [lambda: order.append("a") or 1, lambda: order.append("b") or 2])
     assert order == ["a", "b", "b", "a"]
     assert given == [(1, 1), (2, 2)]

@@ -13,8 +13,8 @@ from torch import Tensor
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError
-from raffm_ray.clients.client_runner import groups
-from raffm_ray.clients.messages import Job, Package
+from raffm_ray.clients.client_runner import stacking_groups
+from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.clients.stacked_training import _batch
 from raffm_ray.models.architecture import FAMILIES, architecture_of, build, new_model, parse_config
 from raffm_ray.models.objectives import OBJECTIVES
@@ -154,7 +154,7 @@ class System:
         small = Plan({"residual": np.arange(0, 24, 2), "0/ffn": np.arange(8), "1/heads": [0, 2], "layers": [0, 1]})
         middle = Plan({"residual": [*np.arange(0, 24, 2).tolist(), 1, 5], "0/ffn": np.arange(12)[::-1]})
         self.plans = (small, middle, Plan())
-        self.package = Package(seed=0, round=1, plans=self.plans, local=experiment.local, learning_rate=0.01)
+        self.context = RoundContext(seed=0, round=1, plans=self.plans, local=experiment.local, learning_rate=0.01)
         self.jobs = [
             Job(
                 client=client, plan=1 + client % 2, prefixes=tuple(range(1 + client % 2)), prefix=prefix, weight=float(len(share))
@@ -164,7 +164,7 @@ class System:
         ]
 
     def run(self, stack: tuple[int, ...], jobs: list[Job] | None = None):
-        return self.prepared.runner().block(replace(self.package, stack=stack), self.flat, self.jobs if jobs is None else jobs)
+        return self.prepared.runner().block(replace(self.context, stack=stack), self.flat, self.jobs if jobs is None else jobs)
 
 
 @pytest.mark.parametrize(
@@ -243,13 +243,13 @@ def test_a_round_is_cut_into_stacks_of_one_plan_in_even_parts() -> None:
 
 def test_groups_of_a_block_keep_to_their_plans_and_sizes() -> None:
     jobs = [Job(0, 1), Job(1, None, calibrate=True), Job(2, 1), Job(3, 0), Job(4, 1), Job(5, 0)]
-    assert [(plan, [job.client for job in group]) for plan, group in groups(jobs, (2, 2))] == [
+    assert [(plan, [job.client for job in group]) for plan, group in stacking_groups(jobs, (2, 2))] == [
         (1, [0, 2]),
         (None, [1]),
         (0, [3, 5]),
         (1, [4]),
     ]
-    assert [len(group) for _, group in groups(jobs, ())] == [1] * 6
+    assert [len(group) for _, group in stacking_groups(jobs, ())] == [1] * 6
 
 
 @pytest.mark.skipif("RAFFM_TEST_STACK" in os.environ, reason="what is done where nobody says otherwise")

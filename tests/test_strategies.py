@@ -28,7 +28,7 @@ from raffm_ray.server.aggregation import flat_coverage
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import ServerState, class_plans, new_state
-from raffm_ray.server.strategies import STRATEGIES, View, fedrolex
+from raffm_ray.server.strategies import STRATEGIES, StrategyView, fedrolex
 from raffm_ray.subnetworks.costs import Budget, budget_from, costs_of
 from raffm_ray.subnetworks.extraction import Cutting
 from raffm_ray.subnetworks.salience import METRICS
@@ -50,9 +50,11 @@ def parameters_of(architecture: Architecture) -> dict[str, torch.Tensor]:
     return {name: values.detach() for name, values in new_model(architecture, 0).named_parameters()}
 
 
-def view_of(architecture: Architecture, budgets: dict[str, Budget], round_number: int = 1, kind: str = "ranked_list") -> View:
+def view_of(
+    architecture: Architecture, budgets: dict[str, Budget], round_number: int = 1, kind: str = "ranked_list"
+) -> StrategyView:
     scores = METRICS["random"].score(architecture.layout, {}, {}, np.random.default_rng(0))
-    return View(
+    return StrategyView(
         architecture=architecture,
         scores=scores,
         cutting=CUTTING,
@@ -270,14 +272,14 @@ def started(name: str) -> tuple[Prepared, ServerState]:
 def idle_round(prepared: Prepared, state: ServerState) -> tuple[ServerState, torch.Tensor]:
     """A round of clients that return what they were given; also by how much of the weight every entry is covered."""
     work = begin_round(prepared.setup, state)
-    work = replace(work, package=replace(work.package, learning_rate=0.0))
-    update, part = prepared.runner().block(work.package, state.parameters.numpy(), work.jobs)
+    work = replace(work, context=replace(work.context, learning_rate=0.0))
+    update, part = prepared.runner().block(work.context, state.parameters.numpy(), work.jobs)
     assert not part.any()
     layout, shapes = prepared.setup.architecture.layout, prepared.setup.architecture.shapes
     total = sum(update.weights.values())
     share = torch.zeros_like(state.parameters)
     for plan, weight in update.weights.items():
-        dense = masks(layout, shapes, work.package.plans[plan])
+        dense = masks(layout, shapes, work.context.plans[plan])
         share += torch.cat([dense[name].reshape(-1) for name in shapes]) * (weight / total)
     return finish_round(prepared.setup, state, work, torch.from_numpy(part), [update]), share
 

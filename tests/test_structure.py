@@ -32,7 +32,7 @@ USES = {
     "fleet": "axes basics benchmarks clients data devices models pool preparation runs server settings subnetworks",
     "cli": "basics benchmarks data deployment fleet pool preparation reports runs settings studies",
 }
-"""Package -> the packages that it imports, lowest package first. A package may only use those above it in this table."""
+"""RoundContext -> the packages that it imports, lowest package first. A package may only use those above it in this table."""
 MOST_ENTRIES, MOST_MODULES, MOST_LINES = 20, 16, 300
 
 
@@ -69,7 +69,7 @@ def room(module: str) -> str:
 
 
 def package_graph(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """Package -> the other packages that its modules import."""
+    """RoundContext -> the other packages that its modules import."""
     found: dict[str, set[str]] = {room(name): set() for name in graph}
     for name, others in graph.items():
         found[room(name)] |= {room(other) for other in others} - {room(name)}

@@ -519,10 +519,10 @@ def top_level_imports(path: Path) -> set[str]:
 
 
 def test_only_studies_import_optuna() -> None:
-    package = Path(studies.__file__).parent
+    context = Path(studies.__file__).parent
     users = {
-        path.stem for path in package.rglob("*.py") if any(name.split(".")[0] == "optuna" for name in top_level_imports(path))
+        path.stem for path in context.rglob("*.py") if any(name.split(".")[0] == "optuna" for name in top_level_imports(path))
     }
     assert users == {"space", "search", "study", "study_report"}
-    for path in package.rglob("*.py"):
+    for path in context.rglob("*.py"):
         assert path.stem in users or not {f"raffm_ray.{name}" for name in users} & top_level_imports(path), path.stem

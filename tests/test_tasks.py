@@ -15,7 +15,7 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.data.encoding import Pictures, Words
 from raffm_ray.data.examples import Ragged, batch_length, batches
 from raffm_ray.data.metrics import METRICS, text_f1
-from raffm_ray.data.task_types import KINDS
+from raffm_ray.data.task_types import TASK_TYPES
 from raffm_ray.data.tasks import TASKS, encoding, load_task, needs_words
 from raffm_ray.models import foundation
 from raffm_ray.models.foundation import load_foundation
@@ -388,18 +388,18 @@ def test_classes_are_needed_to_divide_by_class_and_a_column_to_divide_by_owner(t
     fleet = experiment.fleet.model_copy(update={"correlation": 0.5, "correlated_with": "classes"})
     with pytest.raises(UserError, match="fleet.correlated_with: task 'stsb' has no classes: use examples"):
         prepare(regression.model_copy(update={"fleet": fleet}))
-    assert prepare(regression).tally.class_names == ()
+    assert prepare(regression).label_distribution.class_names == ()
     natural = experiment.model_copy(update={"clients": experiment.clients.model_copy(update={"partition": "natural"})})
     with pytest.raises(UserError, match="natural needs task.columns.group"):
         prepare(natural)
 
 
 def test_every_kind_has_a_head_with_an_objective_and_known_metrics() -> None:
-    for name, kind in KINDS.items():
+    for name, kind in TASK_TYPES.items():
         assert kind.head in OBJECTIVES, name
         assert set(kind.metrics) <= set(METRICS), name
     for recipe in TASKS.values():
-        assert recipe.metric is None or recipe.metric in KINDS[recipe.kind].metrics
+        assert recipe.metric is None or recipe.metric in TASK_TYPES[recipe.kind].metrics
 
 
 def labelled(folder: Path, labels: list, texts: list | None = None) -> str:

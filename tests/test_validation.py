@@ -25,7 +25,7 @@ from raffm_ray.runs.evaluation import evaluate
 from raffm_ray.runs.loop import train
 from raffm_ray.runs.recorder import Recorder, parameters_sha256
 from raffm_ray.runs.simulation import simulate
-from raffm_ray.server.early_stopping import chosen, compared, is_over, watched
+from raffm_ray.server.early_stopping import chosen_state, is_finished, watched_metric, with_best_round
 from raffm_ray.server.state import new_state
 from raffm_ray.settings.experiment import TaskSettings
 
@@ -70,10 +70,10 @@ def test_rows_are_divided_the_same_way(words, tmp_path, held_out, limit) -> None
 
 
 def test_what_is_watched() -> None:
-    assert watched("global", "accuracy", 0.9, [0.3, 0.6]) == 0.9
-    assert watched("worst", "accuracy", 0.9, [0.3, 0.6]) == 0.3
-    assert watched("worst", "perplexity", 9.0, [3.0, 6.0]) == 6.0
-    assert watched("mean", "accuracy", 0.9, [0.3, 0.6]) == pytest.approx(0.6)
+    assert watched_metric("global", "accuracy", 0.9, [0.3, 0.6]) == 0.9
+    assert watched_metric("worst", "accuracy", 0.9, [0.3, 0.6]) == 0.3
+    assert watched_metric("worst", "perplexity", 9.0, [3.0, 6.0]) == 6.0
+    assert watched_metric("mean", "accuracy", 0.9, [0.3, 0.6]) == pytest.approx(0.6)
 
 
 def history(values: list[float], metric: str = "accuracy", **evaluation: Any) -> Any:
@@ -82,8 +82,8 @@ def history(values: list[float], metric: str = "accuracy", **evaluation: Any) ->
     state = new_state(torch.zeros(1))
     for number, value in enumerate(values):
         state = replace(state, round=number, parameters=torch.full((1,), float(number)), moments={"mean": torch.ones(1)})
-        state = compared(setup, state, metric, value)
-        if is_over(setup, state):
+        state = with_best_round(setup, state, metric, value)
+        if is_finished(setup, state):
             break
     return setup, state
 
@@ -101,11 +101,11 @@ def history(values: list[float], metric: str = "accuracy", **evaluation: Any) ->
 def test_the_first_of_the_best_rounds_is_the_best(metric, values, best) -> None:
     setup, state = history(values, metric, keep_best=True)
     assert (state.best.round, state.best.validation, state.best.since) == (best, values[best], len(values) - 1 - best)
-    kept = chosen(setup, state)
+    kept = chosen_state(setup, state)
     assert kept.round == best
     assert float(kept.parameters) == best
     assert kept.best is state.best
-    assert chosen(*history(values, metric)).round == len(values) - 1
+    assert chosen_state(*history(values, metric)).round == len(values) - 1
     assert history(values, metric)[1].best.state is None
 
 
@@ -182,10 +182,10 @@ def test_it_is_measured_on_the_validation_part(watch) -> None:
 
 
 def _classes(runner: Any, state: Any, plan: Plan, part: Examples) -> np.ndarray:
-    module = runner.workshop.module(views(state.parameters, runner.architecture.shapes), plan, {}).eval()
+    module = runner.module_factory.module(views(state.parameters, runner.architecture.shapes), plan, {}).eval()
     with torch.no_grad():
         classes = module(pixel_values=part.batch(slice(None))["pixel_values"]).logits.argmax(-1).numpy()
-    runner.workshop.release()
+    runner.module_factory.release()
     return classes
 
 
@@ -207,6 +207,6 @@ def test_the_held_out_part_decides_nothing(tmp_path) -> None:
 def test_a_state_that_is_compared_is_otherwise_as_it_was() -> None:
     prepared = prepare(tiny_experiment(task={"validation": 20}))
     state = replace(state_of(prepared), moments={"mean": torch.ones(3)}, ranked_at=4)
-    after = compared(prepared.setup, state, "accuracy", 0.5)
+    after = with_best_round(prepared.setup, state, "accuracy", 0.5)
     assert replace(after, best=None) == state
-    assert compared(prepared.setup, state, "accuracy", None) is state
+    assert with_best_round(prepared.setup, state, "accuracy", None) is state

@@ -14,16 +14,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 Flat = NDArray[np.float32]
 
 
-def views(flat: Tensor, shapes: Shapes, owned: Sequence[str] = (), copy: int = 0) -> dict[str, Tensor]:
+def views(flat: Tensor, shapes: Shapes, size_specific: Sequence[str] = (), copy: int = 0) -> dict[str, Tensor]:
     """The flat array as named parameters that share its memory.
 
-    Behind the parameters there may be copies of the `owned` ones, one after the other: with `copy` k > 0, these are the k-th copy's.
+    Behind the parameters there may be copies of the `size_specific` ones, one after the other: with `copy` k > 0, these are the k-th copy's.
     """
     sizes = [prod(shape) for shape in shapes.values()]
     named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), flat[: sum(sizes)].split(sizes), strict=True)}
     if not copy:
         return named
-    each = {name: shapes[name] for name in owned}
+    each = {name: shapes[name] for name in size_specific}
     return named | views(flat[sum(sizes) + (copy - 1) * sum(map(prod, each.values())) :], each)
 
 

@@ -57,7 +57,7 @@ def read_whole(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file through a temporary name, so that a reader never sees half of it."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content)
@@ -65,7 +65,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def whole_folder(place: Path, unsynced: Iterable[Path] = ()) -> Iterator[Path]:
+def atomic_folder(place: Path, unsynced: Iterable[Path] = ()) -> Iterator[Path]:
     """A new folder under a temporary name, which becomes `place` at the end, replacing what is there, once all in it and `unsynced` are
     on the disk; nothing happens to `place` where the end is not reached."""
     temporary = place.with_name(f".{place.name}.tmp")

@@ -7,7 +7,7 @@ import torch
 from raffm_ray.benchmarks.measurement import Bench, Row
 from raffm_ray.benchmarks.synthetic_data import vit
 from raffm_ray.benchmarks.training import Workload, beside_plain
-from raffm_ray.benchmarks.warm_processes import Crew
+from raffm_ray.benchmarks.warm_processes import WarmProcesses
 from raffm_ray.preparation.prepare import Prepared
 
 BERT_BASE = {
@@ -52,7 +52,7 @@ def gpu(bench: Bench) -> list[Row]:
     """A row a workload; the limit is one process."""
     rows = []
     for name, workload in WORKLOADS.items():
-        crew = Crew(1)
+        crew = WarmProcesses(1)
         try:
             chosen = workload.shortened() if bench.quick else workload
             rows.append(

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from raffm_ray.benchmarks.warm_processes import Crew
+from raffm_ray.benchmarks.warm_processes import WarmProcesses
 
 T = TypeVar("T")
 Backend = Literal["ray", "in_process"]
@@ -91,7 +91,7 @@ class Bench:
     repetitions: int
     quick: bool
     progress: Callable[[float, str], None]
-    crew: Crew
+    crew: WarmProcesses
     backend: Backend = "ray"
 
     @property

@@ -13,8 +13,8 @@ from torch import Tensor
 from raffm_ray.axes.flat_parameters import flatten
 from raffm_ray.benchmarks.bare_ray import add_client
 from raffm_ray.benchmarks.measurement import Backend
-from raffm_ray.clients.client_runner import Runner
-from raffm_ray.clients.messages import Job, Package, Report, Update
+from raffm_ray.clients.client_runner import ClientRunner
+from raffm_ray.clients.messages import Job, Report, RoundContext, Update
 from raffm_ray.models.architecture import new_model
 from raffm_ray.pool.worker_pool import Pool, open_pool
 from raffm_ray.preparation.prepare import Prepared
@@ -25,11 +25,11 @@ from raffm_ray.server.state import Round, ServerState, Setup, new_state
 
 
 @dataclass
-class NothingRunner(Runner):
+class NothingRunner(ClientRunner):
     """A worker whose clients do nothing but change every parameter by a thousandth."""
 
-    def block(self, package: Package, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
-        """See `Runner.block`."""
+    def block(self, context: RoundContext, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
+        """See `ClientRunner.block`."""
         total = np.zeros_like(flat)
         weights: dict[int, float] = {}
         for job in jobs:
@@ -78,7 +78,7 @@ class Rounds:
 
 
 @contextmanager
-def federation(prepared: Prepared, runner: Runner, workers: int | None, backend: Backend) -> Iterator[Rounds]:
+def federation(prepared: Prepared, runner: ClientRunner, workers: int | None, backend: Backend) -> Iterator[Rounds]:
     """A federation with a pool of its own, of as many workers as there is room for where none are given, which is closed at the end; one round has been run, so that everything is warm."""
     pool = open_pool(runner, prepared.setup.experiment.pool.model_copy(update={"workers": workers, "backend": backend}))
     try:

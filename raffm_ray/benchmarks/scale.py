@@ -14,7 +14,7 @@ from raffm_ray.benchmarks.peak_memory import peak_growth
 from raffm_ray.benchmarks.rounds import federation, nothing_runner, starting_flat
 from raffm_ray.benchmarks.synthetic_data import CIFAR, synthetic, synthetic_on, synthetic_task, vit
 from raffm_ray.benchmarks.training import WORKLOADS
-from raffm_ray.benchmarks.warm_processes import apart
+from raffm_ray.benchmarks.warm_processes import in_fresh_process
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.server.rounds import begin_round
 from raffm_ray.server.state import new_state
@@ -74,7 +74,10 @@ def _rows(
 ) -> list[Row]:
     """The most clients beside the fewest: what `function(clients, *beside)` gives of each unit (what, unit, factor), measured in a
     fresh process for every count and repetition. The slope is what one more client takes between the fewest and the most."""
-    actions = [partial(function, count, *beside) if bench.quick else partial(apart, function, count, *beside) for count in counts]
+    actions = [
+        partial(function, count, *beside) if bench.quick else partial(in_fresh_process, function, count, *beside)
+        for count in counts
+    ]
     given = interleaved(bench, bench.few, actions, what)
     rows = []
     for position, (measure, unit, factor) in enumerate(units):

@@ -19,11 +19,11 @@ from raffm_ray.benchmarks.peak_memory import peak_growth, return_memory_at_once
 from raffm_ray.benchmarks.rounds import numpy_of, starting_flat
 from raffm_ray.benchmarks.synthetic_data import CIFAR, MINILM, synthetic
 from raffm_ray.benchmarks.training import Workload
-from raffm_ray.benchmarks.warm_processes import Crew, apart
-from raffm_ray.clients.client_runner import Runner
+from raffm_ray.benchmarks.warm_processes import WarmProcesses, in_fresh_process
+from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.local_training import one_thread
-from raffm_ray.clients.messages import Job, Package
-from raffm_ray.pool.worker import keep_memory
+from raffm_ray.clients.messages import Job, RoundContext
+from raffm_ray.pool.worker import keep_freed_memory
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.subnetworks.costs import Budget
 from raffm_ray.subnetworks.extraction import longest_prefix, ranked_list
@@ -60,14 +60,14 @@ class Client:
     """One client in this process, through the code that a worker runs."""
 
     prepared: Prepared
-    runner: Runner
+    runner: ClientRunner
     flat: NDArray[np.float32]
 
     def train(self, plan: Plan, steps: int) -> None:
         """A client's whole work: cut, so many steps, added up."""
         local = self.prepared.setup.experiment.local.model_copy(update={"steps": steps})
         self.runner.block(
-            Package(seed=0, round=1, plans=(plan,), local=local, learning_rate=local.learning_rate), self.flat, [Job(0, 0)]
+            RoundContext(seed=0, round=1, plans=(plan,), local=local, learning_rate=local.learning_rate), self.flat, [Job(0, 0)]
         )
 
 
@@ -119,7 +119,7 @@ def _model_rows(bench: Bench, name: str) -> list[Row]:
     for fraction in FRACTIONS:
         bench.progress(1.0, f"{name}: memory at {fraction:.0%}")
         asked = (name, fraction, bench.quick, bench.few)
-        memory[fraction], method = step_memory(*asked) if bench.quick else apart(step_memory, *asked)
+        memory[fraction], method = step_memory(*asked) if bench.quick else in_fresh_process(step_memory, *asked)
     rows = []
     for fraction in FRACTIONS[1:]:
         most_time, most_memory = TARGETS.get(fraction, (None, None))
@@ -141,7 +141,7 @@ def subnet(bench: Bench) -> list[Row]:
 def _rates(quick: bool, repetitions: int) -> tuple[list[tuple[float, ...]], dict[str, int]]:
     """GB cut, added back and copied a second, by repetition, in a process that keeps its memory as a worker does."""
     if not quick:
-        keep_memory()
+        keep_freed_memory()
     client = client_of("MiniLM", quick)
     architecture, plan = client.prepared.setup.architecture, plan_of_fraction(client.prepared, 0.5)
     parameters = views(torch.from_numpy(client.flat), architecture.shapes)
@@ -174,7 +174,7 @@ def _rates(quick: bool, repetitions: int) -> tuple[list[tuple[float, ...]], dict
     for action in (cut, add, copy):
         action()
     with one_thread():
-        alone = Bench(workers=1, repetitions=repetitions, quick=quick, progress=lambda *_: None, crew=Crew(0))
+        alone = Bench(workers=1, repetitions=repetitions, quick=quick, progress=lambda *_: None, crew=WarmProcesses(0))
         rates = interleaved(alone, repetitions, [partial(rate, action) for action in (cut, add, copy)])
     return rates, {"bytes": int(1e9 * moved), "arrays": len(sources)}
 
@@ -182,7 +182,7 @@ def _rates(quick: bool, repetitions: int) -> tuple[list[tuple[float, ...]], dict
 def extract_aggregate(bench: Bench) -> list[Row]:
     """Bytes cut and added back a second, at half of MiniLM's encoder; the limit is a copy of as many bytes in as many arrays."""
     asked = (bench.quick, bench.repetitions)
-    (cuts, adds, copies), details = _rates(*asked) if bench.quick else apart(_rates, *asked)
+    (cuts, adds, copies), details = _rates(*asked) if bench.quick else in_fresh_process(_rates, *asked)
     return [
         Row("cut", "GB/s", cuts, copies, 0.6, at_least=True, details=details),
         Row("added", "GB/s", adds, copies, 0.6, at_least=True, details=details),

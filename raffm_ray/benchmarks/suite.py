@@ -25,7 +25,7 @@ from raffm_ray.benchmarks.scale import scale
 from raffm_ray.benchmarks.startup import start
 from raffm_ray.benchmarks.subnetworks import extract_aggregate, subnet
 from raffm_ray.benchmarks.training import training
-from raffm_ray.benchmarks.warm_processes import Crew
+from raffm_ray.benchmarks.warm_processes import WarmProcesses
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.runs.progress import Display
 from raffm_ray.runs.recorder import check_output, write_json
@@ -136,7 +136,7 @@ def run_suite(
         "cases": {},
     }
     rows: dict[str, list[Row]] = {}
-    crew = Crew(workers, 0) if quick else Crew(workers)
+    crew = WarmProcesses(workers, 0) if quick else WarmProcesses(workers)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with one_thread(), Display(console, "bench", len(names)) as display:

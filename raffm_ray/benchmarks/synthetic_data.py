@@ -88,14 +88,14 @@ def synthetic_task(kind: str, examples: int) -> Task:
     """So many examples of a kind in memory, all of them clients'."""
     head, make = KINDS[kind]
     rng = generator(0, "synthetic")
-    owned, held = make(examples, rng), make(16, rng)
+    size_specific, held = make(examples, rng), make(16, rng)
     return Task(
         name="synthetic",
         head=head,
         labels=CLASSES,
         metric="accuracy",
         public=held,
-        clients=owned,
+        clients=size_specific,
         held_out=held,
         score=lambda answers: 0.0,
     )

@@ -10,8 +10,8 @@ from raffm_ray.benchmarks.measurement import Bench, Row, interleaved, scaled
 from raffm_ray.benchmarks.plain_loop import Batches, forget, give, load, train
 from raffm_ray.benchmarks.rounds import Rounds, federation, numpy_of
 from raffm_ray.benchmarks.synthetic_data import CIFAR, MINILM, synthetic, vit
-from raffm_ray.benchmarks.warm_processes import Crew
-from raffm_ray.clients.messages import Job, Package
+from raffm_ray.benchmarks.warm_processes import WarmProcesses
+from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.data.examples import batches
 from raffm_ray.preparation.prepare import Prepared
 
@@ -66,18 +66,18 @@ WORKLOADS: dict[str, Workload] = {
 """Models of 39 thousand, 2.7 million and 22.7 million parameters."""
 
 
-def batches_of(prepared: Prepared, package: Package, job: Job) -> Batches:
+def batches_of(prepared: Prepared, context: RoundContext, job: Job) -> Batches:
     """The batches that a client will see in a round."""
-    local = package.local
+    local = context.local
     assert local.steps is not None
-    rng = generator(package.seed, "batches", package.round, job.client)
+    rng = generator(context.seed, "batches", context.round, job.client)
     return list(batches(prepared.shares[job.client], local.batch_size, local.steps, rng))
 
 
-def _plain_seconds(crew: Crew, prepared: Prepared, ours: Rounds, rounds: int) -> float:
+def _plain_seconds(crew: WarmProcesses, prepared: Prepared, ours: Rounds, rounds: int) -> float:
     """What the plain loop takes for the clients of our next round, so many times."""
     work = ours.next()
-    clients = [batches_of(prepared, work.package, job) for job in work.jobs]
+    clients = [batches_of(prepared, work.context, job) for job in work.jobs]
     crew.each(give, [(clients[position :: crew.count],) for position in range(crew.count)])
     start = perf_counter()
     for _ in range(rounds):
@@ -85,7 +85,7 @@ def _plain_seconds(crew: Crew, prepared: Prepared, ours: Rounds, rounds: int) ->
     return perf_counter() - start
 
 
-def beside_plain(bench: Bench, workload: Workload, what: str, crew: Crew, workers: int | None, device: str) -> Row:
+def beside_plain(bench: Bench, workload: Workload, what: str, crew: WarmProcesses, workers: int | None, device: str) -> Row:
     """A workload's rounds on so many workers (None: as many as there is room for) beside the plain loop on a crew."""
     prepared = workload.prepared()
     setup, count = prepared.setup, workload.per_round * workload.rounds

@@ -36,7 +36,7 @@ def _serve(pipe: Connection, niceness: int) -> None:
             pipe.send((None, traceback.format_exc()))
 
 
-class Crew:
+class WarmProcesses:
     """Processes of one torch thread each, started when they are first needed. `niceness`: how far they stand back."""
 
     def __init__(self, count: int, niceness: int = NICENESS) -> None:
@@ -74,7 +74,7 @@ class Crew:
         self._pipes, self._processes = [], []
 
 
-def apart(function: Callable[..., T], *arguments: Any) -> T:
+def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
     """What a module's function gives in a fresh process, whose memory is its own."""
     with ProcessPoolExecutor(1, mp_context=_SPAWN) as one:
         return one.submit(function, *arguments).result()

@@ -200,17 +200,17 @@ def shares(words: Sequence[str]) -> int:
     from raffm_ray.reports.share_picture import picture_of_shares
 
     prepared = prepare(experiment)
-    tally, devices = prepared.tally, by_device(prepared.setup.classes, prepared.setup.budgets)
+    label_distribution, devices = prepared.label_distribution, by_device(prepared.setup.classes, prepared.setup.budgets)
     title = f"{experiment.name}: {experiment.clients.partition}, {experiment.clients.count:,} clients, seed {experiment.seed}"
-    figure = picture_of_shares(tally, devices, title)
+    figure = picture_of_shares(label_distribution, devices, title)
     try:
         image.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(image, dpi=110)
     except OSError as error:
         raise UserError(f"--out {image}: cannot be written: {error.strerror}") from None
     out = standard_output()
-    out.print(share_table(tally, devices, title))
-    if left := len(prepared.task.clients) - int(tally.sizes.sum()):
+    out.print(share_table(label_distribution, devices, title))
+    if left := len(prepared.task.clients) - int(label_distribution.sizes.sum()):
         out.print(f"{left:,} of {len(prepared.task.clients):,} examples are nobody's", highlight=False)
     out.print(f"picture: {image}", highlight=False, soft_wrap=True)
     return 0

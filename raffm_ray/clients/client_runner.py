@@ -1,6 +1,6 @@
 """Runs jobs: one client's local training, calibration, and evaluation. No Ray in it.
 
-A `Runner` is a pure function of (flat parameters, package, jobs): all that it keeps between blocks is modules without weights and
+A `ClientRunner` is a pure function of (flat parameters, package, jobs): all that it keeps between blocks is modules without weights and
 indices of cuts, so a block may run anywhere, any number of times, and gives the same bits.
 """
 
@@ -23,8 +23,8 @@ from raffm_ray.axes.indexing import Plan, scatter_add_selected, selected_shape
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.basics.seeding import generator, torch_seed
 from raffm_ray.clients.local_training import Prefix, computing, train
-from raffm_ray.clients.messages import Job, Package, Report, Result, Update
-from raffm_ray.clients.module_factory import Parameters, Workshop
+from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
+from raffm_ray.clients.module_factory import ModuleFactory, Parameters
 from raffm_ray.clients.stacked_training import Member, Part, stack_of, train_stack
 from raffm_ray.data.examples import Examples, steps_of
 from raffm_ray.models.architecture import Architecture
@@ -48,7 +48,7 @@ def refusal(change: Tensor, weight: float, bound: float | None) -> str:
     return f"norm {norm:.4g} > {bound:g}" if bound is not None and norm > bound else ""
 
 
-class Trained(NamedTuple):
+class TrainingResult(NamedTuple):
     """What came of a client's training: mean loss, examples by plan, its change, flat in its plan's order without what is frozen, and its part of the seconds
     where it was trained together with others."""
 
@@ -63,7 +63,7 @@ def _by_plan(seen: Mapping[int | None, int], job: Job) -> dict[int, int]:
     return {job.plan if position is None else job.prefixes[position]: count for position, count in seen.items()}
 
 
-def groups(jobs: Sequence[Job], largest: Sequence[int]) -> list[tuple[int | None, list[Job]]]:
+def stacking_groups(jobs: Sequence[Job], largest: Sequence[int]) -> list[tuple[int | None, list[Job]]]:
     """Clients that are trained at once, each group with its plan: up to `largest[plan]` of those that train a plan, in their order."""
     found: list[tuple[int | None, list[Job]]] = []
     last: dict[int, list[Job]] = {}
@@ -78,17 +78,17 @@ def groups(jobs: Sequence[Job], largest: Sequence[int]) -> list[tuple[int | None
 
 
 @contextmanager
-def _naming(package: Package, jobs: Sequence[Job]) -> Iterator[None]:
+def _naming(context: RoundContext, jobs: Sequence[Job]) -> Iterator[None]:
     """Adds to an error whose it is."""
     try:
         yield
     except Exception as error:
-        error.add_note(f"raised in round {package.round} by client {', '.join(str(job.client) for job in jobs)}")
+        error.add_note(f"raised in round {context.round} by client {', '.join(str(job.client) for job in jobs)}")
         raise
 
 
 @dataclass
-class Runner:
+class ClientRunner:
     """Everything a worker needs that does not change during a run. `shares`: by client, indices of `examples`; `gpu_bytes`: what a worker
     takes of a GPU, where it is asked for."""
 
@@ -103,9 +103,9 @@ class Runner:
     _copied: tuple["weakref.ref[Flat]", Tensor] | None = field(default=None, init=False, repr=False)
 
     @cached_property
-    def workshop(self) -> Workshop:
+    def module_factory(self) -> ModuleFactory:
         """Where its modules are made."""
-        return Workshop(self.architecture, self.watch, self.device)
+        return ModuleFactory(self.architecture, self.watch, self.device)
 
     @property
     def objective(self) -> Objective:
@@ -128,31 +128,31 @@ class Runner:
         """Frees the copy of the parameters that a GPU keeps between blocks."""
         self._copied = None
 
-    def _parameters(self, flat: Flat, package: Package, plan: int | None) -> dict[str, Tensor]:
-        return views(self._flat(flat), self.architecture.shapes, package.owned, package.copy_of(plan))
+    def _parameters(self, flat: Flat, context: RoundContext, plan: int | None) -> dict[str, Tensor]:
+        return views(self._flat(flat), self.architecture.shapes, context.size_specific, context.copy_of(plan))
 
-    def perform(self, method: str, package: Package, flat: Flat, arguments: tuple[Any, ...]) -> Result:
+    def perform(self, method: str, context: RoundContext, flat: Flat, arguments: tuple[Any, ...]) -> Result:
         """A call's result, its small part with the seconds that it took by phase."""
         self.watch.taken()
-        small, large = getattr(self, method)(package, flat, *arguments)
+        small, large = getattr(self, method)(context, flat, *arguments)
         return (small, self.watch.taken()), large
 
-    def block(self, package: Package, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
+    def block(self, context: RoundContext, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
         """Trains a block of clients in order; returns its reports and the flat sum of `weight x (trained - given)`."""
         sums: dict[int, Tensor] = {}
         weights: dict[int, float] = {}
         reports, statistics = [], None
-        for plan, group in groups(jobs, package.stack):
-            parameters = self._parameters(flat, package, plan)
+        for plan, group in stacking_groups(jobs, context.stack):
+            parameters = self._parameters(flat, context, plan)
             try:
-                with _naming(package, group):
+                with _naming(context, group):
                     together = (
-                        self._train_together(parameters, package, group, plan) if len(group) > 1 and plan is not None else None
+                        self._train_together(parameters, context, group, plan) if len(group) > 1 and plan is not None else None
                     )
                 for position, job in enumerate(group):
-                    with _naming(package, [job]):
+                    with _naming(context, [job]):
                         report, change, measured = self._client(
-                            parameters, package, job, together[position] if together else None
+                            parameters, context, job, together[position] if together else None
                         )
                     reports.append(report)
                     if measured:
@@ -161,12 +161,12 @@ class Runner:
                         sums[plan] = sums[plan].add_(change, alpha=job.weight) if plan in sums else change.mul_(job.weight)
                         weights[plan] = weights.get(plan, 0.0) + job.weight
             finally:
-                self.workshop.release()
+                self.module_factory.release()
         with self.watch.during("return"):
             total = torch.zeros(flat.shape[0], device=self.device)
             for number, summed in sorted(sums.items()):
-                named = views(total, self.architecture.shapes, package.owned, package.copy_of(number))
-                chosen = self.workshop.selections(package.plans[number])
+                named = views(total, self.architecture.shapes, context.size_specific, context.copy_of(number))
+                chosen = self.module_factory.selections(context.plans[number])
                 specs = self.architecture.layout.parameters
                 shapes = {
                     name: selected_shape(self.architecture.shapes[name], selected)
@@ -179,28 +179,28 @@ class Runner:
         return Update(weights, tuple(reports), statistics), added
 
     def _client(
-        self, parameters: Parameters, package: Package, job: Job, trained: Trained | None
+        self, parameters: Parameters, context: RoundContext, job: Job, trained: TrainingResult | None
     ) -> tuple[Report, Tensor | None, dict[str, Tensor] | None]:
         """One client's report, its change and its statistics; the latter two are None where not asked for or refused.
 
         `trained`: what came of its training where it was trained together with others.
         """
-        start, share, local = time.perf_counter(), self.shares[job.client], package.local
+        start, share, local = time.perf_counter(), self.shares[job.client], context.local
         loss, steps, refused = float("nan"), 0, ""
         seen: dict[int, int] = {}
         change, measured, together_seconds = None, None, 0.0
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(package.seed, "client", package.round, job.client))
-            if job.calibrate and package.statistic:
+            torch.manual_seed(torch_seed(context.seed, "client", context.round, job.client))
+            if job.calibrate and context.statistic:
                 with self.watch.during("calibrate"):
-                    measured = self._calibrate(parameters, package, job.client, package.statistic)
+                    measured = self._calibrate(parameters, context, job.client, context.statistic)
                 if not _is_finite(measured.values()):
                     measured, refused = None, "statistics not finite"
             if job.plan is not None:
                 with self.watch.during("train"):
-                    loss, seen, change, together_seconds = trained or self._train(parameters, package, job, job.plan)
+                    loss, seen, change, together_seconds = trained or self._train(parameters, context, job, job.plan)
                 steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
-                if why := refusal(change, job.weight, package.norm_bound):
+                if why := refusal(change, job.weight, context.norm_bound):
                     change, refused = None, why
         report = Report(
             client=job.client,
@@ -211,14 +211,14 @@ class Runner:
             refused=refused,
             seconds=time.perf_counter() - start + together_seconds,
             forward_backward=tuple(sorted(seen.items())),
-            calibrated=min(len(share), package.calibration_examples) if job.calibrate else 0,
+            calibrated=min(len(share), context.calibration_examples) if job.calibrate else 0,
             statistics_values=sum(values.numel() for values in (measured or {}).values()),
         )
         return report, change, measured
 
-    def _train(self, parameters: Parameters, package: Package, job: Job, number: int) -> Trained:
-        plan, where = package.plans[number], (package.round, job.client)
-        module = self.workshop.module(parameters, plan, package.norms).train()
+    def _train(self, parameters: Parameters, context: RoundContext, job: Job, number: int) -> TrainingResult:
+        plan, where = context.plans[number], (context.round, job.client)
+        module = self.module_factory.module(parameters, plan, context.norms).train()
         own = dict(module.named_parameters())
         trained = only_trained(own, self.architecture.layout)
         given = {name: parameter.detach().clone() for name, parameter in trained.items()}
@@ -226,8 +226,8 @@ class Runner:
 
         def prefix_at(position: int) -> tuple[nn.Module, Prefix]:
             if position not in made:
-                smaller = package.plans[job.prefixes[position]]
-                made[position] = self.workshop.inside(parameters, smaller, plan, own, package.norms)
+                smaller = context.plans[job.prefixes[position]]
+                made[position] = self.module_factory.inside(parameters, smaller, plan, own, context.norms)
             return made[position]
 
         loss, seen = train(
@@ -235,51 +235,55 @@ class Runner:
             self.objective,
             self.examples,
             self.shares[job.client],
-            package.local,
-            package.learning_rate,
-            generator(package.seed, "batches", *where),
+            context.local,
+            context.learning_rate,
+            generator(context.seed, "batches", *where),
             job.prefix,
             len(job.prefixes),
             prefix_at,
-            generator(package.seed, "prefixes", *where),
+            generator(context.seed, "prefixes", *where),
             given,
-            package.distill,
-            package.temperature,
+            context.distill,
+            context.temperature,
         )
         change = torch.cat([parameter.detach().sub_(given[name]).flatten() for name, parameter in trained.items()])
-        return Trained(loss, _by_plan(seen, job), change)
+        return TrainingResult(loss, _by_plan(seen, job), change)
 
-    def _train_together(self, parameters: Parameters, package: Package, jobs: Sequence[Job], number: int) -> list[Trained]:
+    def _train_together(
+        self, parameters: Parameters, context: RoundContext, jobs: Sequence[Job], number: int
+    ) -> list[TrainingResult]:
         """Clients of one plan as one stacked module; the generators of each are those that it has alone."""
-        began, plan, first = time.perf_counter(), package.plans[number], jobs[0]
+        began, plan, first = time.perf_counter(), context.plans[number], jobs[0]
         with self.watch.during("cut"):
-            given = self.workshop.cut(parameters, plan, package.norms)
+            given = self.module_factory.cut(parameters, plan, context.norms)
             stack = stack_of(given, len(jobs), self.device)
             trained = only_trained(stack, self.architecture.layout)
         members = [
             Member(
                 self.shares[job.client],
-                *(generator(package.seed, what, package.round, job.client) for what in ("batches", "prefixes")),
+                *(generator(context.seed, what, context.round, job.client) for what in ("batches", "prefixes")),
             )
             for job in jobs
         ]
 
         def part(position: int | None, rows: Tensor) -> Part:
-            smaller = plan if position is None else package.plans[first.prefixes[position]]
-            theirs = stack_of(self.workshop.cut(parameters, smaller, package.norms), len(rows), self.device)
+            smaller = plan if position is None else context.plans[first.prefixes[position]]
+            theirs = stack_of(self.module_factory.cut(parameters, smaller, context.norms), len(rows), self.device)
             return Part(
-                self.workshop.stacked(smaller), theirs, self.workshop.prefix(smaller, plan, stack, theirs, package.norms, rows)
+                self.module_factory.stacked(smaller),
+                theirs,
+                self.module_factory.prefix(smaller, plan, stack, theirs, context.norms, rows),
             )
 
         with self.watch.during("train"):
             outcomes = train_stack(
-                module=self.workshop.stacked(plan),
+                module=self.module_factory.stacked(plan),
                 stack=stack,
                 objective=self.objective,
                 examples=self.examples,
                 members=members,
-                local=package.local,
-                learning_rate=package.learning_rate,
+                local=context.local,
+                learning_rate=context.learning_rate,
                 prefix=first.prefix,
                 prefixes=len(first.prefixes),
                 part=part,
@@ -287,36 +291,38 @@ class Runner:
         changes = torch.cat([(values.detach() - given[name]).flatten(1) for name, values in trained.items()], 1)
         seconds = (time.perf_counter() - began) / len(jobs)
         return [
-            Trained(loss, _by_plan(seen, job), change, seconds)
+            TrainingResult(loss, _by_plan(seen, job), change, seconds)
             for job, (loss, seen), change in zip(jobs, outcomes, changes, strict=True)
         ]
 
-    def _calibrate(self, parameters: Parameters, package: Package, client: int, statistic: str) -> dict[str, Tensor]:
-        model, layout = self.workshop.module(parameters, Plan(), package.norms), self.architecture.layout
-        order = generator(package.seed, "calibration", package.round, client).permutation(self.shares[client])
-        chosen = np.sort(order[: package.calibration_examples])
+    def _calibrate(self, parameters: Parameters, context: RoundContext, client: int, statistic: str) -> dict[str, Tensor]:
+        model, layout = self.module_factory.module(parameters, Plan(), context.norms), self.architecture.layout
+        order = generator(context.seed, "calibration", context.round, client).permutation(self.shares[client])
+        chosen = np.sort(order[: context.calibration_examples])
         asked = [self.examples.batch(part, self.device) for part in np.split(chosen, range(32, len(chosen), 32))]
-        norms = norm_statistics(model, layout, asked) if package.measure_norms else {}
+        norms = norm_statistics(model, layout, asked) if context.measure_norms else {}
         return {**collect(model, layout, asked, statistic, self.objective), **norms}
 
     def evaluate(
-        self, package: Package, flat: NDArray[np.float32], plan: int, start: int, stop: int, validating: bool = False
+        self, context: RoundContext, flat: NDArray[np.float32], plan: int, start: int, stop: int, validating: bool = False
     ) -> tuple[tuple[NDArray[np.float64], float, int], None]:
         """(answers [examples, k], summed loss, targets) of a plan's subnetwork on a slice of the held-out or validation part."""
         examples = self.validation if validating else self.held_out
         assert examples is not None
         with self.watch.during("evaluate"):
             try:
-                module = self.workshop.module(self._parameters(flat, package, plan), package.plans[plan], package.norms).eval()
+                module = self.module_factory.module(
+                    self._parameters(flat, context, plan), context.plans[plan], context.norms
+                ).eval()
                 batch = examples.batch(slice(start, stop), self.device)
                 labels = batch.pop("labels")
-                with torch.inference_mode(), computing(package.local.precision, self.device):
+                with torch.inference_mode(), computing(context.local.precision, self.device):
                     output = module(**batch)
                     loss = float(self.objective.loss(output, labels, "sum"))
                     answers = self.objective.answers(output, labels).double().cpu().numpy()
                 return (answers, loss, self.objective.targets(labels)), None
             finally:
-                self.workshop.release()
+                self.module_factory.release()
 
 
 def device_of(settings: PoolSettings) -> str:

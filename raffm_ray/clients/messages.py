@@ -10,13 +10,13 @@ from raffm_ray.subnetworks.calibration import Statistics
 
 
 @dataclass(frozen=True)
-class Package:
+class RoundContext:
     """What all jobs of a round share; sent once, beside the flat parameters.
 
     `plans` are referred to by position. `statistic`: what calibrating clients report; `measure_norms`: and their norms' besides.
     `norms`: statistics by which norms of plans with a cut residual are corrected; empty for none. `distill`: how much of a prefix's
     loss is the soft outputs of the client's own plan, at `temperature`. `stack`: by plan, how many of its clients may be trained at once;
-    empty where it is always one. `owned`: parameters of which sizes have copies of their own (see own.py), behind the others in the flat
+    empty where it is always one. `size_specific`: parameters of which sizes have copies of their own (see own.py), behind the others in the flat
     array; `copies`: by plan, which one it uses. `norm_bound`: the largest L2 norm of a client's change.
     """
 
@@ -32,7 +32,7 @@ class Package:
     distill: float = 0.0
     temperature: float = 1.0
     stack: tuple[int, ...] = ()
-    owned: tuple[str, ...] = ()
+    size_specific: tuple[str, ...] = ()
     copies: tuple[int, ...] = ()
     norm_bound: float | None = None
 
@@ -88,15 +88,15 @@ class Update:
     statistics: Statistics | None = None
 
 
-Call = tuple[str, Package, tuple[Any, ...]]
-"""(method of `Runner`, its package, arguments after the package and the parameters)."""
+Call = tuple[str, RoundContext, tuple[Any, ...]]
+"""(method of `ClientRunner`, its package, arguments after the package and the parameters)."""
 Result = tuple[Any, Any]
 """(small result, flat array or None)."""
 Progress = Callable[[int, Any], None]
 """(index of a call that completed, its small result)."""
 
 
-def described(call: Call) -> str:
+def describe_call(call: Call) -> str:
     """A call in words, a block by its clients."""
     method, _, arguments = call
     if method == "block":

@@ -46,7 +46,7 @@ class Skeleton:
 
 
 @dataclass
-class Workshop:
+class ModuleFactory:
     """Makes the modules of one architecture's plans on one device, and remembers their skeletons, the last used ones. `watch`: counts
     the time that it takes."""
 

@@ -10,7 +10,7 @@ Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Tally:
+class LabelDistribution:
     """The pairs of a client and a class that it has examples of, clients ascending, then classes: no table of clients by classes,
     which 100,000 clients would make large.
 
@@ -49,19 +49,23 @@ class Tally:
         common = np.bincount(self.clients, np.minimum(own, self.mix()[self.labels]), minlength=len(self.sizes))
         return np.where(self.sizes > 0, 1 - common, np.nan)
 
-    def dealt_anew(self, rng: np.random.Generator) -> "Tally":
+    def dealt_anew(self, rng: np.random.Generator) -> "LabelDistribution":
         """The same examples and sizes, dealt at random: what a distance is to be compared with, as small clients are unlike anyway."""
         labels = rng.permutation(np.repeat(self.labels, self.counts))
         return _count(np.repeat(np.arange(len(self.sizes)), self.sizes), labels, self.sizes, self.class_names)
 
 
-def _count(owners: Indices, labels: Indices, sizes: Indices, class_names: tuple[str, ...]) -> Tally:
+def _count(owners: Indices, labels: Indices, sizes: Indices, class_names: tuple[str, ...]) -> LabelDistribution:
     span = int(labels.max(initial=0)) + 1
     pairs, counts = np.unique(owners * span + labels, return_counts=True)
-    return Tally(clients=pairs // span, labels=pairs % span, counts=counts.astype(np.int64), sizes=sizes, class_names=class_names)
+    return LabelDistribution(
+        clients=pairs // span, labels=pairs % span, counts=counts.astype(np.int64), sizes=sizes, class_names=class_names
+    )
 
 
-def tally_of(shares: Sequence[Indices], labels: Indices | None, class_names: Sequence[str] = ()) -> Tally:
+def label_distribution_of(
+    shares: Sequence[Indices], labels: Indices | None, class_names: Sequence[str] = ()
+) -> LabelDistribution:
     """Counts clients' shares. `labels`: [examples] classes from 0, None where there are none; classes without a name get their number."""
     sizes = np.array([len(share) for share in shares], dtype=np.int64)
     owners = np.repeat(np.arange(len(sizes)), sizes)

@@ -13,9 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from raffm_ray.basics.errors import UserError, in_short
-from raffm_ray.basics.files import read_whole, write_whole
+from raffm_ray.basics.files import read_whole, write_atomically
 from raffm_ray.basics.seeding import generator
-from raffm_ray.data.label_distribution import Indices, Tally
+from raffm_ray.data.label_distribution import Indices, LabelDistribution
 
 
 def by_device(classes: Sequence[str], names: Iterable[str]) -> dict[str, Indices]:
@@ -24,33 +24,35 @@ def by_device(classes: Sequence[str], names: Iterable[str]) -> dict[str, Indices
     return {name: np.flatnonzero(given == name) for name in names}
 
 
-def write_shares(path: Path, tally: Tally, devices: Mapping[str, Indices]) -> None:
+def write_shares(path: Path, label_distribution: LabelDistribution, devices: Mapping[str, Indices]) -> None:
     """Who owns what, as Parquet: a row for every client and class that it has, and one for a client without examples.
 
     The names of the task's classes and of the device classes, weakest first, are in the schema's metadata. Raises UserError where it cannot be written.
     """
-    empty, own = np.flatnonzero(tally.sizes == 0), np.empty(len(tally.sizes), dtype=np.int64)
+    empty, own = np.flatnonzero(label_distribution.sizes == 0), np.empty(len(label_distribution.sizes), dtype=np.int64)
     for number, mine in enumerate(devices.values()):
         own[mine] = number
-    clients = np.concatenate([tally.clients, empty])
+    clients = np.concatenate([label_distribution.clients, empty])
     order = np.argsort(clients, kind="stable")
-    labels, counts = (np.concatenate([values, np.zeros_like(empty)])[order] for values in (tally.labels, tally.counts))
+    labels, counts = (
+        np.concatenate([values, np.zeros_like(empty)])[order] for values in (label_distribution.labels, label_distribution.counts)
+    )
     columns = {
         "client": pa.array(clients[order]),
         "device": pa.array(np.array(list(devices))[own[clients[order]]]),
-        "class": pa.array(labels, mask=(counts == 0) | (len(tally.class_names) == 0)),
+        "class": pa.array(labels, mask=(counts == 0) | (len(label_distribution.class_names) == 0)),
         "examples": pa.array(counts),
     }
-    about = {"class_names": json.dumps(tally.class_names), "devices": json.dumps(list(devices))}
+    about = {"class_names": json.dumps(label_distribution.class_names), "devices": json.dumps(list(devices))}
     sink = BytesIO()
     pq.write_table(pa.table(columns).replace_schema_metadata(about), sink, write_page_checksum=True)
     try:
-        write_whole(path, sink.getvalue())
+        write_atomically(path, sink.getvalue())
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def read_shares(path: Path) -> tuple[Tally, dict[str, Indices]]:
+def read_shares(path: Path) -> tuple[LabelDistribution, dict[str, Indices]]:
     """What `write_shares` wrote: the tally, and the clients of every device class. Raises UserError when it is damaged."""
     try:
         table = pq.ParquetFile(BytesIO(read_whole(path)), page_checksum_verification=True).read()
@@ -67,7 +69,7 @@ def read_shares(path: Path) -> tuple[Tally, dict[str, Indices]]:
     own = np.empty(len(sizes), dtype=devices.dtype)
     own[clients] = devices
     has = counts > 0
-    return Tally(
+    return LabelDistribution(
         clients=clients[has], labels=labels[has], counts=counts[has], sizes=sizes, class_names=tuple(about["class_names"])
     ), by_device(own.tolist(), about["devices"])
 
@@ -91,13 +93,17 @@ class ShareRow:
     at_random: float
 
 
-def share_rows(tally: Tally, devices: Mapping[str, Indices]) -> list[ShareRow]:
+def share_rows(label_distribution: LabelDistribution, devices: Mapping[str, Indices]) -> list[ShareRow]:
     """All clients, then every device class that somebody owns."""
-    classes, distances, at_random = tally.classes(), tally.distances(), dealt_at_random(tally).distances()
+    classes, distances, at_random = (
+        label_distribution.classes(),
+        label_distribution.distances(),
+        dealt_at_random(label_distribution).distances(),
+    )
     rows = []
-    for name, clients in {"all clients": np.arange(len(tally.sizes)), **devices}.items():
-        own = clients[tally.sizes[clients] > 0]
-        sizes = tally.sizes[own]
+    for name, clients in {"all clients": np.arange(len(label_distribution.sizes)), **devices}.items():
+        own = clients[label_distribution.sizes[clients] > 0]
+        sizes = label_distribution.sizes[own]
         means = [float(np.mean(values[own])) if len(own) else 0.0 for values in (distances, at_random)]
         middle = [float(np.median(values)) if len(own) else 0.0 for values in (sizes, classes[own])]
         rows.append(
@@ -116,16 +122,16 @@ def share_rows(tally: Tally, devices: Mapping[str, Indices]) -> list[ShareRow]:
     return [row for row in rows if row.clients]
 
 
-def dealt_at_random(tally: Tally) -> Tally:
+def dealt_at_random(label_distribution: LabelDistribution) -> LabelDistribution:
     """The control beside the shares, the same one in the table and in the picture."""
-    return tally.dealt_anew(generator(0, "shares at random"))
+    return label_distribution.dealt_anew(generator(0, "shares at random"))
 
 
-def share_table(tally: Tally, devices: Mapping[str, Indices], title: str) -> Table:
+def share_table(label_distribution: LabelDistribution, devices: Mapping[str, Indices], title: str) -> Table:
     """`share_rows` for a terminal of 80 columns."""
     table = Table(title=title, box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.add_column("", no_wrap=True)
-    named = bool(tally.class_names)
+    named = bool(label_distribution.class_names)
     for heading in (
         "clients",
         "empty",
@@ -136,7 +142,7 @@ def share_table(tally: Tally, devices: Mapping[str, Indices], title: str) -> Tab
         *(("classes", "unlike", "chance") if named else ()),
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    for position, row in enumerate(share_rows(tally, devices)):
+    for position, row in enumerate(share_rows(label_distribution, devices)):
         cells = [
             f"{row.clients:,}",
             f"{row.empty:,}",

@@ -102,8 +102,8 @@ def _target_words(rows: Rows, loading: Loading) -> Columns:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A row of `KINDS`. `columns`: the column of every role that it needs, unless the task names another; `metrics`: default first."""
+class TaskType:
+    """A row of `TASK_TYPES`. `columns`: the column of every role that it needs, unless the task names another; `metrics`: default first."""
 
     head: str
     columns: Mapping[str, str]
@@ -115,26 +115,26 @@ class Kind:
 _TEXT = {"text": "text", "label": "label"}
 _OPTIONAL = ("text_pair", "group")
 _OF_CLASSES = ("accuracy", "f1", "matthews")
-KINDS: dict[str, Kind] = {
-    "text_classification": Kind(
+TASK_TYPES: dict[str, TaskType] = {
+    "text_classification": TaskType(
         head="sequence_classification", columns=_TEXT, read=_text_classes, metrics=_OF_CLASSES, optional=_OPTIONAL
     ),
-    "text_regression": Kind(
+    "text_regression": TaskType(
         head="sequence_classification", columns=_TEXT, read=_text_numbers, metrics=("pearson",), optional=_OPTIONAL
     ),
-    "image_classification": Kind(
+    "image_classification": TaskType(
         head="image_classification", columns={"image": "image", "label": "label"}, read=_image_classes, metrics=_OF_CLASSES
     ),
-    "question_answering": Kind(
+    "question_answering": TaskType(
         head="question_answering",
         columns={name: name for name in ("question", "context", "answers")},
         read=_answers,
         metrics=("span_f1", "exact_match"),
     ),
-    "language_modelling": Kind(
+    "language_modelling": TaskType(
         head="causal_language_modelling", columns={"text": "text"}, read=_next_words, metrics=("perplexity",)
     ),
-    "sequence_to_sequence": Kind(
+    "sequence_to_sequence": TaskType(
         head="sequence_to_sequence", columns={"source": "source", "target": "target"}, read=_target_words, metrics=("perplexity",)
     ),
 }

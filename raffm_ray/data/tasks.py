@@ -1,6 +1,6 @@
 """Tasks: a data set as arrays, split into what the server may see, what the clients own, and what nobody trains on.
 
-`KINDS` says how rows of a kind of task become a model's inputs; `TASKS` names data sets of such a kind, their columns and metric.
+`TASK_TYPES` says how rows of a kind of task become a model's inputs; `TASKS` names data sets of such a kind, their columns and metric.
 A task on data of one's own is a kind by its name, with `task.data` and `task.columns`.
 """
 
@@ -16,7 +16,7 @@ from raffm_ray.data.encoding import Columns, Pictures, Words, cached, chunks
 from raffm_ray.data.examples import Examples, Ragged, batch_length
 from raffm_ray.data.metrics import METRICS, Answers
 from raffm_ray.data.sources import Rows, class_names, divide, open_splits, split_of, told_parts
-from raffm_ray.data.task_types import KINDS, Kind, Loading, scorer
+from raffm_ray.data.task_types import TASK_TYPES, Loading, TaskType, scorer
 from raffm_ray.settings.experiment import TaskSettings
 
 
@@ -102,7 +102,7 @@ TASKS: dict[str, Recipe] = {
     "wnli": _glue("wnli", "sentence1", "sentence2", "accuracy"),
     "squad": Recipe("question_answering", "rajpurkar/squad", held_out="validation"),
     "cifar10": Recipe("image_classification", "uoft-cs/cifar10", columns={"image": "img"}, held_out="test"),
-    **{kind: Recipe(kind) for kind in KINDS},
+    **{kind: Recipe(kind) for kind in TASK_TYPES},
 }
 EMBEDDED = "digits"
 
@@ -114,12 +114,12 @@ def task_names() -> list[str]:
 
 def needs_words(name: str) -> bool:
     """Whether a task's examples are texts. Raises UserError for an unknown name."""
-    return name != EMBEDDED and KINDS[_recipe(name).kind].head != "image_classification"
+    return name != EMBEDDED and TASK_TYPES[_recipe(name).kind].head != "image_classification"
 
 
 def head_of(name: str) -> str:
     """The task head that a task needs. Raises UserError for an unknown name."""
-    return "image_classification" if name == EMBEDDED else KINDS[_recipe(name).kind].head
+    return "image_classification" if name == EMBEDDED else TASK_TYPES[_recipe(name).kind].head
 
 
 def _recipe(name: str) -> Recipe:
@@ -172,7 +172,7 @@ def load_task(
         _refuse_for_digits(settings)
         fraction = settings.held_out if isinstance(settings.held_out, float) else 0.25
         return digits(settings.public, fraction, rng, settings.validation)
-    kind = KINDS[recipe.kind]
+    kind = TASK_TYPES[recipe.kind]
     data, held_out = settings.data or recipe.data, settings.held_out
     if held_out is None:
         held_out = recipe.held_out or 0.25
@@ -241,7 +241,7 @@ def _refuse_for_digits(settings: TaskSettings) -> None:
         )
 
 
-def _columns(settings: TaskSettings, recipe: Recipe, kind: Kind) -> dict[str, str]:
+def _columns(settings: TaskSettings, recipe: Recipe, kind: TaskType) -> dict[str, str]:
     roles = [*kind.columns, *kind.optional]
     for role in settings.columns:
         if role not in roles:
@@ -249,7 +249,7 @@ def _columns(settings: TaskSettings, recipe: Recipe, kind: Kind) -> dict[str, st
     return {**kind.columns, **recipe.columns, **settings.columns}
 
 
-def _examples(rows: Rows, kind: Kind, loading: Loading) -> tuple[Examples, Columns]:
+def _examples(rows: Rows, kind: TaskType, loading: Loading) -> tuple[Examples, Columns]:
     """The rows as examples, and the columns that are not for the model."""
     form = loading.pictures if loading.words is None else loading.words.key
     key = [rows.key, kind.read.__name__, loading.columns, loading.classes, loading.first_target, loading.stride, form]
@@ -282,7 +282,7 @@ def labels_beyond_two(*parts: Examples) -> bool:
     return any(isinstance(part.labels, np.ndarray) and bool((part.labels > 1).any()) for part in parts)
 
 
-def _label_count(kind: Kind, name: str, classes: list[str] | None, parts: list[Examples]) -> int | None:
+def _label_count(kind: TaskType, name: str, classes: list[str] | None, parts: list[Examples]) -> int | None:
     if kind.head not in ("sequence_classification", "image_classification"):
         return None
     if name == "text_regression":

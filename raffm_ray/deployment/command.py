@@ -15,9 +15,9 @@ from raffm_ray.basics.formatting import human_bytes, standard_output
 from raffm_ray.data.metrics import shown
 from raffm_ray.deployment.deploy import LATENCY, check_forms, plan_for, write_models
 from raffm_ray.deployment.model_card import at_once
-from raffm_ray.deployment.model_folder import Forms
+from raffm_ray.deployment.model_folder import ExportFormats
 from raffm_ray.deployment.supernet import DESCRIBED, FILE, check_supernet
-from raffm_ray.deployment.trained_model import find
+from raffm_ray.deployment.trained_model import find_trained_model
 from raffm_ray.runs.recorder import check_output
 
 SHORT = {"torch": "PyTorch", "onnx": "ONNX", "int8": "int8"}
@@ -146,7 +146,7 @@ def command(words: Sequence[str], fresh: Any) -> int:
     for word in rest:
         if close := get_close_matches(word, FLAGS, 1, 0.8):
             raise UserError(f"{word}: unknown flag (did you mean {close[0]!r}?)")
-    forms = Forms(
+    formats = ExportFormats(
         onnx=onnx or comparing,
         int8=int8 or comparing,
         torch_export=exported,
@@ -161,19 +161,19 @@ def command(words: Sequence[str], fresh: Any) -> int:
         raise UserError("--sizes: says how small by itself; leave out --budget and --device")
     if comparing:
         sizes = sizes or SIZES
-    check_forms(forms, sizes=bool(sizes or budgets or device))
+    check_forms(formats, sizes=bool(sizes or budgets or device))
     asked = parse_sizes(sizes) if sizes else []
     folder = Path(out) if out else fresh(f"deployed-{Path(source).name}")
     check_output(folder)
     console = Console(stderr=True)
     with console.status(f"reading {source}"):
-        trained = find(source, rest)
+        trained = find_trained_model(source, rest)
     if elastic:
         check_supernet(trained)
     plans = {f"size-{size:g}": plan_for(trained, {"layer_params": size}) for size in asked}
     if budgets or device:
-        plans = {"": plan_for(trained, budgets, device, forms)}
-    told = write_models(trained, plans, folder, forms, console)
+        plans = {"": plan_for(trained, budgets, device, formats)}
+    told = write_models(trained, plans, folder, formats, console)
     if told:
         standard_output().print(table_of(told))
     if elastic:

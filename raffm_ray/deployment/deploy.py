@@ -8,23 +8,25 @@ from rich.console import Console
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, look_up
-from raffm_ray.basics.files import whole_folder
+from raffm_ray.basics.files import atomic_folder
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.deployment.exports import check_onnx
 from raffm_ray.deployment.inference import latencies, typical_inputs
 from raffm_ray.deployment.latency_search import within_latency
 from raffm_ray.deployment.model_card import supernet_card
-from raffm_ray.deployment.model_folder import Forms, answers_of, save_inputs, write_card, write_model
+from raffm_ray.deployment.model_folder import ExportFormats, answers_of, save_inputs, write_card, write_model
 from raffm_ray.deployment.supernet import check_supernet, open_supernet, write_supernet
-from raffm_ray.deployment.trained_model import Trained, find
+from raffm_ray.deployment.trained_model import TrainedModel, find_trained_model
 from raffm_ray.runs.recorder import check_output, write_json
 from raffm_ray.subnetworks.costs import Budget, budget_from, costs_of, positive
 
 LATENCY = "latency_ms"
 
 
-def plan_for(trained: Trained, budgets: Mapping[str, float], device: str | None = None, forms: Forms | None = None) -> Plan:
-    """The subnetwork that all budgets, and a device, allow; `latency_ms` is that of the last of `forms`. Raises UserError for an unknown kind or device, TooSmallError for too little."""
+def plan_for(
+    trained: TrainedModel, budgets: Mapping[str, float], device: str | None = None, formats: ExportFormats | None = None
+) -> Plan:
+    """The subnetwork that all budgets, and a device, allow; `latency_ms` is that of the last of `formats`. Raises UserError for an unknown kind or device, TooSmallError for too little."""
     setup = trained.prepared.setup
     limit_ms = positive(LATENCY, budgets[LATENCY]) if LATENCY in budgets else None
     limits = {kind: value for kind, value in budgets.items() if kind != LATENCY}
@@ -35,29 +37,29 @@ def plan_for(trained: Trained, budgets: Mapping[str, float], device: str | None 
         budget = budget.both(setup.budgets.get(device, Budget(memory_bytes=memory)))
     plan = trained.plan(budget)
     if limit_ms is not None:
-        fast = within_latency(trained, limit_ms, forms or Forms())
+        fast = within_latency(trained, limit_ms, formats or ExportFormats())
         plan = min(plan, fast, key=lambda one: costs_of(setup.architecture, one).params)
     return plan
 
 
-def check_forms(forms: Forms, sizes: bool) -> None:
+def check_forms(formats: ExportFormats, sizes: bool) -> None:
     """Raises UserError where forms cannot be made here, or are asked for without a size."""
-    if forms.onnx or forms.int8:
+    if formats.onnx or formats.int8:
         check_onnx()
     if sizes:
         return
-    if not forms.elastic:
+    if not formats.elastic:
         raise UserError(
             "deploy: how small? --budget KIND=VALUE, --device NAME, --sizes 0.75,0.5, or --elastic for all in one file"
         )
-    if forms.onnx or forms.int8 or forms.torch_export or forms.examples > 1:
+    if formats.onnx or formats.int8 or formats.torch_export or formats.examples > 1:
         raise UserError(
             "--elastic alone is one file of all sizes: --onnx, --int8, --torch-export and --examples need a --budget, --device or --sizes beside it"
         )
 
 
 def write_models(
-    trained: Trained, plans: Mapping[str, Plan], folder: Path, forms: Forms, console: Console
+    trained: TrainedModel, plans: Mapping[str, Plan], folder: Path, formats: ExportFormats, console: Console
 ) -> dict[str, dict[str, Any]]:
     """Writes every plan's model into `folder`/name, or into `folder` itself where the name is empty; returns what was measured by name.
 
@@ -65,14 +67,16 @@ def write_models(
     """
     check_output(folder)
     task = trained.prepared.task
-    if forms.examples > (most := len(task.held_out)):
-        raise UserError(f"--examples: times are taken of held-out examples, of which there are {most:,}, got {forms.examples:,}")
+    if formats.examples > (most := len(task.held_out)):
+        raise UserError(
+            f"--examples: times are taken of held-out examples, of which there are {most:,}, got {formats.examples:,}"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.with_name(f".{folder.name}.tmp").mkdir(exist_ok=True)  # as `whole_folder` does
+        folder.with_name(f".{folder.name}.tmp").mkdir(exist_ok=True)  # as `atomic_folder` does
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be made: {error.strerror}") from None
-    with one_thread(), whole_folder(folder) as place:
+    with one_thread(), atomic_folder(folder) as place:
         told: dict[str, dict[str, Any]] = {}
         for name, plan in plans.items():
             console.print(
@@ -80,12 +84,12 @@ def write_models(
                 highlight=False,
             )
             (place / name).mkdir(exist_ok=True)
-            told[name] = write_model(trained, plan, place / name, forms)
+            told[name] = write_model(trained, plan, place / name, formats)
         if told:
-            _take_times(trained, told, place, forms, console)
+            _take_times(trained, told, place, formats, console)
             if set(plans) != {""}:
                 write_json(place / "sizes.json", told)
-        if forms.elastic:
+        if formats.elastic:
             write_supernet(trained, place)
             save_inputs(trained, place)
             with (place / "README.md").open("a", encoding="utf-8") as file:  # after the card of a size that lies beside it
@@ -93,13 +97,15 @@ def write_models(
     return told
 
 
-def _take_times(trained: Trained, told: dict[str, dict[str, Any]], place: Path, forms: Forms, console: Console) -> None:
+def _take_times(
+    trained: TrainedModel, told: dict[str, dict[str, Any]], place: Path, formats: ExportFormats, console: Console
+) -> None:
     """Takes the times of all that was written, and writes the cards."""
     console.print("taking times", highlight=False)
     task = trained.prepared.task
     answers = {(name, form): answer for name in told for form, answer in answers_of(place / name, task.head).items()}
     named = {f"{name}\n{form}": answer for (name, form), answer in answers.items()}
-    for key, (median, late) in latencies(named, typical_inputs(task, forms.examples)).items():
+    for key, (median, late) in latencies(named, typical_inputs(task, formats.examples)).items():
         name, form = key.split("\n")
         told[name]["forms"][form] |= {"median_ms": median, "p95_ms": late}
     for name, one in told.items():
@@ -112,21 +118,21 @@ def deploy(
     budgets: Mapping[str, float] | None = None,
     device: str | None = None,
     flags: Sequence[str] = (),
-    forms: Forms | None = None,
+    formats: ExportFormats | None = None,
 ) -> dict[str, Any]:
     """Writes the subnetwork of a finished run, or of a checkpoint, that fits; returns what was measured of it.
 
     `budgets`: such as {"params": 0.5}, by the kinds of `costs.budget_from` or `latency_ms`; `device`: a device class or profile; `flags`:
-    settings for a checkpoint, as on the command line; `forms`: what is written beside the weights, such as `Forms(onnx=True)`. With
-    `Forms(elastic=True)` neither need be said, and then nothing is measured. Raises UserError for whatever cannot work.
+    settings for a checkpoint, as on the command line; `formats`: what is written beside the weights, such as `ExportFormats(onnx=True)`. With
+    `ExportFormats(elastic=True)` neither need be said, and then nothing is measured. Raises UserError for whatever cannot work.
     """
-    forms, console = forms or Forms(), Console(stderr=True, quiet=True)
+    formats, console = formats or ExportFormats(), Console(stderr=True, quiet=True)
     if budgets is not None and not isinstance(budgets, Mapping):
         raise UserError(f"budgets: expected a mapping such as {{'params': 0.5}}, got {budgets!r}")
-    check_forms(forms, sizes=bool(budgets or device))
+    check_forms(formats, sizes=bool(budgets or device))
     check_output(Path(folder))
-    trained = find(str(source), flags)
-    if forms.elastic:
+    trained = find_trained_model(str(source), flags)
+    if formats.elastic:
         check_supernet(trained)
-    plans = {"": plan_for(trained, budgets or {}, device, forms)} if budgets or device else {}
-    return write_models(trained, plans, Path(folder), forms, console).get("", {})
+    plans = {"": plan_for(trained, budgets or {}, device, formats)} if budgets or device else {}
+    return write_models(trained, plans, Path(folder), formats, console).get("", {})

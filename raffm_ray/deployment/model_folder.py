@@ -26,7 +26,7 @@ from raffm_ray.deployment.exports import (
 )
 from raffm_ray.deployment.inference import Answer, metric_of, torch_answer
 from raffm_ray.deployment.model_card import card
-from raffm_ray.deployment.trained_model import Trained
+from raffm_ray.deployment.trained_model import TrainedModel
 from raffm_ray.models.architecture import Architecture, build
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.runs.recorder import write_json
@@ -38,7 +38,7 @@ CLIP, TEMPERATURE = 1.0, 2.0
 
 
 @dataclass(frozen=True)
-class Forms:
+class ExportFormats:
     """What is written beside the weights. `tune`: steps of training on the public part before that, none by default, on its labels or
     (`distill`) on what the full model answers; `elastic`: one file of all sizes (elastic.py); `examples`: how many are answered at once where
     times are taken. Raises UserError for numbers that are none, and for forms that cannot be had together."""
@@ -66,7 +66,9 @@ class Forms:
         return "int8" if self.int8 else "onnx" if self.onnx else "torch"
 
 
-def tuned(trained: Trained, plan: Plan, tensors: Mapping[str, Tensor], steps: int, distill: bool = False) -> dict[str, Tensor]:
+def tuned(
+    trained: TrainedModel, plan: Plan, tensors: Mapping[str, Tensor], steps: int, distill: bool = False
+) -> dict[str, Tensor]:
     """A subnetwork after so many steps on the public part, with the clients' optimizer, batch size and learning rate, which falls to 0.
 
     `distill`: on what the full model answers (Hinton et al. 2015, section 2) instead of the labels.
@@ -97,13 +99,13 @@ def tuned(trained: Trained, plan: Plan, tensors: Mapping[str, Tensor], steps: in
     return {name: values.detach() for name, values in module.named_parameters()}
 
 
-def _widths(trained: Trained, plan: Plan) -> dict[str, int]:
+def _widths(trained: TrainedModel, plan: Plan) -> dict[str, int]:
     """What every axis that is cut keeps."""
     kept = kept_of(trained.prepared.setup.architecture, plan)
     return {name: one if isinstance(one, int) else int(np.asarray(one).shape[-1]) for name, one in kept.items()}
 
 
-def write_model(trained: Trained, plan: Plan, folder: Path, forms: Forms) -> dict[str, Any]:
+def write_model(trained: TrainedModel, plan: Plan, folder: Path, formats: ExportFormats) -> dict[str, Any]:
     """Writes a subnetwork into an empty folder and returns what is measured of it: all but what takes time, which is done side by side.
 
     Raises UserError where an export cannot be made or does not answer as torch does.
@@ -121,28 +123,28 @@ def write_model(trained: Trained, plan: Plan, folder: Path, forms: Forms) -> dic
         "metric_name": task.metric,
         "widths": _widths(trained, plan),
         "forms": {},
-        "timed_examples": forms.examples,
+        "timed_examples": formats.examples,
     }
     if costs.params < trained.least_params:
         told["least_trained"] = trained.least_params
-    if forms.tune:
+    if formats.tune:
         before = build(architecture, {name: values.clone() for name, values in tensors.items()}, plan).eval()
         told["before_tuning"] = metric_of(torch_answer(before), task, experiment.evaluation.batch_size)
-        told |= {"tuning_steps": forms.tune, "tuned_on": "the full model's answers" if forms.distill else "labels"}
-        tensors = tuned(trained, plan, tensors, forms.tune, forms.distill)
+        told |= {"tuning_steps": formats.tune, "tuned_on": "the full model's answers" if formats.distill else "labels"}
+        tensors = tuned(trained, plan, tensors, formats.tune, formats.distill)
     told["plain"] = save_standalone(folder, architecture, plan, tensors)
     save_inputs(trained, folder)
     shown = {name: values for name, values in task.held_out.batch(slice(0, 2)).items() if name != "labels"}
-    write_onnx(folder, task.head, shown, forms)
+    write_onnx(folder, task.head, shown, formats)
     told |= {"inputs": _inputs(architecture, shown), "outputs": list(outputs_of(task.head))}
-    if forms.torch_export:
+    if formats.torch_export:
         export_torch(load_standalone(folder, task.head), shown, task.head, folder / PROGRAM)
         told["program"] = PROGRAM
     for form, answer in answers_of(folder, task.head).items():
         file = folder / FILES[form]
         metric = metric_of(answer, task, experiment.evaluation.batch_size)
         told["forms"][form] = {"file": file.name, "bytes": file.stat().st_size, "metric": metric}
-    if forms.onnx or forms.int8:
+    if formats.onnx or formats.int8:
         both = answers_of(folder, task.head)
         apart = largest_difference(both["torch"], both["onnx"], shown, task.head)
         if not apart <= TOLERANCE:
@@ -151,11 +153,11 @@ def write_model(trained: Trained, plan: Plan, folder: Path, forms: Forms) -> dic
     return told
 
 
-def write_onnx(folder: Path, head: str, shown: Mapping[str, Tensor], forms: Forms) -> None:
+def write_onnx(folder: Path, head: str, shown: Mapping[str, Tensor], formats: ExportFormats) -> None:
     """Writes the ONNX files that are asked for beside a model; `shown`: inputs of two examples at least."""
-    if forms.onnx or forms.int8:
+    if formats.onnx or formats.int8:
         export_onnx(load_standalone(folder, head), shown, head, folder / FILES["onnx"])
-    if forms.int8:
+    if formats.int8:
         quantize(folder / FILES["onnx"], folder / FILES["int8"])
 
 
@@ -184,7 +186,7 @@ def answers_of(folder: Path, head: str) -> dict[str, Answer]:
     return found
 
 
-def save_inputs(trained: Trained, folder: Path) -> None:
+def save_inputs(trained: TrainedModel, folder: Path) -> None:
     """What turns texts or images into the model's inputs."""
     words, pictures = trained.prepared.foundation.words, trained.prepared.foundation.pictures
     if words is not None:
@@ -207,7 +209,7 @@ def save_inputs(trained: Trained, folder: Path) -> None:
         )
 
 
-def write_card(trained: Trained, told: Mapping[str, Any], folder: Path) -> None:
+def write_card(trained: TrainedModel, told: Mapping[str, Any], folder: Path) -> None:
     """Writes README.md and deployed.json."""
     (folder / "README.md").write_text(card(trained.origin, trained.prepared.setup.architecture, told), encoding="utf-8")
     write_json(folder / "deployed.json", dict(told))

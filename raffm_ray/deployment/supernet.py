@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from raffm_ray.axes.indexing import Axes, Dim, Plan, dim_axes
 from raffm_ray.basics.errors import UserError, in_short
-from raffm_ray.basics.files import write_whole
+from raffm_ray.basics.files import write_atomically
 from raffm_ray.deployment.partial_safetensors import Place, places, read
-from raffm_ray.deployment.trained_model import Trained
+from raffm_ray.deployment.trained_model import TrainedModel
 from raffm_ray.models.architecture import Architecture, architecture_of, parse_config
 from raffm_ray.server.strategies import ranked
 from raffm_ray.subnetworks.calibration import rankable
@@ -139,18 +139,18 @@ class Supernet:
             return load_standalone(Path(place), self.architecture.head), 4 * len(entries)
 
 
-def check_supernet(trained: Trained) -> None:
+def check_supernet(trained: TrainedModel) -> None:
     """Raises UserError where a run's plans are no prefixes of one list."""
     setup = trained.prepared.setup
     if setup.strategy.deploy is not ranked or setup.experiment.extraction.kind != "ranked_list":
         raise UserError(
             f"--elastic: strategy {setup.experiment.strategy.name!r} has no ranked list whose prefixes are its subnetworks"
         )
-    if setup.owned:
+    if setup.size_specific:
         raise UserError("--elastic: sizes have parameters of their own (strategy.own), which no prefix of one file can hold")
 
 
-def write_supernet(trained: Trained, folder: Path) -> Path:
+def write_supernet(trained: TrainedModel, folder: Path) -> Path:
     """Writes the file, and what describes the model beside it. Raises UserError as `check_supernet`."""
     check_supernet(trained)
     setup, state = trained.prepared.setup, trained.state
@@ -173,7 +173,7 @@ def write_supernet(trained: Trained, folder: Path) -> Path:
         "floors": floors,
         "units": units,
     }
-    write_whole(folder / DESCRIBED, json.dumps(described).encode())
+    write_atomically(folder / DESCRIBED, json.dumps(described).encode())
     (folder / FILE).chmod((folder / DESCRIBED).stat().st_mode)  # the library lets nobody else read what it writes
     return folder / FILE
 

@@ -45,7 +45,7 @@ ANY_TASK: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A model that subnetworks are cut from. `origin`: what it came from, in words; `least_params`: parameters of the smallest subnetwork that
     a device class was trained with, 0 where none was. Raises UserError for parameters that are not finite."""
 
@@ -69,7 +69,7 @@ class Trained:
         """A plan's parameters, by name, its norms corrected and its own copies in place."""
         setup, state = self.prepared.setup, self.state
         (copy,) = copies(setup, state, [plan])
-        named = views(state.parameters, setup.architecture.shapes, setup.owned, copy)
+        named = views(state.parameters, setup.architecture.shapes, setup.size_specific, copy)
         layout = setup.architecture.layout
         cut = correct_norms(take_all(named, layout, plan), norm_factors(plan, layout, state.norms))
         return {name: values.clone() for name, values in cut.items()}
@@ -83,7 +83,7 @@ def _arrays(path: Path) -> dict[str, Tensor]:
     return arrays
 
 
-def of_run(folder: Path) -> Trained:
+def of_run(folder: Path) -> TrainedModel:
     """What a finished run left. Raises UserError for a folder that is none, and for files that are damaged or of another model."""
     experiment = experiment_in(folder)
     if not (folder / SUMMARY).is_file():
@@ -105,7 +105,7 @@ def of_run(folder: Path) -> Trained:
     if (own := final / "own.safetensors").is_file():
         state = _with_own(prepared, state, _arrays(own))
     least = min(costs_of(architecture, plan).params for plan in class_plans(prepared.setup, state).values())
-    return Trained(
+    return TrainedModel(
         prepared, state, f"the run {experiment.name!r} ({summary['rounds']} rounds, {summary['clients']} clients)", least
     )
 
@@ -113,15 +113,15 @@ def of_run(folder: Path) -> Trained:
 def _with_own(prepared: Prepared, state: ServerState, own: dict[str, Tensor]) -> ServerState:
     """The state with the copies that sizes have of their own parameters."""
     setup = prepared.setup
-    flat = with_copies(state.parameters, setup.architecture, setup.owned, len(setup.budgets)).clone()
+    flat = with_copies(state.parameters, setup.architecture, setup.size_specific, len(setup.budgets)).clone()
     state = replace(state, parameters=flat)
     plans = class_plans(setup, state)
     used = dict(zip(plans, copies(setup, state, list(plans.values())), strict=True))
     for key, values in own.items():
         device, _, name = key.partition("/")
-        if device not in used or name not in setup.owned:
+        if device not in used or name not in setup.size_specific:
             raise UserError(f"checkpoints/final/own.safetensors: {key} is not of this run")
-        views(flat, setup.architecture.shapes, setup.owned, used[device])[name].copy_(values)
+        views(flat, setup.architecture.shapes, setup.size_specific, used[device])[name].copy_(values)
     return state
 
 
@@ -134,7 +134,7 @@ def _what_it_is(folder: Path) -> str:
     return f"; it is a part of the run {runs[0]}" if runs else ""
 
 
-def of_checkpoint(place: str, flags: Sequence[str]) -> Trained:
+def of_checkpoint(place: str, flags: Sequence[str]) -> TrainedModel:
     """A transformers checkpoint, brought into the basis in which its parts can best be told apart and ranked on the public part of the task
     that `flags` name. Raises UserError where it or its data cannot be used."""
     if not any(flag.split("=")[0] in DATA for flag in flags):
@@ -152,7 +152,9 @@ def of_checkpoint(place: str, flags: Sequence[str]) -> Trained:
     state = new_state(starting_parameters(prepared, lambda *_: None, lambda _: None))
     statistic = METRICS[settings.salience.metric].statistic
     state = rank_again(prepared.setup, state, public_statistics(prepared, state, statistic or "square"))
-    return Trained(prepared, state, f"{Path(place).name}, ranked on {len(prepared.task.public)} examples of {settings.task.name}")
+    return TrainedModel(
+        prepared, state, f"{Path(place).name}, ranked on {len(prepared.task.public)} examples of {settings.task.name}"
+    )
 
 
 def _is_subnetwork(folder: Path) -> bool:
@@ -163,7 +165,7 @@ def _is_subnetwork(folder: Path) -> bool:
     return isinstance(described, dict) and described.get("model_type") == MODEL_TYPE
 
 
-def find(source: str, flags: Sequence[str]) -> Trained:
+def find_trained_model(source: str, flags: Sequence[str]) -> TrainedModel:
     """A run's folder, or a checkpoint. Raises UserError as `of_run` and `of_checkpoint`."""
     folder = Path(source).expanduser()
     if not folder.is_dir() and source not in PACKAGED and (folder.parent.is_dir() or source.count("/") != 1):

@@ -7,16 +7,16 @@ from raffm_ray.devices.profiles import Device
 from raffm_ray.subnetworks.costs import Costs
 
 
-class Work(NamedTuple):
+class Workload(NamedTuple):
     """What is computed: floating-point operations, bytes read from and written to main memory, operators started (see `Costs`)."""
 
     flops: float = 0.0
     traffic_bytes: float = 0.0
     dispatches: float = 0.0
 
-    def plus(self, other: "Work") -> "Work":
+    def plus(self, other: "Workload") -> "Workload":
         """Both, one after the other."""
-        return Work(self.flops + other.flops, self.traffic_bytes + other.traffic_bytes, self.dispatches + other.dispatches)
+        return Workload(self.flops + other.flops, self.traffic_bytes + other.traffic_bytes, self.dispatches + other.dispatches)
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ class DeviceCost:
         )
 
 
-def training_work(costs: Costs, examples: float, batch_size: float) -> Work:
+def training_work(costs: Costs, examples: float, batch_size: float) -> Workload:
     """The work of training a plan on `examples` in steps of `batch_size` on average: FLOPs are exact, the rest is `Costs`' estimate."""
     steps = examples / batch_size
     traffic = costs.example_traffic_bytes * examples + costs.step_traffic_bytes * steps
-    return Work(costs.training_flops * examples, traffic, costs.tensors * steps)
+    return Workload(costs.training_flops * examples, traffic, costs.tensors * steps)
 
 
-def compute_seconds(device: Device, work: Work) -> float:
+def compute_seconds(device: Device, work: Workload) -> float:
     """Estimate by the roofline (Williams et al. 2009): the longer of computing and moving to and from memory, which overlap:
 
     max(c, m) + (1 - overlap) x min(c, m) + dispatches x dispatch seconds, c = FLOPs / (sustained x FLOP/s), m = bytes / (sustained x memory bytes/s).
@@ -97,7 +97,7 @@ def transfer_seconds(device: Device, moved_bytes: float, bytes_per_second: float
     return device.latency_seconds + moved_bytes / (bytes_per_second * device.sustained) if moved_bytes else 0.0
 
 
-def device_cost(device: Device, work: Work, bytes_down: int, bytes_up: int) -> DeviceCost:
+def device_cost(device: Device, work: Workload, bytes_down: int, bytes_up: int) -> DeviceCost:
     """What one client's round costs: it downloads, computes, uploads, one after the other.
 
     Joules are an estimate: rated power x computing seconds, as Qiu et al. 2023 (A first look into the carbon footprint of federated

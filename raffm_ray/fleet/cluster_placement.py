@@ -13,9 +13,9 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.formatting import human_bytes, human_seconds
 from raffm_ray.devices.profiles import Device
 from raffm_ray.fleet.cluster_description import Cluster, NodeGroup
-from raffm_ray.fleet.time_prediction import RoundSeconds, Seat, round_seconds
+from raffm_ray.fleet.time_prediction import RoundSeconds, WorkerSlot, round_seconds
 from raffm_ray.pool.gpu_sharing import workers_a_gpu
-from raffm_ray.pool.worker_groups import Team, check_room, room, teams_of
+from raffm_ray.pool.worker_groups import WorkerGroup, capacity, check_capacity, worker_groups_of
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.server.rounds import begin_round
 from raffm_ray.server.state import ServerState
@@ -31,9 +31,9 @@ class Placement:
     estimate, 0 where it was not asked for."""
 
     cluster: Cluster
-    teams: Sequence[Team]
+    worker_groups: Sequence[WorkerGroup]
     by_class: dict[str, int]
-    seats: Sequence[Seat]
+    seats: Sequence[WorkerSlot]
     kinds: Sequence[int]
     need_bytes: int
 
@@ -75,28 +75,32 @@ def placed(prepared: Prepared, cluster: Cluster) -> Placement:
     """The workers that the settings ask for, on the described nodes in their order. Raises UserError where there is no room for them."""
     settings = prepared.setup.experiment.pool
     need_bytes = prepared.runner().gpu_bytes
-    teams, by_class = teams_of(settings, share_of(settings, cluster, need_bytes))
+    worker_groups, by_class = worker_groups_of(settings, share_of(settings, cluster, need_bytes))
     kinds = [kind for kind, group in enumerate(cluster.groups) for _ in range(group.count)]
     nodes = [_node(cluster.groups[kind]) for kind in kinds]
-    check_room(teams, room(teams, nodes), nodes, False)
+    check_capacity(worker_groups, capacity(worker_groups, nodes), nodes, False)
     devices = {
-        (kind, team.share): worker_device(cluster, group, team.share)
+        (kind, worker_group.share): worker_device(cluster, group, worker_group.share)
         for kind, group in enumerate(cluster.groups)
-        for team in teams
+        for worker_group in worker_groups
     }
-    seats, of_kind = list[Seat](), list[int]()
+    seats, of_kind = list[WorkerSlot](), list[int]()
     left = [dict(node["Resources"]) for node in nodes]
-    for number in [*range(1, len(teams)), 0]:
-        team, wanted = teams[number], teams[number].workers or inf
-        resource, each = team.need
+    for number in [*range(1, len(worker_groups)), 0]:
+        worker_group, wanted = worker_groups[number], worker_groups[number].workers or inf
+        resource, each = worker_group.need
         for node, kind in enumerate(kinds):
-            here = room([replace(team, workers=None)], [nodes[node] | {"Resources": left[node]}])[0]
+            here = capacity([replace(worker_group, workers=None)], [nodes[node] | {"Resources": left[node]}])[0]
             here = int(min(here, wanted))
             left[node][resource] -= here * each
             wanted -= here
-            seats += [Seat(node, devices[kind, team.share], cluster.groups[kind].network_bytes_per_second, number)] * here
+            seats += [
+                WorkerSlot(node, devices[kind, worker_group.share], cluster.groups[kind].network_bytes_per_second, number)
+            ] * here
             of_kind += [kind] * here
-    return Placement(cluster=cluster, teams=teams, by_class=by_class, seats=seats, kinds=of_kind, need_bytes=need_bytes)
+    return Placement(
+        cluster=cluster, worker_groups=worker_groups, by_class=by_class, seats=seats, kinds=of_kind, need_bytes=need_bytes
+    )
 
 
 def predicted(prepared: Prepared, state: ServerState, placement: Placement, rounds: int = ROUNDS) -> list[RoundSeconds]:
@@ -116,15 +120,15 @@ def placement_table(placement: Placement, rounds: Sequence[RoundSeconds], table:
     for heading in ("a GPU", "workers", "blocks a round", "at work"):
         table.add_column(heading, justify="right", no_wrap=True)
     for kind, group in enumerate(placement.cluster.groups):
-        for number, team in enumerate(placement.teams):
-            mine = [at for at, seat in enumerate(placement.seats) if placement.kinds[at] == kind and seat.team == number]
+        for number, worker_group in enumerate(placement.worker_groups):
+            mine = [at for at, seat in enumerate(placement.seats) if placement.kinds[at] == kind and seat.worker_group == number]
             if not mine:
                 continue
-            hardware = f"{group.gpus} x {group.gpu}" if team.share else f"{group.cpus} cores of {group.cpu}"
+            hardware = f"{group.gpus} x {group.gpu}" if worker_group.share else f"{group.cpus} cores of {group.cpu}"
             classes = [name for name, one in placement.by_class.items() if one == number]
             blocks = mean(sum(one.blocks[at] for at in mine) / len(mine) for one in rounds)
             busy = mean(sum(one.busy[at] for at in mine) / len(mine) / one.seconds for one in rounds)
-            a_gpu = f"{round(1 / team.share)}" if 0 < team.share < 1 else "1" if team.share else "-"
+            a_gpu = f"{round(1 / worker_group.share)}" if 0 < worker_group.share < 1 else "1" if worker_group.share else "-"
             whose = ", ".join(classes) if classes else "all others" if placement.by_class else "all clients"
             table.add_row(f"{group.count}", hardware, whose, a_gpu, f"{len(mine)}", f"{blocks:.1f}", f"{busy:.0%}")
     return table
@@ -139,7 +143,7 @@ def notes(placement: Placement, rounds: Sequence[RoundSeconds], total: int) -> T
     lines = [f"{human_seconds(whole)} a round* ({parts}), {total} rounds without evaluations in {human_seconds(whole * total)}"]
     if placement.need_bytes:
         lines.append(f"a worker takes {human_bytes(placement.need_bytes)} of its GPU, by estimate")
-    if placement.cluster.gpus and not any(team.share for team in placement.teams):
+    if placement.cluster.gpus and not any(worker_group.share for worker_group in placement.worker_groups):
         lines.append("its GPUs are not used: --pool.gpus_per_worker auto would")
     lines.append("at work: of the round; * predicted from the profiles of this hardware and the run's own blocks, not measured")
     return Text("\n".join(lines), style="italic")

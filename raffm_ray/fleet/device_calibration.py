@@ -22,7 +22,7 @@ from raffm_ray.fleet.reference_models import REFERENCES, Row, driver, fitted, ot
 from raffm_ray.models.architecture import Architecture, build
 from raffm_ray.models.freezing import for_training
 from raffm_ray.models.objectives import OBJECTIVES
-from raffm_ray.pool.worker import keep_memory
+from raffm_ray.pool.worker import keep_freed_memory
 from raffm_ray.settings.experiment import LocalSettings
 
 STEPS = 4
@@ -64,7 +64,7 @@ def measure(
     beside = (os.cpu_count() or 1) - 1 if others is None else others
     with one_thread(), torch.random.fork_rng(devices=[]):
         progress("training reference models")
-        keep_memory()
+        keep_freed_memory()
         with others_busy(beside):
             blocks = list(references(rows))
             taken = seconds_in_turns([block for _, block in blocks], seconds)

@@ -17,7 +17,7 @@ from raffm_ray.server.state import ServerState, Setup, class_plans, new_state, v
 from raffm_ray.server.workload import expected_work
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.costs import Budget, Costs
-from raffm_ray.subnetworks.extraction import KINDS, kind_of
+from raffm_ray.subnetworks.extraction import AXIS_KINDS, kind_of
 from raffm_ray.subnetworks.salience import METRICS
 
 STAND_IN = "l1"
@@ -109,7 +109,7 @@ def widths(architecture: Architecture, plan: Plan) -> dict[str, str]:
     kept: dict[str, list[int]] = {}
     for name in layout.axes:
         dropped = len(owners[name]) == 1 and not is_kept(layers[name], plan)
-        if not dropped and (name in layout.layer_axes or kind_of(name) in KINDS):
+        if not dropped and (name in layout.layer_axes or kind_of(name) in AXIS_KINDS):
             kept.setdefault(kind_of(name), []).append(kept_size(name, layout.axes, plan))
     return {kind: in_runs(sizes) for kind, sizes in kept.items()}
 

@@ -25,10 +25,10 @@ from raffm_ray.benchmarks.rounds import starting_flat
 from raffm_ray.benchmarks.subnetworks import plan_of_fraction
 from raffm_ray.benchmarks.synthetic_data import MINILM, synthetic, vit
 from raffm_ray.clients.local_training import one_thread
-from raffm_ray.clients.messages import Job, Package
+from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.devices.profiles import LEAST, Host
 from raffm_ray.fleet.time_prediction import BlockWork, block_work
-from raffm_ray.pool.worker import keep_memory
+from raffm_ray.pool.worker import keep_freed_memory
 from raffm_ray.pool.worker_pool import open_pool
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs.loop import train
@@ -81,7 +81,7 @@ def references(rows: Sequence[Row]) -> Iterator[tuple[BlockWork, Callable[[], ob
             runner, flat = prepared.runner(), starting_flat(prepared).numpy()
             local = prepared.setup.experiment.local
             for fraction in fractions:
-                package = Package(
+                context = RoundContext(
                     seed=0,
                     round=1,
                     plans=(plan_of_fraction(prepared, fraction),),
@@ -91,10 +91,12 @@ def references(rows: Sequence[Row]) -> Iterator[tuple[BlockWork, Callable[[], ob
                 )
                 jobs = [Job(client, 0) for client in range(clients)]
 
-                def block(package: Package = package, jobs: Sequence[Job] = jobs, runner: Any = runner, flat: Any = flat) -> None:
-                    runner.block(package, flat, jobs)
+                def block(
+                    context: RoundContext = context, jobs: Sequence[Job] = jobs, runner: Any = runner, flat: Any = flat
+                ) -> None:
+                    runner.block(context, flat, jobs)
 
-                yield block_work(prepared.setup, package, jobs), block
+                yield block_work(prepared.setup, context, jobs), block
 
 
 def seconds_in_turns(actions: Sequence[Callable[[], object]], seconds: float, least: int = 3) -> list[float]:
@@ -138,13 +140,13 @@ def fitted(measured: Sequence[tuple[BlockWork, float]]) -> Rates:
 def keep_busy() -> None:
     """Trains a reference model until this process is ended; says so once it is at it."""
     config, kind, batch_size, *_ = REFERENCES[-2]
-    keep_memory()
+    keep_freed_memory()
     prepared = prepared_reference(config, kind, batch_size, 1)
     runner, flat, local = prepared.runner(), starting_flat(prepared).numpy(), prepared.setup.experiment.local
     with one_thread():
         while True:
             runner.block(
-                Package(seed=0, round=1, plans=(Plan(),), local=local, learning_rate=local.learning_rate), flat, [Job(0, 0)]
+                RoundContext(seed=0, round=1, plans=(Plan(),), local=local, learning_rate=local.learning_rate), flat, [Job(0, 0)]
             )
             print("busy", flush=True)
 

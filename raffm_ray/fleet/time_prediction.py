@@ -10,13 +10,13 @@ import numpy as np
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.seeding import generator
-from raffm_ray.clients.client_runner import groups
-from raffm_ray.clients.messages import Job, Package
+from raffm_ray.clients.client_runner import stacking_groups
+from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.clients.stacked_training import Member, passes_of
 from raffm_ray.devices.profiles import Device, Host
-from raffm_ray.devices.round_costs import Work, compute_seconds
-from raffm_ray.pool.dispatch import ends
-from raffm_ray.pool.worker_groups import team_of
+from raffm_ray.devices.round_costs import Workload, compute_seconds
+from raffm_ray.pool.dispatch import completion_times
+from raffm_ray.pool.worker_groups import worker_group_of
 from raffm_ray.server.round_schedule import planned_work
 from raffm_ray.server.state import Round, Setup
 from raffm_ray.server.workload import block_costs, reported_work
@@ -35,20 +35,20 @@ a smaller plan takes them twice: to cut it, and to read the client's own entries
 class BlockWork(NamedTuple):
     """A block's work: of clients trained one by one, and `stacked` dispatches of those trained at once, whose other work is in `work`."""
 
-    work: Work
+    work: Workload
     stacked: float = 0.0
 
 
-def _passes(setup: Setup, package: Package, plan: int, group: Sequence[Job]) -> tuple[Work, int]:
+def _passes(setup: Setup, context: RoundContext, plan: int, group: Sequence[Job]) -> tuple[Workload, int]:
     """The work of training a group of clients at once, or one alone, and its steps with the optimizer's; the same draws as in training.
 
     In a stack a shorter batch is filled up, and who is done goes on computing, as `stacking.train_stack` does.
     """
-    reports = [planned_work(setup, package, job) for job in group]
-    size = package.local.batch_size
-    rngs = [generator(package.seed, "prefixes", package.round, job.client) for job in group]
+    reports = [planned_work(setup, context, job) for job in group]
+    size = context.local.batch_size
+    rngs = [generator(context.seed, "prefixes", context.round, job.client) for job in group]
     members = [Member(np.empty(0, dtype=np.int64), rng, rng) for rng in rngs]
-    first, total = group[0], Work()
+    first, total = group[0], Workload()
     for step in range(max(report.steps for report in reports)):
         sizes = [
             min(size, one.examples - step % ceil(one.examples / size) * size) if step < one.steps else None for one in reports
@@ -56,12 +56,12 @@ def _passes(setup: Setup, package: Package, plan: int, group: Sequence[Job]) -> 
         drawn = [None if count is None else np.empty(count, dtype=np.int64) for count in sizes]
         longest, active = max(count or 0 for count in sizes), sum(count is not None for count in sizes)
         for position, rows in passes_of(members, drawn, first.prefix, len(first.prefixes), step).items():
-            costs = setup.costs(package.plans[plan if position is None else first.prefixes[position]])
+            costs = setup.costs(context.plans[plan if position is None else first.prefixes[position]])
             clients = len(group) if position is None and len(rows) == active else len(rows)
             moves = 0 if position is None else 2
             moved = moves * CUT * costs.bytes
             total = total.plus(
-                Work(
+                Workload(
                     clients * longest * costs.training_flops,
                     clients * (longest * costs.example_traffic_bytes + costs.step_traffic_bytes + moved),
                     (1 + moves * MOVED) * costs.tensors,
@@ -70,23 +70,23 @@ def _passes(setup: Setup, package: Package, plan: int, group: Sequence[Job]) -> 
     return total, len(group)
 
 
-def block_work(setup: Setup, package: Package, jobs: Sequence[Job]) -> BlockWork:
+def block_work(setup: Setup, context: RoundContext, jobs: Sequence[Job]) -> BlockWork:
     """All that a worker does for a block: cutting, training, calibrating, summing."""
     full = setup.costs(Plan())
-    alone, stacked = Work(traffic_bytes=SUM * full.bytes), 0.0
-    for plan, group in groups(jobs, package.stack):
+    alone, stacked = Workload(traffic_bytes=SUM * full.bytes), 0.0
+    for plan, group in stacking_groups(jobs, context.stack):
         if plan is not None:
-            costs = setup.costs(package.plans[plan])
-            trained, clients = _passes(setup, package, plan, group)
+            costs = setup.costs(context.plans[plan])
+            trained, clients = _passes(setup, context, plan, group)
             moved = clients * (CUT + CHANGE) * costs.bytes
             once = len(group) > 1
             stacked += trained.dispatches if once else 0.0
             started = MOVED * clients * costs.tensors + (0.0 if once else trained.dispatches)
-            alone = alone.plus(Work(trained.flops, trained.traffic_bytes + moved, started))
+            alone = alone.plus(Workload(trained.flops, trained.traffic_bytes + moved, started))
         for job in group:
             if job.calibrate:
-                report = replace(planned_work(setup, package, job), forward_backward=())
-                alone = alone.plus(reported_work(setup, package, report))
+                report = replace(planned_work(setup, context, job), forward_backward=())
+                alone = alone.plus(reported_work(setup, context, report))
     return BlockWork(alone, stacked)
 
 
@@ -97,13 +97,13 @@ def block_seconds(device: Device, block: BlockWork) -> float:
 
 
 @dataclass(frozen=True)
-class Seat:
+class WorkerSlot:
     """A worker: the number of its node, 0 the driver's, its rates, those of its node's link, and its team (see teams.py)."""
 
     node: int
     device: Device
     network_bytes_per_second: float
-    team: int = 0
+    worker_group: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,18 +126,18 @@ class RoundSeconds:
 
 
 def round_seconds(
-    setup: Setup, work: Round, seats: Sequence[Seat], driver: Device, by_class: Mapping[str, int] = MappingProxyType({})
+    setup: Setup, work: Round, seats: Sequence[WorkerSlot], driver: Device, by_class: Mapping[str, int] = MappingProxyType({})
 ) -> RoundSeconds:
-    """A round without evaluation: sending + training + server. `by_class`: device class -> its team, as `teams.teams_of` gives it.
+    """A round without evaluation: sending + training + server. `by_class`: device class -> its team, as `worker_groups.worker_groups_of` gives it.
 
     Sending: the parameters, B bytes, are copied to the object store, and go from the driver's node to every other one over its link (Hockney
-    1994, without latency): 2 B / M + (nodes - 1) B / network. Training: blocks last `block_seconds` and run in `dispatch.ends`' order;
+    1994, without latency): 2 B / M + (nodes - 1) B / network. Training: blocks last `block_seconds` and run in `dispatch.completion_times`' order;
     the driver takes their sums in block order, each when it is done and the one before is added: end <- max(end, done + moving) + 3 B / M.
     Server: `round_seconds` + B / `round_bytes_per_second` of its `host`, both measured by fleet calibrate. M: sustained memory bytes/s of the driver's core.
     """
     host, full = driver.host or Host(), setup.costs(Plan()).bytes
     memory = driver.memory_bytes_per_second * driver.sustained
-    blocks = [block_work(setup, work.package, block) for block in work.blocks]
+    blocks = [block_work(setup, work.context, block) for block in work.blocks]
     known: dict[tuple[int, int], float] = {}
 
     def seconds(block: int, seat: int) -> float:
@@ -146,8 +146,8 @@ def round_seconds(
             known[key] = block_seconds(seats[seat].device, blocks[block])
         return known[key]
 
-    teams = [team_of(("block", work.package, (block,)), setup.classes, by_class) for block in work.blocks]
-    done, where = ends(block_costs(setup, work), seconds, [seat.team for seat in seats], teams)
+    worker_groups = [worker_group_of(("block", work.context, (block,)), setup.classes, by_class) for block in work.blocks]
+    done, where = completion_times(block_costs(setup, work), seconds, [seat.worker_group for seat in seats], worker_groups)
     links = {seat.node: seat.network_bytes_per_second for seat in seats if seat.node}
     end = 0.0
     for when, seat in zip(done, where, strict=True):

@@ -28,7 +28,7 @@ from raffm_ray.basics.errors import UserError, in_short, near_miss, shortened
 from raffm_ray.models.attention import IMPLEMENTATIONS, fit_attention
 from raffm_ray.models.families import decoder, encoder, gpt2, rope, t5, vit
 from raffm_ray.models.modules import install, remove_layers, without_weights
-from raffm_ray.models.saved_activations import Saved
+from raffm_ray.models.saved_activations import SavedActivations
 
 Fit = Callable[[nn.Module, Attention, Plan, Layout], None]
 """Adapts a built attention module, described by a site of the layout, to a plan; it may not keep weights."""
@@ -47,7 +47,7 @@ class Family:
 
     layout: Callable[[PretrainedConfig, str], Layout]
     positions: Callable[[PretrainedConfig, int | None, int | None], Mapping[str, int]]
-    saved: Callable[[PretrainedConfig], Saved]
+    saved: Callable[[PretrainedConfig], SavedActivations]
     heads: tuple[str, ...]
     stock: Mapping[str, str]
     fit: Fit = fit_attention
@@ -107,7 +107,7 @@ class Architecture:
     layout: Layout
     shapes: Mapping[str, tuple[int, ...]]
     positions: Mapping[str, int]
-    saved: Saved
+    saved: SavedActivations
     fit: Fit
 
 

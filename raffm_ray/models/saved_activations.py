@@ -10,7 +10,7 @@ ACTIVATIONS = {"relu": 0, "gelu_new": 4}
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedActivations:
     """How often autograd keeps what.
 
     `residual`: residual streams per token and norm, what reads the norm included. `norm`: single numbers per token and norm. `ffn`:
@@ -26,7 +26,7 @@ class Saved:
     logits: int = 1
 
 
-def with_dropout(saved: Saved, hidden: float, attention: float, ffn: float = 0.0) -> Saved:
+def with_dropout(saved: SavedActivations, hidden: float, attention: float, ffn: float = 0.0) -> SavedActivations:
     """With masks, which a CPU keeps as floats, where probabilities are above 0: of the residual stream before every norm, of FFN widths (and what
     they leave); an attention that drops weights is not fused, and keeps the weights, their mask and what it leaves."""
     scores = max(saved.scores, 1) + 2 if attention else saved.scores

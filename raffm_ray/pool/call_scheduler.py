@@ -10,12 +10,12 @@ import ray
 
 from raffm_ray.basics.errors import ClientError, WorkerLostError
 from raffm_ray.basics.profiling import Profile
-from raffm_ray.clients.messages import Call, Progress, Result, described
+from raffm_ray.clients.messages import Call, Progress, Result, describe_call
 from raffm_ray.models.architecture import Architecture
-from raffm_ray.pool.call_timeout import Pace
-from raffm_ray.pool.dispatch import DEPTH, takes_another
-from raffm_ray.pool.gpu_sharing import HELP, NoRoomError, Turns, told
-from raffm_ray.pool.worker import NotBegunError
+from raffm_ray.pool.call_timeout import CallTimeout
+from raffm_ray.pool.dispatch import DEPTH, accepts_call
+from raffm_ray.pool.gpu_sharing import HELP, ExclusiveGpuQueue, GpuOutOfMemoryError, describe_out_of_memory
+from raffm_ray.pool.worker import NotStartedError
 
 READY_SECONDS = 180.0
 """How long workers may take to start before that is an error."""
@@ -25,7 +25,7 @@ class HungError(Exception):
     """A call took far longer than its cost predicts."""
 
 
-class _Flight(NamedTuple):
+class _InFlightCall(NamedTuple):
     """A call on its actor, and the promises of its results."""
 
     call: int
@@ -34,16 +34,16 @@ class _Flight(NamedTuple):
 
 
 @dataclass
-class Seat:
+class WorkerSlot:
     """An actor and its calls, which it works off in this order. `starting`: the promise of its place; `place`: where it is, None until it
-    has started, and no call goes to it before; `since`: when it began with its first call, or to start (`time.monotonic`); `team`: of its
+    has started, and no call goes to it before; `since`: when it began with its first call, or to start (`time.monotonic`); `worker_group`: of its
     pool's, which does only some of the calls."""
 
     actor: Any
     starting: Any
-    team: int = 0
+    worker_group: int = 0
     place: str | None = None
-    flying: deque[_Flight] = field(default_factory=deque)
+    in_flight: deque[_InFlightCall] = field(default_factory=deque)
     since: float = field(default_factory=monotonic)
 
     def started(self, place: str) -> None:
@@ -51,63 +51,63 @@ class Seat:
         self.place, self.since = place, monotonic()
 
 
-class Owner(Protocol):
+class SchedulerHost(Protocol):
     """What flights need of their pool."""
 
     attempts: int
     workers: int
     lost_workers: int
     profile: Profile
-    pace: Pace
+    call_timeout: CallTimeout
     architecture: Architecture
 
     def note(self, line: str, /) -> None:
         """Tells the user."""
 
-    def spawn(self, team: int, /) -> tuple[Any, Any]:
+    def spawn(self, worker_group: int, /) -> tuple[Any, Any]:
         """A new actor of a team, and the promise of its place."""
 
-    def team_of(self, call: Call, /) -> int:
+    def worker_group_of(self, call: Call, /) -> int:
         """Which team does a call."""
 
 
-class Flights:
+class CallScheduler:
     """The calls of one run."""
 
     def __init__(
         self,
-        pool: Owner,
-        seats: Sequence[Seat],
+        pool: SchedulerHost,
+        slots: Sequence[WorkerSlot],
         run: int,
         flat: Any,
         calls: Sequence[Call],
         costs: Sequence[float],
         progress: Progress,
     ) -> None:
-        self.pool, self.seats, self.run, self.flat, self.progress = pool, seats, run, flat, progress
+        self.pool, self.slots, self.run, self.flat, self.progress = pool, slots, run, flat, progress
         self.calls, self.costs = calls, costs
         number_of: dict[int, int] = {}
-        self.package_of = [number_of.setdefault(id(package), len(number_of)) for _, package, _ in calls]
-        self.packages = ray.put([calls[self.package_of.index(number)][1] for number in number_of.values()])
-        self.team_of = [pool.team_of(call) for call in calls]
-        self.waiting: dict[int, list[int]] = {seat.team: [] for seat in seats}
+        self.context_of = [number_of.setdefault(id(context), len(number_of)) for _, context, _ in calls]
+        self.contexts = ray.put([calls[self.context_of.index(number)][1] for number in number_of.values()])
+        self.worker_group_of = [pool.worker_group_of(call) for call in calls]
+        self.waiting: dict[int, list[int]] = {slot.worker_group: [] for slot in slots}
         for index in sorted(range(len(calls)), key=lambda index: (costs[index], -index)):
-            self.waiting[self.team_of[index]].append(index)
+            self.waiting[self.worker_group_of[index]].append(index)
         self.tries = [0] * len(calls)
         self.done: dict[int, tuple[Any, Any]] = {}
         self.told: set[int] = set()
         self.suspects: set[int] = set()
-        self.turns = Turns()
+        self.turns = ExclusiveGpuQueue()
         self.failed_starts = 0
-        for seat in seats:
-            seat.flying.clear()  # of a run that was abandoned: the actor ends it first
-            if seat.place is not None:
-                self.begin(seat)
+        for slot in slots:
+            slot.in_flight.clear()  # of a run that was abandoned: the actor ends it first
+            if slot.place is not None:
+                self.begin(slot)
         self.start()
 
-    def begin(self, seat: Seat) -> None:
+    def begin(self, slot: WorkerSlot) -> None:
         """Sends what all calls share."""
-        seat.actor.begin.remote(self.run, self.packages, self.flat)
+        slot.actor.begin.remote(self.run, self.contexts, self.flat)
 
     def start(self) -> None:
         """Gives every idle actor the costliest call that waits, and, while many wait, every actor its next ones.
@@ -115,84 +115,84 @@ class Flights:
         A call that was in flight when an actor died flies alone from then on, so that it is clear which one is to blame. One that found
         no room on its GPU runs there while no other does.
         """
-        seated = [seat for seat in self.seats if seat.place is not None]
+        started_slots = [slot for slot in self.slots if slot.place is not None]
         for gpu in self.turns.waiting():
-            beside = [seat for seat in seated if seat.place == gpu]
+            beside = [slot for slot in started_slots if slot.place == gpu]
             if not beside:
                 for index in self.turns.leave(gpu):
                     self.waits(index)
-            elif not any(seat.flying for seat in beside):
-                emptied = [seat.actor.make_room.remote() for seat in beside]
+            elif not any(slot.in_flight for slot in beside):
+                emptied = [slot.actor.release_gpu_memory.remote() for slot in beside]
                 ray.wait(emptied, num_returns=len(emptied))
                 self.send(beside[0], self.turns.begin(gpu), alone=True)
         closed = self.turns.closed()
-        seats = [seat for seat in seated if seat.place not in closed]
-        members = Counter(seat.team for seat in self.seats)
+        slots = [slot for slot in started_slots if slot.place not in closed]
+        members = Counter(slot.worker_group for slot in self.slots)
         for depth in range(DEPTH):
-            for seat in seats:
-                waiting = self.waiting[seat.team]
-                if takes_another(len(seat.flying), depth, len(waiting), members[seat.team]):
-                    if seat.flying and not self.suspects.isdisjoint([waiting[-1], seat.flying[-1].call]):
+            for slot in slots:
+                waiting = self.waiting[slot.worker_group]
+                if accepts_call(len(slot.in_flight), depth, len(waiting), members[slot.worker_group]):
+                    if slot.in_flight and not self.suspects.isdisjoint([waiting[-1], slot.in_flight[-1].call]):
                         continue
-                    self.send(seat, waiting.pop())
+                    self.send(slot, waiting.pop())
 
     def waits(self, index: int) -> None:
         """Puts a call first in its team's queue."""
-        self.waiting[self.team_of[index]].append(index)
+        self.waiting[self.worker_group_of[index]].append(index)
 
-    def send(self, seat: Seat, index: int, alone: bool = False) -> None:
+    def send(self, slot: WorkerSlot, index: int, alone: bool = False) -> None:
         """Puts a call behind those that an actor has."""
         self.tries[index] += 1
         method, _, arguments = self.calls[index]
-        if not seat.flying:
-            seat.since = monotonic()
-        promised = seat.actor.call.remote(self.run, method, self.package_of[index], arguments, alone)
-        seat.flying.append(_Flight(index, *promised))
+        if not slot.in_flight:
+            slot.since = monotonic()
+        promised = slot.actor.call.remote(self.run, method, self.context_of[index], arguments, alone)
+        slot.in_flight.append(_InFlightCall(index, *promised))
 
     def land(self) -> None:
         """Waits for a call to end, or an actor to start, and starts the next there; takes a call for hung that should have ended."""
-        flying = {seat.flying[0].small: seat for seat in self.seats if seat.flying}
-        starting = {seat.starting: seat for seat in self.seats if seat.place is None}
-        due = {small: seat.since + self.limit_seconds(seat) for small, seat in flying.items()}
-        first = min(due.values(), default=max((seat.since for seat in starting.values()), default=monotonic()) + READY_SECONDS)
+        in_flight = {slot.in_flight[0].small: slot for slot in self.slots if slot.in_flight}
+        starting = {slot.starting: slot for slot in self.slots if slot.place is None}
+        due = {small: slot.since + self.limit_seconds(slot) for small, slot in in_flight.items()}
+        first = min(due.values(), default=max((slot.since for slot in starting.values()), default=monotonic()) + READY_SECONDS)
         with self.pool.profile.during("wait"):
-            ready, _ = ray.wait([*flying, *starting], num_returns=1, timeout=max(0.0, first - monotonic()))
-        if ready and ready[0] in flying:
-            self.landed(flying[ready[0]])
+            ready, _ = ray.wait([*in_flight, *starting], num_returns=1, timeout=max(0.0, first - monotonic()))
+        if ready and ready[0] in in_flight:
+            self.landed(in_flight[ready[0]])
         elif ready:
-            self.seat(starting[ready[0]])
-        elif flying:
-            late = flying[min(due, key=lambda small: due[small])]
-            predicted = self.pool.pace.predicted_seconds(*self.kind_and_cost(late))
+            self.slot(starting[ready[0]])
+        elif in_flight:
+            late = in_flight[min(due, key=lambda small: due[small])]
+            predicted = self.pool.call_timeout.predicted_seconds(*self.kind_and_cost(late))
             taken = f"not done after {monotonic() - late.since:.3g} s, and its cost predicts at most {predicted:.2g} s"
             self.lost(late, HungError(taken))
         else:
             raise WorkerLostError(f"no worker started within {READY_SECONDS:.0f} s in place of those that were lost")
         self.start()
 
-    def kind_and_cost(self, seat: Seat) -> tuple[str, float]:
+    def kind_and_cost(self, slot: WorkerSlot) -> tuple[str, float]:
         """Of the call that an actor is at."""
-        index = seat.flying[0].call
+        index = slot.in_flight[0].call
         return self.calls[index][0], self.costs[index]
 
-    def limit_seconds(self, seat: Seat) -> float:
+    def limit_seconds(self, slot: WorkerSlot) -> float:
         """How long an actor may be at its call."""
-        return self.pool.pace.limit_seconds(*self.kind_and_cost(seat))
+        return self.pool.call_timeout.limit_seconds(*self.kind_and_cost(slot))
 
-    def landed(self, seat: Seat) -> None:
+    def landed(self, slot: WorkerSlot) -> None:
         """Takes the result of an actor's oldest call, or learns why there is none."""
-        kind, cost = self.kind_and_cost(seat)
-        index, small, large = seat.flying[0]
+        kind, cost = self.kind_and_cost(slot)
+        index, small, large = slot.in_flight[0]
         try:
             result, seconds = ray.get(small)
-        except NoRoomError as error:
-            self.pop(seat)
-            self.crowded(seat, index, error)
+        except GpuOutOfMemoryError as error:
+            self.pop(slot)
+            self.crowded(slot, index, error)
         except ray.exceptions.RayError as error:
-            self.lost(seat, error)
+            self.lost(slot, error)
         else:
-            self.pool.pace.ended(kind, cost, monotonic() - seat.since)
-            self.pop(seat)
+            self.pool.call_timeout.ended(kind, cost, monotonic() - slot.since)
+            self.pop(slot)
             self.done[index] = (result, large)
             self.pool.profile.add(seconds, self.pool.workers)
             if index not in self.told:
@@ -201,55 +201,57 @@ class Flights:
                     self.progress(index, result)
         self.turns.ended(index)
 
-    def pop(self, seat: Seat) -> None:
+    def pop(self, slot: WorkerSlot) -> None:
         """An actor is done with its oldest call, and at the next."""
-        seat.flying.popleft()
-        seat.since = monotonic()
+        slot.in_flight.popleft()
+        slot.since = monotonic()
 
-    def seat(self, seat: Seat) -> None:
+    def slot(self, slot: WorkerSlot) -> None:
         """Takes an actor that has started to the others, or tries another. Raises WorkerLostError after too many that died at once."""
         try:
-            place = ray.get(seat.starting)
+            place = ray.get(slot.starting)
         except ray.exceptions.RayError as error:
             self.failed_starts += 1
             if self.failed_starts >= self.pool.attempts:
                 raise WorkerLostError(f"{self.failed_starts} workers died as they started, {cause(error)}") from None
-            self.replace(seat)
+            self.replace(slot)
             return
         if place is None:
             raise WorkerLostError("a worker started where torch sees no GPU, in place of one that was lost")
-        seat.started(place)
-        self.begin(seat)
+        slot.started(place)
+        self.begin(slot)
 
-    def replace(self, seat: Seat) -> None:
+    def replace(self, slot: WorkerSlot) -> None:
         """Kills an actor that failed and has another started in its place."""
         self.pool.lost_workers += 1
-        ray.kill(seat.actor)
-        seat.actor, seat.starting = self.pool.spawn(seat.team)
-        seat.place, seat.since = None, monotonic()
+        ray.kill(slot.actor)
+        slot.actor, slot.starting = self.pool.spawn(slot.worker_group)
+        slot.place, slot.since = None, monotonic()
 
-    def crowded(self, seat: Seat, index: int, error: NoRoomError) -> None:
+    def crowded(self, slot: WorkerSlot, index: int, error: GpuOutOfMemoryError) -> None:
         """Lets a call that its GPU had no room for run again without neighbours. Raises ClientError if it had none."""
-        what = told(self.pool.architecture, self.calls[index], getattr(error, "cause", error))  # Ray adds where it came from
-        if not self.turns.refused(str(seat.place), index):
+        what = describe_out_of_memory(
+            self.pool.architecture, self.calls[index], getattr(error, "cause", error)
+        )  # Ray adds where it came from
+        if not self.turns.refused(str(slot.place), index):
             raise ClientError(f"{what}, also with nothing else at work there; {HELP}") from None
         self.tries[index] -= 1
         self.pool.note(f"note: {what}; it runs again while nothing else does there")
 
-    def lost(self, seat: Seat, error: Exception) -> None:
+    def lost(self, slot: WorkerSlot, error: Exception) -> None:
         """Replaces an actor that died over its oldest call; the others were not tried. Raises what the call itself raised."""
-        index = seat.flying.popleft().call
+        index = slot.in_flight.popleft().call
         own = isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.UnserializableException)
-        if own and not isinstance(error, NotBegunError):
-            raise ClientError(f"round {self.calls[index][1].round}, {described(self.calls[index])}: {error}") from None
+        if own and not isinstance(error, NotStartedError):
+            raise ClientError(f"round {self.calls[index][1].round}, {describe_call(self.calls[index])}: {error}") from None
         self.suspects.add(index)
-        while seat.flying:
-            other = seat.flying.pop().call
+        while slot.in_flight:
+            other = slot.in_flight.pop().call
             self.suspects.add(other)
             self.tries[other] -= 1
             self.waits(other)
         self.again(index, error)
-        self.replace(seat)
+        self.replace(slot)
 
     def take(self, index: int) -> Result | None:
         """The result of a call once it is done and still to be had; it is forgotten here."""
@@ -267,7 +269,7 @@ class Flights:
     def again(self, index: int, error: Exception) -> None:
         """Puts a call whose worker or result was lost first in the queue, unless it was tried too often."""
         if self.tries[index] >= self.pool.attempts:
-            what = f"round {self.calls[index][1].round}, {described(self.calls[index])}"
+            what = f"round {self.calls[index][1].round}, {describe_call(self.calls[index])}"
             raise WorkerLostError(f"{what}: the worker was lost {self.tries[index]} times, {cause(error)}")
         self.waits(index)
 

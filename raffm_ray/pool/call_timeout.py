@@ -6,7 +6,7 @@ SLACK = 10.0
 """How much longer than predicted a call may take: other work on the machine, larger ones beyond its caches."""
 
 
-class Pace:
+class CallTimeout:
     """What calls took for their cost, by kind, and what that predicts of the next ones.
 
     `patience_seconds`: how long any call may take beyond SLACK x what is predicted.

@@ -8,8 +8,8 @@ import torch
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import in_short
-from raffm_ray.clients.client_runner import groups
-from raffm_ray.clients.messages import Call, described
+from raffm_ray.clients.client_runner import stacking_groups
+from raffm_ray.clients.messages import Call, describe_call
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.settings.experiment import LocalSettings
 from raffm_ray.subnetworks.costs import costs_of
@@ -20,7 +20,7 @@ USED = 0.9
 """Part of a GPU's memory that its workers are planned to need together: the rest is for what the estimate leaves out."""
 
 
-class NoRoomError(Exception):
+class GpuOutOfMemoryError(Exception):
     """A call needed more memory than its GPU had left; what it had allocated is freed."""
 
 
@@ -57,13 +57,13 @@ def gpu_memory_bytes() -> int:
     return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
 
 
-def limit(share: float, alone: bool = False) -> None:
+def limit_gpu_memory(share: float, alone: bool = False) -> None:
     """Keeps this process to `memory_fraction` of its GPU, where it has one."""
     if share and (memory := gpu_memory_bytes()):
         torch.cuda.set_per_process_memory_fraction(memory_fraction(share, memory, alone))
 
 
-def repeatable() -> None:
+def use_deterministic_kernels() -> None:
     """Makes a GPU's sums come out the same every time, where there is one: kernels that add in any order are replaced where torch has
     others, and memory is not filled for it. To be called before the first kernel."""
     if torch.cuda.is_available():
@@ -72,25 +72,25 @@ def repeatable() -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module with one attribute
 
 
-def make_room() -> None:
+def release_gpu_memory() -> None:
     """Gives back what torch keeps of a GPU for later."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def told(architecture: Architecture, call: Call, error: Exception) -> str:
+def describe_out_of_memory(architecture: Architecture, call: Call, error: Exception) -> str:
     """A call that found no room, in words: its round, its clients, the plan and memory of those that take most."""
-    method, package, arguments = call
-    what = f"round {package.round}, {described(call)}"
+    method, context, arguments = call
+    what = f"round {context.round}, {describe_call(call)}"
     if method == "block":
         sizes = [
-            (training_bytes(architecture, package.plans[plan], package.local, len(group)), plan, len(group))
-            for plan, group in groups(arguments[0], package.stack)
+            (training_bytes(architecture, context.plans[plan], context.local, len(group)), plan, len(group))
+            for plan, group in stacking_groups(arguments[0], context.stack)
             if plan is not None
         ]
         if sizes:
             memory, plan, clients = max(sizes)
-            params = costs_of(architecture, package.plans[plan]).params
+            params = costs_of(architecture, context.plans[plan]).params
             at_once = f"{clients} clients at once" if clients > 1 else "one client"
             what += f", {at_once} of plan {plan} of {params:,} parameters, estimated at {memory / 1e9:.3g} GB"
     return f"{what}: a GPU was out of memory ({in_short(error)})"
@@ -99,7 +99,7 @@ def told(architecture: Architecture, call: Call, error: Exception) -> str:
 HELP = "a smaller local.batch_size, local.precision bfloat16 or fewer pool.stack_clients would help"
 
 
-class Turns:
+class ExclusiveGpuQueue:
     """Calls that a GPU had no room for, in order: each runs again there, while nothing else does. It only decides; a pool acts."""
 
     def __init__(self) -> None:

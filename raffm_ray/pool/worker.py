@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from raffm_ray.axes.flat_parameters import Flat
-from raffm_ray.clients.client_runner import Runner
-from raffm_ray.clients.messages import Package, Result
-from raffm_ray.pool.gpu_sharing import NoRoomError, limit, make_room, repeatable
+from raffm_ray.clients.client_runner import ClientRunner
+from raffm_ray.clients.messages import Result, RoundContext
+from raffm_ray.pool.gpu_sharing import GpuOutOfMemoryError, limit_gpu_memory, release_gpu_memory, use_deterministic_kernels
 
 
-def keep_memory() -> None:
+def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for the next block: it would return large arrays, whose pages cost more to get anew than to fill."""
     adjust = getattr(ctypes.CDLL(None), "mallopt", None)
     if sys.platform == "linux" and adjust is not None:
@@ -25,21 +25,21 @@ def keep_memory() -> None:
         adjust(*no_mapping)
 
 
-class NotBegunError(Exception):
+class NotStartedError(Exception):
     """An actor was called for a run whose packages and parameters never reached it."""
 
 
 class Worker:
-    """A `Runner` on a device, with its share of a GPU, and what all calls of a run share."""
+    """A `ClientRunner` on a device, with its share of a GPU, and what all calls of a run share."""
 
-    def __init__(self, runner: Runner, device: str, share: float, number: int = 0) -> None:
+    def __init__(self, runner: ClientRunner, device: str, share: float, number: int = 0) -> None:
         torch.set_num_threads(1)
-        keep_memory()
+        keep_freed_memory()
         self.runner, self.run = runner, -1
         self.runner.device, self.share, self.number = device, share, number
         if device == "cuda":
-            repeatable()
-            limit(share)
+            use_deterministic_kernels()
+            limit_gpu_memory(share)
         gc.collect()
         gc.freeze()
 
@@ -53,29 +53,29 @@ class Worker:
             return None
         return f"{gethostname()} {os.environ.get('CUDA_VISIBLE_DEVICES')}"
 
-    def begin(self, run: int, packages: Sequence[Package], flat: Flat) -> None:
+    def begin(self, run: int, contexts: Sequence[RoundContext], flat: Flat) -> None:
         """Takes what the calls of a run share."""
-        self.run, self.packages, self.flat = run, packages, flat
+        self.run, self.contexts, self.flat = run, contexts, flat
 
-    def call(self, run: int, method: str, package: int, arguments: tuple[Any, ...], alone: bool = False) -> Result:
-        """A call of a run. `alone`: it is the only one on its GPU and may take all of it. Raises NoRoomError, NotBegunError, and what the
+    def call(self, run: int, method: str, context: int, arguments: tuple[Any, ...], alone: bool = False) -> Result:
+        """A call of a run. `alone`: it is the only one on its GPU and may take all of it. Raises GpuOutOfMemoryError, NotStartedError, and what the
         call itself raises."""
         if run != self.run:
-            raise NotBegunError
+            raise NotStartedError
         if alone:
-            limit(self.share, alone)
+            limit_gpu_memory(self.share, alone)
         try:
-            return self.runner.perform(method, self.packages[package], self.flat, arguments)
+            return self.runner.perform(method, self.contexts[context], self.flat, arguments)
         except torch.OutOfMemoryError as error:
-            problem = NoRoomError(*error.args)
+            problem = GpuOutOfMemoryError(*error.args)
         finally:
             if alone:
-                self.make_room()
-                limit(self.share)
-        self.make_room()  # only here is the error gone, which held what the call had allocated
+                self.release_gpu_memory()
+                limit_gpu_memory(self.share)
+        self.release_gpu_memory()  # only here is the error gone, which held what the call had allocated
         raise problem
 
-    def make_room(self) -> None:
+    def release_gpu_memory(self) -> None:
         """Frees all that this process keeps of a GPU between calls."""
         self.runner.forget()
-        make_room()
+        release_gpu_memory()

@@ -13,7 +13,7 @@ Node = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Team:
+class WorkerGroup:
     """Workers that are alike: what each has of GPUs (0: a core instead), on which nodes, how many at most, where they compute. `name`: the
     setting that asks for them; `labels`: what their nodes have; `avoided`: by label, values that their nodes do not have."""
 
@@ -41,7 +41,7 @@ class Team:
         return bool(node["Alive"]) and self.labels.items() <= labels.items() and not avoided
 
 
-def teams_of(settings: PoolSettings, share: float) -> tuple[list[Team], dict[str, int]]:
+def worker_groups_of(settings: PoolSettings, share: float) -> tuple[list[WorkerGroup], dict[str, int]]:
     """The teams of a pool, first the one that does all that no other does; and by device class, which one trains its clients.
 
     `share`: of a GPU, that the first one's workers have. Classes that are placed alike share a team. Nodes whose labels are chosen for
@@ -51,25 +51,27 @@ def teams_of(settings: PoolSettings, share: float) -> tuple[list[Team], dict[str
     def device(part: float) -> str:
         return settings.device if settings.device != "auto" else "cuda" if part else "cpu"
 
-    placed_teams, by_class = list[Team](), dict[str, int]()
+    placed_teams, by_class = list[WorkerGroup](), dict[str, int]()
     alike, avoided = dict[str, int](), dict[str, list[str]]()
     for name, placed in settings.placement.items():
         by_class[name] = alike.setdefault(repr(placed), len(placed_teams) + 1)
         if by_class[name] > len(placed_teams):
             part = placed.gpus_per_worker
             placed_teams.append(
-                Team(name=f"pool.placement.{name}", share=part, labels=placed.labels, workers=placed.workers, device=device(part))
+                WorkerGroup(
+                    name=f"pool.placement.{name}", share=part, labels=placed.labels, workers=placed.workers, device=device(part)
+                )
             )
             if placed.labels and bool(part) == bool(share):
                 key, value = next(iter(placed.labels.items()))
                 avoided.setdefault(key, []).append(value)
     return [
-        Team(name="pool", share=share, labels={}, workers=settings.workers, device=device(share), avoided=avoided),
+        WorkerGroup(name="pool", share=share, labels={}, workers=settings.workers, device=device(share), avoided=avoided),
         *placed_teams,
     ], by_class
 
 
-def team_of(call: Call, classes: Sequence[str], by_class: Mapping[str, int]) -> int:
+def worker_group_of(call: Call, classes: Sequence[str], by_class: Mapping[str, int]) -> int:
     """Which team does a call: of a block, the first in `pool.placement` that one of its clients has; the first team does all others.
 
     It goes by the call alone, whatever workers there are: the same block is always trained on the same kind of hardware.
@@ -80,37 +82,43 @@ def team_of(call: Call, classes: Sequence[str], by_class: Mapping[str, int]) -> 
     return min((by_class[name] for job in arguments[0] if (name := classes[job.client]) in by_class), default=0)
 
 
-def room(teams: Sequence[Team], nodes: Sequence[Node]) -> list[int]:
+def capacity(worker_groups: Sequence[WorkerGroup], nodes: Sequence[Node]) -> list[int]:
     """How many workers of each team the nodes have room for, each team beside those that have room; those on chosen nodes come first."""
     free = [dict(node["Resources"]) for node in nodes]
-    found = [0] * len(teams)
-    for number in [*range(1, len(teams)), 0]:
-        team = teams[number]
-        resource, each = team.need
+    found = [0] * len(worker_groups)
+    for number in [*range(1, len(worker_groups)), 0]:
+        worker_group = worker_groups[number]
+        resource, each = worker_group.need
         for node, left in zip(nodes, free, strict=True):
-            if team.takes(node):
+            if worker_group.takes(node):
                 here = int(left.get(resource, 0) / each + 1e-6)
-                here = here if team.workers is None else min(here, team.workers - found[number])
+                here = here if worker_group.workers is None else min(here, worker_group.workers - found[number])
                 left[resource] = left.get(resource, 0) - here * each
                 found[number] += here
     return found
 
 
-def check_room(teams: Sequence[Team], found: Sequence[int], nodes: Sequence[Node], growing: bool) -> None:
+def check_capacity(worker_groups: Sequence[WorkerGroup], found: Sequence[int], nodes: Sequence[Node], growing: bool) -> None:
     """Raises UserError for a team without room, or with less than its workers need; where nodes may join (`growing`), those that were asked
     for may wait for them."""
-    for team, workers in zip(teams, found, strict=True):
-        labels = ", ".join(f"{key}={value}" for key, value in team.labels.items())
-        there = [node for node in nodes if team.takes(node)]
-        if team.labels and not there:
+    for worker_group, workers in zip(worker_groups, found, strict=True):
+        labels = ", ".join(f"{key}={value}" for key, value in worker_group.labels.items())
+        there = [node for node in nodes if worker_group.takes(node)]
+        if worker_group.labels and not there:
             known = {f"{key}={value}" for node in nodes if node["Alive"] for key, value in node["Labels"].items()}
             known = {label for label in known if not label.startswith("ray.io/node-id")}
             raise UserError(
-                f"{team.name}.labels: no node has {labels}{near_miss(labels, known) if known else ' (nodes have no labels)'}"
+                f"{worker_group.name}.labels: no node has {labels}{near_miss(labels, known) if known else ' (nodes have no labels)'}"
             )
-        wanted = team.workers or 1
-        if workers < wanted and not (growing and team.workers):
-            amount = sum(node["Resources"].get(team.need[0], 0) for node in there)
-            each = f"{team.share:g} GPU each" if team.share else "a core each"
-            where = f" on nodes with {labels}" if labels else " on nodes that are no device class's own" if team.avoided else ""
-            raise UserError(f"{team.name}.workers: {wanted} workers need {each}, and there are {amount:g}{where}")
+        wanted = worker_group.workers or 1
+        if workers < wanted and not (growing and worker_group.workers):
+            amount = sum(node["Resources"].get(worker_group.need[0], 0) for node in there)
+            each = f"{worker_group.share:g} GPU each" if worker_group.share else "a core each"
+            where = (
+                f" on nodes with {labels}"
+                if labels
+                else " on nodes that are no device class's own"
+                if worker_group.avoided
+                else ""
+            )
+            raise UserError(f"{worker_group.name}.workers: {wanted} workers need {each}, and there are {amount:g}{where}")

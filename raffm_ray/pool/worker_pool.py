@@ -12,10 +12,10 @@ import torch
 from raffm_ray.axes.flat_parameters import Flat
 from raffm_ray.basics.errors import ClientError, UserError
 from raffm_ray.basics.profiling import Profile
-from raffm_ray.clients.client_runner import Runner, device_of
+from raffm_ray.clients.client_runner import ClientRunner, device_of
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.clients.messages import Call, Progress, Result
-from raffm_ray.pool.gpu_sharing import HELP, repeatable, told
+from raffm_ray.pool.gpu_sharing import HELP, describe_out_of_memory, use_deterministic_kernels
 from raffm_ray.settings.execution import PoolSettings
 
 
@@ -38,17 +38,17 @@ class Pool(Protocol):
 class InProcessPool:
     """Runs every call in this process, one after the other."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: ClientRunner) -> None:
         self.runner, self.workers, self.lost_workers, self.profile = runner, 1, 0, Profile()
 
     def run(self, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress) -> Iterator[Result]:
         """See `Pool.run`."""
-        for index, (method, package, arguments) in enumerate(calls):
+        for index, (method, context, arguments) in enumerate(calls):
             try:
                 with one_thread(), self.profile.during("wait"):
-                    (small, seconds), large = self.runner.perform(method, package, flat, arguments)
+                    (small, seconds), large = self.runner.perform(method, context, flat, arguments)
             except torch.OutOfMemoryError as error:
-                raise ClientError(f"{told(self.runner.architecture, calls[index], error)}; {HELP}") from None
+                raise ClientError(f"{describe_out_of_memory(self.runner.architecture, calls[index], error)}; {HELP}") from None
             self.profile.add(seconds, 1)
             with self.profile.during("record"):
                 progress(index, small)
@@ -68,7 +68,7 @@ def check_pool(settings: PoolSettings) -> None:
 
 
 def open_pool(
-    runner: Runner, settings: PoolSettings, note: Callable[[str], None] = lambda line: None, classes: Sequence[str] = ()
+    runner: ClientRunner, settings: PoolSettings, note: Callable[[str], None] = lambda line: None, classes: Sequence[str] = ()
 ) -> Pool:
     """The pool that the settings ask for; `note` is told what the user should know of what happens there. `classes`: the device class of
     every client, where `pool.placement` names some."""
@@ -82,5 +82,5 @@ def open_pool(
     if runner.device == "cuda" and not torch.cuda.is_available():
         raise UserError("pool.device: cuda, but torch sees no GPU here")
     if runner.device == "cuda":
-        repeatable()
+        use_deterministic_kernels()
     return InProcessPool(runner)

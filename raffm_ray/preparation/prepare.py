@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.basics.seeding import generator
-from raffm_ray.clients.client_runner import Runner
-from raffm_ray.data.label_distribution import Tally, tally_of
+from raffm_ray.clients.client_runner import ClientRunner
+from raffm_ray.data.label_distribution import LabelDistribution, label_distribution_of
 from raffm_ray.data.partition import PARTITIONS, partition
 from raffm_ray.data.tasks import Task, head_of, load_task, needs_words
 from raffm_ray.devices.availability import AVAILABILITY
@@ -20,7 +20,7 @@ from raffm_ray.models.foundation import Foundation, load_foundation
 from raffm_ray.models.stacked_modules import why_not_stacked
 from raffm_ray.pool.gpu_sharing import worker_bytes
 from raffm_ray.preparation.model_for_task import architecture_for
-from raffm_ray.server.clock import LATE
+from raffm_ray.server.clock import LATE_POLICIES
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.ranking import begin_calibration, plain_state
 from raffm_ray.server.round_schedule import check_clock
@@ -29,10 +29,10 @@ from raffm_ray.server.strategies import STRATEGIES
 from raffm_ray.settings.experiment import Experiment, StrategySettings
 from raffm_ray.subnetworks.calibration import rankable
 from raffm_ray.subnetworks.costs import Budget, budget_from, costs_of
-from raffm_ray.subnetworks.extraction import KINDS, kind_of
+from raffm_ray.subnetworks.extraction import AXIS_KINDS, kind_of
 from raffm_ray.subnetworks.rotation import rotatable
 from raffm_ray.subnetworks.salience import METRICS
-from raffm_ray.subnetworks.size_specific import owned_names
+from raffm_ray.subnetworks.size_specific import size_specific_names
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ class Prepared:
     task: Task
     foundation: Foundation
     shares: tuple[NDArray[np.int64], ...]
-    tally: Tally
+    label_distribution: LabelDistribution
 
-    def runner(self) -> Runner:
+    def runner(self) -> ClientRunner:
         """What a worker needs."""
         setup, needed = self.setup, 0
         if setup.experiment.pool.gpus_per_worker == "auto":
             plans = [Plan(), *class_plans(setup, plain_state(setup.architecture)).values()]
             stacks = zip(plans, stack_sizes(setup, plans) or [1] * len(plans), strict=True)
             needed = worker_bytes(setup.architecture, stacks, setup.experiment.local)
-        return Runner(
+        return ClientRunner(
             architecture=setup.architecture,
             examples=self.task.clients,
             shares=self.shares,
@@ -83,14 +83,18 @@ def _goes_by(experiment: Experiment, task: Task) -> NDArray[np.int64]:
     return np.zeros(len(task.clients), dtype=np.int64) if classes is None else classes
 
 
-def _devices(experiment: Experiment, task: Task, tally: Tally, shares_of_fleet: dict[str, float]) -> list[str]:
+def _devices(
+    experiment: Experiment, task: Task, label_distribution: LabelDistribution, shares_of_fleet: dict[str, float]
+) -> list[str]:
     """The device class of every client. Raises UserError where it is to hang together with classes that the task lacks."""
-    fleet, values = experiment.fleet, tally.sizes
+    fleet, values = experiment.fleet, label_distribution.sizes
     if fleet.correlation and fleet.correlated_with == "classes":
-        if not tally.class_names:
+        if not label_distribution.class_names:
             raise UserError(f"fleet.correlated_with: task {task.name!r} has no classes: use examples")
-        dominant = tally.dominant()
-        values = -np.where(dominant < 0, len(tally.class_names), dominant)  # who has no examples comes last, as by their number
+        dominant = label_distribution.dominant()
+        values = -np.where(
+            dominant < 0, len(label_distribution.class_names), dominant
+        )  # who has no examples comes last, as by their number
     rng = generator(experiment.seed, "devices")
     return assign_devices(shares_of_fleet, experiment.clients.count, rng, values, fleet.correlation)
 
@@ -120,7 +124,7 @@ def _check_cutting(experiment: Experiment, architecture: Architecture) -> None:
     kinds = sorted({kind_of(name) for name in rankable(architecture.layout)})
     for key in ("steps", "floors"):
         for kind, value in getattr(experiment.extraction, key).items():
-            if kind not in KINDS:
+            if kind not in AXIS_KINDS:
                 raise UserError(f"extraction.{key}: {kind!r} is not a kind of axis of this model{near_miss(kind, kinds)}")
             if value < (1 if key == "steps" else 0) or (key == "floors" and value > 1):
                 raise UserError(
@@ -149,7 +153,7 @@ def _check_validation(experiment: Experiment) -> None:
 def _check_names(experiment: Experiment) -> None:
     setup_strategy(experiment)
     look_up(METRICS, experiment.salience.metric, "salience.metric")
-    look_up(LATE, experiment.clock.late, "clock.late")
+    look_up(LATE_POLICIES, experiment.clock.late, "clock.late")
     look_up(AVAILABILITY, experiment.clock.availability, "clock.availability")
     look_up(SERVER_OPTIMIZERS, experiment.server.optimizer, "server.optimizer")
     _check_validation(experiment)
@@ -185,12 +189,12 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
     architecture = architecture_for(experiment, foundation, task)
     _check_cutting(experiment, architecture)
     _check_rotation(experiment, architecture)
-    owned_names(architecture.layout, experiment.strategy.own)
+    size_specific_names(architecture.layout, experiment.strategy.own)
     profiles = known_profiles(experiment.fleet.profiles)
     shares_of_fleet = fleet_shares(experiment.fleet.mix, experiment.fleet.shares, profiles)
     shares = partition(_goes_by(experiment, task), experiment.clients, generator(experiment.seed, "partition"))
-    tally = tally_of(shares, _classes(task), task.class_names)
-    classes = _devices(experiment, task, tally, shares_of_fleet)
+    label_distribution = label_distribution_of(shares, _classes(task), task.class_names)
+    classes = _devices(experiment, task, label_distribution, shares_of_fleet)
     budgets = _budgets(experiment, architecture, list(shares_of_fleet), profiles.devices)
     availability = AVAILABILITY[experiment.clock.availability](experiment.clock, experiment.seed, experiment.clients.count)
     setup = Setup(
@@ -199,13 +203,13 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
         strategy=strategy,
         budgets=budgets,
         classes=classes,
-        examples=tally.sizes.tolist(),
+        examples=label_distribution.sizes.tolist(),
         devices=profiles.devices,
         availability=availability,
         not_stacked=not_stacked(experiment, architecture),
     )
     check_start(setup)
-    return Prepared(setup=setup, task=task, foundation=foundation, shares=tuple(shares), tally=tally)
+    return Prepared(setup=setup, task=task, foundation=foundation, shares=tuple(shares), label_distribution=label_distribution)
 
 
 def not_stacked(experiment: Experiment, architecture: Architecture) -> str | None:

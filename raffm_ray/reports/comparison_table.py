@@ -40,7 +40,7 @@ def statistic(values: Sequence[float | None]) -> Statistic:
     return {"mean": float(np.mean(known)) if whole else None, "standard_error": error, "values": list(values)}
 
 
-def standings(summaries: Summaries) -> dict[str, Any]:
+def comparison_content(summaries: Summaries) -> dict[str, Any]:
     """The content of `comparison.json`. All runs have the same metric and device classes."""
     runs = next(iter(summaries.values()))
     first = next(iter(runs.values()))

@@ -14,12 +14,12 @@ from raffm_ray.basics.files import read_whole
 from raffm_ray.reports.comparison_picture import draw_comparison
 from raffm_ray.reports.comparison_table import (
     Summaries,
+    comparison_content,
     headings_and_rows,
     markdown,
     notes,
     progress,
     rows_of_runs,
-    standings,
     title,
 )
 from raffm_ray.reports.page_style import STYLE
@@ -149,7 +149,7 @@ def write_page(
     out: Path,
 ) -> Path:
     """The files of `write_comparison`. `rounds`: of every strategy, a run's records after the other; `runs`: (strategy, seed, folder)."""
-    content = standings(summaries)
+    content = comparison_content(summaries)
     for name, own in rounds.items():
         content["strategies"][name]["progress"] = progress(own)
     write_json(out / "comparison.json", json.loads(json.dumps(content)))

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load
 
 from raffm_ray.basics.version import __version__
-from raffm_ray.basics.files import read_whole, whole_folder
+from raffm_ray.basics.files import read_whole, atomic_folder
 from raffm_ray.runs.serialization import pack, unpack
 from raffm_ray.server.state import ServerState
 
@@ -57,7 +57,7 @@ def _places(folder: Path) -> list[Path]:
 def write(folder: Path, checkpoint: Checkpoint, keep: int, unsynced: Iterable[Path] = ()) -> None:
     """Writes `folder`/round-<number>, after `unsynced` is on the disk, and removes all but the newest `keep`."""
     plain, arrays = pack(checkpoint)
-    with whole_folder(folder / f"round-{checkpoint.state.round:06d}", unsynced) as place:
+    with atomic_folder(folder / f"round-{checkpoint.state.round:06d}", unsynced) as place:
         save_file(arrays, place / ARRAYS)
         (place / MANIFEST).write_text(json.dumps({"schema": SCHEMA, **plain}, indent=1, allow_nan=False), encoding="utf-8")
         digests = {}

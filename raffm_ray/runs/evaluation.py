@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.data.tasks import Task
 from raffm_ray.runs.summary import Evaluation
-from raffm_ray.clients.messages import Call, Package
+from raffm_ray.clients.messages import Call, RoundContext
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.server.state import ServerState, Setup, class_plans, copies
-from raffm_ray.server.early_stopping import watched
+from raffm_ray.server.early_stopping import watched_metric
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Question(Generic[T]):
+class EvaluationRequest(Generic[T]):
     """What is to be measured of a state's parameters: calls for a pool, and the answer to their small results, in call order."""
 
     calls: Sequence[Call]
@@ -27,7 +27,7 @@ class Question(Generic[T]):
     answer: Callable[[Sequence[Any]], T]
 
 
-def answered(question: Question[T], state: ServerState, pool: Pool) -> T:
+def run_request(question: EvaluationRequest[T], state: ServerState, pool: Pool) -> T:
     """The answer, from a run of the pool for it alone."""
     results = pool.run(state.parameters.numpy(), question.calls, question.costs, lambda *_: None)
     told = [small for small, _ in results]
@@ -35,9 +35,9 @@ def answered(question: Question[T], state: ServerState, pool: Pool) -> T:
         return question.answer(told)
 
 
-def metrics_of(
+def request_metrics(
     setup: Setup, state: ServerState, plans: Sequence[Plan], task: Task, validating: bool = False
-) -> Question[list[tuple[float, float]]]:
+) -> EvaluationRequest[list[tuple[float, float]]]:
     """(metric, mean loss of a target) of every plan's subnetwork of the state's parameters, on the held-out or validation part."""
     experiment = setup.experiment
     examples, score = (task.validation, task.validation_score) if validating else (task.held_out, task.score)
@@ -45,12 +45,12 @@ def metrics_of(
     assert score is not None
     size, count_examples = experiment.evaluation.batch_size, len(examples)
     slices = [(start, min(start + size, count_examples)) for start in range(0, count_examples, size)]
-    package = Package(
-        seed=experiment.seed, round=state.round, plans=tuple(plans), local=experiment.local, learning_rate=0.0, norms=state.norms, owned=setup.owned,
+    context = RoundContext(
+        seed=experiment.seed, round=state.round, plans=tuple(plans), local=experiment.local, learning_rate=0.0, norms=state.norms, size_specific=setup.size_specific,
         copies=copies(setup, state, plans),
     )
     asked = [(number, *part) for number in range(len(plans)) for part in slices]
-    calls: list[Call] = [("evaluate", package, (*arguments, validating)) for arguments in asked]
+    calls: list[Call] = [("evaluate", context, (*arguments, validating)) for arguments in asked]
     costs = [float(setup.costs(plans[number]).forward_flops * (stop - start)) for number, start, stop in asked]
 
     def answer(results: Sequence[Any]) -> list[tuple[float, float]]:
@@ -65,20 +65,20 @@ def metrics_of(
             for given, total, count in zip(answers, loss, targets, strict=True)
         ]
 
-    return Question(calls, costs, answer)
+    return EvaluationRequest(calls, costs, answer)
 
 
 def measure(setup: Setup, state: ServerState, plans: Sequence[Plan], pool: Pool, task: Task) -> list[tuple[float, float]]:
-    """The answer to `metrics_of` on the held-out part."""
-    return answered(metrics_of(setup, state, plans, task), state, pool)
+    """The answer to `request_metrics` on the held-out part."""
+    return run_request(request_metrics(setup, state, plans, task), state, pool)
 
 
-def evaluation_of(setup: Setup, state: ServerState, task: Task) -> Question[Evaluation]:
+def request_evaluation(setup: Setup, state: ServerState, task: Task) -> EvaluationRequest[Evaluation]:
     """The full model and every class's subnetwork, on the held-out part and, where there is one, the validation part."""
     by_class = class_plans(setup, state)
     plans = list(dict.fromkeys([Plan(), *by_class.values()]))
     parts = [
-        metrics_of(setup, state, plans, task, validating) for validating in (False, True)[: 1 + (task.validation is not None)]
+        request_metrics(setup, state, plans, task, validating) for validating in (False, True)[: 1 + (task.validation is not None)]
     ]
 
     def answer(results: Sequence[Any]) -> Evaluation:
@@ -90,14 +90,14 @@ def evaluation_of(setup: Setup, state: ServerState, task: Task) -> Question[Eval
             of_class.append({name: measured[plans.index(plan)][0] for name, plan in by_class.items()})
         validation = None
         if len(parts) > 1:
-            validation = watched(setup.experiment.evaluation.watch, task.metric, full[1][0], list(of_class[1].values()))
+            validation = watched_metric(setup.experiment.evaluation.watch, task.metric, full[1][0], list(of_class[1].values()))
         return Evaluation(*full[0], of_class[0], by_class, validation)
 
-    return Question([call for part in parts for call in part.calls], [cost for part in parts for cost in part.costs], answer)
+    return EvaluationRequest([call for part in parts for call in part.calls], [cost for part in parts for cost in part.costs], answer)
 
 
 def evaluate(setup: Setup, state: ServerState, pool: Pool, task: Task) -> Evaluation:
-    """The answer to `evaluation_of`."""
+    """The answer to `request_evaluation`."""
     with pool.profile.during("plan"):
-        question = evaluation_of(setup, state, task)
-    return answered(question, state, pool)
+        question = request_evaluation(setup, state, task)
+    return run_request(question, state, pool)

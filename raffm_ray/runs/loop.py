@@ -13,7 +13,7 @@ from raffm_ray.subnetworks.calibration import Statistics
 from raffm_ray.runs.size_curve import curve_of
 from raffm_ray.runs.progress import Display
 from raffm_ray.basics.errors import BadUpdateError, ClientError, UserError
-from raffm_ray.runs.evaluation import Question, answered, evaluate, evaluation_of
+from raffm_ray.runs.evaluation import EvaluationRequest, run_request, evaluate, request_evaluation
 from raffm_ray.runs.summary import Evaluation, client_rows, recorded_evaluation, round_row, summarize
 from raffm_ray.clients.messages import Call, Update
 from raffm_ray.subnetworks.size_specific import saved_copies, with_copies
@@ -27,7 +27,7 @@ from raffm_ray.subnetworks.salience import METRICS
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.data.shares import by_device, write_shares
 from raffm_ray.server.state import Round, ServerState, Setup, class_plans, copies, new_state
-from raffm_ray.server.early_stopping import chosen, compared, is_over
+from raffm_ray.server.early_stopping import chosen_state, with_best_round, is_finished
 from raffm_ray.subnetworks.unit_coverage import add_reached, units_of, write_units
 from raffm_ray.server.workload import block_costs
 
@@ -36,19 +36,19 @@ OnRound = Callable[[RoundRow], None]
 can be resumed; rounds that were recorded before are not told again."""
 
 
-def ignore(row: RoundRow) -> None:
+def no_callback(row: RoundRow) -> None:
     """Tells nobody."""
 
 
 def run_round(
-    setup: Setup, work: Round, state: ServerState, pool: Pool, display: Display, beside: Question[Evaluation] | None = None
+    setup: Setup, work: Round, state: ServerState, pool: Pool, display: Display, beside: EvaluationRequest[Evaluation] | None = None
 ) -> tuple[Tensor, list[Update], list[Tensor], Evaluation | None]:
     """Runs a round's blocks on the pool, and an evaluation of the same parameters beside them.
 
     Returns the flat sum, added in block order, the blocks' updates, the sums of its late blocks, which are not in it, and the
     evaluation.
     """
-    calls: list[Call] = [("block", work.package, (block,)) for block in work.blocks]
+    calls: list[Call] = [("block", work.context, (block,)) for block in work.blocks]
     summed, done = torch.zeros_like(state.parameters), 0
     updates: list[Update] = []
     late: list[Tensor] = []
@@ -60,7 +60,7 @@ def run_round(
     def progress(index: int, _: Any) -> None:
         nonlocal done
         done += len(work.blocks[index]) if index < len(work.blocks) else 0
-        number = work.package.round
+        number = work.context.round
         share = done / max(1, len(work.jobs))  # an evaluation may run beside a round in which nobody trains
         display.advance(number - 1 + share, f"round {number}/{display.rounds}  {done}/{len(work.jobs)} clients")
 
@@ -77,7 +77,7 @@ def run_round(
         updates.append(small)
     # Every client's part is finite, as was checked where it was trained. Least and greatest are NaN where any entry is; nothing is copied.
     if not bool(torch.stack(summed.aminmax()).isfinite().all()):
-        raise BadUpdateError(f"round {work.package.round}: the sum of its updates is beyond the range of float32")
+        raise BadUpdateError(f"round {work.context.round}: the sum of its updates is beyond the range of float32")
     with pool.profile.during("evaluate"):
         return summed, updates, late, None if beside is None else beside.answer(told)
 
@@ -88,19 +88,19 @@ def _check_sum(part: Any, parameters: Tensor, work: Round, block: int) -> None:
     if kind != np.float32 or shape != tuple(parameters.shape):
         clients = ", ".join(str(job.client) for job in work.blocks[block])
         raise ClientError(
-            f"round {work.package.round}, block of clients {clients}: its sum is {kind} {shape}, not float32 {tuple(parameters.shape)}"
+            f"round {work.context.round}, block of clients {clients}: its sum is {kind} {shape}, not float32 {tuple(parameters.shape)}"
         )
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedRound:
     """A round whose training is over, and what is asked of its model, if it is evaluated."""
 
     state: ServerState
     work: Round | None
     updates: Sequence[Update]
     ranked: bool
-    question: Question[Evaluation] | None
+    question: EvaluationRequest[Evaluation] | None
 
 
 def _first_ranking(
@@ -129,8 +129,8 @@ def _first_ranking(
 
 
 def _next_round(
-    prepared: Prepared, state: ServerState, pool: Pool, display: Display, beside: Question[Evaluation] | None
-) -> tuple[Ended, Evaluation | None]:
+    prepared: Prepared, state: ServerState, pool: Pool, display: Display, beside: EvaluationRequest[Evaluation] | None
+) -> tuple[FinishedRound, Evaluation | None]:
     """The round after a state; and the answer to what is still asked of that state."""
     setup, experiment = prepared.setup, prepared.setup.experiment
     with pool.profile.during("plan"):
@@ -144,12 +144,12 @@ def _next_round(
     question = None
     if state.round % experiment.evaluation.every == 0 or state.round == experiment.rounds:
         with pool.profile.during("plan"):
-            question = evaluation_of(setup, state, prepared.task)
-    return Ended(state=state, work=work, updates=updates, ranked=ranked, question=question), before
+            question = request_evaluation(setup, state, prepared.task)
+    return FinishedRound(state=state, work=work, updates=updates, ranked=ranked, question=question), before
 
 
 def _complete(
-    prepared: Prepared, ended: Ended, now: Evaluation | None, phases: Mapping[str, float], recorder: Recorder, console: Console,
+    prepared: Prepared, ended: FinishedRound, now: Evaluation | None, phases: Mapping[str, float], recorder: Recorder, console: Console,
     display: Display,
 ) -> ServerState:
     """The end of a round: it is recorded, with its evaluation if it has one, and then what the run goes on from. Returns its state with
@@ -158,7 +158,7 @@ def _complete(
     Raises BadUpdateError, with nothing recorded of the round, where a bad update is to stop the run.
     """
     setup, metric = prepared.setup, prepared.task.metric
-    state = compared(setup, ended.state, metric, now.validation if now else None)
+    state = with_best_round(setup, ended.state, metric, now.validation if now else None)
     rows = client_rows(setup, ended.work, ended.updates)
     refused = [row for row in rows if row.refused]
     told = f"round {state.round}: refused: {', '.join(f'client {row.client} ({row.refused})' for row in refused)}"
@@ -173,7 +173,7 @@ def _complete(
 
 
 def train(
-    prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, console: Console, on_round: OnRound = ignore
+    prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, console: Console, on_round: OnRound = no_callback
 ) -> dict[str, Any]:
     """All rounds of one strategy that are not recorded yet, recorded as they end and then told to `on_round`; returns the summary.
 
@@ -181,20 +181,20 @@ def train(
     """
     setup, experiment = prepared.setup, prepared.setup.experiment
     recorder.made_from({**origin_of(prepared), "model": parameters_sha256(start, setup.architecture)})
-    write_shares(recorder.folder / "shares.parquet", prepared.tally, by_device(setup.classes, setup.budgets))
+    write_shares(recorder.folder / "shares.parquet", prepared.label_distribution, by_device(setup.classes, setup.budgets))
 
-    def complete(ended: Ended, now: Evaluation | None, phases: Mapping[str, float]) -> ServerState:
+    def complete(ended: FinishedRound, now: Evaluation | None, phases: Mapping[str, float]) -> ServerState:
         with pool.profile.during("checkpoint"):
             completed = _complete(prepared=prepared, ended=ended, now=now, phases=phases, recorder=recorder, console=console, display=display)
         on_round(recorder.rounds[-1])
         return completed
 
-    state, first = recorder.state, new_state(with_copies(start, setup.architecture, setup.owned, len(setup.budgets)))
+    state, first = recorder.state, new_state(with_copies(start, setup.architecture, setup.size_specific, len(setup.budgets)))
     if state is not None:
         layout = setup.architecture.layout
         begun = replace(first, scores=plain_scores(setup.architecture), reached=add_reached({}, {}, [], layout))
         check_fits(state, begun, recorder.folder)
-    ended: Ended | None = None
+    ended: FinishedRound | None = None
     with Display(console, experiment.strategy.name, experiment.rounds) as display:
         display.stage(
             f"{experiment.rounds} rounds of {experiment.clients.per_round} of {experiment.clients.count} clients",
@@ -204,13 +204,13 @@ def train(
         if state is None:
             first, work, updates = _first_ranking(prepared, first, pool, display)
             with pool.profile.during("plan"):
-                ended = Ended(state=first, work=work, updates=updates, ranked=True, question=evaluation_of(setup, first, prepared.task))
-        while state is None or ended is not None or not is_over(setup, state):
+                ended = FinishedRound(state=first, work=work, updates=updates, ranked=True, question=request_evaluation(setup, first, prepared.task))
+        while state is None or ended is not None or not is_finished(setup, state):
             if ended is None:
                 assert state is not None
                 ended, _ = _next_round(prepared, state, pool, display, None)
-            elif ended.question is None or experiment.evaluation.patience is not None or is_over(setup, ended.state):
-                now = answered(ended.question, ended.state, pool) if ended.question else None
+            elif ended.question is None or experiment.evaluation.patience is not None or is_finished(setup, ended.state):
+                now = run_request(ended.question, ended.state, pool) if ended.question else None
                 state, ended = complete(ended, now, pool.profile.taken()), None
             else:
                 phases = pool.profile.taken()
@@ -219,7 +219,7 @@ def train(
                 ended = replace(following, state=replace(following.state, best=state.best))
     if state.round < experiment.rounds:
         console.print(f"{experiment.strategy.name}: stopped after round {state.round} (evaluation.patience)", highlight=False)
-    if (best := chosen(setup, state)) is state:
+    if (best := chosen_state(setup, state)) is state:
         measured = recorded_evaluation(recorder.rounds[-1], class_plans(setup, state))
     else:
         console.print(f"{experiment.strategy.name}: round {best.round} is kept (evaluation.keep_best)", highlight=False)
@@ -228,7 +228,7 @@ def train(
     summary |= curve_of(setup, state, pool, prepared.task, measured) | {"made_from": recorder.origin}
     words = prepared.foundation.words
     used = dict(zip(measured.class_plans, copies(setup, state, list(measured.class_plans.values())), strict=True))
-    own = saved_copies(state.parameters, setup.architecture, setup.owned, used)
+    own = saved_copies(state.parameters, setup.architecture, setup.size_specific, used)
     write_units(
         recorder.folder / "units.parquet",
         units_of(setup.architecture.layout, state.reached, state.reached_weight, measured.class_plans),

@@ -26,7 +26,7 @@ from raffm_ray.models.architecture import Architecture
 from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.settings.loading import dump
 from raffm_ray.basics.errors import UserError
-from raffm_ray.basics.files import check_path, sync, whole_folder, write_whole
+from raffm_ray.basics.files import check_path, sync, atomic_folder, write_atomically
 from raffm_ray.axes.flat_parameters import views
 from raffm_ray.runs.reader import SUMMARY, how_to_resume
 from raffm_ray.settings.experiment import Experiment
@@ -186,7 +186,7 @@ class Recorder:
             check_output(folder)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_whole(folder / "config.yaml", dump(experiment).encode())
+                write_atomically(folder / "config.yaml", dump(experiment).encode())
             except OSError as error:
                 raise UserError(f"--out {folder}: cannot be made: {error.strerror}") from None
         try:
@@ -235,7 +235,7 @@ class Recorder:
         self.clients.extend(clients)
         contents = _parquet(RoundRow, [row]), _parquet(ClientRow, clients)
         for name, content in zip(record_names(row.round), contents, strict=True):
-            write_whole(self.folder / name, content)
+            write_atomically(self.folder / name, content)
             self._unsynced |= {self.folder / name, (self.folder / name).parent}
         self._digest = digest_of(self._digest, contents)
         _show(row, events)
@@ -247,7 +247,7 @@ class Recorder:
     ) -> None:
         """Writes the final model (a plain transformers checkpoint, its tokenizer beside it), what its subnetworks are cut by, `copies` of
         parameters that sizes have of their own, and the summary."""
-        with whole_folder(self.folder / "checkpoints" / "final", self._unsynced) as final:
+        with atomic_folder(self.folder / "checkpoints" / "final", self._unsynced) as final:
             save_file(
                 {name: values.clone() for name, values in views(state.parameters, architecture.shapes).items()},
                 final / "model.safetensors",
@@ -267,5 +267,5 @@ class Recorder:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON so that a reader never sees half of it, and it is on the disk."""
-    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
     sync([path, path.parent])

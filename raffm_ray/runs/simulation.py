@@ -12,7 +12,7 @@ from torch import Tensor
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.progress import Display
 from raffm_ray.basics.files import locked
-from raffm_ray.runs.loop import OnRound, ignore, train
+from raffm_ray.runs.loop import OnRound, no_callback, train
 from raffm_ray.runs.mirror import Mirror
 from raffm_ray.pool.worker_pool import Pool, check_pool, open_pool
 from raffm_ray.preparation.prepare import Prepared, check_baselines, prepare, with_strategy
@@ -26,7 +26,7 @@ from raffm_ray.clients.local_training import one_thread
 
 def completed(
     prepared: Prepared, start: Tensor, pool: Pool, folder: Path, console: Console, recorder: Recorder | None = None,
-    on_round: OnRound = ignore,
+    on_round: OnRound = no_callback,
 ) -> dict[str, Any]:
     """The summary of one strategy's run in a folder that this process holds: begun, gone on with, or read where it is finished."""
     if (folder / SUMMARY).is_file():
@@ -41,7 +41,7 @@ def _teller(console: Console) -> Callable[[str], None]:
 
 
 def simulate(
-    experiment: Experiment, folder: Path | str, console: Console | None = None, pool: Pool | None = None, on_round: OnRound = ignore,
+    experiment: Experiment, folder: Path | str, console: Console | None = None, pool: Pool | None = None, on_round: OnRound = no_callback,
     mirror: Mirror | None = None,
 ) -> dict[str, Any]:
     """Runs an experiment and its baselines; writes `folder` and returns the content of its `summary.json`.
@@ -60,7 +60,7 @@ def simulate(
 
 
 def resume(
-    folder: Path | str, flags: Sequence[str] = (), console: Console | None = None, pool: Pool | None = None, on_round: OnRound = ignore,
+    folder: Path | str, flags: Sequence[str] = (), console: Console | None = None, pool: Pool | None = None, on_round: OnRound = no_callback,
     mirror: Mirror | None = None,
 ) -> dict[str, Any]:
     """Goes on with a run that was interrupted: its records and summary become, to the bit, what `simulate` would have left, but for real

@@ -30,9 +30,9 @@ class Evaluation:
 def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> ClientRow:
     """What a client's round cost its simulated device. `report`: what came back, or of those who did not train the planned one."""
     job, cost = visit.job, visit.cost
-    costs = setup.costs(Plan() if job.plan is None else work.package.plans[job.plan])
+    costs = setup.costs(Plan() if job.plan is None else work.context.plans[job.plan])
     return ClientRow(
-        round=work.package.round, client=job.client, device=setup.classes[job.client], outcome=visit.outcome,
+        round=work.context.round, client=job.client, device=setup.classes[job.client], outcome=visit.outcome,
         examples=report.examples, steps=report.steps, loss=report.loss, accepted=not report.refused, refused=report.refused, params=costs.params,
         bytes_down=cost.bytes_down, bytes_up=cost.bytes_up, peak_memory_bytes=costs.memory_bytes, training_flops=cost.flops,
         round_seconds=cost.seconds, energy_joules=cost.energy_joules, seconds=report.seconds,
@@ -54,7 +54,7 @@ def round_row(
     weight = sum(examples for _, examples in losses)
     return RoundRow(
         round=number, drawn=work.drawn if work else 0, selected=len(rows), arrived=outcomes.count("used"), late=outcomes.count("late") + outcomes.count("stale"),
-        dropped=outcomes.count("dropped"), refused=sum(not row.accepted for row in rows), learning_rate=work.package.learning_rate if work else 0.0,
+        dropped=outcomes.count("dropped"), refused=sum(not row.accepted for row in rows), learning_rate=work.context.learning_rate if work else 0.0,
         train_loss=sum(loss * examples for loss, examples in losses) / weight if weight else None,
         metric=measured.metric if measured else None, loss=measured.loss if measured else None,
         validation=measured.validation if measured else None,

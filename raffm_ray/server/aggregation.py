@@ -9,7 +9,7 @@ from raffm_ray.axes.flat_parameters import Shapes, views
 from raffm_ray.axes.indexing import Plan, add_coverage
 from raffm_ray.axes.layout import Layout, is_kept
 
-Rule = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+AggregationRule = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(old parameters, sum of weight x change, weight that covers each entry, weight of all clients) -> new parameters."""
 
 
@@ -39,7 +39,11 @@ def damped_by_coverage(old: Tensor, summed: Tensor, covered: Tensor, total: floa
     return old + (mean_over_coverage(old, summed, covered, total) - old) * (covered / total).sqrt()
 
 
-RULES: dict[str, Rule] = {"coverage": mean_over_coverage, "damped": damped_by_coverage, "all_clients": mean_over_all}
+AGGREGATION_RULES: dict[str, AggregationRule] = {
+    "coverage": mean_over_coverage,
+    "damped": damped_by_coverage,
+    "all_clients": mean_over_all,
+}
 
 
 def flat_coverage(
@@ -47,30 +51,32 @@ def flat_coverage(
     plans: Sequence[Plan],
     layout: Layout,
     shapes: Shapes,
-    owned: Sequence[str] = (),
+    size_specific: Sequence[str] = (),
     copies: Sequence[int] = (),
     length: int | None = None,
 ) -> Tensor:
     """How much weight trained each entry, flat: one pass for every distinct plan, whatever the number of clients; 0 where it is frozen.
 
-    `owned`, `copies`: as in a `Package`; `length`: of the flat array, where there are copies.
+    `size_specific`, `copies`: as in a `RoundContext`; `length`: of the flat array, where there are copies.
     """
     total = torch.zeros(length or sum(torch.Size(shape).numel() for shape in shapes.values()))
     for number, weight in sorted(weights.items()):
-        named = views(total, shapes, owned, copies[number] if copies else 0)
+        named = views(total, shapes, size_specific, copies[number] if copies else 0)
         for name, spec in layout.parameters.items():
             if is_kept(spec.layer, plans[number]) and not spec.frozen:
                 add_coverage(named[name], spec.dims, layout.axes, plans[number], weight)
     return total
 
 
-def put_back_frozen(new: Tensor, old: Tensor, layout: Layout, shapes: Shapes, owned: Sequence[str] = (), copies: int = 0) -> None:
+def restore_frozen(
+    new: Tensor, old: Tensor, layout: Layout, shapes: Shapes, size_specific: Sequence[str] = (), copies: int = 0
+) -> None:
     """Gives frozen parameters their old values, in place, whatever a rule or an optimizer made of them (`all_clients` shrinks them).
 
-    `owned`, `copies`: the parameters that there are copies of, and how many.
+    `size_specific`, `copies`: the parameters that there are copies of, and how many.
     """
     for copy in range(1 + copies):
-        now, before = (views(flat, shapes, owned, copy) for flat in (new, old))
+        now, before = (views(flat, shapes, size_specific, copy) for flat in (new, old))
         for name, spec in layout.parameters.items():
             if spec.frozen:
                 now[name].copy_(before[name])

@@ -45,7 +45,7 @@ def accept(settings: ClockSettings, rounds_late: int) -> float:
     return float((1 + rounds_late) ** -settings.staleness) if rounds_late <= settings.late_rounds else 0.0
 
 
-LATE: dict[str, Callable[[ClockSettings, int], float]] = {"drop": drop, "accept": accept}
+LATE_POLICIES: dict[str, Callable[[ClockSettings, int], float]] = {"drop": drop, "accept": accept}
 """(settings, rounds late) -> by how much an update's weight is multiplied; 0: nobody waits for it."""
 
 
@@ -70,7 +70,7 @@ class Visit:
 
 
 @dataclass(frozen=True)
-class Late:
+class LateUpdate:
     """An update on its way, of the parameters of `round`. `summed`: [parameters], flat, its weight times its change: one such array
     for every update on its way is the server's memory for them. `copy`: which one of the owned parameters its plan used."""
 
@@ -84,21 +84,21 @@ class Late:
 
 
 @dataclass(frozen=True)
-class Clock:
+class VirtualClock:
     """Virtual time since the run's start, the updates that are on their way, and what was spent on updates that were never used."""
 
     seconds: float = 0.0
-    late: tuple[Late, ...] = ()
+    late: tuple[LateUpdate, ...] = ()
     wasted_bytes: int = 0
     wasted_joules: float = 0.0
 
 
-def settle(
-    settings: ClockSettings, late: tuple[Late, ...], number: int, end_seconds: float
-) -> tuple[list[tuple[Late, float]], tuple[Late, ...], list[Late]]:
+def sort_late_updates(
+    settings: ClockSettings, late: tuple[LateUpdate, ...], number: int, end_seconds: float
+) -> tuple[list[tuple[LateUpdate, float]], tuple[LateUpdate, ...], list[LateUpdate]]:
     """Sorts the updates on their way at the end of a round: (those that arrived, with the factors of their weights), those still
     waited for, and those that nobody waits for any longer."""
-    policy = LATE[settings.late]
+    policy = LATE_POLICIES[settings.late]
     arrived = [(one, policy(settings, number - one.round)) for one in late if one.arrival_seconds <= end_seconds]
     rest = [one for one in late if one.arrival_seconds > end_seconds]
     waiting = tuple(one for one in rest if policy(settings, number + 1 - one.round) > 0)

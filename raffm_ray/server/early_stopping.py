@@ -5,11 +5,11 @@ from dataclasses import replace
 from math import isnan
 
 from raffm_ray.data.metrics import METRICS, worst
-from raffm_ray.server.clock import Clock
+from raffm_ray.server.clock import VirtualClock
 from raffm_ray.server.state import Best, ServerState, Setup
 
 
-def watched(watch: str, metric: str, full: float, classes: Sequence[float]) -> float:
+def watched_metric(watch: str, metric: str, full: float, classes: Sequence[float]) -> float:
     """What `evaluation.watch` names: the full model's metric, the worst class's subnetwork's, or the mean of the full model's and all
     classes'."""
     if watch == "global":
@@ -25,25 +25,29 @@ def _better(metric: str, value: float, than: float) -> bool:
     return value > than if METRICS[metric].higher else value < than
 
 
-def compared(setup: Setup, state: ServerState, metric: str, validation: float | None) -> ServerState:
+def with_best_round(setup: Setup, state: ServerState, metric: str, validation: float | None) -> ServerState:
     """The state with its best round so far, after an evaluation; of equal rounds the first counts. The start is a round too (0)."""
     if validation is None:
         return state
     best = state.best
     if best is not None and not _better(metric, validation, best.validation):
         return replace(state, best=replace(best, since=best.since + 1))
-    kept = replace(state, pending=None, moments={}, best=None, clock=Clock()) if setup.experiment.evaluation.keep_best else None
+    kept = (
+        replace(state, pending=None, moments={}, best=None, clock=VirtualClock())
+        if setup.experiment.evaluation.keep_best
+        else None
+    )
     return replace(state, best=Best(round=state.round, validation=validation, since=0, state=kept))
 
 
-def is_over(setup: Setup, state: ServerState) -> bool:
+def is_finished(setup: Setup, state: ServerState) -> bool:
     """Whether no round follows: all are done, or `evaluation.patience` is at its end."""
     patience = setup.experiment.evaluation.patience
     tired = patience is not None and state.best is not None and state.best.since >= patience
     return tired or state.round >= setup.experiment.rounds
 
 
-def chosen(setup: Setup, state: ServerState) -> ServerState:
+def chosen_state(setup: Setup, state: ServerState) -> ServerState:
     """The state whose model a run leaves: the best validated one where `evaluation.keep_best`, else the last."""
     best = state.best
     return (

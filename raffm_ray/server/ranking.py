@@ -9,9 +9,9 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
-from raffm_ray.clients.messages import Job, Package
+from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.models.architecture import Architecture
-from raffm_ray.server.round_schedule import schedule
+from raffm_ray.server.round_schedule import schedule_round
 from raffm_ray.server.state import Round, ServerState, Setup, class_plans, holds_full_model
 from raffm_ray.subnetworks.calibration import Statistics, rankable
 from raffm_ray.subnetworks.norm_correction import norm_part
@@ -50,7 +50,7 @@ def begin_calibration(setup: Setup, state: ServerState) -> Round | None:
     rng = generator(experiment.seed, "calibration clients")
     chosen = sorted(rng.permutation(able)[: experiment.salience.clients].tolist())
     examples, cut = experiment.salience.examples, "residual" in experiment.extraction.steps
-    package = Package(
+    context = RoundContext(
         seed=experiment.seed,
         round=0,
         plans=(Plan(),),
@@ -60,7 +60,7 @@ def begin_calibration(setup: Setup, state: ServerState) -> Round | None:
         calibration_examples=examples,
         measure_norms=cut,
     )
-    return schedule(setup, package, [Job(client, None, calibrate=True) for client in chosen], state.clock.seconds)
+    return schedule_round(setup, context, [Job(client, None, calibrate=True) for client in chosen], state.clock.seconds)
 
 
 def plain_scores(architecture: Architecture) -> Scores:

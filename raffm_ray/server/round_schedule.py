@@ -10,10 +10,10 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.local_training import choose
-from raffm_ray.clients.messages import Job, Package, Report, Update
+from raffm_ray.clients.messages import Job, Report, RoundContext, Update
 from raffm_ray.data.examples import steps_of
 from raffm_ray.devices.round_costs import DeviceCost, device_cost
-from raffm_ray.server.clock import LATE, Clock, Late, Visit, close_round, settle
+from raffm_ray.server.clock import LATE_POLICIES, LateUpdate, VirtualClock, Visit, close_round, sort_late_updates
 from raffm_ray.server.state import Round, ServerState, Setup, blocks_of, least_clients, view_of
 from raffm_ray.server.workload import reported_work
 from raffm_ray.settings.experiment import ClockSettings
@@ -34,9 +34,9 @@ def _planned_passes(job: Job, sizes: Sequence[int], rng: np.random.Generator) ->
     return seen
 
 
-def planned_work(setup: Setup, package: Package, job: Job) -> Report:
+def planned_work(setup: Setup, context: RoundContext, job: Job) -> Report:
     """What a client will report of a job: all but its loss and its real seconds, if what it sends is finite."""
-    share, local = setup.examples[job.client], package.local
+    share, local = setup.examples[job.client], context.local
     seen: dict[int, int] = {}
     steps = 0
     if job.plan is not None:
@@ -44,12 +44,12 @@ def planned_work(setup: Setup, package: Package, job: Job) -> Report:
         a_pass = ceil(share / local.batch_size)
         sizes = [min(local.batch_size, share - step % a_pass * local.batch_size) for step in range(steps)]
         if job.prefixes:
-            seen = _planned_passes(job, sizes, generator(package.seed, "prefixes", package.round, job.client))
+            seen = _planned_passes(job, sizes, generator(context.seed, "prefixes", context.round, job.client))
         elif steps:
             seen = {job.plan: sum(sizes)}
     layout, values = setup.architecture.layout, 0
-    if job.calibrate and package.statistic:
-        values = statistics_size(layout, package.statistic) + (norm_statistics_size(layout) if package.measure_norms else 0)
+    if job.calibrate and context.statistic:
+        values = statistics_size(layout, context.statistic) + (norm_statistics_size(layout) if context.measure_norms else 0)
     return Report(
         client=job.client,
         plan=job.plan,
@@ -58,19 +58,19 @@ def planned_work(setup: Setup, package: Package, job: Job) -> Report:
         loss=float("nan"),
         seconds=0.0,
         forward_backward=tuple(sorted(seen.items())),
-        calibrated=min(share, package.calibration_examples) if job.calibrate else 0,
+        calibrated=min(share, context.calibration_examples) if job.calibrate else 0,
         statistics_values=values,
     )
 
 
-def cost_of(setup: Setup, package: Package, job: Job, report: Report) -> DeviceCost:
+def cost_of(setup: Setup, context: RoundContext, job: Job, report: Report) -> DeviceCost:
     """What a whole job takes of its client's simulated device."""
-    costs = setup.costs(Plan() if job.plan is None else package.plans[job.plan])
+    costs = setup.costs(Plan() if job.plan is None else context.plans[job.plan])
     up = (0 if job.plan is None else costs.bytes_up) + STATISTIC_BYTES * report.statistics_values
-    return device_cost(setup.devices[setup.classes[job.client]], reported_work(setup, package, report), costs.bytes, up)
+    return device_cost(setup.devices[setup.classes[job.client]], reported_work(setup, context, report), costs.bytes, up)
 
 
-def _costs_of(setup: Setup, package: Package, jobs: Sequence[Job], reports: Sequence[Report]) -> list[DeviceCost]:
+def _costs_of(setup: Setup, context: RoundContext, jobs: Sequence[Job], reports: Sequence[Report]) -> list[DeviceCost]:
     """`cost_of` for every job; those of equal devices that do equal work are computed once."""
     known: dict[tuple[object, ...], DeviceCost] = {}
     found = []
@@ -84,12 +84,12 @@ def _costs_of(setup: Setup, package: Package, jobs: Sequence[Job], reports: Sequ
             report.statistics_values,
         )
         if key not in known:
-            known[key] = cost_of(setup, package, job, report)
+            known[key] = cost_of(setup, context, job, report)
         found.append(known[key])
     return found
 
 
-def available(setup: Setup, clock: Clock) -> tuple[float, list[int]]:
+def available_clients(setup: Setup, clock: VirtualClock) -> tuple[float, list[int]]:
     """When the next round begins, and which clients with data are awake and free then: at once if there is one, else as soon as one is.
 
     Clients whose updates are on their way are not free. Raises UserError when nobody will ever be available.
@@ -110,7 +110,7 @@ def available(setup: Setup, clock: Clock) -> tuple[float, list[int]]:
         now = max(coming, float(np.nextafter(now, inf)))  # a change in the last bit must not stand still
 
 
-def selected(setup: Setup) -> int:
+def selection_size(setup: Setup) -> int:
     """How many clients are drawn for a round: more than are waited for, where the experiment says so."""
     return ceil(setup.experiment.clients.per_round * setup.experiment.clock.over_selection - 1e-9)
 
@@ -123,26 +123,26 @@ def drops_out(settings: ClockSettings, seed: int, round_number: int, client: int
     return float(when * seconds) if happens < settings.dropout else inf
 
 
-def schedule(setup: Setup, package: Package, jobs: Sequence[Job], start_seconds: float) -> Round:
+def schedule_round(setup: Setup, context: RoundContext, jobs: Sequence[Job], start_seconds: float) -> Round:
     """The round of these jobs: who is back before it ends, and who has to train at all. Round 0 waits for everybody who calibrates.
 
     A round in which nobody takes part lasts until somebody falls asleep or wakes, so that time does not stand still.
     """
     settings, experiment = setup.experiment.clock, setup.experiment
-    reports = [planned_work(setup, package, job) for job in jobs]
-    costs = _costs_of(setup, package, jobs, reports)
+    reports = [planned_work(setup, context, job) for job in jobs]
+    costs = _costs_of(setup, context, jobs, reports)
     needs = np.array([cost.seconds for cost in costs])
     stops, wanted, deadline, idle = np.full(len(jobs), inf), len(jobs), inf, 0.0
-    if package.round > 0:
+    if context.round > 0:
         _, changes = setup.availability(start_seconds)
         clients = [job.client for job in jobs]
-        dropping = [drops_out(settings, package.seed, package.round, *one) for one in zip(clients, needs.tolist(), strict=True)]
+        dropping = [drops_out(settings, context.seed, context.round, *one) for one in zip(clients, needs.tolist(), strict=True)]
         stops = np.minimum(dropping, changes[clients] - start_seconds)
         wanted, deadline = experiment.clients.per_round, settings.deadline_seconds or inf
         idle = min(float(changes.min()) - start_seconds, deadline)
     end, arrived = close_round(needs, stops, wanted, deadline)
     end = idle if not jobs and idle < inf else end
-    kept = LATE[settings.late](settings, 1) > 0
+    kept = LATE_POLICIES[settings.late](settings, 1) > 0
     visits = []
     for job, report, cost, stop, back in zip(jobs, reports, costs, stops.tolist(), arrived.tolist(), strict=True):
         lost = stop < cost.seconds and (kept or stop <= end)
@@ -153,29 +153,29 @@ def schedule(setup: Setup, package: Package, jobs: Sequence[Job], start_seconds:
     stale = tuple((visit.job,) for visit in visits if visit.outcome == "stale")
     jobs_used, steps = [visit.job for visit in used], [visit.report.steps for visit in used]
     least = least_clients([visit.cost.flops for visit in used], setup.costs(Plan()).bytes)
-    blocks = blocks_of(jobs_used, steps, experiment.pool.block_clients, package.stack, least)
-    return Round(package, blocks + stale, tuple(visits), late=len(stale), start_seconds=start_seconds, seconds=end)
+    blocks = blocks_of(jobs_used, steps, experiment.pool.block_clients, context.stack, least)
+    return Round(context, blocks + stale, tuple(visits), late=len(stale), start_seconds=start_seconds, seconds=end)
 
 
-def advance(
-    setup: Setup, clock: Clock, work: Round, updates: Sequence[Update], sums: Sequence[Tensor]
-) -> tuple[Clock, list[tuple[Late, float]]]:
+def advance_clock(
+    setup: Setup, clock: VirtualClock, work: Round, updates: Sequence[Update], sums: Sequence[Tensor]
+) -> tuple[VirtualClock, list[tuple[LateUpdate, float]]]:
     """The clock at a round's end, and the late updates that arrived in it, with the factors of their weights.
 
     `updates`, `sums`: of the round's own late blocks, in their order.
     """
-    end, number = work.start_seconds + work.seconds, work.package.round
-    arrived, waiting, expired = settle(setup.experiment.clock, clock.late, number, end)
+    end, number = work.start_seconds + work.seconds, work.context.round
+    arrived, waiting, expired = sort_late_updates(setup.experiment.clock, clock.late, number, end)
     visits = [visit for visit in work.visits if visit.outcome == "stale"]
     sent = tuple(
-        Late(
+        LateUpdate(
             round=number,
             arrival_seconds=work.start_seconds + visit.cost.seconds,
             visit=visit,
-            plan=work.package.plans[plan],
+            plan=work.context.plans[plan],
             weight=weight,
             summed=summed,
-            copy=work.package.copy_of(plan),
+            copy=work.context.copy_of(plan),
         )
         for visit, update, summed in zip(visits, updates, sums, strict=True)
         for plan, weight in update.weights.items()
@@ -183,7 +183,7 @@ def advance(
     wasted = [visit.cost for visit in work.visits if visit.wasted] + [one.visit.cost for one in expired]
     moved = clock.wasted_bytes + sum(cost.bytes_down + cost.bytes_up for cost in wasted)
     joules = clock.wasted_joules + sum(cost.energy_joules for cost in wasted)
-    return Clock(seconds=end, late=waiting + sent, wasted_bytes=moved, wasted_joules=joules), arrived
+    return VirtualClock(seconds=end, late=waiting + sent, wasted_bytes=moved, wasted_joules=joules), arrived
 
 
 def check_clock(setup: Setup, state: ServerState) -> None:
@@ -195,11 +195,11 @@ def check_clock(setup: Setup, state: ServerState) -> None:
         least = min(clients, key=lambda client: setup.examples[client], default=None)
         plan = None if least is None else setup.strategy.train(view, setup.budgets[name], least)
         if least is not None and plan is not None:
-            package, job = (
-                Package(seed=setup.experiment.seed, round=1, plans=(plan,), local=setup.experiment.local, learning_rate=0.0),
+            context, job = (
+                RoundContext(seed=setup.experiment.seed, round=1, plans=(plan,), local=setup.experiment.local, learning_rate=0.0),
                 Job(least, 0),
             )
-            needs[name] = cost_of(setup, package, job, planned_work(setup, package, job)).seconds
+            needs[name] = cost_of(setup, context, job, planned_work(setup, context, job)).seconds
     fastest = min(needs, key=lambda name: needs[name], default=None)
     if deadline and fastest is not None and needs[fastest] > deadline:
         raise UserError(

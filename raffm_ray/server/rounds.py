@@ -10,11 +10,11 @@ from raffm_ray.axes.indexing import AxisError, Plan, check_plan
 from raffm_ray.axes.nesting import within
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
-from raffm_ray.clients.messages import Job, Package, Update
-from raffm_ray.server.aggregation import RULES, flat_coverage, put_back_frozen
+from raffm_ray.clients.messages import Job, RoundContext, Update
+from raffm_ray.server.aggregation import AGGREGATION_RULES, flat_coverage, restore_frozen
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.ranking import cuts_residual, wanted_statistic
-from raffm_ray.server.round_schedule import advance, available, schedule, selected
+from raffm_ray.server.round_schedule import advance_clock, available_clients, schedule_round, selection_size
 from raffm_ray.server.state import Round, ServerState, Setup, class_plans, copies, stack_sizes, view_of
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.calibration import add_statistics
@@ -32,9 +32,9 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
     experiment, strategy = setup.experiment, setup.strategy
     number = state.round + 1
     view = view_of(setup, state, number)
-    start_seconds, able = available(setup, state.clock)
+    start_seconds, able = available_clients(setup, state.clock)
     rng = generator(experiment.seed, "clients", number)
-    chosen = sorted(rng.choice(able, size=min(selected(setup), len(able)), replace=False).tolist())
+    chosen = sorted(rng.choice(able, size=min(selection_size(setup), len(able)), replace=False).tolist())
     shared: dict[str, Plan | None] = {}
     trained: dict[int, Plan] = {}
     for client in chosen:
@@ -68,7 +68,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
         )
         for client, plan in trained.items()
     ]
-    package = Package(
+    context = RoundContext(
         seed=experiment.seed,
         round=number,
         plans=tuple(by_size),
@@ -81,11 +81,11 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
         distill=strategy.distill,
         temperature=experiment.strategy.temperature,
         stack=stack_sizes(setup, by_size),
-        owned=setup.owned,
+        size_specific=setup.size_specific,
         copies=copies(setup, state, by_size, number),
         norm_bound=experiment.server.update_norm_bound,
     )
-    return replace(schedule(setup, package, jobs, start_seconds), drawn=len(chosen))
+    return replace(schedule_round(setup, context, jobs, start_seconds), drawn=len(chosen))
 
 
 def _check_nesting(setup: Setup, plans: Sequence[Plan], prefixes_of: Mapping[int, tuple[int, ...]]) -> None:
@@ -117,10 +117,10 @@ def finish_round(
             weights[plan] = weights.get(plan, 0.0) + weight
         if update.statistics:
             pending = add_statistics(pending, update.statistics)
-    clock, arrived = advance(setup, state.clock, work, updates[on_time:], late)
-    plans = [*work.package.plans, *(one.plan for one, _ in arrived)]
-    used = [*(work.package.copies or [0] * len(work.package.plans)), *(one.copy for one, _ in arrived)]
-    for number, (one, factor) in enumerate(arrived, len(work.package.plans)):
+    clock, arrived = advance_clock(setup, state.clock, work, updates[on_time:], late)
+    plans = [*work.context.plans, *(one.plan for one, _ in arrived)]
+    used = [*(work.context.copies or [0] * len(work.context.plans)), *(one.copy for one, _ in arrived)]
+    for number, (one, factor) in enumerate(arrived, len(work.context.plans)):
         weights[number] = factor * one.weight
         summed = summed.add(one.summed, alpha=factor)
     total = sum(weights.values())
@@ -128,21 +128,27 @@ def finish_round(
     if total > 0:
         layout, shapes = setup.architecture.layout, setup.architecture.shapes
         covered = flat_coverage(
-            weights=weights, plans=plans, layout=layout, shapes=shapes, owned=setup.owned, copies=used, length=len(summed)
+            weights=weights,
+            plans=plans,
+            layout=layout,
+            shapes=shapes,
+            size_specific=setup.size_specific,
+            copies=used,
+            length=len(summed),
         )
-        averaged = RULES[setup.strategy.aggregation](parameters, summed, covered, total)
+        averaged = AGGREGATION_RULES[setup.strategy.aggregation](parameters, summed, covered, total)
         parameters, moments = SERVER_OPTIMIZERS[server.optimizer](parameters, averaged, covered, moments, server)
-        put_back_frozen(
+        restore_frozen(
             new=parameters,
             old=state.parameters,
             layout=layout,
             shapes=shapes,
-            owned=setup.owned,
-            copies=len(setup.budgets) - 1 if setup.owned else 0,
+            size_specific=setup.size_specific,
+            copies=len(setup.budgets) - 1 if setup.size_specific else 0,
         )
     return replace(
         state,
-        round=work.package.round,
+        round=work.context.round,
         parameters=parameters,
         pending=pending,
         moments=moments,

@@ -12,19 +12,19 @@ from torch import Tensor
 from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import TooSmallError, UserError, look_up
-from raffm_ray.clients.messages import Job, Package
+from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.devices.availability import Availability
 from raffm_ray.devices.profiles import Device
 from raffm_ray.models.architecture import Architecture
-from raffm_ray.server.clock import Clock, Visit
+from raffm_ray.server.clock import VirtualClock, Visit
 from raffm_ray.server.optimizers import Moments
-from raffm_ray.server.strategies import STRATEGIES, Strategy, View
+from raffm_ray.server.strategies import STRATEGIES, Strategy, StrategyView
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.calibration import Statistics
 from raffm_ray.subnetworks.costs import Budget, Costs, costs_of
 from raffm_ray.subnetworks.extraction import Cutting
 from raffm_ray.subnetworks.salience import Scores
-from raffm_ray.subnetworks.size_specific import copies_of, owned_names
+from raffm_ray.subnetworks.size_specific import copies_of, size_specific_names
 from raffm_ray.subnetworks.unit_coverage import Reached
 
 
@@ -55,9 +55,9 @@ class Setup:
         return Cutting(self.experiment.extraction.steps, self.experiment.extraction.floors)
 
     @cached_property
-    def owned(self) -> tuple[str, ...]:
-        """The parameters of which sizes have copies of their own. Raises UserError as `owned_names`."""
-        return owned_names(self.architecture.layout, self.experiment.strategy.own)
+    def size_specific(self) -> tuple[str, ...]:
+        """The parameters of which sizes have copies of their own. Raises UserError as `size_specific_names`."""
+        return size_specific_names(self.architecture.layout, self.experiment.strategy.own)
 
     def costs(self, plan: Plan) -> Costs:
         """What a plan costs with this experiment's local training."""
@@ -90,7 +90,7 @@ class ServerState:
     ranked_at: int = 0
     moments: Moments = field(default_factory=dict)
     best: Best | None = None
-    clock: Clock = field(default_factory=Clock)
+    clock: VirtualClock = field(default_factory=VirtualClock)
     reached: Reached = field(default_factory=dict)
     reached_weight: float = 0.0
 
@@ -103,7 +103,7 @@ class Round:
     after the round's end. `drawn`: how many clients the strategy was asked about; `visits`: everybody whom it gave work, in client order; `start_seconds`: virtual time; `seconds`: until the end.
     """
 
-    package: Package
+    context: RoundContext
     blocks: tuple[tuple[Job, ...], ...]
     visits: tuple[Visit, ...] = ()
     drawn: int = 0
@@ -147,10 +147,10 @@ def setup_strategy(experiment: Experiment) -> Strategy:
     return strategy
 
 
-def view_of(setup: Setup, state: ServerState, round_number: int) -> View:
+def view_of(setup: Setup, state: ServerState, round_number: int) -> StrategyView:
     """What the strategy sees in a round."""
     experiment = setup.experiment
-    return View(
+    return StrategyView(
         architecture=setup.architecture,
         scores=state.scores,
         cutting=setup.cutting,
@@ -212,7 +212,7 @@ def copies(setup: Setup, state: ServerState, plans: Sequence[Plan], round_number
     It goes by the sizes that clients with data train, not by those that classes get: where everybody trains the full model, a copy for
     a smaller size would stay as it began. Strategies that look at clients differ in what they choose for one, not in how much.
     """
-    if not setup.owned:
+    if not setup.size_specific:
         return (0,) * len(plans)
     view = view_of(setup, state, state.round if round_number is None else round_number)
     extract = setup.strategy.deploy if setup.strategy.per_client else setup.strategy.train

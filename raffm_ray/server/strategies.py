@@ -20,7 +20,7 @@ from raffm_ray.subnetworks.salience import METRICS, Orders, Parameters, Scores, 
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class StrategyView:
     """What a strategy may look at.
 
     `scores` are the current ranking; `seed` and `round` name random or rolling choices; `budgets`: of every device class;
@@ -49,7 +49,7 @@ class View:
         return ranked_list(self.architecture, self.scores, self.cutting)
 
     @cached_property
-    def by_magnitude(self) -> "View":
+    def by_magnitude(self) -> "StrategyView":
         """This view with a ranking by the current parameters' L1 norms."""
         scores = METRICS["l1"].score(self.architecture.layout, self.parameters, {}, generator(self.seed, "strategy", self.round))
         return replace(self, scores=scores)
@@ -59,14 +59,14 @@ class View:
         return costs_of(self.architecture, plan, self.batch_size, self.optimizer)
 
 
-Extract = Callable[[View, Budget, int], Plan | None]
+Extract = Callable[[StrategyView, Budget, int], Plan | None]
 """(view, the client's budget, the client; -1 for none) -> its plan this round, or None when it does not take part."""
 
 WIDTHS = Cutting({"residual": 1, "qk": 1, "vo": 1, "ffn": 1}, {})
 """What methods that scale the width cut, all by one rate: every width of the model. A head keeps its place and shrinks inside."""
 
 
-def at_one_rate(view: View, orders: Orders, budget: Budget, cutting: Cutting = WIDTHS) -> Plan:
+def at_one_rate(view: StrategyView, orders: Orders, budget: Budget, cutting: Cutting = WIDTHS) -> Plan:
     """The first indices of every width, at the largest common rate that fits."""
     return common_rate(
         architecture=view.architecture,
@@ -78,7 +78,7 @@ def at_one_rate(view: View, orders: Orders, budget: Budget, cutting: Cutting = W
     )
 
 
-def ranked(view: View, budget: Budget, client: int) -> Plan:
+def ranked(view: StrategyView, budget: Budget, client: int) -> Plan:
     """RaFFM (Yu et al. 2023, arXiv 2310.00247): the most salient units.
 
     The longest prefix of the ranked list that fits, or one rate for every axis where the experiment says so. It deviates from the
@@ -97,7 +97,7 @@ def ranked(view: View, budget: Budget, client: int) -> Plan:
     )
 
 
-def raffm_reference(view: View, budget: Budget, client: int) -> Plan:
+def raffm_reference(view: StrategyView, budget: Budget, client: int) -> Plan:
     """RaFFM's published code: leading indices, never sorted, averaged by the divisor of all clients.
 
     It cuts query/key and value sizes and neurons, never heads or the residual stream. Its sort inside heads has no effect on what it
@@ -110,12 +110,12 @@ def raffm_reference(view: View, budget: Budget, client: int) -> Plan:
     return at_one_rate(view, identity_orders(view.architecture.layout), budget, Cutting({"qk": 1, "vo": 1, "ffn": 1}, {}))
 
 
-def whole(view: View, budget: Budget, client: int) -> Plan:
+def whole(view: StrategyView, budget: Budget, client: int) -> Plan:
     """Everyone trains everything, whatever the device: FedAvg (McMahan et al. 2017). It ignores the budget, as an upper bound."""
     return Plan()
 
 
-def exclusive(view: View, budget: Budget, client: int) -> Plan | None:
+def exclusive(view: StrategyView, budget: Budget, client: int) -> Plan | None:
     """FedAvg (McMahan et al. 2017) among those whose device can train the full model; who is drawn and cannot sits the round out.
 
     What methods for unlike devices must beat (as Kim et al. 2023 point out, abstract). What every class gets afterwards is cut by the
@@ -124,7 +124,7 @@ def exclusive(view: View, budget: Budget, client: int) -> Plan | None:
     return Plan() if budget.allows(view.costs(Plan())) else None
 
 
-def smallest(view: View, budget: Budget, client: int) -> Plan:
+def smallest(view: StrategyView, budget: Budget, client: int) -> Plan:
     """FedAvg (McMahan et al. 2017) of the largest subnetwork that every device class can train; everyone gets that one afterwards.
 
     The homogeneous baseline of Diao et al. (2021, section 4). What the subnetwork is follows from the ranked list.
@@ -132,7 +132,7 @@ def smallest(view: View, budget: Budget, client: int) -> Plan:
     return ranked(view, reduce(Budget.both, view.budgets.values(), budget), client)
 
 
-def heterofl(view: View, budget: Budget, client: int) -> Plan:
+def heterofl(view: StrategyView, budget: Budget, client: int) -> Plan:
     """HeteroFL (Diao et al. 2021, section 3): the leading indices of every width, one rate a device class.
 
     It deviates in that the rate follows from the budget instead of a grid of five, every head keeps its place and shrinks inside,
@@ -142,7 +142,7 @@ def heterofl(view: View, budget: Budget, client: int) -> Plan:
     return at_one_rate(view, identity_orders(view.architecture.layout), budget)
 
 
-def fjord(view: View, budget: Budget, client: int) -> Plan:
+def fjord(view: StrategyView, budget: Budget, client: int) -> Plan:
     """FjORD (Horvath et al. 2021, algorithm 1): ordered dropout, the plans of HeteroFL and in every step one of the smaller ones.
 
     A step trains a width drawn uniformly from those of all device classes up to the client's own (the prefix "one"). It deviates in
@@ -153,7 +153,7 @@ def fjord(view: View, budget: Budget, client: int) -> Plan:
     return heterofl(view, budget, client)
 
 
-def federated_dropout(view: View, budget: Budget, client: int) -> Plan:
+def federated_dropout(view: StrategyView, budget: Budget, client: int) -> Plan:
     """Federated dropout (Caldas et al. 2018, section 3.2): random indices of every width, drawn anew for every client and round.
 
     An entry of two widths of sizes n and m, cut to k and l, is in a plan with probability q = k l / (n m), or at least
@@ -168,7 +168,7 @@ def federated_dropout(view: View, budget: Budget, client: int) -> Plan:
     return at_one_rate(view, rank(noise), budget)
 
 
-def fedrolex(view: View, budget: Budget, client: int) -> Plan:
+def fedrolex(view: StrategyView, budget: Budget, client: int) -> Plan:
     """FedRolex (Alam et al. 2022, section 3): a window of every width that starts one index later every round and wraps around.
 
     Of an axis with n indices a window of k reaches every index within n - k + 1 rounds, and no sooner. An entry of two axes needs both
@@ -182,7 +182,7 @@ def fedrolex(view: View, budget: Budget, client: int) -> Plan:
     return at_one_rate(view, orders, budget)
 
 
-def depth(view: View, budget: Budget, client: int) -> Plan:
+def depth(view: StrategyView, budget: Budget, client: int) -> Plan:
     """The first layers, whole, as many as fit: DepthFL (Kim et al. 2023, section 3) and InclusiveFL (Liu et al. 2022).
 
     Of two stacks both keep the same share, rounded up. It deviates in that all depths share the one head and final norm, where DepthFL
@@ -201,7 +201,7 @@ def depth(view: View, budget: Budget, client: int) -> Plan:
     return longest(deepest - 1, plan_at, view.costs, budget, least)
 
 
-def fiarse(view: View, budget: Budget, client: int) -> Plan:
+def fiarse(view: StrategyView, budget: Budget, client: int) -> Plan:
     """FIARSE (Wu et al. 2024): the units of the largest magnitude, ranked anew by the current parameters every round.
 
     The paper keeps single parameters whose magnitude is above one threshold for the whole model. This is its structured form, for

@@ -3,23 +3,23 @@
 from collections.abc import Sequence
 
 from raffm_ray.axes.indexing import Plan
-from raffm_ray.clients.messages import Package, Report
+from raffm_ray.clients.messages import Report, RoundContext
 from raffm_ray.data.examples import steps_of
-from raffm_ray.devices.round_costs import Work, training_work
+from raffm_ray.devices.round_costs import Workload, training_work
 from raffm_ray.server.state import Round, Setup
 from raffm_ray.subnetworks.calibration import backward_passes
 
 
-def training_flops(setup: Setup, package: Package, report: Report) -> float:
+def training_flops(setup: Setup, context: RoundContext, report: Report) -> float:
     """FLOPs that a client's work takes on its device: every example through every plan it trains, and its calibration."""
-    flops = sum(setup.costs(package.plans[plan]).training_flops * examples for plan, examples in report.forward_backward)
+    flops = sum(setup.costs(context.plans[plan]).training_flops * examples for plan, examples in report.forward_backward)
     if not report.calibrated:
         return float(flops)
     # Statistics take a forward pass and some backward, those of norms another forward pass.
     full, architecture = setup.costs(Plan()), setup.architecture
     outputs = architecture.config.num_labels if architecture.head.endswith("classification") else None
-    backward = backward_passes(package.statistic, outputs) * (full.calibration_flops - full.forward_flops)
-    flops += report.calibrated * ((1 + package.measure_norms) * full.forward_flops + backward)
+    backward = backward_passes(context.statistic, outputs) * (full.calibration_flops - full.forward_flops)
+    flops += report.calibrated * ((1 + context.measure_norms) * full.forward_flops + backward)
     return float(flops)
 
 
@@ -28,20 +28,20 @@ def _batch_size(setup: Setup, examples: int) -> float:
     return examples / steps_of(examples, setup.experiment.local.batch_size, 1, None)
 
 
-def reported_work(setup: Setup, package: Package, report: Report) -> Work:
+def reported_work(setup: Setup, context: RoundContext, report: Report) -> Workload:
     """What a client computed. FLOPs besides training, of calibration, are charged the memory traffic of as many training FLOPs of the
     full model."""
-    flops = training_flops(setup, package, report)
+    flops = training_flops(setup, context, report)
     batch_size = _batch_size(setup, report.examples)
-    total = Work()
+    total = Workload()
     for plan, examples in report.forward_backward:
-        total = total.plus(training_work(setup.costs(package.plans[plan]), examples, batch_size))
+        total = total.plus(training_work(setup.costs(context.plans[plan]), examples, batch_size))
     full = setup.costs(Plan())
     total = total.plus(training_work(full, (flops - total.flops) / full.calibration_flops, batch_size))
     return total._replace(flops=flops)
 
 
-def expected_work(setup: Setup, plan: Plan, smaller: Sequence[Plan], examples: int) -> Work:
+def expected_work(setup: Setup, plan: Plan, smaller: Sequence[Plan], examples: int) -> Workload:
     """What training `plan` takes a client with `examples`, `smaller` plans (smallest first) besides as the strategy's `prefix` says.
 
     Draws count with their probability; of "one", that the first step is never a smaller plan's is left out.
@@ -55,7 +55,7 @@ def expected_work(setup: Setup, plan: Plan, smaller: Sequence[Plan], examples: i
     elif smaller and prefix in ("random", "one"):
         drawn = len(smaller) + (prefix == "one")
         passes = {plan: seen if prefix == "random" else seen / drawn, **dict.fromkeys(smaller, seen / drawn)}
-    total = Work()
+    total = Workload()
     for one, count in passes.items():
         total = total.plus(training_work(setup.costs(one), count, batch_size))
     return total
@@ -67,7 +67,7 @@ def block_costs(setup: Setup, work: Round) -> list[float]:
         float(
             sum(
                 setup.examples[job.client]
-                * setup.costs(Plan() if job.plan is None else work.package.plans[job.plan]).training_flops
+                * setup.costs(Plan() if job.plan is None else work.context.plans[job.plan]).training_flops
                 for job in block
             )
         )

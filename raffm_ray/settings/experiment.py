@@ -127,7 +127,10 @@ class SalienceSettings(Settings):
     )
     every: int = Field(10, ge=1, description="rounds between rankings")
     until: float = Field(
-        0.5, ge=0, le=1, description="fraction of the rounds after which the ranking stays, so that what it chose can settle"
+        0.5,
+        ge=0,
+        le=1,
+        description="fraction of the rounds after which the ranking stays, so that what it chose can sort_late_updates",
     )
     clients: int = Field(8, ge=1, description="clients that calibrate the first ranking, before round 1")
     examples: int = Field(64, ge=1, description="examples that a client calibrates on at most")
@@ -166,7 +169,8 @@ class StrategySettings(Settings):
     )
     temperature: float = Field(1.0, gt=0, description="of the soft outputs")
     own: tuple[str, ...] = Field(
-        (), description="parameters with a copy for every class's size: kinds of raffm_ray.subnetworks.size_specific.OWNED"
+        (),
+        description="parameters with a copy for every class's size: kinds of raffm_ray.subnetworks.size_specific.SIZE_SPECIFIC",
     )
 
 
@@ -228,7 +232,7 @@ class ClockSettings(Settings):
         1.0, ge=1, description="clients drawn, as a multiple of clients.per_round; a round ends when per_round of them are back"
     )
     late: str = Field(
-        "drop", description="what becomes of an update after its round's end: a policy of raffm_ray.server.clock.LATE"
+        "drop", description="what becomes of an update after its round's end: a policy of raffm_ray.server.clock.LATE_POLICIES"
     )
     late_rounds: int = Field(2, ge=1, description="accept: rounds that an update may be late")
     staleness: float = Field(0.5, ge=0, description="accept: a, where an update s rounds late has (1 + s)^-a of its weight")

@@ -9,13 +9,13 @@ import ray
 from raffm_ray.basics.errors import UserError
 from raffm_ray.pool.ray_start import connect
 from raffm_ray.settings.execution import PoolSettings
-from raffm_ray.studies.trial import Outcome, Work, run_trial
+from raffm_ray.studies.trial import Outcome, TrialTask, run_trial
 
 Reports = Callable[[int, int, float], bool]
 """(trial, round, value) -> whether the trial is to stop."""
 
 
-class Desk:
+class TrialReporter:
     """Where tasks ask whether to stop, and wait for the driver's answer: only the driver touches the study's storage."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Desk:
         self._answers.pop(number).set_result(stop)
 
 
-def _run(work: Work, desk: Any) -> Outcome:
+def _run(work: TrialTask, desk: Any) -> Outcome:
     def report(round_number: int, value: float) -> bool:
         stop: bool = ray.get(desk.report.remote(work.number, round_number, value))
         return stop
@@ -46,7 +46,7 @@ def _run(work: Work, desk: Any) -> Outcome:
     return run_trial(work, report)
 
 
-def check_room(parallel: int, settings: PoolSettings) -> None:
+def check_capacity(parallel: int, settings: PoolSettings) -> None:
     """Starts or joins Ray. Raises UserError where it has less than every trial needs."""
     connect(settings)
     there, share = ray.cluster_resources(), float(settings.gpus_per_worker)
@@ -57,17 +57,17 @@ def check_room(parallel: int, settings: PoolSettings) -> None:
         )
 
 
-def side_by_side(
-    works: Iterator[Work], parallel: int, settings: PoolSettings, report: Reports, watched: bool
+def run_trials_in_parallel(
+    works: Iterator[TrialTask], parallel: int, settings: PoolSettings, report: Reports, watched: bool
 ) -> Iterator[tuple[int, Outcome]]:
     """Outcomes of trials as they end, `parallel` of them at a time. The next work is asked for when there is room for it.
 
     A trial whose process is lost goes on from its checkpoint, `settings.attempts` times in all.
     """
     task: Any = ray.remote(num_cpus=1, num_gpus=float(settings.gpus_per_worker), max_retries=0)(_run)
-    desk: Any = ray.remote(num_cpus=0)(Desk).remote() if watched else None
+    desk: Any = ray.remote(num_cpus=0)(TrialReporter).remote() if watched else None
     question = desk.asked.remote() if desk else None
-    running: dict[Any, tuple[Work, int]] = {}
+    running: dict[Any, tuple[TrialTask, int]] = {}
     try:
         while True:
             while len(running) < parallel and (work := next(works, None)) is not None:

@@ -20,7 +20,7 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from raffm_ray.basics.errors import UserError, look_up
-from raffm_ray.basics.files import locked, write_whole
+from raffm_ray.basics.files import locked, write_atomically
 from raffm_ray.basics.flags import take_flag
 from raffm_ray.basics.formatting import standard_output
 from raffm_ray.data.metrics import METRICS
@@ -32,7 +32,7 @@ from raffm_ray.studies.samplers import check_sampler, pruner_of, sampler_of
 from raffm_ray.studies.search_space import Space, changed, enqueued, space_of
 from raffm_ray.studies.study_report import Goal, Limit, notes, said, table, write_analysis
 from raffm_ray.studies.study_settings import FREE, Study, described, dump_study, load_study
-from raffm_ray.studies.trial import WATCHED, Outcome, Work, run_trial
+from raffm_ray.studies.trial import WATCHED, Outcome, TrialTask, run_trial
 
 STUDY, JOURNAL = "study.yaml", "journal.log"
 OF_THE_METRIC = ("full", "worst_class", "curve_area")
@@ -115,7 +115,7 @@ def _mend(journal: Path) -> None:
     if journal.is_file():
         content = journal.read_bytes()
         if content and not content.endswith(b"\n"):
-            write_whole(journal, content[: content.rfind(b"\n") + 1])
+            write_atomically(journal, content[: content.rfind(b"\n") + 1])
 
 
 @contextmanager
@@ -183,7 +183,7 @@ class _Driver:
         self.search, self.kept, self.folder, self.console = search, kept, folder, console
         self.live: dict[int, tuple[optuna.Trial, float, set[int]]] = {}
 
-    def works(self) -> Iterator[Work]:
+    def works(self) -> Iterator[TrialTask]:
         """Trials until there are enough, each chosen when it is asked for."""
         study, space = self.search.study, self.search.space
         distributions = {key: dimension.distribution for key, dimension in space.items()}
@@ -206,7 +206,7 @@ class _Driver:
             except UserError as error:  # values that do not go together
                 self.ended(trial.number, Outcome(reason=str(error)))
                 continue
-            yield Work(trial.number, experiments, (self.folder / name).resolve(), self.search.metric, self.search.watched)
+            yield TrialTask(trial.number, experiments, (self.folder / name).resolve(), self.search.metric, self.search.watched)
 
     def report(self, number: int, round_number: int, value: float) -> bool:
         """Whether a trial is to stop after a round."""
@@ -258,7 +258,7 @@ def run_study(study: Study, base: Experiment, folder: Path | str, console: Conso
         with locked(folder):
             if (folder / STUDY).is_file():
                 _check_same(folder, text)
-            write_whole(folder / STUDY, text.encode())
+            write_atomically(folder / STUDY, text.encode())
             kept = _opened(search, folder)
             if _begun(kept):
                 console.print(f"{folder}: goes on after {_begun(kept)} trials", highlight=False, soft_wrap=True)
@@ -283,10 +283,10 @@ def _outcomes(driver: _Driver, study: Study, search: Search) -> Iterator[tuple[i
         for work in driver.works():
             yield work.number, run_trial(work, partial(driver.report, work.number))
         return
-    from raffm_ray.studies.ray_trials import check_room, side_by_side
+    from raffm_ray.studies.ray_trials import check_capacity, run_trials_in_parallel
 
-    check_room(study.parallel, search.base.pool)
-    yield from side_by_side(driver.works(), study.parallel, search.base.pool, driver.report, bool(search.watched))
+    check_capacity(study.parallel, search.base.pool)
+    yield from run_trials_in_parallel(driver.works(), study.parallel, search.base.pool, driver.report, bool(search.watched))
 
 
 def command(words: Sequence[str], fresh_folder: Callable[[str], Path]) -> int:

@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from raffm_ray.basics.errors import UserError
-from raffm_ray.basics.files import write_whole
+from raffm_ray.basics.files import write_atomically
 from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
 from raffm_ray.data.metrics import unit
 from raffm_ray.reports.comparison_table import Statistic, with_error
@@ -32,7 +32,7 @@ COSTS = {"bytes": human_bytes, "simulated_seconds": human_seconds, "energy_joule
 
 @dataclass(frozen=True)
 class Goal:
-    """An objective: a measure of `standings.MEASURES`, and whether more of it is better."""
+    """An objective: a measure of `comparison_content.MEASURES`, and whether more of it is better."""
 
     measure: str
     higher: bool
@@ -164,11 +164,11 @@ def write_analysis(
     rmtree(folder / "front", ignore_errors=True)
     (folder / "best.yaml").unlink(missing_ok=True)
     if content["best"] is not None:
-        write_whole(folder / "best.yaml", configuration(content["best"]))
+        write_atomically(folder / "best.yaml", configuration(content["best"]))
     if len(goals) > 1:
         (folder / "front").mkdir()
         for number in content["front"]:
-            write_whole(folder / "front" / f"trial-{number:04d}.yaml", configuration(number))
+            write_atomically(folder / "front" / f"trial-{number:04d}.yaml", configuration(number))
     draw_study(content, folder / "study.png")
     return content
 

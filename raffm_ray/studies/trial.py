@@ -8,7 +8,7 @@ from raffm_ray.basics.errors import BadUpdateError, ClientError, UserError, Work
 from raffm_ray.basics.files import LOCK, in_turn
 from raffm_ray.data.metrics import worst
 from raffm_ray.reports.comparison_table import MEASURES
-from raffm_ray.runs.loop import ignore
+from raffm_ray.runs.loop import no_callback
 from raffm_ray.runs.recorder import RoundRow
 from raffm_ray.runs.simulation import resume, simulate
 from raffm_ray.settings.experiment import Experiment
@@ -23,7 +23,7 @@ Report = Callable[[int, float], bool]
 
 
 @dataclass(frozen=True)
-class Work:
+class TrialTask:
     """What a trial is to do. `experiments`: the same under every seed; `watched`: of `WATCHED`, what is reported of the first seed's
     rounds, None for nothing."""
 
@@ -36,7 +36,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended. `measures`: of `standings.MEASURES`, a value a seed; `reason`: why it failed, else ""."""
+    """How a trial ended. `measures`: of `comparison_content.MEASURES`, a value a seed; `reason`: why it failed, else ""."""
 
     measures: Mapping[str, list[float | None]] = field(default_factory=dict)
     reason: str = ""
@@ -47,7 +47,7 @@ class _PrunedError(Exception):
     pass
 
 
-def run_trial(work: Work, report: Report) -> Outcome:
+def run_trial(work: TrialTask, report: Report) -> Outcome:
     """Runs each seed in a folder `seed-<n>`, or goes on with the run that is there. A run that cannot work or is stopped is an outcome."""
 
     def on_round(row: RoundRow) -> None:
@@ -58,7 +58,7 @@ def run_trial(work: Work, report: Report) -> Outcome:
     measures: dict[str, list[float | None]] = {name: [] for name in MEASURES}
     for position, experiment in enumerate(work.experiments):
         folder = work.folder / f"seed-{experiment.seed}"
-        watch = on_round if position == 0 else ignore
+        watch = on_round if position == 0 else no_callback
         try:
             if folder.is_dir():
                 with in_turn(folder / LOCK):  # a trial of before an interruption may not have let go of it yet

@@ -196,7 +196,7 @@ def traffic_bytes(params: int, trained: int, state: int, activations: int) -> tu
 
 
 def activation_floats(architecture: Architecture, plan: Plan) -> int:
-    """Estimate of the floats that autograd keeps for one example until the backward pass; `saved` is the family's (see `Saved`).
+    """Estimate of the floats that autograd keeps for one example until the backward pass; `saved` is the family's (see `SavedActivations`).
 
     Per token and norm: `saved.residual` residual streams (its input, its output) and `saved.norm` single numbers; there is a norm
     before or after every attention and FFN, and one at the end of every stack. `saved.ffn` FFN widths. Query, key, value and context

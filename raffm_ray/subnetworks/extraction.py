@@ -24,7 +24,7 @@ from raffm_ray.subnetworks.calibration import rankable
 from raffm_ray.subnetworks.costs import Budget, Costs, costs_of
 from raffm_ray.subnetworks.salience import Orders, Scores
 
-KINDS = ("groups", "heads", "qk", "vo", "ffn", "residual")
+AXIS_KINDS = ("groups", "heads", "qk", "vo", "ffn", "residual")
 """The kinds of axes that some family has: key/value heads with their query heads, (query) heads, and so on."""
 
 

@@ -29,15 +29,15 @@ def classifier(layout: Layout) -> set[str]:
     return {layer for layer, spec in layers.items() if not spec.dims[1 - spec.reads] and spec.module in (None, layer)}
 
 
-OWNED: dict[str, Callable[[Layout], set[str]]] = {"classifier": classifier, "norms": norms}
+SIZE_SPECIFIC: dict[str, Callable[[Layout], set[str]]] = {"classifier": classifier, "norms": norms}
 """A kind of `strategy.own` -> the modules whose parameters it names."""
 
 
-def owned_names(layout: Layout, kinds: Sequence[str]) -> tuple[str, ...]:
+def size_specific_names(layout: Layout, kinds: Sequence[str]) -> tuple[str, ...]:
     """The owned parameters, in the model's order. Raises UserError for an unknown kind, or one that the model has nothing of."""
     found: set[str] = set()
     for kind in kinds:
-        modules = look_up(OWNED, kind, "strategy.own")(layout)
+        modules = look_up(SIZE_SPECIFIC, kind, "strategy.own")(layout)
         if not modules:
             raise UserError(f"strategy.own: this model has no {kind} whose parameters are nothing else's too")
         found |= modules
@@ -53,18 +53,20 @@ def copies_of(trained_params: Sequence[int], plan_params: Sequence[int]) -> tupl
     return tuple(bisect_right(sizes, max(params, sizes[0])) % len(sizes) for params in plan_params)
 
 
-def with_copies(flat: Tensor, architecture: Architecture, owned: Sequence[str], classes: int) -> Tensor:
+def with_copies(flat: Tensor, architecture: Architecture, size_specific: Sequence[str], classes: int) -> Tensor:
     """The flat parameters with `classes` - 1 equal copies of the owned ones behind them."""
     named = views(flat, architecture.shapes)
-    copy = [named[name].reshape(-1) for name in owned]
+    copy = [named[name].reshape(-1) for name in size_specific]
     return torch.cat([flat, *copy * (classes - 1)]) if copy and classes > 1 else flat
 
 
-def saved_copies(flat: Tensor, architecture: Architecture, owned: Sequence[str], used: Mapping[str, int]) -> dict[str, Tensor]:
+def saved_copies(
+    flat: Tensor, architecture: Architecture, size_specific: Sequence[str], used: Mapping[str, int]
+) -> dict[str, Tensor]:
     """By "class/parameter", what classes have of their own. `used`: by class, its copy; one that uses the model's own has nothing."""
     return {
-        f"{device}/{name}": views(flat, architecture.shapes, owned, copy)[name].clone()
+        f"{device}/{name}": views(flat, architecture.shapes, size_specific, copy)[name].clone()
         for device, copy in used.items()
         if copy
-        for name in owned
+        for name in size_specific
     }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from raffm_ray.axes.indexing import Axes, Plan, dim_axes
 from raffm_ray.axes.layout import Layout, is_kept
 from raffm_ray.basics.errors import UserError, in_short
-from raffm_ray.basics.files import read_whole, write_whole
+from raffm_ray.basics.files import read_whole, write_atomically
 
 Reached = Mapping[str, NDArray[np.float64]]
 """By axis, of every unit the weight of the updates whose own plan kept it, [size]."""
@@ -82,7 +82,7 @@ def write_units(path: Path, units: Sequence[Units]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, write_page_checksum=True)
     try:
-        write_whole(path, bytes(sink.getvalue().to_pybytes()))
+        write_atomically(path, bytes(sink.getvalue().to_pybytes()))
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 

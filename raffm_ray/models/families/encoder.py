@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from raffm_ray.axes.indexing import Axis
 from raffm_ray.axes.layout import Attention, Layout, Parameter
-from raffm_ray.models.saved_activations import Saved, ffn_widths, with_dropout
+from raffm_ray.models.saved_activations import SavedActivations, ffn_widths, with_dropout
 
 RESIDUAL = ("residual",)
 
@@ -134,8 +134,10 @@ def positions(config: PretrainedConfig, tokens: int | None, targets: int | None)
     return {"tokens": tokens or config.max_position_embeddings, "examples": 1}
 
 
-def saved(config: PretrainedConfig) -> Saved:
+def saved(config: PretrainedConfig) -> SavedActivations:
     """What autograd keeps of it."""
     if config.model_type == "distilbert":
-        return with_dropout(Saved(ffn=ffn_widths(config.activation)), config.dropout, config.attention_dropout)
-    return with_dropout(Saved(ffn=ffn_widths(config.hidden_act)), config.hidden_dropout_prob, config.attention_probs_dropout_prob)
+        return with_dropout(SavedActivations(ffn=ffn_widths(config.activation)), config.dropout, config.attention_dropout)
+    return with_dropout(
+        SavedActivations(ffn=ffn_widths(config.hidden_act)), config.hidden_dropout_prob, config.attention_probs_dropout_prob
+    )

@@ -15,7 +15,7 @@ from raffm_ray.axes.layout import Attention, Layout, Parameter
 from raffm_ray.basics.errors import UserError
 from raffm_ray.models.attention import fit_attention
 from raffm_ray.models.families.decoder import head_parameters
-from raffm_ray.models.saved_activations import Saved, ffn_widths, with_dropout
+from raffm_ray.models.saved_activations import SavedActivations, ffn_widths, with_dropout
 
 RESIDUAL: Dim = ("residual",)
 
@@ -65,9 +65,9 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
     )
 
 
-def saved(config: PretrainedConfig) -> Saved:
+def saved(config: PretrainedConfig) -> SavedActivations:
     """What autograd keeps of it."""
-    return with_dropout(Saved(ffn=ffn_widths(config.activation_function)), config.resid_pdrop, config.attn_pdrop)
+    return with_dropout(SavedActivations(ffn=ffn_widths(config.activation_function)), config.resid_pdrop, config.attn_pdrop)
 
 
 def fit(module: Any, site: Attention, plan: Plan, layout: Layout) -> None:

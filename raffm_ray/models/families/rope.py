@@ -19,7 +19,7 @@ from raffm_ray.axes.layout import Attention, Layout, Parameter
 from raffm_ray.basics.errors import UserError
 from raffm_ray.models.attention import keep_indices
 from raffm_ray.models.families.decoder import head_parameters
-from raffm_ray.models.saved_activations import Saved, ffn_widths, with_dropout
+from raffm_ray.models.saved_activations import SavedActivations, ffn_widths, with_dropout
 
 RESIDUAL: Dim = ("residual",)
 QA_BASE = {"mistral": "model"}
@@ -111,11 +111,13 @@ def layout(config: PretrainedConfig, head: str) -> Layout:
     )
 
 
-def saved(config: PretrainedConfig) -> Saved:
+def saved(config: PretrainedConfig) -> SavedActivations:
     """What autograd keeps of it."""
     widths = ffn_widths(config.hidden_act, gated=True)
     return with_dropout(
-        Saved(residual=3, norm=1, ffn=widths, qk=2 if config.model_type == "qwen3" else 0), 0.0, config.attention_dropout
+        SavedActivations(residual=3, norm=1, ffn=widths, qk=2 if config.model_type == "qwen3" else 0),
+        0.0,
+        config.attention_dropout,
     )
 
 

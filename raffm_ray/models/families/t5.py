@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from raffm_ray.axes.indexing import Axis, Dim, Plan
 from raffm_ray.axes.layout import Attention, Layer, Layout, Parameter
 from raffm_ray.models.attention import fit_attention, keep_indices
-from raffm_ray.models.saved_activations import Saved, ffn_widths, with_dropout
+from raffm_ray.models.saved_activations import SavedActivations, ffn_widths, with_dropout
 
 RESIDUAL: Dim = ("residual",)
 LONGEST = 512
@@ -109,10 +109,10 @@ def positions(config: PretrainedConfig, tokens: int | None, targets: int | None)
     return {"tokens": tokens or LONGEST, "targets": targets or tokens or LONGEST, "examples": 1}
 
 
-def saved(config: PretrainedConfig) -> Saved:
+def saved(config: PretrainedConfig) -> SavedActivations:
     """What autograd keeps of it."""
     saved, rate = (
-        Saved(residual=3, norm=1, ffn=ffn_widths(config.dense_act_fn, config.is_gated_act), scores=1),
+        SavedActivations(residual=3, norm=1, ffn=ffn_widths(config.dense_act_fn, config.is_gated_act), scores=1),
         config.dropout_rate,
     )
     return with_dropout(saved, rate, rate, rate)

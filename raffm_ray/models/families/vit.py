@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 from raffm_ray.axes.indexing import Axis
 from raffm_ray.axes.layout import Attention, Layout, Parameter
-from raffm_ray.models.saved_activations import Saved, ffn_widths, with_dropout
+from raffm_ray.models.saved_activations import SavedActivations, ffn_widths, with_dropout
 
 RESIDUAL = ("residual",)
 
@@ -64,6 +64,8 @@ def positions(config: PretrainedConfig, tokens: int | None, targets: int | None)
     return {"patches": patches, "tokens": patches + (2 if config.model_type == "deit" else 1), "examples": 1}
 
 
-def saved(config: PretrainedConfig) -> Saved:
+def saved(config: PretrainedConfig) -> SavedActivations:
     """What autograd keeps of it."""
-    return with_dropout(Saved(ffn=ffn_widths(config.hidden_act)), config.hidden_dropout_prob, config.attention_probs_dropout_prob)
+    return with_dropout(
+        SavedActivations(ffn=ffn_widths(config.hidden_act)), config.hidden_dropout_prob, config.attention_probs_dropout_prob
+    )
