@@ -4,8 +4,9 @@ PYTHON ?= $(shell for one in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/installed
+PORT := 8000
 
-.PHONY: demo test bench chaos leaks fuzz check lint types clean help
+.PHONY: demo test bench chaos leaks fuzz check lint types docs docs-serve clean help
 
 help:
 	@echo "make demo    install and run the embedded default: 100 clients, five device classes, a picture"
@@ -14,7 +15,9 @@ help:
 	@echo "make chaos   200 kills of actors, raylets and drivers, each with the same bits after it: about half an hour"
 	@echo "make leaks   2,000 rounds on Ray, and what grows in them: about four minutes"
 	@echo "make fuzz    thousands of malformed configurations, damaged checkpoints and hostile files: about ten minutes"
-	@echo "make check   tests, lint and types: what CI runs"
+	@echo "make docs    the documentation, as docs/_build/html/index.html; a warning is an error"
+	@echo "make docs-serve   the same, served at http://127.0.0.1:8000 (another port: make docs-serve PORT=...)"
+	@echo "make check   tests, lint, types and documentation: what CI runs"
 
 $(STAMP): pyproject.toml constraints.txt tests/s3_server.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and was not found (name one: make PYTHON=...)"; exit 1; }
@@ -52,7 +55,13 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(RUN)/mypy
 
-check: lint types test
+docs: $(STAMP)
+	$(RUN)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html --doctree-dir docs/_build/doctrees
+
+docs-serve: docs
+	$(RUN)/python -m http.server --bind 127.0.0.1 --directory docs/_build/html $(PORT)
+
+check: lint types docs test
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis

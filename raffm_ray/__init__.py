@@ -49,6 +49,8 @@ _HOMES = {
 }
 """Public name -> its module, imported when it is first used: a command that needs no torch does not wait for it."""
 
+_RENAMED = {"Forms": "ExportFormats"}
+
 __all__ = [
     "Experiment",
     "ExportFormats",
@@ -71,7 +73,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'raffm_ray' has no attribute {name!r}")
+        told = f"; it is now {_RENAMED[name]!r}" if name in _RENAMED else ""
+        raise AttributeError(f"module 'raffm_ray' has no attribute {name!r}{told}")
     return getattr(import_module(f"raffm_ray.{_HOMES[name]}"), name)
 
 

@@ -17,7 +17,8 @@ import pytest
 import ray
 import torch
 
-from raffm_ray.models.architecture import FAMILIES, Architecture, architecture_of, new_model, parse_config
+from raffm_ray.models.architecture import FAMILIES, Architecture, architecture_of, new_model
+from raffm_ray.models.model_config import parse_config
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import parse
 

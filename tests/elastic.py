@@ -14,23 +14,23 @@ from raffm_ray.settings.loading import load
 def main(config: str, out: str, place: str) -> None:
     """Waits after every round, and within round 4 once its first block has come, for a file of the moment's name and `.done`."""
     lost: list[int] = []
-    landed, real = CallScheduler.landed, CallScheduler.lost
+    finish, real = CallScheduler.finish_call, CallScheduler.actor_lost
 
     def wait(moment: str) -> None:
         (Path(place) / moment).touch()
         while not (Path(place) / f"{moment}.done").exists():
             time.sleep(0.05)
 
-    def landing(flights: CallScheduler, seat: Any) -> None:
-        landed(flights, seat)
-        if flights.calls[0][1].round == 4 and not (Path(place) / "within-4").exists():
+    def finishing(scheduler: CallScheduler, slot: Any) -> None:
+        finish(scheduler, slot)
+        if scheduler.calls[0].context.round == 4 and not (Path(place) / "within-4").exists():
             wait("within-4")
 
-    def losing(flights: CallScheduler, seat: Any, error: Exception) -> None:
-        lost.append(seat.flying[0].call)
-        real(flights, seat, error)
+    def losing(scheduler: CallScheduler, slot: Any, error: Exception) -> None:
+        lost.append(slot.in_flight[0].call)
+        real(scheduler, slot, error)
 
-    CallScheduler.landed, CallScheduler.lost = landing, losing
+    CallScheduler.finish_call, CallScheduler.actor_lost = finishing, losing
     summary = simulate(load(config), out, on_round=lambda row: wait(f"after-{row.round}"))
     (Path(place) / "told").write_text(json.dumps({"sha256": summary["params_sha256"], "lost": len(lost)}))
 

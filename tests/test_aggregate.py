@@ -40,7 +40,7 @@ def clients_of(architecture, model, count, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_law_4_coverage_aware_mean_equals_the_dense_oracle(architecture, model, seed) -> None:
     old, plans, weights, dense, dense_weight, summed = clients_of(architecture, model, 4, seed)
-    covered = flat_coverage(weights, plans, architecture.layout, architecture.shapes)
+    covered = flat_coverage(weights, plans, architecture)
     new = views(
         AGGREGATION_RULES["coverage"](flatten(old, architecture.shapes), summed, covered, sum(weights.values())),
         architecture.shapes,
@@ -55,7 +55,7 @@ def test_law_4_coverage_aware_mean_equals_the_dense_oracle(architecture, model, 
 
 def test_law_4_control_the_divisor_by_all_clients_differs(architecture, model) -> None:
     old, plans, weights, dense, dense_weight, summed = clients_of(architecture, model, 4, 0)
-    covered = flat_coverage(weights, plans, architecture.layout, architecture.shapes)
+    covered = flat_coverage(weights, plans, architecture)
     total = sum(weights.values())
     new = views(AGGREGATION_RULES["all_clients"](flatten(old, architecture.shapes), summed, covered, total), architecture.shapes)
     partly = False
@@ -70,7 +70,7 @@ def test_untrained_clients_leave_the_model_alone_but_the_divisor_by_all_shrinks_
     flat = flatten(dict(model.named_parameters()), shapes)
     ffn = next(site.ffn for site in layout.attentions if site.ffn)
     plans = [Plan(), Plan({ffn[0]: [0, 1, 2]})]
-    covered = flat_coverage({0: 1.0, 1: 3.0}, plans, layout, shapes)
+    covered = flat_coverage({0: 1.0, 1: 3.0}, plans, architecture)
     nothing = torch.zeros_like(flat)
     assert torch.equal(AGGREGATION_RULES["coverage"](flat, nothing, covered, 4.0), flat)
     shrunk = views(AGGREGATION_RULES["all_clients"](flat, nothing, covered, 4.0), shapes)
@@ -84,7 +84,7 @@ def test_every_rule_is_the_weighted_mean_where_everyone_trains_everything(archit
     old = flatten(dict(model.named_parameters()), shapes)
     changes = torch.from_numpy(rng.standard_normal((3, len(old)))).float()
     weights = torch.tensor([1.0, 5.0, 2.0])
-    covered = flat_coverage({0: float(weights.sum())}, [Plan()], architecture.layout, shapes)
+    covered = flat_coverage({0: float(weights.sum())}, [Plan()], architecture)
     new = AGGREGATION_RULES[rule](old, (weights[:, None] * changes).sum(0), covered, float(weights.sum()))
     torch.testing.assert_close(new, old + (weights[:, None] * changes).sum(0) / weights.sum(), atol=1e-5, rtol=1e-5)
 

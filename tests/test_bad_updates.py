@@ -15,13 +15,14 @@ from quick import Quick, quick
 from rich.console import Console
 
 from raffm_ray.basics.errors import BadUpdateError, ClientError
-from raffm_ray.clients.client_runner import refusal
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.clients.messages import Job, RoundContext
+from raffm_ray.clients.update_checks import refusal
 from raffm_ray.pool.worker_pool import InProcessPool
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.reports.summary_table import summary_table
+from raffm_ray.runs.loop import Environment
 from raffm_ray.runs.simulation import completed, resume, simulate
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.rounds import begin_round
@@ -153,7 +154,7 @@ def test_a_sum_of_another_shape_or_type_names_round_and_clients(wrong, told, out
     pool.runner.__class__ = Wrong
     pool.runner.wrong = wrong  # type: ignore[attr-defined]
     with one_thread(), pytest.raises(ClientError, match=rf"round 1, block of clients [0-9, ]+: {told}"):
-        completed(prepared, start, pool, out, Console(quiet=True))
+        completed(prepared, start, out, Environment(pool, Console(quiet=True)))
 
 
 def test_a_sum_beyond_float32_is_an_error_and_no_model(out) -> None:
@@ -162,5 +163,5 @@ def test_a_sum_beyond_float32_is_an_error_and_no_model(out) -> None:
     pool.runner.wrong = lambda total: np.where(np.arange(len(total)) == 7, np.float32(3e38), total)  # type: ignore[attr-defined]
     assert isinstance(pool, InProcessPool)
     with one_thread(), pytest.raises(BadUpdateError, match="round 1: the sum of its updates is beyond the range of float32"):
-        completed(prepared, start, pool, out, Console(quiet=True))
+        completed(prepared, start, out, Environment(pool, Console(quiet=True)))
     assert all(row["round"] == 0 for row in records(out, "rounds"))

@@ -10,7 +10,8 @@ from rich.console import Console
 from raffm_ray.basics.errors import UserError
 from raffm_ray.benchmarks.extraction import FRACTIONS, REFERENCE, budget_of, extraction, has_reference, reference_cut
 from raffm_ray.cli.main import main as cli
-from raffm_ray.models.architecture import FAMILIES, architecture_of, new_model, parse_config
+from raffm_ray.models.architecture import FAMILIES, architecture_of, new_model
+from raffm_ray.models.model_config import parse_config
 from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.extraction import Cutting, longest_prefix, ranked_list
 from raffm_ray.subnetworks.salience import METRICS, rank

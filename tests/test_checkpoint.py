@@ -23,7 +23,7 @@ from torch import Tensor
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.runs.checkpoint import ARRAYS, MANIFEST, SUMS, Checkpoint, DamagedError, read, whole, write
-from raffm_ray.runs.loop import train
+from raffm_ray.runs.loop import Environment, train
 from raffm_ray.runs.recorder import ClientRow, Recorder, RoundRow
 from raffm_ray.runs.serialization import pack, unpack
 from raffm_ray.server.state import Best, ServerState, new_state
@@ -63,7 +63,7 @@ def states_of(folder: Path, **changes: Any) -> list[ServerState]:
     prepared, start, pool = quick(**{**RICH, **changes})
     recorder = Watching(folder, prepared.setup.experiment)
     with one_thread():
-        train(prepared, start, pool, recorder, Console(quiet=True))
+        train(prepared, start, recorder, Environment(pool, Console(quiet=True)))
     return recorder.states
 
 

@@ -16,7 +16,8 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.local_training import OPTIMIZERS
-from raffm_ray.models.architecture import FAMILIES, Architecture, architecture_of, build, new_model, parse_config
+from raffm_ray.models.architecture import FAMILIES, Architecture, architecture_of, build, new_model
+from raffm_ray.models.model_config import parse_config
 from raffm_ray.subnetworks.costs import FLOAT_BYTES, activation_floats, budget_from, costs_of
 from raffm_ray.subnetworks.extraction import kind_of
 

@@ -27,7 +27,8 @@ from raffm_ray.deployment.inference import latencies, metric_of, torch_answer
 from raffm_ray.deployment.model_folder import ExportFormats, answers_of, tuned, write_model
 from raffm_ray.deployment.supernet import open_supernet
 from raffm_ray.deployment.trained_model import TrainedModel, find_trained_model, of_run
-from raffm_ray.models.architecture import architecture_of, build, new_model, parse_config
+from raffm_ray.models.architecture import architecture_of, build, new_model
+from raffm_ray.models.model_config import parse_config
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.subnetworks.costs import budget_from, costs_of
 

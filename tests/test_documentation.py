@@ -1,24 +1,42 @@
 """What the documentation shows runs as it is shown."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import TINY, TOKENS
+from documents import DOCS, ROOT, blocks_of, check_command, run_page
 from plans import legal_order, random_cut
 from test_families import cut, logits, masked
 
-from raffm_ray.models.architecture import FAMILIES, architecture_of, new_model, parse_config
+import raffm_ray
+from raffm_ray.basics.errors import UserError
+from raffm_ray.devices.profiles import PACKAGED, load_profiles
+from raffm_ray.fleet.cluster_description import load_cluster
+from raffm_ray.models.architecture import FAMILIES, architecture_of, new_model
 from raffm_ray.models.families.encoder import NAMES
+from raffm_ray.models.model_config import parse_config
+from raffm_ray.studies.study_settings import load_study
 
-DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(path for part in ("tutorials", "how_to", "explanation") for path in (DOCS / part).glob("*.md"))
+ALL_PAGES = [
+    *PAGES,
+    *ROOT.glob("*.md"),
+    *DOCS.glob("*.md"),
+    *ROOT.glob("cluster/**/*.md"),
+    *ROOT.glob("experiments/*.md"),
+    *ROOT.glob("notebooks/*.md"),
+]
 
 
 @pytest.fixture
 def electra() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "families.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "how_to" / "add_a_model_family.md").read_text(), re.DOTALL)
     assert len(block.splitlines()) <= 20
     exec(block, {})
     yield
@@ -43,21 +61,82 @@ def test_a_family_is_added_by_the_row_that_is_shown(electra, seed) -> None:
     assert (logits(cut(architecture, model, plan), inputs) - masked(architecture, model, plan, inputs)).abs().max() < 1e-5
 
 
-def test_every_local_link_leads_somewhere() -> None:
-    root = DOCS.parent
-    for page in [*DOCS.glob("*.md"), root / "README.md", root / "experiments" / "README.md", *root.glob("cluster/**/*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+@pytest.mark.parametrize("path", ALL_PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_local_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("part", ["tutorials", "how_to", "explanation"])
+def test_every_page_is_in_the_table_of_contents_and_begins_with_its_one_title(part: str) -> None:
+    index = (DOCS / part / "index.md").read_text()
+    pages = {path.stem: path.read_text() for path in (DOCS / part).glob("*.md") if path.stem != "index"}
+    listed = re.search(r"```{toctree}\n:hidden:\n\n(.*?)```", index, re.DOTALL)
+    assert listed
+    assert sorted(listed[1].split()) == sorted(pages)
+    for name, text in pages.items():
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        assert len(re.findall(r"^# ", prose, re.MULTILINE)) == 1, name
+        assert text.startswith("# "), name
+        assert f"({name}.md)" in index, name
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if path.parent.name != "tutorials"], ids=lambda path: path.stem)
+def test_commands_that_are_shown_could_be_run(path: Path) -> None:
+    for block in blocks_of(path.read_text()):
+        assert block.language in ("bash", "python", "yaml", "text", ""), f"line {block.line}"
+        for command in block.commands if block.language == "bash" else []:
+            check_command(command)
+
+
+def test_settings_that_guides_show_are_settings(tmp_path: Path) -> None:
+    digits = yaml.safe_load((ROOT / "experiments" / "digits.yaml").read_text())
+    (tmp_path / "digits.yaml").write_text(yaml.safe_dump(digits))
+    shown = [block for path in PAGES for block in blocks_of(path.read_text()) if block.language == "yaml"]
+    seen = []
+    for number, block in enumerate(shown):
+        path, content = tmp_path / f"{number}.yaml", yaml.safe_load(block.text)
+        path.write_text(block.text)
+        if "devices" in content:
+            load_profiles(path, PACKAGED)
+        elif "experiment" in content:
+            load_study(path, [])
+        elif "nodes" in content:
+            load_cluster(path)
+        else:
+            raffm_ray.parse({**digits, **content})
+        seen.append(min(content.keys() & {"devices", "experiment", "nodes"}, default="settings"))
+    assert set(seen) == {"devices", "experiment", "nodes", "settings"}
+    with pytest.raises(UserError):  # control
+        raffm_ray.parse({**digits, "fleet": {"mixx": "small"}})
+
+
+def test_the_drawn_example_of_axes_is_what_the_code_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (DOCS / "explanation" / "axes.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    run_page(page)
+    with pytest.raises(AssertionError):  # control: other rows than the picture's
+        run_page(page.replace("query[[0, 3, 9, 10]]", "query[[0, 3, 8, 10]]"))
+
+
+def test_the_picture_of_the_drawn_example_is_that_of_its_script() -> None:
+    script = DOCS / "tools" / "attention_cut.py"
+    assert subprocess.run([sys.executable, str(script), "--check"], check=False, timeout=60).returncode == 0
+    kept = re.findall(r"^KEPT_\w+ = (.*)$", script.read_text(), re.MULTILINE)
+    assert len(kept) == 3
+    page = (DOCS / "explanation" / "axes.md").read_text()
+    assert all(rows in page for rows in kept), "picture and page keep other indices"
 
 
 def test_what_is_said_of_running_is_there_and_adds_up() -> None:
-    page, root = (DOCS / "running.md").read_text(), DOCS.parent
+    page = (DOCS / "how_to" / "predict_time_and_cost.md").read_text()
+    running = [page, *((DOCS / where).read_text() for where in ("how_to/run_on_a_cluster.md", "tutorials/laptop_to_cluster.md"))]
     named = re.findall(
-        r"(?:cluster|experiments)/[\w/]+\.\w+",
-        "\n".join(path.read_text() for path in [DOCS / "running.md", *root.glob("cluster/**/*.md")]),
+        r"(?<![./\w])(?:cluster|experiments)/[\w/]+\.\w+",
+        "\n".join([*running, *(path.read_text() for path in ROOT.glob("cluster/**/*.md"))]),
     )
     assert len(named) > 10
-    assert [path for path in named if not (root / path).exists()] == []
+    assert [path for path in named if not (ROOT / path).exists()] == []
     rounds, start, again, seconds, part, total = re.search(
         r"([\d,]+) rounds, .* (\d+) s of start and end are (\d+) \+ 1,000 x ([\d.]+) x ([\d.]+) = ([\d,]+) s", page
     ).groups()

@@ -9,9 +9,9 @@ import pytest
 
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.settings.loading import load
+from raffm_ray.studies.checked_study import check_study
 from raffm_ray.studies.comparison import compare
 from raffm_ray.studies.search_space import enqueued
-from raffm_ray.studies.study import checked
 from raffm_ray.studies.study_settings import load_study
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.yaml"))
@@ -104,6 +104,6 @@ def test_rivals_are_compared_shortened(path, out) -> None:
 
 @pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.stem in STUDIES], ids=lambda path: path.stem)
 def test_a_study_is_valid(path) -> None:
-    search = checked(*load_study(path))
+    search = check_study(*load_study(path))
     assert len(search.space) >= 6
     assert search.first == [enqueued(search.space, search.base, {})]

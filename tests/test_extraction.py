@@ -1,5 +1,7 @@
 """Budgets become plans: they fit, they are nested, and what cannot be is said."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from conftest import TINY
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from raffm_ray.axes.indexing import Plan, check_plan
 from raffm_ray.axes.nesting import within
 from raffm_ray.basics.errors import UserError
-from raffm_ray.models.architecture import architecture_of, parse_config
+from raffm_ray.models.architecture import architecture_of
+from raffm_ray.models.model_config import parse_config
 from raffm_ray.server.ranking import plain_scores
 from raffm_ray.subnetworks.calibration import rankable
 from raffm_ray.subnetworks.costs import Budget, budget_from, costs_of
@@ -33,7 +36,7 @@ def prefix(seed: int, budget: Budget) -> Plan:
         orders=rank(scores),
         cutting=CUTTING,
         budget=budget,
-        batch_size=16,
+        costs=partial(costs_of, ARCHITECTURE, batch_size=16),
     )
 
 
@@ -85,7 +88,7 @@ def test_salient_units_are_kept_and_the_residual_is_cut_last() -> None:
         orders=rank(scores),
         cutting=CUTTING,
         budget=budget_from({"params": 0.5}, FULL),
-        batch_size=16,
+        costs=partial(costs_of, ARCHITECTURE, batch_size=16),
     )
     assert set(range(4)) <= set(plan["1/ffn"].tolist())
     assert "residual" not in plan
@@ -95,7 +98,7 @@ def test_salient_units_are_kept_and_the_residual_is_cut_last() -> None:
         orders=rank(scores),
         cutting=CUTTING,
         budget=budget_from({"params": 0.15}, FULL),
-        batch_size=16,
+        costs=partial(costs_of, ARCHITECTURE, batch_size=16),
     )
     assert smallest["residual"].size < 24
     assert all(smallest[f"{layer}/ffn"].shape == (4,) for layer in range(3))
@@ -110,7 +113,7 @@ def test_heads_of_a_layer_share_their_sizes_but_not_their_orders() -> None:
         orders=rank(scores),
         cutting=CUTTING,
         budget=budget_from({"params": 0.6}, FULL),
-        batch_size=16,
+        costs=partial(costs_of, ARCHITECTURE, batch_size=16),
     )
     nested = [plan[name] for name in plan if name.endswith("/qk") or name.endswith("/vo")]
     assert nested

@@ -16,7 +16,8 @@ from raffm_ray.axes.indexing import Axis, AxisError, Dim, Indices, Plan, check_p
 from raffm_ray.axes.layout import Layout, is_kept, take_all
 from raffm_ray.axes.nesting import cut_layout, within
 from raffm_ray.basics.errors import UserError
-from raffm_ray.models.architecture import FAMILIES, HEADS, Architecture, architecture_of, build, parse_config, skeleton_key
+from raffm_ray.models.architecture import FAMILIES, HEADS, Architecture, architecture_of, build, skeleton_key
+from raffm_ray.models.model_config import parse_config
 from raffm_ray.subnetworks.costs import Budget, costs_of
 from raffm_ray.subnetworks.extraction import Cutting, longest_prefix, ranked_list
 from raffm_ray.subnetworks.salience import METRICS, rank

@@ -25,7 +25,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import ClientError, UserError, WorkerLostError
 from raffm_ray.basics.seeding import generator, torch_seed
 from raffm_ray.clients.client_runner import ClientRunner
-from raffm_ray.clients.local_training import one_thread, train
+from raffm_ray.clients.local_training import ClientData, Training, one_thread, train
 from raffm_ray.clients.messages import RoundContext
 from raffm_ray.models.architecture import build
 from raffm_ray.models.objectives import OBJECTIVES
@@ -186,12 +186,9 @@ def fedavg_round(prepared: Any, start: Tensor) -> Tensor:
         batches_rng = generator(experiment.seed, "batches", 1, client)
         train(
             model,
-            OBJECTIVES["image_classification"],
+            Training(OBJECTIVES["image_classification"], experiment.local, experiment.local.learning_rate),
             prepared.task.clients,
-            share,
-            experiment.local,
-            experiment.local.learning_rate,
-            batches_rng,
+            ClientData(share, batches_rng, batches_rng),
         )
         total += len(share) * flatten(dict(model.named_parameters()), architecture.shapes).double()
         weight += len(share)

@@ -19,10 +19,11 @@ from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError
-from raffm_ray.clients.local_training import train
+from raffm_ray.clients.local_training import ClientData, Training, train
 from raffm_ray.clients.messages import Job
-from raffm_ray.models.architecture import Architecture, architecture_of, new_model, parse_config
+from raffm_ray.models.architecture import Architecture, architecture_of, new_model
 from raffm_ray.models.freezing import for_training, freeze, only_trained
+from raffm_ray.models.model_config import parse_config
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.pretraining import pretrained, starting_model
 from raffm_ray.server.aggregation import AGGREGATION_RULES
@@ -217,12 +218,9 @@ def test_no_optimizer_state_and_no_gradient_for_what_is_frozen(monkeypatch) -> N
     learning = only_trained(dict(module.named_parameters()), architecture.layout)
     train(
         module,
-        runner.objective,
+        Training(runner.objective, prepared.setup.experiment.local, 0.01),
         prepared.task.clients,
-        np.arange(20),
-        prepared.setup.experiment.local,
-        0.01,
-        np.random.default_rng(0),
+        ClientData(np.arange(20), np.random.default_rng(0), np.random.default_rng(0)),
     )
     assert len(made[0].state) == len(learning) == len(architecture.shapes) - len(frozen_names(prepared))
     assert all((parameter.grad is None) == (name in frozen_names(prepared)) for name, parameter in module.named_parameters())

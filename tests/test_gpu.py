@@ -21,11 +21,11 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import ClientError, UserError
 from raffm_ray.benchmarks.gpu import OnGPU, why_no_gpu
 from raffm_ray.benchmarks.plain_loop import train_clients
-from raffm_ray.benchmarks.suite import CASES, run_suite, table_of
+from raffm_ray.benchmarks.suite import CASES, Options, run_suite, table_of
 from raffm_ray.benchmarks.synthetic_data import vit
 from raffm_ray.benchmarks.training import batches_of
-from raffm_ray.clients.client_runner import ClientRunner, device_of
-from raffm_ray.clients.local_training import OPTIMIZERS, computing, one_thread, train
+from raffm_ray.clients.client_runner import ClientRunner
+from raffm_ray.clients.local_training import OPTIMIZERS, ClientData, Training, computing, one_thread, train
 from raffm_ray.clients.messages import Call, Job, RoundContext
 from raffm_ray.data.examples import sent
 from raffm_ray.pool.gpu_sharing import (
@@ -38,7 +38,7 @@ from raffm_ray.pool.gpu_sharing import (
     workers_a_gpu,
 )
 from raffm_ray.pool.ray_pool import RayPool, _share
-from raffm_ray.pool.worker_pool import InProcessPool
+from raffm_ray.pool.worker_pool import InProcessPool, device_of
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs.simulation import simulate
@@ -127,8 +127,9 @@ def test_parameters_gradients_and_optimizer_stay_float32(prepared, start, monkey
     module = runner.module_factory.module(views(start, prepared.setup.architecture.shapes), Plan(), {}).train()
     local = LocalSettings(optimizer="momentum", precision="bfloat16", steps=30, learning_rate=0.02)
     rng = np.random.default_rng(0)
-    first, _ = train(module, runner.objective, runner.examples, np.arange(64), local.model_copy(update={"steps": 2}), 1e-9, rng)
-    mean, _ = train(module, runner.objective, runner.examples, np.arange(64), local, local.learning_rate, rng)
+    two_steps, client = local.model_copy(update={"steps": 2}), ClientData(np.arange(64), rng, rng)
+    first, _ = train(module, Training(runner.objective, two_steps, 1e-9), runner.examples, client)
+    mean, _ = train(module, Training(runner.objective, local, local.learning_rate), runner.examples, client)
     assert mean < 0.9 * first  # it learns
     (*_, optimizer) = made
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -301,20 +302,20 @@ def noted() -> list[str]:
 def pool(four_cores, tmp_path_factory, noted) -> Iterator[RayPool]:
     runner = crowded(prepare(tiny_experiment()).runner(), tmp_path_factory.mktemp("blocks"))
     opened = RayPool(runner, PoolSettings(workers=2, gpus_per_worker=0.5, device="cpu"), noted.append)
-    assert len({seat.place for seat in opened._seats}) == 1  # both on one GPU
+    assert len({slot.place for slot in opened._slots}) == 1  # both on one GPU
     yield opened
     opened.close()
 
 
 def taking(folder: Path, needs: dict[int, int]) -> list[Call]:
     context = RoundContext(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
-    return [("take", context, (number, folder, needs.get(number, 1))) for number in range(24)]
+    return [Call("take", context, (number, folder, needs.get(number, 1))) for number in range(24)]
 
 
 def test_a_call_that_finds_no_room_runs_again_without_neighbours(pool, noted, tmp_path) -> None:
     noted.clear()
     told: list[int] = []
-    found = pool.run(FLAT, taking(tmp_path, {0: 2, 9: 2}), [1.0] * 24, lambda index, _: told.append(index))
+    found = pool.run(FLAT, taking(tmp_path, {0: 2, 9: 2}), lambda index, _: told.append(index))
     assert [(small, large.tolist()) for small, large in found] == [(number, (FLAT * number).tolist()) for number in range(24)]
     assert sorted(told) == list(range(24))  # each counted once
     assert {number: len(list(tmp_path.glob(f"try-{number}-*"))) for number in (0, 1, 9)} == {0: 2, 1: 1, 9: 2}
@@ -327,11 +328,11 @@ def test_a_call_that_finds_no_room_alone_either_is_an_error_that_helps(pool, tmp
     with pytest.raises(
         ClientError, match=r"round 1, take \(3, .*also with nothing else at work there; a smaller local.batch_size"
     ):
-        list(pool.run(FLAT, taking(tmp_path, {3: 3}), [1.0] * 24, lambda *_: None))
+        list(pool.run(FLAT, taking(tmp_path, {3: 3}), lambda *_: None))
     assert len(list(tmp_path.glob("try-3-*"))) == 2
     again = tmp_path / "again"
     again.mkdir()
-    assert len(list(pool.run(FLAT, taking(again, {}), [1.0] * 24, lambda *_: None))) == 24
+    assert len(list(pool.run(FLAT, taking(again, {}), lambda *_: None))) == 24
 
 
 @pytest.mark.parametrize("local", [{}, {"precision": "bfloat16"}])
@@ -349,12 +350,12 @@ def test_law_6_on_a_crowded_gpu(pool, noted, out, local) -> None:
 def test_in_this_process_no_room_is_an_error_that_names_the_block(tmp_path) -> None:
     plain = prepare(tiny_experiment())
     context = RoundContext(seed=0, round=2, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1, stack=(4,))
-    call: Call = ("block", context, ([Job(0, 0), Job(1, 0)],))
+    call = Call("block", context, ([Job(0, 0), Job(1, 0)],))
     told = (
         r"round 2, block of clients 0, 1, 2 clients at once of plan 0 of [\d,]+ parameters, estimated at .* GB: .*local.precision"
     )
     with pytest.raises(ClientError, match=told):
-        list(InProcessPool(crowded(plain.runner(), tmp_path)).run(FLAT, [call], [1.0], lambda *_: None))
+        list(InProcessPool(crowded(plain.runner(), tmp_path)).run(FLAT, [call], lambda *_: None))
 
 
 # the speed suite
@@ -364,7 +365,10 @@ def test_without_a_gpu_its_case_is_a_line_of_the_table(tmp_path, monkeypatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert why_no_gpu() == "no GPU here"
     content = run_suite(
-        names=["gpu"], folder=tmp_path / "bench", console=Console(quiet=True), workers=1, repetitions=1, quick=True
+        names=["gpu"],
+        folder=tmp_path / "bench",
+        console=Console(quiet=True),
+        options=Options(workers=1, repetitions=1, quick=True),
     )
     assert content["cases"]["gpu"]["rows"] == []
     console = Console(file=io.StringIO(), width=130)
@@ -473,19 +477,22 @@ def test_a_worker_s_share_of_a_gpu_is_a_limit_until_it_is_alone(real_gpu, prepar
     pool = RayPool(hungry, PoolSettings(gpus_per_worker=0.5), noted.append)
     context = RoundContext(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
     try:
-        list(pool.run(FLAT, [("take", context, (0, 0.3))], [1.0], lambda *_: None))
+        list(pool.run(FLAT, [Call("take", context, (0, 0.3))], lambda *_: None))
         assert not noted
-        list(pool.run(FLAT, [("take", context, (0, 0.7))], [1.0], lambda *_: None))
+        list(pool.run(FLAT, [Call("take", context, (0, 0.7))], lambda *_: None))
         assert len(noted) == 1
         with pytest.raises(ClientError, match="also with nothing else"):
-            list(pool.run(FLAT, [("take", context, (0, 1.1))], [1.0], lambda *_: None))
+            list(pool.run(FLAT, [Call("take", context, (0, 1.1))], lambda *_: None))
     finally:
         pool.close()
 
 
 def test_the_case_of_the_speed_suite_runs_on_a_gpu(real_gpu, tmp_path) -> None:
     content = run_suite(
-        names=["gpu"], folder=tmp_path / "bench", console=Console(quiet=True), workers=1, repetitions=1, quick=True
+        names=["gpu"],
+        folder=tmp_path / "bench",
+        console=Console(quiet=True),
+        options=Options(workers=1, repetitions=1, quick=True),
     )
     assert [row.what for row in content["rows"]["gpu"]] == ["BERT-base, a client", "ViT-B/16, a client"]
     assert all(row.ratio > 0 for row in content["rows"]["gpu"])

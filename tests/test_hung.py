@@ -52,11 +52,9 @@ def runner() -> _Hangs:
 def test_a_hung_call_runs_again_and_counts_once(four_cores, runner, tmp_path, how) -> None:
     pool = RayPool(runner, PoolSettings(workers=2, patience_seconds=1.0))
     try:
-        asked: list[Call] = [("note", PACKAGE, (number, tmp_path, how, int(number == 3))) for number in range(12)]
+        asked: list[Call] = [Call("note", PACKAGE, (number, tmp_path, how, int(number == 3))) for number in range(12)]
         told: list[int] = []
-        found = [
-            (small, large.tolist()) for small, large in pool.run(FLAT, asked, [1.0] * 12, lambda index, _: told.append(index))
-        ]
+        found = [(small, large.tolist()) for small, large in pool.run(FLAT, asked, lambda index, _: told.append(index))]
         assert found == [(number, (FLAT * number).tolist()) for number in range(12)]
         assert sorted(told) == list(range(12))
         assert {path.name for path in tmp_path.glob("3-*")} == {"3-0", "3-1"}
@@ -67,12 +65,12 @@ def test_a_hung_call_runs_again_and_counts_once(four_cores, runner, tmp_path, ho
 def test_one_that_always_hangs_is_named(four_cores, runner, tmp_path) -> None:
     pool = RayPool(runner, PoolSettings(workers=1, patience_seconds=1.0, attempts=1))
     try:
-        asked: list[Call] = [("note", PACKAGE, (number, tmp_path, "asleep", int(number == 3))) for number in range(5)]
+        asked: list[Call] = [Call("note", PACKAGE, (number, tmp_path, "asleep", int(number == 3))) for number in range(5)]
         expected = (
             r"round 1, note \(3, .*: the worker was lost 1 times, the last time by HungError: not done after 1(\.\d+)? s, and its"
         )
         with pytest.raises(WorkerLostError, match=expected):
-            list(pool.run(FLAT, asked, [1.0] * 5, lambda *_: None))
+            list(pool.run(FLAT, asked, lambda *_: None))
     finally:
         pool.close()
 

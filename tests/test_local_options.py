@@ -17,7 +17,7 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError
-from raffm_ray.clients.local_training import backward, pull_back, train
+from raffm_ray.clients.local_training import ClientData, Distillation, Training, backward, pull_back, train
 from raffm_ray.data.examples import IGNORED, batches
 from raffm_ray.models.architecture import new_model
 from raffm_ray.models.objectives import OBJECTIVES
@@ -48,18 +48,11 @@ class Trained:
         own = dict(module.named_parameters())
         train(
             module,
-            runner.objective,
+            Training(runner.objective, local, RATE, prefix, 1, **options),
             self.examples,
-            self.share,
-            local,
-            RATE,
-            np.random.default_rng(3),
-            prefix,
-            1,
+            ClientData(self.share, np.random.default_rng(3), np.random.default_rng(4)),
             lambda _: runner.module_factory.inside(self.start, SMALL, Plan(), own, {}),
-            np.random.default_rng(4),
             self.start,
-            **options,
         )
         return {name: values.detach().clone() for name, values in own.items()}
 
@@ -240,7 +233,7 @@ def test_every_head_s_model_learns_from_another_s_outputs(head) -> None:
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
     for _ in range(8):
         optimizer.zero_grad()
-        losses.append(backward(student, batch, OBJECTIVES[head], output, 1.0)[0])
+        losses.append(backward(student, batch, OBJECTIVES[head], distillation=Distillation(output, 1.0))[0])
         optimizer.step()
     assert 0 < losses[-1] < 0.9 * losses[0]
     assert all(parameter.grad is None for parameter in teacher.parameters())

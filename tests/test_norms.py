@@ -9,7 +9,8 @@ from raffm_ray.axes.layout import Layout, Parameter, take_all
 from raffm_ray.clients.local_training import Prefix, backward, one_thread
 from raffm_ray.data.examples import batches
 from raffm_ray.data.tasks import load_task
-from raffm_ray.models.architecture import architecture_of, build, new_model, parse_config
+from raffm_ray.models.architecture import architecture_of, build, new_model
+from raffm_ray.models.model_config import parse_config
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.settings.experiment import TaskSettings
 from raffm_ray.subnetworks.calibration import add_statistics, collect

@@ -14,7 +14,7 @@ from conftest import tiny_experiment
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.client_runner import ClientRunner
-from raffm_ray.clients.messages import Job, RoundContext
+from raffm_ray.clients.messages import Call, Job, RoundContext
 from raffm_ray.pool.ray_pool import RayPool
 from raffm_ray.pool.worker_groups import capacity, check_capacity, worker_group_of, worker_groups_of
 from raffm_ray.pool.worker_pool import open_pool
@@ -160,7 +160,7 @@ class _Tells(ClientRunner):
 MAPS = Path("/proc/self/maps")
 PACKAGE = RoundContext(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1)
 FLAT = np.arange(4, dtype=np.float32)
-CALLS = [("block", PACKAGE, ((Job(client, 0),),)) for client in range(12)]
+CALLS = [Call("block", PACKAGE, ((Job(client, 0),),)) for client in range(12)]
 
 
 @pytest.fixture(scope="module")
@@ -180,19 +180,19 @@ def pool(four_cores, runner) -> Iterator[RayPool]:
 def test_workers_that_are_lost_are_replaced_in_their_team(pool) -> None:
     seen: list[set[int]] = []
     for _ in range(2):
-        trained = [small[0] for small, _ in pool.run(FLAT, CALLS, [1.0] * 12, lambda *_: None)]
+        trained = [small[0] for small, _ in pool.run(FLAT, CALLS, lambda *_: None)]
         laptops, others = set(trained[:6]), set(trained[6:])
         assert len(laptops) == len(others) == 1
         assert laptops != others
         seen += [laptops, others]
-        ray.kill(next(seat.actor for seat in pool._seats if seat.worker_group == 1))
+        ray.kill(next(slot.actor for slot in pool._slots if slot.worker_group == 1))
     assert seen[0] == seen[2]
     assert seen[1] != seen[3]  # control: it was another
 
 
 @pytest.mark.skipif(not MAPS.exists(), reason="needs Linux's /proc")
 def test_workers_of_a_node_share_one_copy_of_the_data(pool) -> None:
-    told = [small for small, _ in pool.run(FLAT, CALLS, [1.0] * 12, lambda *_: None)]
+    told = [small for small, _ in pool.run(FLAT, CALLS, lambda *_: None)]
     assert len({pid for pid, _, _ in told}) == 2
     ((name,),) = {tuple(data) for _, data, _ in told}
     assert "plasma" in name

@@ -60,11 +60,12 @@ def one(four_cores, runner) -> Iterator[RayPool]:
 def calls(folder: Path, deaths: Sequence[int] = ()) -> list[Call]:
     """Of two packages, by turns. `deaths`: of the first calls, how often each kills its actor."""
     asked = [*deaths, *[0] * (CALLS - len(deaths))]
-    return [("note", SECOND if number % 2 else FIRST, (number, folder, times)) for number, times in enumerate(asked)]
+    return [Call("note", SECOND if number % 2 else FIRST, (number, folder, times)) for number, times in enumerate(asked)]
 
 
 def results(pool: Any, asked: Sequence[Call], costs: Sequence[float] = (1.0,) * CALLS) -> list[tuple[int, list[float]]]:
-    return [(small, large.tolist()) for small, large in pool.run(FLAT, asked, costs, lambda *_: None)]
+    costly = [call._replace(cost=cost) for call, cost in zip(asked, costs, strict=True)]
+    return [(small, large.tolist()) for small, large in pool.run(FLAT, costly, lambda *_: None)]
 
 
 EXPECTED = [(number, (FLAT * number + 1 + number % 2).tolist()) for number in range(CALLS)]
@@ -76,7 +77,8 @@ def test_results_come_in_call_order_whatever_the_costs(four_cores, runner, tmp_p
     assert results(pool, calls(tmp_path)) == EXPECTED
     assert results(pool, calls(tmp_path), [float(number * 7 % CALLS) for number in range(CALLS)]) == EXPECTED
     ended: list[int] = []
-    list(pool.run(FLAT, calls(tmp_path), [float(number) for number in range(CALLS)], lambda index, _: ended.append(index)))
+    dearer = [call._replace(cost=float(number)) for number, call in enumerate(calls(tmp_path))]
+    list(pool.run(FLAT, dearer, lambda index, _: ended.append(index)))
     assert sorted(ended) == list(range(CALLS))
     assert min(ended[:4]) > CALLS - 12  # the costliest first
     pool.close()
@@ -113,13 +115,13 @@ def test_a_call_without_its_run_s_parameters_is_tried_on_another_actor(one, tmp_
     sent = []
     begin = CallScheduler.begin
 
-    def forgets_once(flights: CallScheduler, seat: Any) -> None:
-        sent.append(seat)
+    def forgets_once(scheduler: CallScheduler, slot: Any) -> None:
+        sent.append(slot)
         if len(sent) > 1:
-            begin(flights, seat)
+            begin(scheduler, slot)
 
     monkeypatch.setattr(CallScheduler, "begin", forgets_once)
-    doubled = one.run(2 * FLAT, calls(tmp_path)[:2], [1.0] * 2, lambda *_: None)
+    doubled = one.run(2 * FLAT, calls(tmp_path)[:2], lambda *_: None)
     assert [large.tolist() for _, large in doubled] == [[1.0] * 4, [2.0, 4.0, 6.0, 8.0]]
     assert len(sent) == 2
 

@@ -41,8 +41,8 @@ def a_round(prepared: Prepared) -> Round:
 
 
 def on_cores(prepared: Prepared, *cores: Device) -> float:
-    seats = [WorkerSlot(0, core, 1e9) for core in cores]
-    return round_seconds(prepared.setup, a_round(prepared), seats, CORE).training
+    slots = [WorkerSlot(0, core, 1e9) for core in cores]
+    return round_seconds(prepared.setup, a_round(prepared), slots, CORE).training
 
 
 # Order
@@ -130,17 +130,17 @@ def cluster_of(*groups: NodeGroup) -> Cluster:
 def test_workers_are_where_the_pool_would_put_them(prepared) -> None:
     groups = NodeGroup(cpus=2), NodeGroup(count=2, cpus=8, gpus=2, gpu="h100")
     both = placed(prepared, cluster_of(*groups))
-    assert (both.worker_groups[0].share, len(both.seats)) == (0.2, 20)  # 18 cores for 4 GPUs: no more than 5 a GPU
-    assert {seat.node for seat in both.seats} == {1, 2}
-    assert both.seats[0].device.flops_per_second == pytest.approx(DEVICES["h100"].flops_per_second / 5)
-    assert both.seats[0].device.dispatch_seconds == CORE.dispatch_seconds
+    assert (both.worker_groups[0].share, len(both.slots)) == (0.2, 20)  # 18 cores for 4 GPUs: no more than 5 a GPU
+    assert {slot.node for slot in both.slots} == {1, 2}
+    assert both.slots[0].device.flops_per_second == pytest.approx(DEVICES["h100"].flops_per_second / 5)
+    assert both.slots[0].device.dispatch_seconds == CORE.dispatch_seconds
     tight = replace(
         prepared,
         setup=replace(prepared.setup, experiment=tiny_experiment(pool={"gpus_per_worker": "auto", "gpu_memory_bytes": 2e9})),
     )
     assert placed(tight, cluster_of(*groups)).worker_groups[0].share == 0.5
     alone = replace(prepared, setup=replace(prepared.setup, experiment=tiny_experiment()))
-    assert [seat.node for seat in placed(alone, cluster_of(*groups)).seats] == [0] * 2 + [1] * 8 + [2] * 8
+    assert [slot.node for slot in placed(alone, cluster_of(*groups)).slots] == [0] * 2 + [1] * 8 + [2] * 8
 
 
 def test_classes_are_placed_on_their_nodes(prepared) -> None:
@@ -148,7 +148,7 @@ def test_classes_are_placed_on_their_nodes(prepared) -> None:
     experiment = tiny_experiment(pool={"placement": placement})
     mine = replace(prepared, setup=replace(prepared.setup, experiment=experiment))
     where = placed(mine, cluster_of(NodeGroup(cpus=2), NodeGroup(cpus=0, gpus=1, gpu="h100", labels={"kind": "big"})))
-    assert [(seat.node, seat.worker_group) for seat in where.seats] == [(1, 1), (1, 1), (0, 0), (0, 0)]
+    assert [(slot.node, slot.worker_group) for slot in where.slots] == [(1, 1), (1, 1), (0, 0), (0, 0)]
     rounds = predicted(mine, provisional_ranking(mine), where, 4)
     assert all(sum(one.blocks) > 0 for one in rounds)
     with pytest.raises(UserError, match=r"labels: no node has kind=big"):

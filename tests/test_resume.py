@@ -28,6 +28,7 @@ from raffm_ray.cli.main import main as cli
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import ARRAYS, MANIFEST
+from raffm_ray.runs.loop import Environment
 from raffm_ray.runs.recorder import Recorder
 from raffm_ray.runs.simulation import completed, resume, simulate
 from raffm_ray.settings.loading import dump, load
@@ -67,7 +68,7 @@ def go(folder: Path, **changes: Any) -> dict[str, Any]:
     """Runs on in a folder, from wherever the run there is."""
     with one_thread(), locked(folder):
         prepared, start, pool = quick(**changes)
-        return completed(prepared, start, pool, folder, Console(quiet=True))
+        return completed(prepared, start, folder, Environment(pool, Console(quiet=True)))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def goes_on(folder: Path, **changes: Any) -> str:
     console = Console(record=True, file=io.StringIO(), width=400)
     with one_thread(), locked(folder):
         prepared, start, pool = quick(**{**RICH, **changes})
-        completed(prepared, start, pool, folder, console)
+        completed(prepared, start, folder, Environment(pool, console))
     return console.export_text()
 
 
@@ -247,7 +248,7 @@ def test_other_data_does_not_go_on(copy, name, monkeypatch) -> None:
 def test_another_start_does_not_go_on(copy) -> None:
     prepared, start, pool = quick(**RICH)
     with pytest.raises(UserError, match="model is not what it was when the run began"):
-        completed(prepared, start + 1, pool, copy, Console(quiet=True))
+        completed(prepared, start + 1, copy, Environment(pool, Console(quiet=True)))
 
 
 def outcome_of_files(folder: Path) -> dict[Path, bytes]:

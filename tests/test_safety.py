@@ -25,6 +25,7 @@ from raffm_ray.cli.main import main as cli
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.data.sources import open_splits
 from raffm_ray.pool.ray_start import PREFIX, SOCKET_BYTES
+from raffm_ray.runs.loop import Environment
 from raffm_ray.runs.recorder import check_output
 from raffm_ray.runs.resuming import experiment_in
 from raffm_ray.runs.simulation import completed
@@ -132,7 +133,7 @@ def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     with one_thread(), locked(folder):
         prepared, start, pool = quick(clients={"count": 12, "per_round": 2}, evaluation={"sizes": 0})
-        completed(prepared, start, pool, folder, Console(quiet=True))
+        completed(prepared, start, folder, Environment(pool, Console(quiet=True)))
     return folder
 
 

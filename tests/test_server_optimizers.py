@@ -151,7 +151,7 @@ def test_a_round_s_average_goes_through_the_optimizer_and_the_ranking_moves_noth
     update, part = chosen.runner().block(few.context, flat.numpy(), few.jobs)
     averaged = finish_round(plain.setup, state, few, torch.from_numpy(part), [update]).parameters
     after = finish_round(setup, state, few, torch.from_numpy(part), [update])
-    covered = flat_coverage(update.weights, few.context.plans, setup.architecture.layout, setup.architecture.shapes)
+    covered = flat_coverage(update.weights, few.context.plans, setup.architecture)
     assert 0 < int((covered == 0).sum()) < size
     wanted, moments = SERVER_OPTIMIZERS[name](flat, averaged, covered, {}, setup.experiment.server)
     assert torch.equal(after.parameters, wanted)

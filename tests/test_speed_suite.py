@@ -20,7 +20,7 @@ from raffm_ray.benchmarks.plain_loop import train_clients
 from raffm_ray.benchmarks.rounds import Rounds, nothing_runner, numpy_of, starting_flat
 from raffm_ray.benchmarks.scale import registered
 from raffm_ray.benchmarks.subnetworks import FRACTIONS, client_of, plan_of_fraction
-from raffm_ray.benchmarks.suite import CASES, run_suite, table_of
+from raffm_ray.benchmarks.suite import CASES, Options, run_suite, table_of
 from raffm_ray.benchmarks.synthetic_data import synthetic, vit
 from raffm_ray.benchmarks.training import WORKLOADS, batches_of
 from raffm_ray.benchmarks.warm_processes import WarmProcesses, in_fresh_process
@@ -52,16 +52,13 @@ KEYS = {
 def suite(four_cores, tmp_path_factory):
     """All cases, most of them without starting workers on Ray, which each would do for itself."""
     folder = tmp_path_factory.mktemp("bench")
-    on_ray = run_suite(["noop-small"], folder / "ray", Console(quiet=True), workers=1, repetitions=1, quick=True)
+    on_ray = run_suite(["noop-small"], folder / "ray", Console(quiet=True), options=Options(workers=1, repetitions=1, quick=True))
     others = [name for name in CASES if name not in ("noop-small", "gpu")]
     content = run_suite(
         names=others,
         folder=folder / "run",
         console=Console(quiet=True),
-        workers=1,
-        repetitions=1,
-        quick=True,
-        backend="in_process",
+        options=Options(workers=1, repetitions=1, quick=True, backend="in_process"),
     )
     return on_ray, content, folder
 
@@ -176,19 +173,19 @@ def test_registering_clients_is_measured_in_a_process_of_its_own() -> None:
 
 
 def test_a_crew_keeps_its_memory_and_tells_its_errors() -> None:
-    crew = WarmProcesses(2)
+    processes = WarmProcesses(2)
     try:
-        assert crew.each(dict.setdefault, [("given", 1), ("given", 2)]) == [1, 2]
-        assert crew.each(dict.setdefault, [("given", 3), ("given", 4)]) == [1, 2]
+        assert processes.each(dict.setdefault, [("given", 1), ("given", 2)]) == [1, 2]
+        assert processes.each(dict.setdefault, [("given", 3), ("given", 4)]) == [1, 2]
         with pytest.raises(RuntimeError, match="KeyError: 'missing'"):
-            crew.each(dict.__getitem__, [("given",), ("missing",)])
+            processes.each(dict.__getitem__, [("given",), ("missing",)])
     finally:
-        crew.close()
+        processes.close()
 
 
 def test_repetitions_alternate_which_comes_first() -> None:
     order = []
-    bench = Bench(workers=1, repetitions=2, quick=True, progress=lambda *_: None, crew=WarmProcesses(1))
+    bench = Bench(workers=1, repetitions=2, quick=True, progress=lambda *_: None, processes=WarmProcesses(1))
     given = interleaved(bench, 2, [lambda: order.append("a") or 1, lambda: order.append("b") or 2])
     assert order == ["a", "b", "b", "a"]
     assert given == [(1, 1), (2, 2)]
@@ -218,7 +215,7 @@ def test_the_suite_does_not_write_over_anything(out) -> None:
     out.mkdir()
     (out / "there").touch()
     with pytest.raises(UserError, match="nothing is overwritten"):
-        run_suite(names=["start"], folder=out, console=Console(quiet=True), workers=1, repetitions=1, quick=True)
+        run_suite(names=["start"], folder=out, console=Console(quiet=True), options=Options(workers=1, repetitions=1, quick=True))
 
 
 def test_help_lists_the_cases(capsys) -> None:

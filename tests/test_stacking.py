@@ -13,10 +13,10 @@ from torch import Tensor
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError
-from raffm_ray.clients.client_runner import stacking_groups
 from raffm_ray.clients.messages import Job, RoundContext
-from raffm_ray.clients.stacked_training import _batch
-from raffm_ray.models.architecture import FAMILIES, architecture_of, build, new_model, parse_config
+from raffm_ray.clients.stacked_training import _batch, stacking_groups
+from raffm_ray.models.architecture import FAMILIES, architecture_of, build, new_model
+from raffm_ray.models.model_config import parse_config
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.models.stacked_modules import StackedModule, stacked_skeleton, why_not_stacked
 from raffm_ray.preparation.prepare import prepare

@@ -156,7 +156,7 @@ def test_two_stacks_are_cut_in_proportion_and_only_the_first_layers_stay() -> No
 
 def reached(architecture: Architecture, plans: list[Plan]) -> dict[str, torch.Tensor]:
     """Where at least one of the plans has an entry."""
-    flat = flat_coverage(dict.fromkeys(range(len(plans)), 1.0), plans, architecture.layout, architecture.shapes)
+    flat = flat_coverage(dict.fromkeys(range(len(plans)), 1.0), plans, architecture)
     return {name: values > 0 for name, values in views(flat, architecture.shapes).items()}
 
 

@@ -441,12 +441,12 @@ def pretrain_twice_at_once(monkeypatch) -> int:
     prepared, count, train = prepare(small()), [], pretrain.pretrain
     both = threading.Barrier(2)
 
-    def counted(*arguments):
+    def counted(**arguments):
         count.append(threading.get_ident())
         try:
             both.wait(1.0)
         except threading.BrokenBarrierError:
-            return train(*arguments)
+            return train(**arguments)
         raise BothError
 
     monkeypatch.setattr(pretrain, "pretrain", counted)

@@ -322,7 +322,8 @@ def saved_tokenizer(folder: Path, extra: tuple[str, ...] = ()) -> str:
 
 
 def test_a_tokenizer_that_does_not_match_the_model_is_refused(tmp_path) -> None:
-    from raffm_ray.models.architecture import architecture_of, new_model, parse_config
+    from raffm_ray.models.architecture import architecture_of, new_model
+    from raffm_ray.models.model_config import parse_config
 
     folder = tmp_path / "model"
     own = saved_tokenizer(folder)

@@ -16,8 +16,9 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.data.metrics import METRICS
-from raffm_ray.models.architecture import HEADS, build, parse_config
+from raffm_ray.models.architecture import HEADS, build
 from raffm_ray.models.foundation import load_foundation, pretrained_weights
+from raffm_ray.models.model_config import parse_config
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs.recorder import parameters_sha256

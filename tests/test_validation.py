@@ -22,7 +22,7 @@ from raffm_ray.pool.worker_pool import InProcessPool
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs.evaluation import evaluate
-from raffm_ray.runs.loop import train
+from raffm_ray.runs.loop import Environment, train
 from raffm_ray.runs.recorder import Recorder, parameters_sha256
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.server.early_stopping import chosen_state, is_finished, watched_metric, with_best_round
@@ -200,7 +200,9 @@ def test_the_held_out_part_decides_nothing(tmp_path) -> None:
         task = prepared.task if part is None else replace(prepared.task, **{part: lambda _, asked=asked: next(asked) / 1000})
         changed = replace(prepared, task=task)
         recorder = Recorder(tmp_path / name, experiment)
-        best[name] = train(changed, start, InProcessPool(prepared.runner()), recorder, Console(quiet=True))["best_round"]
+        best[name] = train(changed, start, recorder, Environment(InProcessPool(prepared.runner()), Console(quiet=True)))[
+            "best_round"
+        ]
     assert best == {"plain": 0, "held_out": 0, "validation": 3}
 
 

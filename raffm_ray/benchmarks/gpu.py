@@ -52,14 +52,19 @@ def gpu(bench: Bench) -> list[Row]:
     """A row a workload; the limit is one process."""
     rows = []
     for name, workload in WORKLOADS.items():
-        crew = WarmProcesses(1)
+        processes = WarmProcesses(1)
         try:
             chosen = workload.shortened() if bench.quick else workload
             rows.append(
                 beside_plain(
-                    bench=bench, workload=chosen, what=f"{name}, a client", crew=crew, workers=None, device=chosen.device
+                    bench=bench,
+                    workload=chosen,
+                    what=f"{name}, a client",
+                    processes=processes,
+                    workers=None,
+                    device=chosen.device,
                 )
             )
         finally:
-            crew.close()
+            processes.close()
     return rows

@@ -84,14 +84,14 @@ def scaled(values: Sequence[float], factor: float) -> tuple[float, ...]:
 class Bench:
     """What a case is given. `quick`: something small instead, whose numbers mean nothing; `progress`: (part done, in words).
 
-    `crew`: processes for plain loops, as many as the run has workers; `backend`: where our own clients run.
+    `processes`: processes for plain loops, as many as the run has workers; `backend`: where our own clients run.
     """
 
     workers: int
     repetitions: int
     quick: bool
     progress: Callable[[float, str], None]
-    crew: WarmProcesses
+    processes: WarmProcesses
     backend: Backend = "ray"
 
     @property

@@ -174,7 +174,7 @@ def _rates(quick: bool, repetitions: int) -> tuple[list[tuple[float, ...]], dict
     for action in (cut, add, copy):
         action()
     with one_thread():
-        alone = Bench(workers=1, repetitions=repetitions, quick=quick, progress=lambda *_: None, crew=WarmProcesses(0))
+        alone = Bench(workers=1, repetitions=repetitions, quick=quick, progress=lambda *_: None, processes=WarmProcesses(0))
         rates = interleaved(alone, repetitions, [partial(rate, action) for action in (cut, add, copy)])
     return rates, {"bytes": int(1e9 * moved), "arrays": len(sources)}
 

@@ -114,14 +114,21 @@ def table_of(results: Mapping[str, Sequence[Row]], title: str) -> Table:
     return table
 
 
+@dataclass(frozen=True)
+class Options:
+    """How cases are run: on so many workers, each side measured so often; `quick`: in small, whose numbers mean nothing."""
+
+    workers: int
+    repetitions: int
+    quick: bool = False
+    backend: Backend = "ray"
+
+
 def run_suite(
     names: Sequence[str],
     folder: Path,
     console: Console,
-    workers: int,
-    repetitions: int,
-    quick: bool = False,
-    backend: Backend = "ray",
+    options: Options,
 ) -> dict[str, Any]:
     """Runs cases and writes `bench.json` into the folder; returns its content with the rows by case as `rows`.
 
@@ -129,14 +136,14 @@ def run_suite(
     """
     check_output(folder)
     content: dict[str, Any] = {
-        "machine": machine(workers),
-        "repetitions": repetitions,
-        "quick": quick,
-        "backend": backend,
+        "machine": machine(options.workers),
+        "repetitions": options.repetitions,
+        "quick": options.quick,
+        "backend": options.backend,
         "cases": {},
     }
     rows: dict[str, list[Row]] = {}
-    crew = WarmProcesses(workers, 0) if quick else WarmProcesses(workers)
+    processes = WarmProcesses(options.workers, 0) if options.quick else WarmProcesses(options.workers)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with one_thread(), Display(console, "bench", len(names)) as display:
@@ -145,14 +152,19 @@ def run_suite(
                 began = perf_counter()
                 reason = CASES[name].why_not()
                 bench = Bench(
-                    workers=workers, repetitions=repetitions, quick=quick, progress=display.advance, crew=crew, backend=backend
+                    workers=options.workers,
+                    repetitions=options.repetitions,
+                    quick=options.quick,
+                    progress=display.advance,
+                    processes=processes,
+                    backend=options.backend,
                 )
                 rows[name] = [] if reason else CASES[name].run(bench)
                 case = {"says": CASES[name].says, "seconds": perf_counter() - began, "why_not": reason}
                 content["cases"][name] = {**case, "rows": [row.content() for row in rows[name]]}
                 write_json(folder / "bench.json", content)
     finally:
-        crew.close()
+        processes.close()
     return {**content, "rows": rows}
 
 
@@ -202,9 +214,7 @@ def command(words: Sequence[str], fresh: Callable[[str], Path], others: Sequence
         names=list(dict.fromkeys(names)) or list(CASES),
         folder=folder,
         console=Console(stderr=True),
-        workers=workers,
-        repetitions=repetitions,
-        quick=quick,
+        options=Options(workers, repetitions, quick),
     )
     console = Console()
     console = console if console.is_terminal else Console(width=130)

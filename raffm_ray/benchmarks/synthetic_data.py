@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from raffm_ray.basics.seeding import generator
 from raffm_ray.data.examples import Column, Examples, Pixels, Ragged
 from raffm_ray.data.tasks import Task
-from raffm_ray.models.architecture import parse_config
 from raffm_ray.models.foundation import Foundation
+from raffm_ray.models.model_config import parse_config
 from raffm_ray.preparation.prepare import Prepared, prepared_of
 from raffm_ray.settings.loading import parse
 

@@ -74,25 +74,25 @@ def batches_of(prepared: Prepared, context: RoundContext, job: Job) -> Batches:
     return list(batches(prepared.shares[job.client], local.batch_size, local.steps, rng))
 
 
-def _plain_seconds(crew: WarmProcesses, prepared: Prepared, ours: Rounds, rounds: int) -> float:
+def _plain_seconds(processes: WarmProcesses, prepared: Prepared, ours: Rounds, rounds: int) -> float:
     """What the plain loop takes for the clients of our next round, so many times."""
     work = ours.next()
     clients = [batches_of(prepared, work.context, job) for job in work.jobs]
-    crew.each(give, [(clients[position :: crew.count],) for position in range(crew.count)])
+    processes.each(give, [(clients[position :: processes.count],) for position in range(processes.count)])
     start = perf_counter()
     for _ in range(rounds):
-        crew.each(train, [()] * crew.count)
+        processes.each(train, [()] * processes.count)
     return perf_counter() - start
 
 
-def beside_plain(bench: Bench, workload: Workload, what: str, crew: WarmProcesses, workers: int | None, device: str) -> Row:
-    """A workload's rounds on so many workers (None: as many as there is room for) beside the plain loop on a crew."""
+def beside_plain(bench: Bench, workload: Workload, what: str, processes: WarmProcesses, workers: int | None, device: str) -> Row:
+    """A workload's rounds on so many workers (None: as many as there is room for) beside the plain loop on a processes."""
     prepared = workload.prepared()
     setup, count = prepared.setup, workload.per_round * workload.rounds
     with federation(prepared, prepared.runner(), workers, bench.backend) as ours:
         flat = numpy_of(ours.state.parameters)
         given = (setup.architecture, flat, prepared.task.clients, setup.experiment.local, device)
-        crew.each(load, [given] * crew.count)
+        processes.each(load, [given] * processes.count)
 
         def our_own() -> float:
             start = perf_counter()
@@ -100,13 +100,13 @@ def beside_plain(bench: Bench, workload: Workload, what: str, crew: WarmProcesse
             return perf_counter() - start
 
         def plain() -> float:
-            return _plain_seconds(crew, prepared, ours, workload.rounds)
+            return _plain_seconds(processes, prepared, ours, workload.rounds)
 
         try:
             plain()
             measured, limit = interleaved(bench, bench.repetitions, (our_own, plain))
         finally:
-            crew.each(forget, [()] * crew.count)
+            processes.each(forget, [()] * processes.count)
     rates = [[count / seconds for seconds in values] for values in (measured, limit)]
     details = {
         "clients": count,
@@ -124,7 +124,9 @@ def training(name: str) -> Callable[[Bench], list[Row]]:
     def case(bench: Bench) -> list[Row]:
         workload = WORKLOADS[name].shortened() if bench.quick else WORKLOADS[name]
         return [
-            beside_plain(bench=bench, workload=workload, what="a client", crew=bench.crew, workers=bench.workers, device="cpu")
+            beside_plain(
+                bench=bench, workload=workload, what="a client", processes=bench.processes, workers=bench.workers, device="cpu"
+            )
         ]
 
     return case

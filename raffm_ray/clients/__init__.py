@@ -9,6 +9,7 @@ Open to other packages:
 
 Used inside only:
 
+- `update_checks`: refuses changes that are not finite or too large
 - `module_factory`: makes subnetwork modules and caches their skeletons
 
 Start reading at `client_runner`.

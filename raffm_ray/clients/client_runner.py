@@ -1,13 +1,13 @@
 """Runs jobs: one client's local training, calibration, and evaluation. No Ray in it.
 
-A `ClientRunner` is a pure function of (flat parameters, package, jobs): all that it keeps between blocks is modules without weights and
+A `ClientRunner` is a pure function of (flat parameters, round context, jobs): all that it keeps between blocks is modules without weights and
 indices of cuts, so a block may run anywhere, any number of times, and gives the same bits.
 """
 
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,30 +22,17 @@ from raffm_ray.axes.flat_parameters import Flat, views
 from raffm_ray.axes.indexing import Plan, scatter_add_selected, selected_shape
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.basics.seeding import generator, torch_seed
-from raffm_ray.clients.local_training import Prefix, computing, train
+from raffm_ray.clients.local_training import ClientData, Prefix, Training, computing, train
 from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
 from raffm_ray.clients.module_factory import ModuleFactory, Parameters
-from raffm_ray.clients.stacked_training import Member, Part, stack_of, train_stack
+from raffm_ray.clients.stacked_training import Part, stack_of, stacking_groups, train_stack
+from raffm_ray.clients.update_checks import is_finite, refusal
 from raffm_ray.data.examples import Examples, steps_of
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import only_trained
 from raffm_ray.models.objectives import OBJECTIVES, Objective
-from raffm_ray.settings.execution import PoolSettings
 from raffm_ray.subnetworks.calibration import add_statistics, collect
 from raffm_ray.subnetworks.norm_correction import norm_statistics
-
-
-def _is_finite(tensors: Iterable[Tensor], weight: float = 1.0) -> bool:
-    # Least and greatest are NaN where any value is, and no copy of the values is made.
-    return all(bool((weight * torch.stack(values.aminmax())).isfinite().all()) for values in tensors)
-
-
-def refusal(change: Tensor, weight: float, bound: float | None) -> str:
-    """Why a client's change is not used: what it adds to the sum is not finite, or its L2 norm is beyond the bound; "" where it is used."""
-    if not _is_finite([change], weight):
-        return "change not finite"
-    norm = 0.0 if bound is None else float(torch.linalg.vector_norm(change, dtype=torch.float64))
-    return f"norm {norm:.4g} > {bound:g}" if bound is not None and norm > bound else ""
 
 
 class TrainingResult(NamedTuple):
@@ -61,20 +48,6 @@ class TrainingResult(NamedTuple):
 def _by_plan(seen: Mapping[int | None, int], job: Job) -> dict[int, int]:
     assert job.plan is not None
     return {job.plan if position is None else job.prefixes[position]: count for position, count in seen.items()}
-
-
-def stacking_groups(jobs: Sequence[Job], largest: Sequence[int]) -> list[tuple[int | None, list[Job]]]:
-    """Clients that are trained at once, each group with its plan: up to `largest[plan]` of those that train a plan, in their order."""
-    found: list[tuple[int | None, list[Job]]] = []
-    last: dict[int, list[Job]] = {}
-    for job in jobs:
-        if job.plan is not None and job.plan in last and len(last[job.plan]) < largest[job.plan]:
-            last[job.plan].append(job)
-            continue
-        found.append((job.plan, [job]))
-        if job.plan is not None and largest:
-            last[job.plan] = found[-1][1]
-    return found
 
 
 @contextmanager
@@ -194,7 +167,7 @@ class ClientRunner:
             if job.calibrate and context.statistic:
                 with self.watch.during("calibrate"):
                     measured = self._calibrate(parameters, context, job.client, context.statistic)
-                if not _is_finite(measured.values()):
+                if not is_finite(measured.values()):
                     measured, refused = None, "statistics not finite"
             if job.plan is not None:
                 with self.watch.during("train"):
@@ -216,8 +189,24 @@ class ClientRunner:
         )
         return report, change, measured
 
+    def _training(self, context: RoundContext, job: Job) -> Training:
+        return Training(
+            objective=self.objective,
+            local=context.local,
+            learning_rate=context.learning_rate,
+            prefix=job.prefix,
+            prefixes=len(job.prefixes),
+            distill=context.distill,
+            temperature=context.temperature,
+        )
+
+    def _data(self, context: RoundContext, job: Job) -> ClientData:
+        """A client's examples, and its generators, which are the same whether it is trained alone or with others."""
+        batches, prefixes = (generator(context.seed, what, context.round, job.client) for what in ("batches", "prefixes"))
+        return ClientData(self.shares[job.client], batches, prefixes)
+
     def _train(self, parameters: Parameters, context: RoundContext, job: Job, number: int) -> TrainingResult:
-        plan, where = context.plans[number], (context.round, job.client)
+        plan = context.plans[number]
         module = self.module_factory.module(parameters, plan, context.norms).train()
         own = dict(module.named_parameters())
         trained = only_trained(own, self.architecture.layout)
@@ -231,20 +220,12 @@ class ClientRunner:
             return made[position]
 
         loss, seen = train(
-            module,
-            self.objective,
-            self.examples,
-            self.shares[job.client],
-            context.local,
-            context.learning_rate,
-            generator(context.seed, "batches", *where),
-            job.prefix,
-            len(job.prefixes),
-            prefix_at,
-            generator(context.seed, "prefixes", *where),
-            given,
-            context.distill,
-            context.temperature,
+            module=module,
+            training=self._training(context, job),
+            examples=self.examples,
+            client=self._data(context, job),
+            prefix_at=prefix_at,
+            given=given,
         )
         change = torch.cat([parameter.detach().sub_(given[name]).flatten() for name, parameter in trained.items()])
         return TrainingResult(loss, _by_plan(seen, job), change)
@@ -258,13 +239,6 @@ class ClientRunner:
             given = self.module_factory.cut(parameters, plan, context.norms)
             stack = stack_of(given, len(jobs), self.device)
             trained = only_trained(stack, self.architecture.layout)
-        members = [
-            Member(
-                self.shares[job.client],
-                *(generator(context.seed, what, context.round, job.client) for what in ("batches", "prefixes")),
-            )
-            for job in jobs
-        ]
 
         def part(position: int | None, rows: Tensor) -> Part:
             smaller = plan if position is None else context.plans[first.prefixes[position]]
@@ -279,13 +253,9 @@ class ClientRunner:
             outcomes = train_stack(
                 module=self.module_factory.stacked(plan),
                 stack=stack,
-                objective=self.objective,
+                training=self._training(context, first),
                 examples=self.examples,
-                members=members,
-                local=context.local,
-                learning_rate=context.learning_rate,
-                prefix=first.prefix,
-                prefixes=len(first.prefixes),
+                clients=[self._data(context, job) for job in jobs],
                 part=part,
             )
         changes = torch.cat([(values.detach() - given[name]).flatten(1) for name, values in trained.items()], 1)
@@ -323,10 +293,3 @@ class ClientRunner:
                 return (answers, loss, self.objective.targets(labels)), None
             finally:
                 self.module_factory.release()
-
-
-def device_of(settings: PoolSettings) -> str:
-    """The torch device that workers compute on."""
-    if settings.device != "auto":
-        return settings.device
-    return "cuda" if settings.gpus_per_worker else "cpu"

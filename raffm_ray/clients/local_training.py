@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -87,27 +87,34 @@ class Prefix:
                 scatter_add_selected(mine.grad, theirs.grad, selected)
 
 
+class Distillation(NamedTuple):
+    """What a module learns from besides the labels: another module's output for the same batch, its part of the loss, the temperature."""
+
+    teacher: Any
+    weight: float
+    temperature: float = 1.0
+
+
 def backward(
     module: nn.Module,
     batch: Mapping[str, Tensor],
     objective: Objective,
-    teacher: Any = None,
-    distill: float = 0.0,
-    temperature: float = 1.0,
     precision: str = "float32",
+    distillation: Distillation | None = None,
 ) -> tuple[Tensor, Any]:
     """Adds the gradient of the mean loss of a batch to a module's parameters; returns the loss, a number that is not waited for, and
     the module's output.
 
-    With a `teacher`, the output of another module for the same batch, the loss is (1 - distill) x the labels' + distill x the
-    teacher's: in-place distillation (Yu and Huang 2019), at a temperature (Hinton et al. 2015, section 2).
+    With `distillation` the loss is (1 - weight) x the labels' + weight x the teacher's: in-place distillation (Yu and Huang 2019), at a
+    temperature (Hinton et al. 2015, section 2).
     """
     inputs = {name: values for name, values in batch.items() if name != "labels"}
     with computing(precision, str(batch["labels"].device)):
         output = module(**inputs)
         loss = objective.loss(output, batch["labels"], "mean")
-        if teacher is not None:
-            loss = (1 - distill) * loss + distill * objective.distillation(output, teacher, batch["labels"], temperature)
+        if distillation is not None:
+            teacher, weight, temperature = distillation
+            loss = (1 - weight) * loss + weight * objective.distillation(output, teacher, batch["labels"], temperature)
     loss.backward()
     return loss.detach(), output
 
@@ -149,59 +156,75 @@ def choose(prefix: str, prefixes: int, step: int, rng: np.random.Generator) -> t
     return (True, None) if drawn == prefixes else (prefix == "random", drawn)
 
 
+@dataclass(frozen=True)
+class Training:
+    """What is the same for all clients of one plan: the loss, the settings, and how smaller prefixes of the plan are trained beside it.
+
+    `prefix` and `prefixes` are `choose`'s arguments; `distill`: how much of a prefix's loss is the soft outputs of the own plan.
+    """
+
+    objective: Objective
+    local: LocalSettings
+    learning_rate: float
+    prefix: str = "none"
+    prefixes: int = 0
+    distill: float = 0.0
+    temperature: float = 1.0
+
+    def steps(self, examples: int) -> int:
+        """Of a client with so many examples."""
+        return steps_of(examples, self.local.batch_size, self.local.epochs, self.local.steps)
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """A new optimizer of these parameters."""
+        return OPTIMIZERS[self.local.optimizer](parameters, self.learning_rate, self.local.weight_decay)
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client: indices of its examples, and the generators of its batches and of its prefixes."""
+
+    share: NDArray[np.int64]
+    rng: np.random.Generator
+    prefix_rng: np.random.Generator
+
+
 def train(
     module: nn.Module,
-    objective: Objective,
+    training: Training,
     examples: Examples,
-    share: NDArray[np.int64],
-    local: LocalSettings,
-    learning_rate: float,
-    rng: np.random.Generator,
-    prefix: str = "none",
-    prefixes: int = 0,
+    client: ClientData,
     prefix_at: Callable[[int], tuple[nn.Module, Prefix]] | None = None,
-    prefix_rng: np.random.Generator | None = None,
     given: Mapping[str, Tensor] | None = None,
-    distill: float = 0.0,
-    temperature: float = 1.0,
 ) -> tuple[float, dict[int | None, int]]:
     """Plain local training of a module, in place: of its parameters that take a gradient.
 
-    `prefix`, `prefixes` and `prefix_rng` are `choose`'s arguments; `prefix_at` makes a prefix the first time it is drawn; it learns
-    from the own plan's output of the same step as `backward` says. `given`: the parameters that the module began with, which
-    `local.proximal` pulls back to, before the gradient is clipped. Returns the mean loss of the own plan, and how many examples went
-    through the own plan (None) and each prefix.
+    `prefix_at` makes a prefix the first time it is drawn; it learns from the own plan's output of the same step as `backward` says.
+    `given`: the parameters that the module began with, which `local.proximal` pulls back to, before the gradient is clipped. Returns
+    the mean loss of the own plan, and how many examples went through the own plan (None) and each prefix.
     """
+    objective, local = training.objective, training.local
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = OPTIMIZERS[local.optimizer](parameters, learning_rate, local.weight_decay)
+    optimizer = training.optimizer(parameters)
     seen: dict[int | None, int] = {}
     losses: list[Tensor] = []
     used: list[Tensor] = []
-    steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
-    device = str(parameters[0].device)
-    for step, indices in enumerate(batches(share, local.batch_size, steps, rng)):
+    device, prefixes = str(parameters[0].device), training.prefixes if prefix_at else 0
+    for step, indices in enumerate(batches(client.share, local.batch_size, training.steps(len(client.share)), client.rng)):
         batch = examples.batch(indices, device)
         optimizer.zero_grad(set_to_none=True)
-        whole, drawn = choose(prefix, prefixes if prefix_at else 0, step, prefix_rng or rng)
+        whole, drawn = choose(training.prefix, prefixes, step, client.prefix_rng)
         teacher = None
         if whole:
-            loss, output = backward(module, batch, objective, precision=local.precision)
-            teacher = output if distill else None
+            loss, output = backward(module, batch, objective, local.precision)
+            teacher = Distillation(output, training.distill, training.temperature) if training.distill else None
             del output
             losses.append(loss)
             seen[None] = seen.get(None, 0) + len(indices)
         if drawn is not None and prefix_at is not None:
             inner, smaller = prefix_at(drawn)
             smaller.read()
-            backward(
-                module=inner,
-                batch=batch,
-                objective=objective,
-                teacher=teacher,
-                distill=distill,
-                temperature=temperature,
-                precision=local.precision,
-            )
+            backward(inner, batch, objective, local.precision, teacher)
             smaller.return_gradients()
             seen[drawn] = seen.get(drawn, 0) + len(indices)
         fill_gradients(parameters, used)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.settings.experiment import LocalSettings
@@ -37,7 +37,7 @@ class RoundContext:
     norm_bound: float | None = None
 
     def copy_of(self, plan: int | None) -> int:
-        """Which copy of the owned parameters a plan uses; 0 are the model's own."""
+        """Which copy of the size-specific parameters a plan uses; 0 are the model's own."""
         return self.copies[plan] if self.copies and plan is not None else 0
 
 
@@ -88,8 +88,15 @@ class Update:
     statistics: Statistics | None = None
 
 
-Call = tuple[str, RoundContext, tuple[Any, ...]]
-"""(method of `ClientRunner`, its package, arguments after the package and the parameters)."""
+class Call(NamedTuple):
+    """A method of `ClientRunner`, what it is given after the parameters, and its cost in FLOPs: the costliest calls start first."""
+
+    method: str
+    context: RoundContext
+    arguments: tuple[Any, ...]
+    cost: float = 1.0
+
+
 Result = tuple[Any, Any]
 """(small result, flat array or None)."""
 Progress = Callable[[int, Any], None]
@@ -98,7 +105,7 @@ Progress = Callable[[int, Any], None]
 
 def describe_call(call: Call) -> str:
     """A call in words, a block by its clients."""
-    method, _, arguments = call
+    method, arguments = call.method, call.arguments
     if method == "block":
         return f"block of clients {', '.join(str(job.client) for job in arguments[0])}"
     return f"{method} {arguments}"

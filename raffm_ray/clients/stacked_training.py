@@ -8,23 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raffm_ray.clients.local_training import OPTIMIZERS, Prefix, choose, computing, fill_gradients, pull_back
-from raffm_ray.data.examples import Examples, batches, sent, steps_of
+from raffm_ray.clients.local_training import ClientData, Prefix, Training, choose, computing, fill_gradients, pull_back
+from raffm_ray.clients.messages import Job
+from raffm_ray.data.examples import Examples, batches, sent
 from raffm_ray.models.objectives import Objective
 from raffm_ray.models.stacked_modules import StackedModule
-from raffm_ray.settings.experiment import LocalSettings
 
 Stack = dict[str, Tensor]
 """Parameters of several clients: by name, [clients, ...], leaves that gradients are gathered in."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One client of a stack: indices of its examples, and the generators of its batches and of its prefixes."""
-
-    share: NDArray[np.int64]
-    rng: np.random.Generator
-    prefix_rng: np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -38,6 +29,20 @@ class Part:
 
 Parts = Callable[[int | None, Tensor], Part]
 """(position of a prefix or None for the own plan, rows of the stack) -> that part of it."""
+
+
+def stacking_groups(jobs: Sequence[Job], largest: Sequence[int]) -> list[tuple[int | None, list[Job]]]:
+    """Clients that are trained at once, each group with its plan: up to `largest[plan]` of those that train a plan, in their order."""
+    found: list[tuple[int | None, list[Job]]] = []
+    last: dict[int, list[Job]] = {}
+    for job in jobs:
+        if job.plan is not None and job.plan in last and len(last[job.plan]) < largest[job.plan]:
+            last[job.plan].append(job)
+            continue
+        found.append((job.plan, [job]))
+        if job.plan is not None and largest:
+            last[job.plan] = found[-1][1]
+    return found
 
 
 def stack_of(values: Mapping[str, Tensor], clients: int, device: str) -> Stack:
@@ -65,13 +70,13 @@ def _batch(examples: Examples, drawn: Sequence[NDArray[np.int64] | None], device
 
 
 def passes_of(
-    members: Sequence[Member], drawn: Sequence[NDArray[np.int64] | None], prefix: str, prefixes: int, step: int
+    clients: Sequence[ClientData], drawn: Sequence[NDArray[np.int64] | None], prefix: str, prefixes: int, step: int
 ) -> dict[int | None, list[int]]:
-    """Which rows go through the own plan (None) and through each prefix in a step, as `training.choose` says for each client."""
+    """Which rows go through the own plan (None) and through each prefix in a step, as `local_training.choose` says for each client."""
     passes: dict[int | None, list[int]] = {}
-    for row, (member, indices) in enumerate(zip(members, drawn, strict=True)):
+    for row, (client, indices) in enumerate(zip(clients, drawn, strict=True)):
         if indices is not None:
-            whole, smaller = choose(prefix, prefixes, step, member.prefix_rng)
+            whole, smaller = choose(prefix, prefixes, step, client.prefix_rng)
             for position in ([None] if whole else []) + ([] if smaller is None else [smaller]):
                 passes.setdefault(position, []).append(row)
     return passes
@@ -111,27 +116,24 @@ def _clip(parameters: Stack, largest: float) -> None:
 def train_stack(
     module: StackedModule,
     stack: Stack,
-    objective: Objective,
+    training: Training,
     examples: Examples,
-    members: Sequence[Member],
-    local: LocalSettings,
-    learning_rate: float,
-    prefix: str,
-    prefixes: int,
+    clients: Sequence[ClientData],
     part: Parts,
 ) -> list[tuple[float, dict[int | None, int]]]:
-    """Trains what takes a gradient of `stack` in place, every client on its own batches; returns what `training.train` returns, for every client.
+    """Trains what takes a gradient of `stack` in place, every client on its own batches; returns what `local_training.train` returns, for every client.
 
     Clients may differ in their numbers of steps and of examples: who is done is put aside, who has fewer examples is filled up.
     """
-    steps = [steps_of(len(one.share), local.batch_size, local.epochs, local.steps) for one in members]
-    streams = [batches(one.share, local.batch_size, count, one.rng) for one, count in zip(members, steps, strict=True)]
+    objective, local = training.objective, training.local
+    steps = [training.steps(len(one.share)) for one in clients]
+    streams = [batches(one.share, local.batch_size, count, one.rng) for one, count in zip(clients, steps, strict=True)]
     device = str(next(iter(stack.values())).device)
     trained = [values for values in stack.values() if values.requires_grad]
-    optimizer = OPTIMIZERS[local.optimizer](trained, learning_rate, local.weight_decay)  # type: ignore[arg-type]  # leaves
+    optimizer = training.optimizer(trained)  # type: ignore[arg-type]  # leaves
     given = [values.detach().clone() for values in trained] if local.proximal else []
-    losses: list[list[Tensor]] = [[] for _ in members]
-    seen: list[dict[int | None, int]] = [{} for _ in members]
+    losses: list[list[Tensor]] = [[] for _ in clients]
+    seen: list[dict[int | None, int]] = [{} for _ in clients]
     done: list[tuple[Tensor, list[Tensor]]] = []
     used: list[Tensor] = []
     for step in range(max(steps)):
@@ -139,7 +141,7 @@ def train_stack(
         counts = [0 if indices is None else len(indices) for indices in drawn]
         batch, real = _batch(examples, drawn, device)
         optimizer.zero_grad(set_to_none=True)
-        passes = passes_of(members, drawn, prefix, prefixes, step)
+        passes = passes_of(clients, drawn, training.prefix, training.prefixes, step)
         for position, rows in sorted(passes.items(), key=lambda one: -1 if one[0] is None else one[0]):
             at = torch.tensor(rows, device=device)
             everybody = position is None and len(rows) == sum(indices is not None for indices in drawn)

@@ -53,7 +53,7 @@ def write_shares(path: Path, label_distribution: LabelDistribution, devices: Map
 
 
 def read_shares(path: Path) -> tuple[LabelDistribution, dict[str, Indices]]:
-    """What `write_shares` wrote: the tally, and the clients of every device class. Raises UserError when it is damaged."""
+    """What `write_shares` wrote: the label distribution, and the clients of every device class. Raises UserError when it is damaged."""
     try:
         table = pq.ParquetFile(BytesIO(read_whole(path)), page_checksum_verification=True).read()
         about = {name: json.loads(table.schema.metadata[name.encode()]) for name in ("class_names", "devices")}

@@ -38,7 +38,7 @@ The part of a finished run's model, or of a plain checkpoint, that fits, as a fo
   --examples N         how many are answered at once where times are taken (1)
   --task.*, --salience.*, --extraction.*   settings, for a checkpoint: the data that ranks and measures it is named by --task.name
 
-docs/deploy.md has the rest."""
+docs/how_to/deploy.md has the rest."""
 SIZES = "1,0.75,0.5,0.35,0.25"
 """Of `deploy compare`, where it is told no others: parts of the parameters in layers."""
 FLAGS = (

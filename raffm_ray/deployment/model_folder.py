@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
-from raffm_ray.clients.local_training import OPTIMIZERS, backward, one_thread
+from raffm_ray.clients.local_training import OPTIMIZERS, Distillation, backward, one_thread
 from raffm_ray.data.examples import batches
 from raffm_ray.deployment.exports import (
     TOLERANCE,
@@ -90,9 +90,7 @@ def tuned(
                 module=module,
                 batch=batch,
                 objective=OBJECTIVES[prepared.task.head],
-                teacher=teacher,
-                distill=float(distill),
-                temperature=TEMPERATURE,
+                distillation=Distillation(teacher, 1.0, TEMPERATURE) if distill else None,
             )
             nn.utils.clip_grad_norm_(parameters, CLIP)
             optimizer.step()

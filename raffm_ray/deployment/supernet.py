@@ -25,7 +25,8 @@ from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.basics.files import write_atomically
 from raffm_ray.deployment.partial_safetensors import Place, places, read
 from raffm_ray.deployment.trained_model import TrainedModel
-from raffm_ray.models.architecture import Architecture, architecture_of, parse_config
+from raffm_ray.models.architecture import Architecture, architecture_of
+from raffm_ray.models.model_config import parse_config
 from raffm_ray.server.strategies import ranked
 from raffm_ray.subnetworks.calibration import rankable
 from raffm_ray.subnetworks.costs import budget_from, costs_of

@@ -33,7 +33,7 @@ class Placement:
     cluster: Cluster
     worker_groups: Sequence[WorkerGroup]
     by_class: dict[str, int]
-    seats: Sequence[WorkerSlot]
+    slots: Sequence[WorkerSlot]
     kinds: Sequence[int]
     need_bytes: int
 
@@ -84,7 +84,7 @@ def placed(prepared: Prepared, cluster: Cluster) -> Placement:
         for kind, group in enumerate(cluster.groups)
         for worker_group in worker_groups
     }
-    seats, of_kind = list[WorkerSlot](), list[int]()
+    slots, of_kind = list[WorkerSlot](), list[int]()
     left = [dict(node["Resources"]) for node in nodes]
     for number in [*range(1, len(worker_groups)), 0]:
         worker_group, wanted = worker_groups[number], worker_groups[number].workers or inf
@@ -94,12 +94,12 @@ def placed(prepared: Prepared, cluster: Cluster) -> Placement:
             here = int(min(here, wanted))
             left[node][resource] -= here * each
             wanted -= here
-            seats += [
+            slots += [
                 WorkerSlot(node, devices[kind, worker_group.share], cluster.groups[kind].network_bytes_per_second, number)
             ] * here
             of_kind += [kind] * here
     return Placement(
-        cluster=cluster, worker_groups=worker_groups, by_class=by_class, seats=seats, kinds=of_kind, need_bytes=need_bytes
+        cluster=cluster, worker_groups=worker_groups, by_class=by_class, slots=slots, kinds=of_kind, need_bytes=need_bytes
     )
 
 
@@ -109,7 +109,7 @@ def predicted(prepared: Prepared, state: ServerState, placement: Placement, roun
     found = []
     for number in range(min(rounds, setup.experiment.rounds)):
         work = begin_round(setup, replace(state, round=number))
-        found.append(round_seconds(setup, work, placement.seats, driver, placement.by_class))
+        found.append(round_seconds(setup, work, placement.slots, driver, placement.by_class))
     return found
 
 
@@ -121,7 +121,7 @@ def placement_table(placement: Placement, rounds: Sequence[RoundSeconds], table:
         table.add_column(heading, justify="right", no_wrap=True)
     for kind, group in enumerate(placement.cluster.groups):
         for number, worker_group in enumerate(placement.worker_groups):
-            mine = [at for at, seat in enumerate(placement.seats) if placement.kinds[at] == kind and seat.worker_group == number]
+            mine = [at for at, slot in enumerate(placement.slots) if placement.kinds[at] == kind and slot.worker_group == number]
             if not mine:
                 continue
             hardware = f"{group.gpus} x {group.gpu}" if worker_group.share else f"{group.cpus} cores of {group.cpu}"

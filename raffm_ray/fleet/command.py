@@ -116,7 +116,7 @@ def show(words: Sequence[str]) -> int:
     console.print(width_table(setup, rows))
     if placement is not None:
         rounds = predicted(prepared, state, placement)
-        title = f"{setup.experiment.name} on {Path(str(described)).name}: {len(placement.seats)} workers"
+        title = f"{setup.experiment.name} on {Path(str(described)).name}: {len(placement.slots)} workers"
         console.print()
         console.print(
             placement_table(placement, rounds, _table(title)), notes(placement, rounds, setup.experiment.rounds), sep="\n"

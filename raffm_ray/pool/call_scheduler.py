@@ -1,4 +1,4 @@
-"""The calls of one run on Ray's actors: waiting, in flight, done; and what becomes of those whose actor is lost."""
+"""Supervises Ray actors while they run the calls of one `RayPool.run`: sends calls, replaces actors that die or hang, retries their calls."""
 
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class WorkerSlot:
 
 
 class SchedulerHost(Protocol):
-    """What flights need of their pool."""
+    """What the scheduler needs of its pool."""
 
     attempts: int
     workers: int
@@ -65,10 +65,10 @@ class SchedulerHost(Protocol):
         """Tells the user."""
 
     def spawn(self, worker_group: int, /) -> tuple[Any, Any]:
-        """A new actor of a team, and the promise of its place."""
+        """A new actor of a worker group, and the promise of its place."""
 
     def worker_group_of(self, call: Call, /) -> int:
-        """Which team does a call."""
+        """Which worker group does a call."""
 
 
 class CallScheduler:
@@ -81,23 +81,22 @@ class CallScheduler:
         run: int,
         flat: Any,
         calls: Sequence[Call],
-        costs: Sequence[float],
         progress: Progress,
     ) -> None:
         self.pool, self.slots, self.run, self.flat, self.progress = pool, slots, run, flat, progress
-        self.calls, self.costs = calls, costs
+        self.calls = calls
         number_of: dict[int, int] = {}
-        self.context_of = [number_of.setdefault(id(context), len(number_of)) for _, context, _ in calls]
-        self.contexts = ray.put([calls[self.context_of.index(number)][1] for number in number_of.values()])
+        self.context_of = [number_of.setdefault(id(context), len(number_of)) for context in (call.context for call in calls)]
+        self.contexts = ray.put([calls[self.context_of.index(number)].context for number in number_of.values()])
         self.worker_group_of = [pool.worker_group_of(call) for call in calls]
         self.waiting: dict[int, list[int]] = {slot.worker_group: [] for slot in slots}
-        for index in sorted(range(len(calls)), key=lambda index: (costs[index], -index)):
+        for index in sorted(range(len(calls)), key=lambda index: (calls[index].cost, -index)):
             self.waiting[self.worker_group_of[index]].append(index)
         self.tries = [0] * len(calls)
         self.done: dict[int, tuple[Any, Any]] = {}
-        self.told: set[int] = set()
+        self.reported: set[int] = set()
         self.suspects: set[int] = set()
-        self.turns = ExclusiveGpuQueue()
+        self.gpu_queue = ExclusiveGpuQueue()
         self.failed_starts = 0
         for slot in slots:
             slot.in_flight.clear()  # of a run that was abandoned: the actor ends it first
@@ -112,20 +111,20 @@ class CallScheduler:
     def start(self) -> None:
         """Gives every idle actor the costliest call that waits, and, while many wait, every actor its next ones.
 
-        A call that was in flight when an actor died flies alone from then on, so that it is clear which one is to blame. One that found
+        A call that was in flight when an actor died runs alone from then on, so that it is clear which one is to blame. One that found
         no room on its GPU runs there while no other does.
         """
         started_slots = [slot for slot in self.slots if slot.place is not None]
-        for gpu in self.turns.waiting():
+        for gpu in self.gpu_queue.waiting():
             beside = [slot for slot in started_slots if slot.place == gpu]
             if not beside:
-                for index in self.turns.leave(gpu):
-                    self.waits(index)
+                for index in self.gpu_queue.leave(gpu):
+                    self.requeue(index)
             elif not any(slot.in_flight for slot in beside):
                 emptied = [slot.actor.release_gpu_memory.remote() for slot in beside]
                 ray.wait(emptied, num_returns=len(emptied))
-                self.send(beside[0], self.turns.begin(gpu), alone=True)
-        closed = self.turns.closed()
+                self.submit(beside[0], self.gpu_queue.begin(gpu), alone=True)
+        closed = self.gpu_queue.closed()
         slots = [slot for slot in started_slots if slot.place not in closed]
         members = Counter(slot.worker_group for slot in self.slots)
         for depth in range(DEPTH):
@@ -134,22 +133,22 @@ class CallScheduler:
                 if accepts_call(len(slot.in_flight), depth, len(waiting), members[slot.worker_group]):
                     if slot.in_flight and not self.suspects.isdisjoint([waiting[-1], slot.in_flight[-1].call]):
                         continue
-                    self.send(slot, waiting.pop())
+                    self.submit(slot, waiting.pop())
 
-    def waits(self, index: int) -> None:
-        """Puts a call first in its team's queue."""
+    def requeue(self, index: int) -> None:
+        """Puts a call first in its worker group's queue."""
         self.waiting[self.worker_group_of[index]].append(index)
 
-    def send(self, slot: WorkerSlot, index: int, alone: bool = False) -> None:
+    def submit(self, slot: WorkerSlot, index: int, alone: bool = False) -> None:
         """Puts a call behind those that an actor has."""
         self.tries[index] += 1
-        method, _, arguments = self.calls[index]
+        call = self.calls[index]
         if not slot.in_flight:
             slot.since = monotonic()
-        promised = slot.actor.call.remote(self.run, method, self.context_of[index], arguments, alone)
+        promised = slot.actor.call.remote(self.run, call.method, self.context_of[index], call.arguments, alone)
         slot.in_flight.append(_InFlightCall(index, *promised))
 
-    def land(self) -> None:
+    def wait_for_next(self) -> None:
         """Waits for a call to end, or an actor to start, and starts the next there; takes a call for hung that should have ended."""
         in_flight = {slot.in_flight[0].small: slot for slot in self.slots if slot.in_flight}
         starting = {slot.starting: slot for slot in self.slots if slot.place is None}
@@ -158,14 +157,14 @@ class CallScheduler:
         with self.pool.profile.during("wait"):
             ready, _ = ray.wait([*in_flight, *starting], num_returns=1, timeout=max(0.0, first - monotonic()))
         if ready and ready[0] in in_flight:
-            self.landed(in_flight[ready[0]])
+            self.finish_call(in_flight[ready[0]])
         elif ready:
-            self.slot(starting[ready[0]])
+            self.admit(starting[ready[0]])
         elif in_flight:
             late = in_flight[min(due, key=lambda small: due[small])]
             predicted = self.pool.call_timeout.predicted_seconds(*self.kind_and_cost(late))
             taken = f"not done after {monotonic() - late.since:.3g} s, and its cost predicts at most {predicted:.2g} s"
-            self.lost(late, HungError(taken))
+            self.actor_lost(late, HungError(taken))
         else:
             raise WorkerLostError(f"no worker started within {READY_SECONDS:.0f} s in place of those that were lost")
         self.start()
@@ -173,13 +172,13 @@ class CallScheduler:
     def kind_and_cost(self, slot: WorkerSlot) -> tuple[str, float]:
         """Of the call that an actor is at."""
         index = slot.in_flight[0].call
-        return self.calls[index][0], self.costs[index]
+        return self.calls[index].method, self.calls[index].cost
 
     def limit_seconds(self, slot: WorkerSlot) -> float:
         """How long an actor may be at its call."""
         return self.pool.call_timeout.limit_seconds(*self.kind_and_cost(slot))
 
-    def landed(self, slot: WorkerSlot) -> None:
+    def finish_call(self, slot: WorkerSlot) -> None:
         """Takes the result of an actor's oldest call, or learns why there is none."""
         kind, cost = self.kind_and_cost(slot)
         index, small, large = slot.in_flight[0]
@@ -187,26 +186,26 @@ class CallScheduler:
             result, seconds = ray.get(small)
         except GpuOutOfMemoryError as error:
             self.pop(slot)
-            self.crowded(slot, index, error)
+            self.retry_alone(slot, index, error)
         except ray.exceptions.RayError as error:
-            self.lost(slot, error)
+            self.actor_lost(slot, error)
         else:
             self.pool.call_timeout.ended(kind, cost, monotonic() - slot.since)
             self.pop(slot)
             self.done[index] = (result, large)
             self.pool.profile.add(seconds, self.pool.workers)
-            if index not in self.told:
-                self.told.add(index)
+            if index not in self.reported:
+                self.reported.add(index)
                 with self.pool.profile.during("record"):
                     self.progress(index, result)
-        self.turns.ended(index)
+        self.gpu_queue.ended(index)
 
     def pop(self, slot: WorkerSlot) -> None:
         """An actor is done with its oldest call, and at the next."""
         slot.in_flight.popleft()
         slot.since = monotonic()
 
-    def slot(self, slot: WorkerSlot) -> None:
+    def admit(self, slot: WorkerSlot) -> None:
         """Takes an actor that has started to the others, or tries another. Raises WorkerLostError after too many that died at once."""
         try:
             place = ray.get(slot.starting)
@@ -228,32 +227,32 @@ class CallScheduler:
         slot.actor, slot.starting = self.pool.spawn(slot.worker_group)
         slot.place, slot.since = None, monotonic()
 
-    def crowded(self, slot: WorkerSlot, index: int, error: GpuOutOfMemoryError) -> None:
+    def retry_alone(self, slot: WorkerSlot, index: int, error: GpuOutOfMemoryError) -> None:
         """Lets a call that its GPU had no room for run again without neighbours. Raises ClientError if it had none."""
         what = describe_out_of_memory(
             self.pool.architecture, self.calls[index], getattr(error, "cause", error)
         )  # Ray adds where it came from
-        if not self.turns.refused(str(slot.place), index):
+        if not self.gpu_queue.refused(str(slot.place), index):
             raise ClientError(f"{what}, also with nothing else at work there; {HELP}") from None
         self.tries[index] -= 1
         self.pool.note(f"note: {what}; it runs again while nothing else does there")
 
-    def lost(self, slot: WorkerSlot, error: Exception) -> None:
+    def actor_lost(self, slot: WorkerSlot, error: Exception) -> None:
         """Replaces an actor that died over its oldest call; the others were not tried. Raises what the call itself raised."""
         index = slot.in_flight.popleft().call
         own = isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.UnserializableException)
         if own and not isinstance(error, NotStartedError):
-            raise ClientError(f"round {self.calls[index][1].round}, {describe_call(self.calls[index])}: {error}") from None
+            raise ClientError(f"round {self.calls[index].context.round}, {describe_call(self.calls[index])}: {error}") from None
         self.suspects.add(index)
         while slot.in_flight:
             other = slot.in_flight.pop().call
             self.suspects.add(other)
             self.tries[other] -= 1
-            self.waits(other)
-        self.again(index, error)
+            self.requeue(other)
+        self.retry(index, error)
         self.replace(slot)
 
-    def take(self, index: int) -> Result | None:
+    def take_result(self, index: int) -> Result | None:
         """The result of a call once it is done and still to be had; it is forgotten here."""
         if index not in self.done:
             return None
@@ -262,16 +261,16 @@ class CallScheduler:
             with self.pool.profile.during("wait"):
                 return small, ray.get(large)
         except ray.exceptions.RayError as error:
-            self.again(index, error)
+            self.retry(index, error)
             self.start()
             return None
 
-    def again(self, index: int, error: Exception) -> None:
+    def retry(self, index: int, error: Exception) -> None:
         """Puts a call whose worker or result was lost first in the queue, unless it was tried too often."""
         if self.tries[index] >= self.pool.attempts:
-            what = f"round {self.calls[index][1].round}, {describe_call(self.calls[index])}"
+            what = f"round {self.calls[index].context.round}, {describe_call(self.calls[index])}"
             raise WorkerLostError(f"{what}: the worker was lost {self.tries[index]} times, {cause(error)}")
-        self.waits(index)
+        self.requeue(index)
 
 
 def cause(error: Exception) -> str:

@@ -20,9 +20,9 @@ def completion_times(
 ) -> tuple[list[float], list[int]]:
     """When each call ends, in seconds from the first one's start, and which worker it was on.
 
-    `costs`: by which calls are ordered; `seconds`: (call, worker) -> how long it takes there; `members`: the team of every worker;
-    `worker_group_of`: which team does a call. It is list scheduling, longest processing time first (Graham 1969), with calls given ahead as
-    `flights.CallScheduler` gives them.
+    `costs`: by which calls are ordered; `seconds`: (call, worker) -> how long it takes there; `members`: the worker group of every worker;
+    `worker_group_of`: which worker group does a call. It is list scheduling, longest processing time first (Graham 1969), with calls given ahead as
+    `call_scheduler.CallScheduler` gives them.
     """
     waiting: dict[int, list[int]] = {worker_group: [] for worker_group in members}
     for index in sorted(range(len(costs)), key=lambda index: (costs[index], -index)):

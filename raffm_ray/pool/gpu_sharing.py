@@ -8,8 +8,8 @@ import torch
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import in_short
-from raffm_ray.clients.client_runner import stacking_groups
 from raffm_ray.clients.messages import Call, describe_call
+from raffm_ray.clients.stacked_training import stacking_groups
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.settings.experiment import LocalSettings
 from raffm_ray.subnetworks.costs import costs_of
@@ -80,7 +80,7 @@ def release_gpu_memory() -> None:
 
 def describe_out_of_memory(architecture: Architecture, call: Call, error: Exception) -> str:
     """A call that found no room, in words: its round, its clients, the plan and memory of those that take most."""
-    method, context, arguments = call
+    method, context, arguments, _ = call
     what = f"round {context.round}, {describe_call(call)}"
     if method == "block":
         sizes = [

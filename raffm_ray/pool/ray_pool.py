@@ -79,7 +79,7 @@ class RayPool:
             note(f"note: {sum(found)} of {self.workers} workers have room now; the others start when nodes join")
 
     def spawn(self, worker_group: int) -> tuple[Any, Any]:
-        """A new actor of a team, and the promise of its place, which is kept once it has started."""
+        """A new actor of a worker group, and the promise of its place, which is kept once it has started."""
         asked = self._worker_groups[worker_group]
         resource, each = asked.need
         options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0, "max_restarts": 0, "max_task_retries": 0}
@@ -90,11 +90,11 @@ class RayPool:
         return actor, actor.place.remote()
 
     def worker_group_of(self, call: Call) -> int:
-        """Which team does a call."""
+        """Which worker group does a call."""
         return worker_group_of(call, self._classes, self._by_class)
 
     def _await_ready(self, found: Sequence[int]) -> None:
-        """Waits for as many workers of each team as there is room for, and for one at least."""
+        """Waits for as many workers of each worker group as there is room for, and for one at least."""
         died, end = Counter[int](), monotonic() + READY_SECONDS
         while True:
             started = Counter(slot.worker_group for slot in self._slots if slot.place is not None)
@@ -137,7 +137,7 @@ class RayPool:
             self._slots += [WorkerSlot(*self.spawn(number), number) for _ in range(wanted - len(slots))]
         self.workers = len(self._slots)
 
-    def run(self, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress) -> Iterator[Result]:
+    def run(self, flat: Flat, calls: Sequence[Call], progress: Progress) -> Iterator[Result]:
         """See `pool.Pool.run`. Raises WorkerLostError after too many deaths, ClientError for whatever a call itself raises."""
         with self.profile.during("broadcast"):
             if self._grows:
@@ -146,12 +146,12 @@ class RayPool:
             if self._sent is None or self._sent[0].ctypes.data != flat.ctypes.data:
                 self._sent = (flat, ray.put(flat))
             self._runs += 1
-            flight = CallScheduler(
-                pool=self, slots=self._slots, run=self._runs, flat=self._sent[1], calls=calls, costs=costs, progress=progress
+            scheduler = CallScheduler(
+                pool=self, slots=self._slots, run=self._runs, flat=self._sent[1], calls=calls, progress=progress
             )
         for wanted in range(len(calls)):
-            while (result := flight.take(wanted)) is None:
-                flight.land()
+            while (result := scheduler.take_result(wanted)) is None:
+                scheduler.wait_for_next()
             yield result
 
     def close(self) -> None:

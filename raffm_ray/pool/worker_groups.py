@@ -42,10 +42,10 @@ class WorkerGroup:
 
 
 def worker_groups_of(settings: PoolSettings, share: float) -> tuple[list[WorkerGroup], dict[str, int]]:
-    """The teams of a pool, first the one that does all that no other does; and by device class, which one trains its clients.
+    """The worker groups of a pool, first the one that does all that no other does; and by device class, which one trains its clients.
 
-    `share`: of a GPU, that the first one's workers have. Classes that are placed alike share a team. Nodes whose labels are chosen for
-    classes have no workers of the first team that would take cores, or GPUs, from those.
+    `share`: of a GPU, that the first one's workers have. Classes that are placed alike share a worker group. Nodes whose labels are chosen for
+    classes have no workers of the first worker group that would take cores, or GPUs, from those.
     """
 
     def device(part: float) -> str:
@@ -72,18 +72,18 @@ def worker_groups_of(settings: PoolSettings, share: float) -> tuple[list[WorkerG
 
 
 def worker_group_of(call: Call, classes: Sequence[str], by_class: Mapping[str, int]) -> int:
-    """Which team does a call: of a block, the first in `pool.placement` that one of its clients has; the first team does all others.
+    """Which worker group does a call: of a block, the first in `pool.placement` that one of its clients has; the first worker group does all others.
 
     It goes by the call alone, whatever workers there are: the same block is always trained on the same kind of hardware.
     """
-    method, _, arguments = call
+    method, arguments = call.method, call.arguments
     if method != "block" or not by_class:
         return 0
     return min((by_class[name] for job in arguments[0] if (name := classes[job.client]) in by_class), default=0)
 
 
 def capacity(worker_groups: Sequence[WorkerGroup], nodes: Sequence[Node]) -> list[int]:
-    """How many workers of each team the nodes have room for, each team beside those that have room; those on chosen nodes come first."""
+    """How many workers of each worker group the nodes have room for, each worker group beside those that have room; those on chosen nodes come first."""
     free = [dict(node["Resources"]) for node in nodes]
     found = [0] * len(worker_groups)
     for number in [*range(1, len(worker_groups)), 0]:
@@ -99,7 +99,7 @@ def capacity(worker_groups: Sequence[WorkerGroup], nodes: Sequence[Node]) -> lis
 
 
 def check_capacity(worker_groups: Sequence[WorkerGroup], found: Sequence[int], nodes: Sequence[Node], growing: bool) -> None:
-    """Raises UserError for a team without room, or with less than its workers need; where nodes may join (`growing`), those that were asked
+    """Raises UserError for a worker group without room, or with less than its workers need; where nodes may join (`growing`), those that were asked
     for may wait for them."""
     for worker_group, workers in zip(worker_groups, found, strict=True):
         labels = ", ".join(f"{key}={value}" for key, value in worker_group.labels.items())

@@ -12,7 +12,7 @@ import torch
 from raffm_ray.axes.flat_parameters import Flat
 from raffm_ray.basics.errors import ClientError, UserError
 from raffm_ray.basics.profiling import Profile
-from raffm_ray.clients.client_runner import ClientRunner, device_of
+from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.clients.messages import Call, Progress, Result
 from raffm_ray.pool.gpu_sharing import HELP, describe_out_of_memory, use_deterministic_kernels
@@ -26,7 +26,7 @@ class Pool(Protocol):
     lost_workers: int
     profile: Profile
 
-    def run(self, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress) -> Iterator[Result]:
+    def run(self, flat: Flat, calls: Sequence[Call], progress: Progress) -> Iterator[Result]:
         """Results in the order of `calls`; `progress(index, small result)` as each completes; costliest calls start first."""
         ...
 
@@ -41,14 +41,14 @@ class InProcessPool:
     def __init__(self, runner: ClientRunner) -> None:
         self.runner, self.workers, self.lost_workers, self.profile = runner, 1, 0, Profile()
 
-    def run(self, flat: Flat, calls: Sequence[Call], costs: Sequence[float], progress: Progress) -> Iterator[Result]:
+    def run(self, flat: Flat, calls: Sequence[Call], progress: Progress) -> Iterator[Result]:
         """See `Pool.run`."""
-        for index, (method, context, arguments) in enumerate(calls):
+        for index, call in enumerate(calls):
             try:
                 with one_thread(), self.profile.during("wait"):
-                    (small, seconds), large = self.runner.perform(method, context, flat, arguments)
+                    (small, seconds), large = self.runner.perform(call.method, call.context, flat, call.arguments)
             except torch.OutOfMemoryError as error:
-                raise ClientError(f"{describe_out_of_memory(self.runner.architecture, calls[index], error)}; {HELP}") from None
+                raise ClientError(f"{describe_out_of_memory(self.runner.architecture, call, error)}; {HELP}") from None
             self.profile.add(seconds, 1)
             with self.profile.during("record"):
                 progress(index, small)
@@ -56,6 +56,13 @@ class InProcessPool:
 
     def close(self) -> None:
         """Nothing to end."""
+
+
+def device_of(settings: PoolSettings) -> str:
+    """The torch device that workers compute on."""
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if settings.gpus_per_worker else "cpu"
 
 
 def check_pool(settings: PoolSettings) -> None:

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.axes.indexing import Plan
-from raffm_ray.data.tasks import Task
-from raffm_ray.runs.summary import Evaluation
 from raffm_ray.clients.messages import Call, RoundContext
+from raffm_ray.data.tasks import Task
 from raffm_ray.pool.worker_pool import Pool
-from raffm_ray.server.state import ServerState, Setup, class_plans, copies
+from raffm_ray.runs.summary import Evaluation
 from raffm_ray.server.early_stopping import watched_metric
+from raffm_ray.server.state import ServerState, Setup, class_plans, copies
 
 T = TypeVar("T")
 
@@ -23,13 +23,12 @@ class EvaluationRequest(Generic[T]):
     """What is to be measured of a state's parameters: calls for a pool, and the answer to their small results, in call order."""
 
     calls: Sequence[Call]
-    costs: Sequence[float]
     answer: Callable[[Sequence[Any]], T]
 
 
 def run_request(question: EvaluationRequest[T], state: ServerState, pool: Pool) -> T:
     """The answer, from a run of the pool for it alone."""
-    results = pool.run(state.parameters.numpy(), question.calls, question.costs, lambda *_: None)
+    results = pool.run(state.parameters.numpy(), question.calls, lambda *_: None)
     told = [small for small, _ in results]
     with pool.profile.during("evaluate"):
         return question.answer(told)
@@ -46,12 +45,25 @@ def request_metrics(
     size, count_examples = experiment.evaluation.batch_size, len(examples)
     slices = [(start, min(start + size, count_examples)) for start in range(0, count_examples, size)]
     context = RoundContext(
-        seed=experiment.seed, round=state.round, plans=tuple(plans), local=experiment.local, learning_rate=0.0, norms=state.norms, size_specific=setup.size_specific,
+        seed=experiment.seed,
+        round=state.round,
+        plans=tuple(plans),
+        local=experiment.local,
+        learning_rate=0.0,
+        norms=state.norms,
+        size_specific=setup.size_specific,
         copies=copies(setup, state, plans),
     )
     asked = [(number, *part) for number in range(len(plans)) for part in slices]
-    calls: list[Call] = [("evaluate", context, (*arguments, validating)) for arguments in asked]
-    costs = [float(setup.costs(plans[number]).forward_flops * (stop - start)) for number, start, stop in asked]
+    calls = [
+        Call(
+            "evaluate",
+            context,
+            (number, start, stop, validating),
+            float(setup.costs(plans[number]).forward_flops * (stop - start)),
+        )
+        for number, start, stop in asked
+    ]
 
     def answer(results: Sequence[Any]) -> list[tuple[float, float]]:
         answers: list[list[NDArray[np.float64]]] = [[] for _ in plans]
@@ -65,7 +77,7 @@ def request_metrics(
             for given, total, count in zip(answers, loss, targets, strict=True)
         ]
 
-    return EvaluationRequest(calls, costs, answer)
+    return EvaluationRequest(calls, answer)
 
 
 def measure(setup: Setup, state: ServerState, plans: Sequence[Plan], pool: Pool, task: Task) -> list[tuple[float, float]]:
@@ -78,7 +90,8 @@ def request_evaluation(setup: Setup, state: ServerState, task: Task) -> Evaluati
     by_class = class_plans(setup, state)
     plans = list(dict.fromkeys([Plan(), *by_class.values()]))
     parts = [
-        request_metrics(setup, state, plans, task, validating) for validating in (False, True)[: 1 + (task.validation is not None)]
+        request_metrics(setup, state, plans, task, validating)
+        for validating in (False, True)[: 1 + (task.validation is not None)]
     ]
 
     def answer(results: Sequence[Any]) -> Evaluation:
@@ -93,7 +106,7 @@ def request_evaluation(setup: Setup, state: ServerState, task: Task) -> Evaluati
             validation = watched_metric(setup.experiment.evaluation.watch, task.metric, full[1][0], list(of_class[1].values()))
         return Evaluation(*full[0], of_class[0], by_class, validation)
 
-    return EvaluationRequest([call for part in parts for call in part.calls], [cost for part in parts for cost in part.costs], answer)
+    return EvaluationRequest([call for part in parts for call in part.calls], answer)
 
 
 def evaluate(setup: Setup, state: ServerState, pool: Pool, task: Task) -> Evaluation:

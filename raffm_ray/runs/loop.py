@@ -9,27 +9,27 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from raffm_ray.subnetworks.calibration import Statistics
-from raffm_ray.runs.size_curve import curve_of
-from raffm_ray.runs.progress import Display
 from raffm_ray.basics.errors import BadUpdateError, ClientError, UserError
-from raffm_ray.runs.evaluation import EvaluationRequest, run_request, evaluate, request_evaluation
-from raffm_ray.runs.summary import Evaluation, client_rows, recorded_evaluation, round_row, summarize
 from raffm_ray.clients.messages import Call, Update
-from raffm_ray.subnetworks.size_specific import saved_copies, with_copies
+from raffm_ray.data.shares import by_device, write_shares
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.public_calibration import public_statistics
-from raffm_ray.server.ranking import begin_calibration, plain_scores, rank_again, ranking_is_due
+from raffm_ray.runs.evaluation import EvaluationRequest, evaluate, request_evaluation, run_request
+from raffm_ray.runs.progress import Display
 from raffm_ray.runs.recorder import Recorder, RoundRow, parameters_sha256
 from raffm_ray.runs.resuming import check_fits, origin_of
-from raffm_ray.subnetworks.salience import METRICS
+from raffm_ray.runs.size_curve import curve_of
+from raffm_ray.runs.summary import Evaluation, client_rows, recorded_evaluation, round_row, summarize
+from raffm_ray.server.early_stopping import chosen_state, is_finished, with_best_round
+from raffm_ray.server.ranking import begin_calibration, plain_scores, rank_again, ranking_is_due
 from raffm_ray.server.rounds import begin_round, finish_round
-from raffm_ray.data.shares import by_device, write_shares
 from raffm_ray.server.state import Round, ServerState, Setup, class_plans, copies, new_state
-from raffm_ray.server.early_stopping import chosen_state, with_best_round, is_finished
-from raffm_ray.subnetworks.unit_coverage import add_reached, units_of, write_units
 from raffm_ray.server.workload import block_costs
+from raffm_ray.subnetworks.calibration import Statistics
+from raffm_ray.subnetworks.salience import METRICS
+from raffm_ray.subnetworks.size_specific import saved_copies, with_copies
+from raffm_ray.subnetworks.unit_coverage import add_reached, units_of, write_units
 
 OnRound = Callable[[RoundRow], None]
 """What is told of every round, 0 included, once it is recorded, with its evaluation if it has one. Whatever it raises ends the run, which
@@ -40,22 +40,36 @@ def no_callback(row: RoundRow) -> None:
     """Tells nobody."""
 
 
+@dataclass(frozen=True)
+class Environment:
+    """What a run works with, which changes none of its results: where its blocks run, where it prints, who is told of its rounds."""
+
+    pool: Pool
+    console: Console
+    on_round: OnRound = no_callback
+
+
 def run_round(
-    setup: Setup, work: Round, state: ServerState, pool: Pool, display: Display, beside: EvaluationRequest[Evaluation] | None = None
+    setup: Setup,
+    work: Round,
+    state: ServerState,
+    pool: Pool,
+    display: Display,
+    beside: EvaluationRequest[Evaluation] | None = None,
 ) -> tuple[Tensor, list[Update], list[Tensor], Evaluation | None]:
     """Runs a round's blocks on the pool, and an evaluation of the same parameters beside them.
 
     Returns the flat sum, added in block order, the blocks' updates, the sums of its late blocks, which are not in it, and the
     evaluation.
     """
-    calls: list[Call] = [("block", work.context, (block,)) for block in work.blocks]
+    blocks = zip(work.blocks, block_costs(setup, work), strict=True)
+    calls = [Call("block", work.context, (block,), cost) for block, cost in blocks]
     summed, done = torch.zeros_like(state.parameters), 0
     updates: list[Update] = []
     late: list[Tensor] = []
     told: list[Any] = []
-    costs = block_costs(setup, work)
     if beside is not None:
-        calls, costs = [*calls, *beside.calls], [*costs, *beside.costs]
+        calls += beside.calls
 
     def progress(index: int, _: Any) -> None:
         nonlocal done
@@ -64,7 +78,7 @@ def run_round(
         share = done / max(1, len(work.jobs))  # an evaluation may run beside a round in which nobody trains
         display.advance(number - 1 + share, f"round {number}/{display.rounds}  {done}/{len(work.jobs)} clients")
 
-    for small, part in pool.run(state.parameters.numpy(), calls, costs, progress):
+    for small, part in pool.run(state.parameters.numpy(), calls, progress):
         if len(updates) == len(work.blocks):
             told.append(small)
             continue
@@ -149,7 +163,11 @@ def _next_round(
 
 
 def _complete(
-    prepared: Prepared, ended: FinishedRound, now: Evaluation | None, phases: Mapping[str, float], recorder: Recorder, console: Console,
+    prepared: Prepared,
+    ended: FinishedRound,
+    now: Evaluation | None,
+    phases: Mapping[str, float],
+    recorder: Recorder,
     display: Display,
 ) -> ServerState:
     """The end of a round: it is recorded, with its evaluation if it has one, and then what the run goes on from. Returns its state with
@@ -165,28 +183,31 @@ def _complete(
     if refused and setup.experiment.server.bad_updates == "stop":
         raise BadUpdateError(f"{told} (server.bad_updates: stop)")
     if refused and not any(row.refused for row in recorder.clients):
-        console.print(f"note: {told}; later ones are only counted", highlight=False)
-    recorder.complete(round_row(setup=setup, work=ended.work, rows=rows, number=state.round, measured=now, ranked=ended.ranked, phases=phases), rows, state)
+        display.console.print(f"note: {told}; later ones are only counted", highlight=False)
+    recorder.complete(
+        round_row(setup=setup, work=ended.work, rows=rows, measured=now, ranked=ended.ranked, phases=phases),
+        rows,
+        state,
+    )
     if now is not None:
         display.evaluated(state.round, metric, now.metric, now.class_metrics)
     return state
 
 
-def train(
-    prepared: Prepared, start: Tensor, pool: Pool, recorder: Recorder, console: Console, on_round: OnRound = no_callback
-) -> dict[str, Any]:
+def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: Environment) -> dict[str, Any]:
     """All rounds of one strategy that are not recorded yet, recorded as they end and then told to `on_round`; returns the summary.
 
     A round is evaluated beside the next one's training, unless that depends on it (`evaluation.patience`) or there is none.
     """
     setup, experiment = prepared.setup, prepared.setup.experiment
+    pool, console = environment.pool, environment.console
     recorder.made_from({**origin_of(prepared), "model": parameters_sha256(start, setup.architecture)})
     write_shares(recorder.folder / "shares.parquet", prepared.label_distribution, by_device(setup.classes, setup.budgets))
 
     def complete(ended: FinishedRound, now: Evaluation | None, phases: Mapping[str, float]) -> ServerState:
         with pool.profile.during("checkpoint"):
-            completed = _complete(prepared=prepared, ended=ended, now=now, phases=phases, recorder=recorder, console=console, display=display)
-        on_round(recorder.rounds[-1])
+            completed = _complete(prepared, ended, now, phases, recorder, display)
+        environment.on_round(recorder.rounds[-1])
         return completed
 
     state, first = recorder.state, new_state(with_copies(start, setup.architecture, setup.size_specific, len(setup.budgets)))
@@ -204,7 +225,9 @@ def train(
         if state is None:
             first, work, updates = _first_ranking(prepared, first, pool, display)
             with pool.profile.during("plan"):
-                ended = FinishedRound(state=first, work=work, updates=updates, ranked=True, question=request_evaluation(setup, first, prepared.task))
+                ended = FinishedRound(
+                    state=first, work=work, updates=updates, ranked=True, question=request_evaluation(setup, first, prepared.task)
+                )
         while state is None or ended is not None or not is_finished(setup, state):
             if ended is None:
                 assert state is not None
@@ -224,7 +247,14 @@ def train(
     else:
         console.print(f"{experiment.strategy.name}: round {best.round} is kept (evaluation.keep_best)", highlight=False)
         state, measured = best, evaluate(setup, best, pool, prepared.task)
-    summary = summarize(setup=setup, rounds=recorder.rounds, clients=recorder.clients, final=measured, state=state, name=experiment.name, metric=prepared.task.metric)
+    summary = summarize(
+        setup=setup,
+        rounds=recorder.rounds,
+        clients=recorder.clients,
+        final=measured,
+        state=state,
+        metric=prepared.task.metric,
+    )
     summary |= curve_of(setup, state, pool, prepared.task, measured) | {"made_from": recorder.origin}
     words = prepared.foundation.words
     used = dict(zip(measured.class_plans, copies(setup, state, list(measured.class_plans.values())), strict=True))

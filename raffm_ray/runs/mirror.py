@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
-from raffm_ray.runs.checkpoint import SUMS
 from raffm_ray.basics.errors import UserError, in_short
+from raffm_ray.runs.checkpoint import SUMS
 from raffm_ray.runs.reader import SUMMARY
 
 CONFIG = "config.yaml"

@@ -1,13 +1,9 @@
 """What a person sees while a run works: a bar on a terminal, a line an evaluation elsewhere, a table at the end."""
 
-from raffm_ray.basics.formatting import human_bytes
 from collections.abc import Mapping
-from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from raffm_ray.data.metrics import shown, unit, worst
 
@@ -50,17 +46,3 @@ class Display:
         if not self.console.is_terminal:
             line = f"{self.title}: round {round_number}/{self.rounds}  {self._metric}  worst class {lowest}{unit(name)}"
             self.console.print(line, highlight=False)
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -1,11 +1,8 @@
 """What a run leaves on disk: Parquet rounds and clients, TensorBoard events, the final model and `summary.json`."""
 
-from raffm_ray.basics.machine import peak_rss_bytes
 import json
 import os
-import resource
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,16 +18,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from raffm_ray.runs import checkpoint
-from raffm_ray.models.architecture import Architecture
-from raffm_ray.runs.checkpoint import Checkpoint
-from raffm_ray.settings.loading import dump
-from raffm_ray.basics.errors import UserError
-from raffm_ray.basics.files import check_path, sync, atomic_folder, write_atomically
 from raffm_ray.axes.flat_parameters import views
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.files import atomic_folder, check_path, sync, write_atomically
+from raffm_ray.models.architecture import Architecture
+from raffm_ray.runs import checkpoint
+from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.runs.reader import SUMMARY, how_to_resume
-from raffm_ray.settings.experiment import Experiment
 from raffm_ray.server.state import ServerState
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.loading import dump
 
 
 @dataclass(frozen=True)
@@ -96,9 +93,14 @@ class RoundRow:
 
 
 ARROW: dict[Any, pa.DataType] = {
-    int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string(),
-    float | None: pa.float64(), int | None: pa.int64(),
-    dict[str, float]: pa.map_(pa.string(), pa.float64()), dict[str, int]: pa.map_(pa.string(), pa.int64()),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    str: pa.string(),
+    float | None: pa.float64(),
+    int | None: pa.int64(),
+    dict[str, float]: pa.map_(pa.string(), pa.float64()),
+    dict[str, int]: pa.map_(pa.string(), pa.int64()),
 }
 """How a field of a row is stored, by its annotation."""
 
@@ -134,8 +136,6 @@ def parameters_sha256(flat: Tensor, architecture: Architecture) -> str:
         digest.update(values.contiguous().numpy().tobytes())
     digest.update(flat[sum(map(prod, architecture.shapes.values())) :].contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
 
 
 def record_names(number: int) -> tuple[str, str]:
@@ -242,7 +242,11 @@ class Recorder:
         events.flush()
 
     def finish(
-        self, summary: Mapping[str, Any], state: ServerState, architecture: Architecture, tokenizer: Any = None,
+        self,
+        summary: Mapping[str, Any],
+        state: ServerState,
+        architecture: Architecture,
+        tokenizer: Any = None,
         copies: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Writes the final model (a plain transformers checkpoint, its tokenizer beside it), what its subnetworks are cut by, `copies` of

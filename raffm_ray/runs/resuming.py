@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raffm_ray.runs import checkpoint
-from raffm_ray.runs.checkpoint import Checkpoint
-from raffm_ray.settings.loading import load
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import check_no_links, check_path, read_whole
 from raffm_ray.preparation.prepare import Prepared
+from raffm_ray.runs import checkpoint
+from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.runs.recorder import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
-from raffm_ray.settings.experiment import Experiment
 from raffm_ray.server.state import ServerState
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.loading import load
 
 Row = TypeVar("Row")
 Tell = Callable[[str], None]

@@ -3,37 +3,37 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from torch import Tensor
 
-from raffm_ray.runs import checkpoint
-from raffm_ray.runs.progress import Display
 from raffm_ray.basics.files import locked
-from raffm_ray.runs.loop import OnRound, no_callback, train
-from raffm_ray.runs.mirror import Mirror
+from raffm_ray.clients.local_training import one_thread
 from raffm_ray.pool.worker_pool import Pool, check_pool, open_pool
 from raffm_ray.preparation.prepare import Prepared, check_baselines, prepare, with_strategy
+from raffm_ray.preparation.starting_parameters import starting_parameters
+from raffm_ray.runs import checkpoint
+from raffm_ray.runs.loop import Environment, OnRound, no_callback, train
+from raffm_ray.runs.mirror import Mirror
+from raffm_ray.runs.progress import Display
 from raffm_ray.runs.reader import SUMMARY, of_a_run, read_summary
 from raffm_ray.runs.recorder import Recorder, RoundRow, check_origin, check_output, write_json
 from raffm_ray.runs.resuming import experiment_in, opened, origin_of
 from raffm_ray.settings.experiment import Experiment
-from raffm_ray.preparation.starting_parameters import starting_parameters
-from raffm_ray.clients.local_training import one_thread
 
 
 def completed(
-    prepared: Prepared, start: Tensor, pool: Pool, folder: Path, console: Console, recorder: Recorder | None = None,
-    on_round: OnRound = no_callback,
+    prepared: Prepared, start: Tensor, folder: Path, environment: Environment, recorder: Recorder | None = None
 ) -> dict[str, Any]:
     """The summary of one strategy's run in a folder that this process holds: begun, gone on with, or read where it is finished."""
     if (folder / SUMMARY).is_file():
         checkpoint.remove(folder / "checkpoints")  # where it ended in between
         return read_summary(folder)
-    recorder = recorder or opened(folder, prepared.setup.experiment, _teller(console))
-    return train(prepared, start, pool, recorder, console, on_round)
+    recorder = recorder or opened(folder, prepared.setup.experiment, _teller(environment.console))
+    return train(prepared, start, recorder, environment)
 
 
 def _teller(console: Console) -> Callable[[str], None]:
@@ -41,7 +41,11 @@ def _teller(console: Console) -> Callable[[str], None]:
 
 
 def simulate(
-    experiment: Experiment, folder: Path | str, console: Console | None = None, pool: Pool | None = None, on_round: OnRound = no_callback,
+    experiment: Experiment,
+    folder: Path | str,
+    console: Console | None = None,
+    pool: Pool | None = None,
+    on_round: OnRound = no_callback,
     mirror: Mirror | None = None,
 ) -> dict[str, Any]:
     """Runs an experiment and its baselines; writes `folder` and returns the content of its `summary.json`.
@@ -54,13 +58,17 @@ def simulate(
         check_output(folder)
         if mirror is not None:
             mirror.begin()
-        prepared, beside, start = _ready(experiment, folder, console, {}, pool)
-        with _using(pool, prepared, console) as used, locked(folder):
-            return _run_all(prepared, beside, start, used, folder, console, None, on_round, mirror)
+        ready = _ready(experiment, folder, console, {}, pool)
+        with _using(pool, ready.prepared, console) as used, locked(folder):
+            return _run_all(ready, folder, Environment(used, console, on_round), None, mirror)
 
 
 def resume(
-    folder: Path | str, flags: Sequence[str] = (), console: Console | None = None, pool: Pool | None = None, on_round: OnRound = no_callback,
+    folder: Path | str,
+    flags: Sequence[str] = (),
+    console: Console | None = None,
+    pool: Pool | None = None,
+    on_round: OnRound = no_callback,
     mirror: Mirror | None = None,
 ) -> dict[str, Any]:
     """Goes on with a run that was interrupted: its records and summary become, to the bit, what `simulate` would have left, but for real
@@ -83,15 +91,21 @@ def resume(
         else:
             recorder = opened(folder, experiment, _teller(console))
             origin = recorder.origin
-        prepared, beside, start = _ready(experiment, folder, console, origin, pool)
-        with _using(pool, prepared, console) as used:
-            return _run_all(prepared, beside, start, used, folder, console, recorder, on_round, mirror)
+        ready = _ready(experiment, folder, console, origin, pool)
+        with _using(pool, ready.prepared, console) as used:
+            return _run_all(ready, folder, Environment(used, console, on_round), recorder, mirror)
 
 
-def _ready(
-    experiment: Experiment, folder: Path, console: Console, origin: Mapping[str, str], pool: Pool | None
-) -> tuple[Prepared, dict[str, Prepared], Tensor]:
+class _Ready(NamedTuple):
     """The experiment and its baselines, checked, and the flat parameters that all start from."""
+
+    prepared: Prepared
+    baselines: Mapping[str, Prepared]
+    start: Tensor
+
+
+def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mapping[str, str], pool: Pool | None) -> _Ready:
+    """Raises UserError where the experiment or a baseline cannot work, or is not the run that `origin` is of."""
     check_baselines(experiment)
     prepared = prepare(experiment)
     check_origin(folder, origin, origin_of(prepared))
@@ -100,7 +114,7 @@ def _ready(
     beside = {name: with_strategy(prepared, name) for name in experiment.baselines}
     for name in sorted(set(experiment.fleet.budgets) - set(prepared.setup.budgets)):
         console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)
-    return prepared, beside, starting(prepared, console)
+    return _Ready(prepared, beside, starting(prepared, console))
 
 
 @contextmanager
@@ -116,25 +130,26 @@ def _using(pool: Pool | None, prepared: Prepared, console: Console) -> Iterator[
 
 
 def _run_all(
-    prepared: Prepared, beside: Mapping[str, Prepared], start: Tensor, pool: Pool, folder: Path, console: Console,
-    recorder: Recorder | None, on_round: OnRound, mirror: Mirror | None,
+    ready: _Ready, folder: Path, environment: Environment, recorder: Recorder | None, mirror: Mirror | None
 ) -> dict[str, Any]:
+    """The experiment's own strategy, and then each baseline in a folder inside."""
+
     def copied(row: RoundRow) -> None:
         if mirror is not None:
-            mirror.try_to_save(folder, _teller(console))
+            mirror.try_to_save(folder, _teller(environment.console))
 
     def copied_and_told(row: RoundRow) -> None:
         copied(row)
         on_round(row)
 
-    on_round = _exporting(prepared.setup.experiment, pool, on_round)
-    summary = completed(prepared=prepared, start=start, pool=pool, folder=folder, console=console, recorder=recorder, on_round=copied_and_told)
-    if beside:
+    on_round = _exporting(ready.prepared.setup.experiment, environment.pool, environment.on_round)
+    summary = completed(ready.prepared, ready.start, folder, replace(environment, on_round=copied_and_told), recorder)
+    if ready.baselines:
         summary["baselines"] = {}
-        for name, one in beside.items():
+        for name, one in ready.baselines.items():
             place = folder / "baselines" / name
             with locked(place):
-                summary["baselines"][name] = completed(prepared=one, start=start, pool=pool, folder=place, console=console, recorder=None, on_round=copied)
+                summary["baselines"][name] = completed(one, ready.start, place, replace(environment, on_round=copied))
         write_json(folder / SUMMARY, summary)
     if mirror is not None:
         mirror.save(folder)

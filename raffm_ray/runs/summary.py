@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from raffm_ray.axes.indexing import Plan
-from raffm_ray.server.clock import Visit
+from raffm_ray.basics.machine import peak_rss_bytes
 from raffm_ray.clients.messages import Report, Update
 from raffm_ray.data.metrics import worst_name
 from raffm_ray.runs.recorder import ClientRow, RoundRow, parameters_sha256
-from raffm_ray.basics.machine import peak_rss_bytes
+from raffm_ray.server.clock import Visit
 from raffm_ray.server.state import Round, ServerState, Setup
 
 
@@ -32,10 +32,23 @@ def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> Clien
     job, cost = visit.job, visit.cost
     costs = setup.costs(Plan() if job.plan is None else work.context.plans[job.plan])
     return ClientRow(
-        round=work.context.round, client=job.client, device=setup.classes[job.client], outcome=visit.outcome,
-        examples=report.examples, steps=report.steps, loss=report.loss, accepted=not report.refused, refused=report.refused, params=costs.params,
-        bytes_down=cost.bytes_down, bytes_up=cost.bytes_up, peak_memory_bytes=costs.memory_bytes, training_flops=cost.flops,
-        round_seconds=cost.seconds, energy_joules=cost.energy_joules, seconds=report.seconds,
+        round=work.context.round,
+        client=job.client,
+        device=setup.classes[job.client],
+        outcome=visit.outcome,
+        examples=report.examples,
+        steps=report.steps,
+        loss=report.loss,
+        accepted=not report.refused,
+        refused=report.refused,
+        params=costs.params,
+        bytes_down=cost.bytes_down,
+        bytes_up=cost.bytes_up,
+        peak_memory_bytes=costs.memory_bytes,
+        training_flops=cost.flops,
+        round_seconds=cost.seconds,
+        energy_joules=cost.energy_joules,
+        seconds=report.seconds,
     )
 
 
@@ -43,7 +56,6 @@ def round_row(
     setup: Setup,
     work: Round | None,
     rows: Sequence[ClientRow],
-    number: int,
     measured: Evaluation | None,
     ranked: bool,
     phases: Mapping[str, float],
@@ -53,16 +65,28 @@ def round_row(
     losses = [(row.loss, row.examples) for row in rows if row.loss == row.loss]
     weight = sum(examples for _, examples in losses)
     return RoundRow(
-        round=number, drawn=work.drawn if work else 0, selected=len(rows), arrived=outcomes.count("used"), late=outcomes.count("late") + outcomes.count("stale"),
-        dropped=outcomes.count("dropped"), refused=sum(not row.accepted for row in rows), learning_rate=work.context.learning_rate if work else 0.0,
+        round=work.context.round if work else 0,
+        drawn=work.drawn if work else 0,
+        selected=len(rows),
+        arrived=outcomes.count("used"),
+        late=outcomes.count("late") + outcomes.count("stale"),
+        dropped=outcomes.count("dropped"),
+        refused=sum(not row.accepted for row in rows),
+        learning_rate=work.context.learning_rate if work else 0.0,
         train_loss=sum(loss * examples for loss, examples in losses) / weight if weight else None,
-        metric=measured.metric if measured else None, loss=measured.loss if measured else None,
+        metric=measured.metric if measured else None,
+        loss=measured.loss if measured else None,
         validation=measured.validation if measured else None,
         class_metrics=measured.class_metrics if measured else {},
         class_params={name: setup.costs(plan).params for name, plan in measured.class_plans.items()} if measured else {},
-        bytes_down=sum(row.bytes_down for row in rows), bytes_up=sum(row.bytes_up for row in rows),
-        round_seconds=work.seconds if work else 0.0, simulated_seconds=work.start_seconds + work.seconds if work else 0.0, energy_joules=sum(row.energy_joules for row in rows),
-        ranked=ranked, wall_seconds=sum(phases.values()), phase_seconds=dict(phases),
+        bytes_down=sum(row.bytes_down for row in rows),
+        bytes_up=sum(row.bytes_up for row in rows),
+        round_seconds=work.seconds if work else 0.0,
+        simulated_seconds=work.start_seconds + work.seconds if work else 0.0,
+        energy_joules=sum(row.energy_joules for row in rows),
+        ranked=ranked,
+        wall_seconds=sum(phases.values()),
+        phase_seconds=dict(phases),
     )
 
 
@@ -78,7 +102,9 @@ def recorded_evaluation(row: RoundRow, plans: Mapping[str, Plan]) -> Evaluation:
     """The evaluation of a round that has one, from its row and its classes' plans."""
     assert row.metric is not None
     assert row.loss is not None
-    return Evaluation(metric=row.metric, loss=row.loss, class_metrics=row.class_metrics, class_plans=dict(plans), validation=row.validation)
+    return Evaluation(
+        metric=row.metric, loss=row.loss, class_metrics=row.class_metrics, class_plans=dict(plans), validation=row.validation
+    )
 
 
 def summarize(
@@ -87,7 +113,6 @@ def summarize(
     clients: Sequence[ClientRow],
     final: Evaluation,
     state: ServerState,
-    name: str,
     metric: str,
 ) -> dict[str, Any]:
     """The content of `summary.json`. A class's bytes, seconds and joules are means over its clients' training rounds, those cut short
@@ -121,7 +146,7 @@ def summarize(
             "energy_joules": mean("energy_joules", None),
         }
     return {
-        "name": name,
+        "name": setup.experiment.name,
         "strategy": setup.experiment.strategy.name,
         "seed": setup.experiment.seed,
         "rounds": rounds[-1].round,

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from ray.util.metrics import Counter, Gauge
 
-from raffm_ray.runs.loop import OnRound
 from raffm_ray.pool.worker_pool import Pool
+from raffm_ray.runs.loop import OnRound
 from raffm_ray.runs.recorder import RoundRow
 from raffm_ray.settings.experiment import Experiment
 
@@ -27,20 +27,38 @@ class Exported:
 
 EXPORTED: dict[str, Exported] = {
     "raffm_rounds": Exported(kind="counter", what="rounds that ended", label="", values=lambda row: {"": min(1, row.round)}),
-    "raffm_round_seconds": Exported(kind="counter", what="real seconds of rounds", label="", values=lambda row: {"": row.wall_seconds}),
-    "raffm_phase_seconds": Exported(kind="counter", what="real seconds of rounds by phase", label="phase", values=lambda row: row.phase_seconds),
+    "raffm_round_seconds": Exported(
+        kind="counter", what="real seconds of rounds", label="", values=lambda row: {"": row.wall_seconds}
+    ),
+    "raffm_phase_seconds": Exported(
+        kind="counter", what="real seconds of rounds by phase", label="phase", values=lambda row: row.phase_seconds
+    ),
     "raffm_clients": Exported(
-        kind="counter", what="clients by what became of their round", label="outcome",
+        kind="counter",
+        what="clients by what became of their round",
+        label="outcome",
         values=lambda row: {"arrived": row.arrived, "late": row.late, "dropped": row.dropped},
     ),
     "raffm_bytes": Exported(
-        kind="counter", what="bytes that simulated devices moved", label="direction", values=lambda row: {"down": row.bytes_down, "up": row.bytes_up}
+        kind="counter",
+        what="bytes that simulated devices moved",
+        label="direction",
+        values=lambda row: {"down": row.bytes_down, "up": row.bytes_up},
     ),
-    "raffm_refused_updates": Exported(kind="counter", what="clients' updates that were not used", label="", values=lambda row: {"": row.refused}),
-    "raffm_simulated_seconds": Exported(kind="gauge", what="virtual time at a round's end", label="", values=lambda row: {"": row.simulated_seconds}),
-    "raffm_train_loss": Exported(kind="gauge", what="mean loss of a round's clients", label="", values=lambda row: _known({"": row.train_loss})),
+    "raffm_refused_updates": Exported(
+        kind="counter", what="clients' updates that were not used", label="", values=lambda row: {"": row.refused}
+    ),
+    "raffm_simulated_seconds": Exported(
+        kind="gauge", what="virtual time at a round's end", label="", values=lambda row: {"": row.simulated_seconds}
+    ),
+    "raffm_train_loss": Exported(
+        kind="gauge", what="mean loss of a round's clients", label="", values=lambda row: _known({"": row.train_loss})
+    ),
     "raffm_metric": Exported(
-        kind="gauge", what="the task's metric on the held-out part", label="model", values=lambda row: _known({"full model": row.metric, **row.class_metrics})
+        kind="gauge",
+        what="the task's metric on the held-out part",
+        label="model",
+        values=lambda row: _known({"full model": row.metric, **row.class_metrics}),
     ),
 }
 """Of every round. Ray puts `ray_` before the names, and `_total` behind those of counters."""

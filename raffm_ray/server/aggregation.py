@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from raffm_ray.axes.flat_parameters import Shapes, views
+from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan, add_coverage
-from raffm_ray.axes.layout import Layout, is_kept
+from raffm_ray.axes.layout import is_kept
+from raffm_ray.models.architecture import Architecture
 
 AggregationRule = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(old parameters, sum of weight x change, weight that covers each entry, weight of all clients) -> new parameters."""
@@ -49,8 +50,7 @@ AGGREGATION_RULES: dict[str, AggregationRule] = {
 def flat_coverage(
     weights: Mapping[int, float],
     plans: Sequence[Plan],
-    layout: Layout,
-    shapes: Shapes,
+    architecture: Architecture,
     size_specific: Sequence[str] = (),
     copies: Sequence[int] = (),
     length: int | None = None,
@@ -59,6 +59,7 @@ def flat_coverage(
 
     `size_specific`, `copies`: as in a `RoundContext`; `length`: of the flat array, where there are copies.
     """
+    layout, shapes = architecture.layout, architecture.shapes
     total = torch.zeros(length or sum(torch.Size(shape).numel() for shape in shapes.values()))
     for number, weight in sorted(weights.items()):
         named = views(total, shapes, size_specific, copies[number] if copies else 0)
@@ -69,14 +70,14 @@ def flat_coverage(
 
 
 def restore_frozen(
-    new: Tensor, old: Tensor, layout: Layout, shapes: Shapes, size_specific: Sequence[str] = (), copies: int = 0
+    new: Tensor, old: Tensor, architecture: Architecture, size_specific: Sequence[str] = (), copies: int = 0
 ) -> None:
     """Gives frozen parameters their old values, in place, whatever a rule or an optimizer made of them (`all_clients` shrinks them).
 
     `size_specific`, `copies`: the parameters that there are copies of, and how many.
     """
     for copy in range(1 + copies):
-        now, before = (views(flat, shapes, size_specific, copy) for flat in (new, old))
-        for name, spec in layout.parameters.items():
+        now, before = (views(flat, architecture.shapes, size_specific, copy) for flat in (new, old))
+        for name, spec in architecture.layout.parameters.items():
             if spec.frozen:
                 now[name].copy_(before[name])

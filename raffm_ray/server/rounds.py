@@ -126,12 +126,10 @@ def finish_round(
     total = sum(weights.values())
     parameters, moments, server = state.parameters, state.moments, setup.experiment.server
     if total > 0:
-        layout, shapes = setup.architecture.layout, setup.architecture.shapes
         covered = flat_coverage(
             weights=weights,
             plans=plans,
-            layout=layout,
-            shapes=shapes,
+            architecture=setup.architecture,
             size_specific=setup.size_specific,
             copies=used,
             length=len(summed),
@@ -141,8 +139,7 @@ def finish_round(
         restore_frozen(
             new=parameters,
             old=state.parameters,
-            layout=layout,
-            shapes=shapes,
+            architecture=setup.architecture,
             size_specific=setup.size_specific,
             copies=len(setup.budgets) - 1 if setup.size_specific else 0,
         )

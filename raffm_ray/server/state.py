@@ -207,7 +207,7 @@ def stack_sizes(setup: Setup, plans: Sequence[Plan]) -> tuple[int, ...]:
 
 
 def copies(setup: Setup, state: ServerState, plans: Sequence[Plan], round_number: int | None = None) -> tuple[int, ...]:
-    """Which copy of the owned parameters each plan uses, 0 where there are none but the model's own.
+    """Which copy of the size-specific parameters each plan uses, 0 where there are none but the model's own.
 
     It goes by the sizes that clients with data train, not by those that classes get: where everybody trains the full model, a copy for
     a smaller size would stay as it began. Strategies that look at clients differ in what they choose for one, not in how much.

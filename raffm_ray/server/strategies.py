@@ -73,8 +73,7 @@ def at_one_rate(view: StrategyView, orders: Orders, budget: Budget, cutting: Cut
         orders=orders,
         cutting=cutting,
         budget=budget,
-        batch_size=view.batch_size,
-        optimizer=view.optimizer,
+        costs=view.costs,
     )
 
 
@@ -92,8 +91,7 @@ def ranked(view: StrategyView, budget: Budget, client: int) -> Plan:
         orders=view.orders,
         cutting=view.cutting,
         budget=budget,
-        batch_size=view.batch_size,
-        optimizer=view.optimizer,
+        costs=view.costs,
     )
 
 

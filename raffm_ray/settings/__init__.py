@@ -7,6 +7,10 @@ Open to other packages:
 - `loading`: reads YAML and flags; every mistake is one line
 - `base`: the base class of all settings
 
+Used inside only:
+
+- `subnetworks`: settings of budgets, and of how parameters are ranked and cut
+
 Start reading at `experiment`.
 """
 

@@ -19,9 +19,9 @@ def check_share(share: float) -> float:
 class PlacementSettings(Settings):
     """Workers that device classes have of their own, on the nodes that the user chooses for them."""
 
-    labels: dict[str, str] = Field({}, description="labels of their nodes in Ray, such as ray.io/accelerator-type: H100")
-    gpus_per_worker: float = Field(0.0, description="1/k of a GPU, or whole GPUs; 0: they compute on a core")
-    workers: int | None = Field(None, ge=1, description="default: as many as their nodes have room for")
+    labels: dict[str, str] = Field({}, description="Ray labels that the nodes must have, such as `ray.io/accelerator-type: H100`")
+    gpus_per_worker: float = Field(0.0, description="GPUs of each worker: 1/k, or a whole number; 0: a worker uses a CPU core")
+    workers: int | None = Field(None, ge=1, description="number of workers; default: as many as the nodes have room for")
 
     @model_validator(mode="after")
     def _share(self) -> "PlacementSettings":
@@ -32,30 +32,39 @@ class PlacementSettings(Settings):
 class PoolSettings(Settings):
     """Where clients run. None of these changes a result except `block_clients` and `stack_clients`, which change how it is rounded."""
 
-    backend: Literal["ray", "in_process"] = "ray"
-    workers: int | None = Field(None, ge=1, description="actors; default: one a core, or a GPU share")
+    backend: Literal["ray", "in_process"] = Field(
+        "ray", description="`ray`: workers are Ray actors; `in_process`: everything runs in one process"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="number of workers; default: one for each core, or for each share of a GPU"
+    )
     gpus_per_worker: float | Literal["auto"] = Field(
-        0.0, description="1/k of a GPU, or whole GPUs; auto: the largest k for which the largest plan fits k times"
+        0.0,
+        description="GPUs of each worker: 1/k, or a whole number; `auto`: 1/k with the largest k for which the largest subnetwork fits k times into a GPU",
     )
-    gpu_memory_bytes: float | None = Field(None, gt=0, description="of a GPU, for auto; default: what torch says of one")
+    gpu_memory_bytes: float | None = Field(None, gt=0, description="memory of a GPU for `auto`; default: what PyTorch reports")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where workers compute; auto: on the GPU if they have a share of one"
+        "auto", description="where workers compute; `auto`: on the GPU where they have a share of one, otherwise on the CPU"
     )
-    block_clients: int | None = Field(None, ge=1, description="clients a block; default: a 64th of the round")
+    block_clients: int | None = Field(
+        None, ge=1, description="clients that a worker is sent at once; default: a 64th of the round"
+    )
     stack_clients: int | None = Field(
-        None, ge=1, description="clients of one plan trained at once, as one stacked module; default: 16 of small models, else 1"
+        None,
+        ge=1,
+        description="clients with the same subnetwork that are trained at once as one stacked module; default: 16 for small models, otherwise 1",
     )
-    attempts: int = Field(3, ge=1, description="how often a block is tried when its worker dies or hangs")
+    attempts: int = Field(3, ge=1, description="how often a block of clients is tried when its worker dies or hangs")
     patience_seconds: float = Field(
-        300.0, gt=0, description="a block hangs that takes so much longer than ten times what its cost predicts"
+        300.0, gt=0, description="a block counts as hung when it takes this much longer than ten times the predicted time"
     )
 
     metrics: bool | None = Field(
         None,
-        description="whether rounds are exported as metrics of Ray, for Prometheus; default: on a cluster that the run joins",
+        description="whether each round is exported as metrics of Ray, for Prometheus; default: only on a cluster that the run joins",
     )
     placement: dict[str, PlacementSettings] = Field(
-        {}, description="device class -> the hardware that trains its clients: labels of nodes, GPU share, workers; default: any"
+        {}, description="mapping from a device class to the hardware that trains its clients; default: any hardware"
     )
 
     @model_validator(mode="after")
@@ -70,5 +79,5 @@ class PoolSettings(Settings):
 class CheckpointSettings(Settings):
     """What an interrupted run goes on from. Nothing here changes a result."""
 
-    every: int = Field(1, ge=0, description="rounds between checkpoints; 0: none, an interrupted run begins again")
-    keep: int = Field(2, ge=1, description="how many are kept, the newest ones; none of a run that is finished")
+    every: int = Field(1, ge=0, description="rounds between two checkpoints; 0: none, and an interrupted run begins again")
+    keep: int = Field(2, ge=1, description="how many of the newest checkpoints are kept; a finished run keeps none")

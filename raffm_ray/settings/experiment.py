@@ -6,29 +6,38 @@ from pydantic import Field, model_validator
 
 from raffm_ray.settings.base import Settings
 from raffm_ray.settings.execution import CheckpointSettings, PoolSettings
+from raffm_ray.settings.subnetworks import ExtractionSettings, FleetSettings, SalienceSettings
 
 
 class TaskSettings(Settings):
     """Which data, and how it is split once, whatever the run's seed."""
 
-    name: str = Field("digits", description="digits, or a task or kind of raffm_ray.data.tasks.TASKS")
-    data: str | None = Field(None, description="local file or folder, or a name on the hub; $NAME is taken from the environment")
-    subset: str | None = Field(None, description="the hub's name for a part of the data set")
-    columns: dict[str, str] = Field({}, description="role -> column: text, text_pair, label, image, group and so on")
-    train: str = Field("train", description="the split that public and clients' examples come from")
+    name: str = Field("digits", description="`digits`, or a task or a kind of task of raffm_ray.data.tasks.TASKS")
+    data: str | None = Field(
+        None, description="local file or folder, or a name on the Hugging Face hub; $NAME is replaced by the environment variable"
+    )
+    subset: str | None = Field(None, description="name of a configuration of the data set on the hub")
+    columns: dict[str, str] = Field(
+        {},
+        description="mapping from a role to the column that has it; roles are `text`, `text_pair`, `label`, `image`, `group` and others",
+    )
+    train: str = Field("train", description="split of the data set from which the examples of server and clients come")
     held_out: str | float | None = Field(
-        None, description="what evaluates: a split, or a fraction of `train`; default: the task's own split, or 0.25"
+        None,
+        description="held-out examples for evaluation: the name of a split, or a fraction of `train`; default: the task's own split, or 0.25",
     )
     metric: str | None = Field(None, description="a metric of raffm_ray.data.metrics.METRICS; default: the task's own")
-    max_length: int = Field(128, ge=8, description="tokens kept of a text; a batch is padded to its own longest")
+    max_length: int = Field(128, ge=8, description="most tokens of a text; a batch is padded to its longest text")
     examples: int | None = Field(
-        None, ge=1, description="public, validation and clients' examples together, at most; default: all"
+        None, ge=1, description="most examples for the public part, the validation part and the clients together; default: all"
     )
-    public: int = Field(200, ge=1, description="examples that the server holds, for pretraining")
+    public: int = Field(200, ge=1, description="examples that the server holds, for example for pretraining")
     validation: int = Field(
-        0, ge=0, description="examples that nobody trains on, beside the held-out part: for evaluation.patience and keep_best"
+        0,
+        ge=0,
+        description="examples for `evaluation.patience` and `evaluation.keep_best`, on which nobody trains; they are not part of the held-out examples",
     )
-    split_seed: int = Field(0, ge=0, description="seed of the split")
+    split_seed: int = Field(0, ge=0, description="seed of the split into public, validation, held-out and clients' examples")
 
     @model_validator(mode="after")
     def _fraction(self) -> "TaskSettings":
@@ -40,31 +49,33 @@ class TaskSettings(Settings):
 class PretrainSettings(Settings):
     """Training of the full model on the public part, before the federation; cached."""
 
-    epochs: int = Field(100, ge=0)
-    batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    warmup: float = Field(0.0, ge=0, lt=1, description="fraction of the steps in which the learning rate rises")
+    epochs: int = Field(100, ge=0, description="passes over the public examples; 0: no pretraining")
+    batch_size: int = Field(32, ge=1, description="examples of a training step")
+    learning_rate: float = Field(1e-3, gt=0, description="largest learning rate of AdamW; it falls to 0 at the end")
+    weight_decay: float = Field(0.05, ge=0, description="weight decay of AdamW")
+    warmup: float = Field(0.0, ge=0, lt=1, description="fraction of the steps in which the learning rate rises from 0")
 
 
 class ModelSettings(Settings):
     """The full model: a pretrained one, with a new head for the task, or one drawn from a configuration."""
 
     pretrained: str | None = Field(
-        None, description="a local folder, a name on the hub, or all-MiniLM-L6-v2 of the package that carries it"
+        None,
+        description="pretrained model: a local folder, a name on the hub, or `all-MiniLM-L6-v2` where its Python package is installed; default: none",
     )
     config: dict[str, Any] = Field(
-        {}, description="a transformers configuration: `model_type` and its fields; beside `pretrained`: fields that are changed"
+        {},
+        description="configuration of transformers: `model_type` and its fields; together with `pretrained`, only the fields to change",
     )
     tokenizer: str | None = Field(
-        None, description="a local folder, a packaged model or a name on the hub; default: the pretrained model's own"
+        None, description="tokenizer: a local folder, a packaged model or a name on the hub; default: the pretrained model's own"
     )
     freeze: tuple[str, ...] = Field(
         (),
-        description="patterns of names of parameters that nobody trains, such as *embeddings*: clients are given them, but compute no "
-        "gradients for them and send nothing of them up",
+        description="patterns of names of parameters that are not trained, such as *embeddings*; clients receive them, but compute no "
+        "gradients for them and send nothing back for them",
     )
-    pretrain: PretrainSettings = PretrainSettings()
+    pretrain: PretrainSettings = Field(PretrainSettings(), description="pretraining on the public examples")
 
     @model_validator(mode="after")
     def _source(self) -> "ModelSettings":
@@ -80,14 +91,18 @@ class ClientSettings(Settings):
     per_round: int = Field(10, ge=1, description="clients drawn for a round")
     partition: str = Field(
         "dirichlet_by_class",
-        description="iid, dirichlet_by_class, dirichlet_by_client, shards, quantity_skew, k_shot, or natural: a client owns examples "
-        "of one value of the column task.columns.group",
+        description="how examples are divided over clients: `iid`, `dirichlet_by_class`, `dirichlet_by_client`, `shards`, `quantity_skew`, "
+        "`k_shot` or `natural`, where a client owns the examples with one value of the column `task.columns.group`",
     )
     alpha: float = Field(
-        0.5, ge=1e-4, description="concentration of the Dirichlet partitions and quantity_skew; smaller is more unequal"
+        0.5,
+        ge=1e-4,
+        description="concentration of the two Dirichlet partitions and of `quantity_skew`; a smaller value is more unequal",
     )
-    shards: int = Field(2, ge=1, description="runs of examples sorted by class that a client gets, of the partition shards")
-    shots: int = Field(1, ge=1, description="examples of every class that a client gets, of the partition k_shot")
+    shards: int = Field(
+        2, ge=1, description="for the partition `shards`: how many pieces of the examples, sorted by class, each client owns"
+    )
+    shots: int = Field(1, ge=1, description="for the partition `k_shot`: how many examples of every class each client owns")
 
     @model_validator(mode="after")
     def _enough(self) -> "ClientSettings":
@@ -96,129 +111,103 @@ class ClientSettings(Settings):
         return self
 
 
-class FleetSettings(Settings):
-    """The devices. A class's budget is `memory_fraction` of its memory, unless `budgets` names one."""
-
-    mix: str = Field("medium", description="a fleet of raffm_ray/devices/profiles.yaml, or of `profiles`")
-    profiles: str | None = Field(None, description="a YAML file like raffm_ray/devices/profiles.yaml that adds devices and mixes")
-    shares: dict[str, float] = Field({}, description="share of a device class; the mix is scaled to the rest")
-    budgets: dict[str, dict[str, float]] = Field(
-        {},
-        description="device class -> {params|layer_params|bytes|training_flops|memory_bytes|macs|inference_bytes: limit}; <= 1 is a fraction",
-    )
-    memory_fraction: float = Field(0.25, gt=0, le=1, description="part of a device's memory that training may use")
-    correlation: float = Field(
-        0.0,
-        ge=-1,
-        le=1,
-        description="rank correlation between a client's data and its device's strength; 1: most examples, strongest",
-    )
-    correlated_with: Literal["examples", "classes"] = Field(
-        "examples", description="classes: at 1, the lower the number of a client's most frequent class, the stronger its device"
-    )
-
-
-class SalienceSettings(Settings):
-    """How parameters are ranked, and when."""
-
-    metric: str = Field("outputs", description="a metric of raffm_ray.subnetworks.salience.METRICS")
-    source: Literal["clients", "public"] = Field(
-        "clients", description="who calibrates: clients that hold the full model, or the server on its public part"
-    )
-    every: int = Field(10, ge=1, description="rounds between rankings")
-    until: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="fraction of the rounds after which the ranking stays, so that what it chose can sort_late_updates",
-    )
-    clients: int = Field(8, ge=1, description="clients that calibrate the first ranking, before round 1")
-    examples: int = Field(64, ge=1, description="examples that a client calibrates on at most")
-    rotation: Literal["none", "weights", "calibrated"] = Field(
-        "none", description="bring heads into their SVD basis before round 1; calibrated: on public examples"
-    )
-    rotation_examples: int = Field(64, ge=1, description="public examples that calibrate the rotation")
-
-
-class ExtractionSettings(Settings):
-    """How a budget becomes a plan."""
-
-    kind: Literal["ranked_list", "common_rate"] = "ranked_list"
-    steps: dict[str, int] = Field(
-        {"groups": 1, "heads": 1, "qk": 4, "vo": 4, "ffn": 16, "residual": 16},
-        description="units cut together, by kind of axis; a kind left out is never cut, one that the model lacks is not missed",
-    )
-    floors: dict[str, float] = Field({"residual": 0.5}, description="fraction of an axis that always stays, by kind")
-
-
 class StrategySettings(Settings):
     """Who trains which plan."""
 
     name: str = Field("raffm", description="a strategy of raffm_ray.server.strategies.STRATEGIES")
     prefix: Literal["default", "none", "smallest", "random", "one"] = Field(
-        "default", description="smaller prefixes trained locally; default: the strategy's own"
+        "default",
+        description="which smaller prefix of its subnetwork a client also trains in each step; `default`: what the strategy says",
     )
     aggregation: Literal["default", "coverage", "damped", "all_clients"] = Field(
-        "default", description="divisor of the average; default: the strategy's own"
+        "default", description="by what the sum of updates is divided; `default`: what the strategy says"
     )
     client_weight: Literal["default", "examples", "equal"] = Field(
-        "default", description="what a client counts in the average; default: the strategy's own"
+        "default",
+        description="weight of a client in the average: its number of `examples`, or `equal`; `default`: what the strategy says",
     )
     distill: float | None = Field(
-        None, ge=0, le=1, description="how much of a prefix's loss is the client's own plan's soft outputs, instead of labels"
+        None,
+        ge=0,
+        le=1,
+        description="fraction of a prefix's loss that compares it with the soft outputs of the client's whole subnetwork, instead of the labels; default: what the strategy says",
     )
-    temperature: float = Field(1.0, gt=0, description="of the soft outputs")
+    temperature: float = Field(1.0, gt=0, description="temperature of the soft outputs")
     own: tuple[str, ...] = Field(
         (),
-        description="parameters with a copy for every class's size: kinds of raffm_ray.subnetworks.size_specific.SIZE_SPECIFIC",
+        description="parameters of which every device class's size has its own copy: kinds of raffm_ray.subnetworks.size_specific.SIZE_SPECIFIC",
     )
 
 
 class LocalSettings(Settings):
     """A client's training."""
 
-    optimizer: Literal["adamw", "sgd", "momentum"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
-    schedule: Literal["constant", "cosine"] = Field("constant", description="of the learning rate, over rounds")
-    weight_decay: float = Field(0.0, ge=0)
-    batch_size: int = Field(16, ge=1)
-    epochs: int = Field(1, ge=1)
-    steps: int | None = Field(None, ge=1, description="steps instead of epochs")
-    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
-    proximal: float = Field(0.0, ge=0, description="FedProx's mu: pulls a client's parameters back to what it was given")
+    optimizer: Literal["adamw", "sgd", "momentum"] = Field("adamw", description="optimizer of a client")
+    learning_rate: float = Field(1e-3, gt=0, description="learning rate of a client")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="how the learning rate changes over the rounds")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of a client's optimizer")
+    batch_size: int = Field(16, ge=1, description="examples of a training step")
+    epochs: int = Field(1, ge=1, description="passes over a client's examples in a round")
+    steps: int | None = Field(None, ge=1, description="training steps in a round, instead of `epochs`; default: by `epochs`")
+    clip: float | None = Field(
+        1.0, gt=0, description="largest L2 norm of the gradient; a longer one is scaled down; none: no limit"
+    )
+    proximal: float = Field(
+        0.0,
+        ge=0,
+        description="mu of FedProx: how strongly a client's parameters are pulled back to those that it received; 0: not at all",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of products in forward passes, evaluation included; parameters, gradients and sums stay float32"
+        "float32",
+        description="precision of products in forward passes, also in evaluation; parameters, gradients and sums are always float32",
     )
 
 
 class ServerSettings(Settings):
     """How the server moves the model towards a round's average."""
 
-    optimizer: str = Field("sgd", description="an optimizer of raffm_ray.server.optimizers.SERVER_OPTIMIZERS")
-    learning_rate: float | None = Field(None, gt=0, description="default: 1 for sgd and momentum, 0.001 for adam and yogi")
-    beta1: float = Field(0.9, ge=0, lt=1, description="what momentum, adam and yogi keep of the changes so far")
-    beta2: float = Field(0.99, ge=0, lt=1, description="what adam and yogi keep of the squared changes so far")
-    tau: float = Field(1e-3, gt=0, description="adaptivity of adam and yogi: smaller adapts more")
-    update_norm_bound: float | None = Field(None, gt=0, description="largest L2 norm of a client's change that is used")
-    bad_updates: Literal["refuse", "stop"] = Field("refuse", description="of those beyond it or not finite; stop: the run ends")
+    optimizer: str = Field(
+        "sgd",
+        description="how the average of the updates is applied: an optimizer of raffm_ray.server.optimizers.SERVER_OPTIMIZERS",
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="learning rate of the server; default: 1 for `sgd` and `momentum`, 0.001 for `adam` and `yogi`"
+    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment, for `momentum`, `adam` and `yogi`")
+    beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment, for `adam` and `yogi`")
+    tau: float = Field(1e-3, gt=0, description="adaptivity of `adam` and `yogi`; a smaller value adapts more")
+    update_norm_bound: float | None = Field(
+        None, gt=0, description="largest L2 norm of a client's update that is accepted; default: no limit"
+    )
+    bad_updates: Literal["refuse", "stop"] = Field(
+        "refuse",
+        description="what happens to updates that are longer than that or not finite: `refuse` does not use them, `stop` ends the run",
+    )
 
 
 class EvaluationSettings(Settings):
     """When the full model and every class's subnetwork are measured on the held-out part, and what the validation part decides."""
 
-    every: int = Field(5, ge=1, description="rounds between evaluations; the last round is always evaluated")
-    batch_size: int = Field(256, ge=1)
+    every: int = Field(5, ge=1, description="rounds between two evaluations; the last round is always evaluated")
+    batch_size: int = Field(256, ge=1, description="examples that are evaluated at once")
     patience: int | None = Field(
-        None, ge=1, description="evaluations without improvement after which a run stops; default: never"
+        None,
+        ge=1,
+        description="evaluations without improvement of the validation value after which the run stops; default: never",
     )
-    keep_best: bool = Field(False, description="whether the model of the best validated round is kept, instead of the last")
+    keep_best: bool = Field(
+        False,
+        description="whether the run keeps the model of the round with the best validation value, instead of the last round",
+    )
     watch: Literal["global", "worst", "mean"] = Field(
-        "mean", description="what improves: the full model, the worst class's subnetwork, or the mean of full model and classes"
+        "mean",
+        description="the validation value: of the full model (`global`), of the worst device class's subnetwork (`worst`), or the mean of the full model and all "
+        "classes (`mean`)",
     )
     sizes: int = Field(
         7,
         ge=0,
-        description="sizes between the smallest class and the full model, trained by nobody, measured at the end; 0: none",
+        description="how many sizes between the smallest class's subnetwork and the full model are measured at the end, although nobody trained them; 0: none",
     )
 
 
@@ -226,27 +215,39 @@ class ClockSettings(Settings):
     """Virtual time: who is available, how long a round waits, and what becomes of updates that come late."""
 
     deadline_seconds: float | None = Field(
-        None, gt=0, description="simulated seconds after which a round ends; default: when nobody is left to wait for"
+        None, gt=0, description="simulated seconds after which a round ends; default: it ends when all clients are done"
     )
     over_selection: float = Field(
-        1.0, ge=1, description="clients drawn, as a multiple of clients.per_round; a round ends when per_round of them are back"
+        1.0,
+        ge=1,
+        description="clients drawn for a round, as a multiple of `clients.per_round`; the round ends when `clients.per_round` of them have sent their updates",
     )
     late: str = Field(
-        "drop", description="what becomes of an update after its round's end: a policy of raffm_ray.server.clock.LATE_POLICIES"
+        "drop",
+        description="what happens to an update that arrives after the end of its round: a policy of raffm_ray.server.clock.LATE_POLICIES",
     )
-    late_rounds: int = Field(2, ge=1, description="accept: rounds that an update may be late")
-    staleness: float = Field(0.5, ge=0, description="accept: a, where an update s rounds late has (1 + s)^-a of its weight")
-    dropout: float = Field(0.0, ge=0, lt=1, description="probability that a client drops out of a round, at any time in it")
+    late_rounds: int = Field(2, ge=1, description="for the policy `accept`: the number of rounds that an update may be late")
+    staleness: float = Field(
+        0.5,
+        ge=0,
+        description="for the policy `accept`: the exponent a; an update that is s rounds late has (1 + s)^-a of its weight",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability that a client drops out of a round, at a random time in it")
     availability: str = Field(
         "always",
-        description="who is awake when: a model of raffm_ray.devices.availability.AVAILABILITY; who falls asleep drops out",
+        description="when clients are awake: a model of raffm_ray.devices.availability.AVAILABILITY; a client that falls asleep drops out",
     )
-    period_seconds: float = Field(86400.0, ge=1e-6, description="periodic: a day and a night")
-    awake: float = Field(0.5, gt=0, le=1, description="periodic: fraction of the period in which a client is awake")
-    mean_on_seconds: float = Field(3600.0, ge=1e-6, description="markov: how long a client is awake on average")
-    mean_off_seconds: float = Field(3600.0, ge=1e-6, description="markov: how long it is asleep on average")
+    period_seconds: float = Field(86400.0, ge=1e-6, description="for `periodic`: length of the period in simulated seconds")
+    awake: float = Field(0.5, gt=0, le=1, description="for `periodic`: fraction of the period in which a client is awake")
+    mean_on_seconds: float = Field(
+        3600.0, ge=1e-6, description="for `markov`: mean time that a client is awake, in simulated seconds"
+    )
+    mean_off_seconds: float = Field(
+        3600.0, ge=1e-6, description="for `markov`: mean time that a client is asleep, in simulated seconds"
+    )
     trace: str | None = Field(
-        None, description="trace: a Parquet file of client, start_seconds, end_seconds, sorted; it repeats after its latest end"
+        None,
+        description="for `trace`: a Parquet file with the columns `client`, `start_seconds` and `end_seconds`, sorted; it repeats after its latest end",
     )
 
     @model_validator(mode="after")
@@ -259,9 +260,9 @@ class ClockSettings(Settings):
 class Experiment(Settings):
     """Everything that a run's result depends on."""
 
-    name: str = Field("experiment", pattern=r"^[\w.-]+$", max_length=100)
-    seed: int = Field(0, ge=0)
-    rounds: int = Field(40, ge=1)
+    name: str = Field("experiment", pattern=r"^[\w.-]+$", max_length=100, description="name in folders, tables and pictures")
+    seed: int = Field(0, ge=0, description="seed of everything that is random, except `task.split_seed`")
+    rounds: int = Field(40, ge=1, description="rounds of federated training")
     task: TaskSettings = TaskSettings()
     model: ModelSettings
     clients: ClientSettings = ClientSettings()
@@ -275,4 +276,6 @@ class Experiment(Settings):
     clock: ClockSettings = ClockSettings()
     pool: PoolSettings = PoolSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
-    baselines: tuple[str, ...] = Field((), description="strategies run beside, on the same rounds, for comparison")
+    baselines: tuple[str, ...] = Field(
+        (), description="strategies to compare with: each is run with its own defaults on the same data, fleet, seed and rounds"
+    )

@@ -8,6 +8,7 @@ Open to other packages:
 
 Used inside only:
 
+- `checked_study`: a study whose settings can work
 - `trial`: the runs of one trial
 - `ray_trials`: trials side by side on Ray
 - `search_space`: which settings are searched

@@ -18,6 +18,7 @@ from raffm_ray.pool.worker_pool import open_pool
 from raffm_ray.preparation.prepare import alone, check_baselines, prepare, with_strategy
 from raffm_ray.reports.multi_run_report import flat, write_page
 from raffm_ray.reports.run_report import write_report
+from raffm_ray.runs.loop import Environment
 from raffm_ray.runs.reader import of_a_run, read_rounds, read_summary
 from raffm_ray.runs.recorder import check_output
 from raffm_ray.runs.simulation import completed, starting
@@ -110,7 +111,7 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
                 console.print(f"{place}{_left(seconds, waiting)}", highlight=False)
                 began = time.perf_counter()
                 with locked(run.folder):
-                    completed(with_strategy(prepared, run.strategy), start, pool, run.folder, console)
+                    completed(with_strategy(prepared, run.strategy), start, run.folder, Environment(pool, console))
                 seconds.append(time.perf_counter() - began)
                 waiting -= 1
         finally:

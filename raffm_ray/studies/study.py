@@ -1,12 +1,10 @@
 """A study: Optuna chooses configurations, trials run them, and only the driver touches what Optuna remembers."""
 
 import math
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -19,83 +17,21 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
-from raffm_ray.basics.errors import UserError, look_up
+from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import locked, write_atomically
 from raffm_ray.basics.flags import take_flag
 from raffm_ray.basics.formatting import standard_output
-from raffm_ray.data.metrics import METRICS
-from raffm_ray.preparation.prepare import prepare
-from raffm_ray.reports.comparison_table import MEASURES, statistic
+from raffm_ray.reports.comparison_table import statistic
 from raffm_ray.runs.recorder import check_output
 from raffm_ray.settings.experiment import Experiment
-from raffm_ray.studies.samplers import check_sampler, pruner_of, sampler_of
-from raffm_ray.studies.search_space import Space, changed, enqueued, space_of
-from raffm_ray.studies.study_report import Goal, Limit, notes, said, table, write_analysis
+from raffm_ray.studies.checked_study import CheckedStudy, check_study
+from raffm_ray.studies.samplers import pruner_of, sampler_of
+from raffm_ray.studies.search_space import changed
+from raffm_ray.studies.study_report import notes, said, table, write_analysis
 from raffm_ray.studies.study_settings import FREE, Study, described, dump_study, load_study
-from raffm_ray.studies.trial import WATCHED, Outcome, TrialTask, run_trial
+from raffm_ray.studies.trial import Outcome, TrialTask, run_trial
 
 STUDY, JOURNAL = "study.yaml", "journal.log"
-OF_THE_METRIC = ("full", "worst_class", "curve_area")
-"""Measures that are better higher or lower as the task's metric is; all others are costs."""
-
-
-@dataclass(frozen=True)
-class Search:
-    """A study that was checked. `first`: parameters of the trials that come first, as Optuna is given them."""
-
-    study: Study
-    base: Experiment
-    space: Space
-    metric: str
-    goals: Sequence[Goal]
-    limits: Sequence[Limit]
-    first: Sequence[Mapping[str, Any]]
-
-    @property
-    def watched(self) -> str | None:
-        """What is reported after every round, None where nothing is pruned."""
-        return self.study.objectives[0] if self.study.pruner else None
-
-
-def _limit(text: str) -> Limit:
-    found = re.fullmatch(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*", text)
-    try:
-        name, relation, bound = found.groups() if found else ("", "", "")
-        value = float(bound)
-    except ValueError:
-        raise UserError(f"constraints: expected 'measure >= number' or 'measure <= number', got {text!r}") from None
-    look_up(MEASURES, name, "constraints: measure")
-    return Limit(text=text, measure=name, at_least=relation == ">=", bound=value)
-
-
-def checked(study: Study, base: Experiment) -> Search:
-    """The study ready to run. Raises UserError, before any training, for whatever in it cannot work."""
-    for name in study.objectives:
-        look_up(MEASURES, name, "objectives: measure")
-    limits = [_limit(text) for text in study.constraints]
-    pruner_of(study.pruner)
-    if study.pruner and (len(study.objectives) > 1 or study.objectives[0] not in WATCHED):
-        raise UserError(f"pruner: prunes by one objective that is known after every round: {' or '.join(WATCHED)}")
-    if base.baselines:
-        base = base.model_copy(update={"baselines": ()})
-    if "curve_area" in [*study.objectives, *(limit.measure for limit in limits)] and not base.evaluation.sizes:
-        raise UserError("curve_area: evaluation.sizes is 0: no sizes between the classes' are measured")
-    if study.parallel > 1 and base.pool.gpus_per_worker == "auto":
-        raise UserError(f"pool.gpus_per_worker: auto is for one trial at a time, got parallel {study.parallel}: give a number")
-    prepared = prepare(base)
-    space = space_of(study.space, base, prepared.setup.architecture)
-    check_sampler(study.sampler, study.seed, {key: dimension.distribution for key, dimension in space.items()})
-    metric = prepared.task.metric
-    goals = [Goal(name, METRICS[metric].higher if name in OF_THE_METRIC else False) for name in study.objectives]
-    return Search(
-        study=study,
-        base=base,
-        space=space,
-        metric=metric,
-        goals=goals,
-        limits=limits,
-        first=[enqueued(space, base, given) for given in study.enqueue],
-    )
 
 
 def _check_same(folder: Path, wanted: str) -> None:
@@ -131,7 +67,7 @@ def _quiet() -> Iterator[None]:
             optuna.logging.set_verbosity(before)
 
 
-def _opened(search: Search, folder: Path) -> optuna.Study:
+def _opened(search: CheckedStudy, folder: Path) -> optuna.Study:
     """The study in Optuna's journal, made or gone on with: trials that were cut short are failed and come again, with what they had."""
     _mend(folder / JOURNAL)
     kept = optuna.create_study(
@@ -179,7 +115,7 @@ def _begun(kept: optuna.Study) -> int:
 class _Driver:
     """Asks Optuna what to try, and tells it what became of it."""
 
-    def __init__(self, search: Search, kept: optuna.Study, folder: Path, console: Console) -> None:
+    def __init__(self, search: CheckedStudy, kept: optuna.Study, folder: Path, console: Console) -> None:
         self.search, self.kept, self.folder, self.console = search, kept, folder, console
         self.live: dict[int, tuple[optuna.Trial, float, set[int]]] = {}
 
@@ -251,7 +187,7 @@ def run_study(study: Study, base: Experiment, folder: Path | str, console: Conso
     """
     console, folder = console or Console(stderr=True, quiet=True), Path(folder)
     with _quiet():
-        search = checked(study, base)
+        search = check_study(study, base)
         text = dump_study(study, search.base)
         if not (folder / STUDY).is_file():
             check_output(folder)
@@ -265,19 +201,10 @@ def run_study(study: Study, base: Experiment, folder: Path | str, console: Conso
             driver = _Driver(search=search, kept=kept, folder=folder, console=console)
             for number, outcome in _outcomes(driver, study, search):
                 driver.ended(number, outcome)
-            return write_analysis(
-                kept=kept,
-                base=search.base,
-                space=search.space,
-                metric=search.metric,
-                goals=search.goals,
-                limits=search.limits,
-                study=study,
-                folder=folder,
-            )
+            return write_analysis(kept, search, folder)
 
 
-def _outcomes(driver: _Driver, study: Study, search: Search) -> Iterator[tuple[int, Outcome]]:
+def _outcomes(driver: _Driver, study: Study, search: CheckedStudy) -> Iterator[tuple[int, Outcome]]:
     """Trials as they end. The next one is chosen only after what became of this one was told."""
     if study.parallel == 1:
         for work in driver.works():

@@ -1,7 +1,6 @@
 """What a study found: its best trials, which settings mattered, configurations to run, a table, and everything in `study.json`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -18,38 +17,15 @@ from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
 from raffm_ray.data.metrics import unit
 from raffm_ray.reports.comparison_table import Statistic, with_error
 from raffm_ray.runs.recorder import write_json
-from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import dump
+from raffm_ray.studies.checked_study import CheckedStudy, Goal
 from raffm_ray.studies.search_space import Space, changed
 from raffm_ray.studies.study_picture import draw_study
-from raffm_ray.studies.study_settings import Study
 
 ENOUGH = 10
 """Finished trials below which importances say nothing."""
 RULE = "of the front, the trial nearest to the best value of every objective (Euclidean distance, each objective scaled to the front's range)"
 COSTS = {"bytes": human_bytes, "simulated_seconds": human_seconds, "energy_joules": human_joules}
-
-
-@dataclass(frozen=True)
-class Goal:
-    """An objective: a measure of `comparison_content.MEASURES`, and whether more of it is better."""
-
-    measure: str
-    higher: bool
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A constraint `measure >= bound`, or `<=`; `text`: as it was given."""
-
-    text: str
-    measure: str
-    at_least: bool
-    bound: float
-
-    def excess(self, value: float) -> float:
-        """By how much a value misses the bound: 0 or less where it holds."""
-        return self.bound - value if self.at_least else value - self.bound
 
 
 def said(measure: str, metric: str, value: Statistic) -> str:
@@ -113,10 +89,9 @@ def _row(trial: FrozenTrial, space: Space, goals: Sequence[Goal]) -> dict[str, A
     }
 
 
-def analysis(
-    kept: optuna.Study, study: Study, space: Space, metric: str, goals: Sequence[Goal], limits: Sequence[Limit]
-) -> dict[str, Any]:
+def analysis(kept: optuna.Study, search: CheckedStudy) -> dict[str, Any]:
     """The content of `study.json`. Trials that were cut short and came again are left out."""
+    study, space, goals = search.study, search.space, search.goals
     cut_short = {trial.user_attrs.get("continues") for trial in kept.trials}
     trials = [_row(trial, space, goals) for trial in kept.trials if trial.state.is_finished() and trial.number not in cut_short]
     higher = [goal.higher for goal in goals]
@@ -124,10 +99,10 @@ def analysis(
     front = front_of(values, higher)
     return {
         "name": study.name,
-        "metric": metric,
+        "metric": search.metric,
         "seeds": list(study.seeds),
         "objectives": {goal.measure: "maximize" if goal.higher else "minimize" for goal in goals},
-        "constraints": [limit.text for limit in limits],
+        "constraints": [limit.text for limit in search.limits],
         "trials": trials,
         "front": front if len(goals) > 1 else front[:1],
         "best": nearest({number: values[number] for number in front}, higher) if front else None,
@@ -140,32 +115,23 @@ def _told(reasons: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(reasons))
 
 
-def write_analysis(
-    kept: optuna.Study,
-    base: Experiment,
-    space: Space,
-    metric: str,
-    goals: Sequence[Goal],
-    limits: Sequence[Limit],
-    study: Study,
-    folder: Path,
-) -> dict[str, Any]:
+def write_analysis(kept: optuna.Study, search: CheckedStudy, folder: Path) -> dict[str, Any]:
     """Writes `study.json`, `study.png`, `best.yaml` and, of several objectives, the configurations of the front; returns the content of
     the first. Raises UserError where every trial failed."""
-    content = analysis(kept=kept, study=study, space=space, metric=metric, goals=goals, limits=limits)
+    content, study = analysis(kept, search), search.study
     trials = {row["number"]: row for row in content["trials"]}
     write_json(folder / "study.json", content)
     if all(row["state"] == "failed" for row in trials.values()):
         raise UserError(f"{folder}: all {len(trials)} trials failed: {_told(row['reason'] for row in trials.values())[:300]}")
 
     def configuration(number: int) -> bytes:
-        return dump(changed(base, {**trials[number]["settings"], "seed": study.seeds[0]})).encode()
+        return dump(changed(search.base, {**trials[number]["settings"], "seed": study.seeds[0]})).encode()
 
     rmtree(folder / "front", ignore_errors=True)
     (folder / "best.yaml").unlink(missing_ok=True)
     if content["best"] is not None:
         write_atomically(folder / "best.yaml", configuration(content["best"]))
-    if len(goals) > 1:
+    if len(search.goals) > 1:
         (folder / "front").mkdir()
         for number in content["front"]:
             write_atomically(folder / "front" / f"trial-{number:04d}.yaml", configuration(number))

@@ -16,30 +16,39 @@ from raffm_ray.settings.loading import one_line, override, parse, read_mapping
 class Study(Settings):
     """What is searched, for what, and how."""
 
-    name: str = Field("study", pattern=r"^[\w.-]+$", description="default: the file's own name")
+    name: str = Field("study", pattern=r"^[\w.-]+$", description="name of the study; default: the name of the file")
     experiment: str | dict[str, Any] = Field(
         description="the configuration of every trial: a YAML file beside this one, or its content"
     )
-    settings: dict[str, Any] = Field({}, description="what every trial has otherwise than `experiment`")
+    settings: dict[str, Any] = Field({}, description="settings in which all trials differ from `experiment`")
     space: dict[str, Any] = Field(
-        min_length=1, description="key.path of a setting -> a list of choices, or a range {low, high, step, log}"
+        min_length=1,
+        description="mapping from the dotted name of a setting to a list of choices, or to a range with `low`, `high`, and optionally `step` and `log`",
     )
     objectives: tuple[str, ...] = Field(
-        min_length=1, description="one or several of full, worst_class, curve_area, bytes, simulated_seconds, energy_joules"
+        min_length=1,
+        description="one or several of `full`, `worst_class`, `curve_area`, `bytes`, `simulated_seconds`, `energy_joules`",
     )
-    constraints: tuple[str, ...] = Field((), description="such as 'worst_class >= 0.85' and 'bytes <= 2e8'")
-    trials: int = Field(30, ge=1, description="how many are begun; those that were cut short are begun again and count once")
+    constraints: tuple[str, ...] = Field(
+        (), description="conditions that a trial has to meet, such as `worst_class >= 0.85` and `bytes <= 2e8`"
+    )
+    trials: int = Field(30, ge=1, description="number of trials; a trial that was interrupted is started again and counts once")
     parallel: int = Field(
         1,
         ge=1,
-        description="trials at a time, each on one core; 1: one after the other, each on the pool that the configuration names",
+        description="trials that run at the same time, each on one core; 1: one after the other, each with the pool of the experiment",
     )
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="every trial is run with each of them: its values are means")
-    seed: int = Field(0, ge=0, description="of the sampler")
-    sampler: dict[str, Any] = Field({"name": "TPESampler"}, description="a sampler of Optuna and its arguments")
-    pruner: dict[str, Any] | None = Field(None, description="a pruner of Optuna and its arguments; only with one objective")
+    seeds: tuple[int, ...] = Field(
+        (0,), min_length=1, description="seeds with which every trial is run; its values are means over them"
+    )
+    seed: int = Field(0, ge=0, description="seed of the sampler")
+    sampler: dict[str, Any] = Field({"name": "TPESampler"}, description="name of a sampler of Optuna, and its arguments")
+    pruner: dict[str, Any] | None = Field(
+        None, description="name of a pruner of Optuna, and its arguments; only with one objective; default: no trial is pruned"
+    )
     enqueue: tuple[dict[str, Any], ...] = Field(
-        (), description="trials that come first: key.path -> value, and the configuration's own value for what they leave out"
+        (),
+        description="trials that are run first, as mappings from the dotted name of a setting to its value; settings that are left out have the experiment's value",
     )
 
     @field_validator("seeds", "objectives")

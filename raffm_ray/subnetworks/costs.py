@@ -200,10 +200,10 @@ def activation_floats(architecture: Architecture, plan: Plan) -> int:
 
     Per token and norm: `saved.residual` residual streams (its input, its output) and `saved.norm` single numbers; there is a norm
     before or after every attention and FFN, and one at the end of every stack. `saved.ffn` FFN widths. Query, key, value and context
-    of every query head (padded to the larger of the two sizes when they differ, see architectures/attention.py; keys and values
+    of every query head (padded to the larger of the two sizes when they differ, see models/attention.py; keys and values
     that heads share are repeated), a copy of the context and one log-sum-exp a head, `saved.scores` attention matrices, and
     `saved.qk` queries and unrepeated keys. The copy is only made where the sizes differ; it is always counted, so that more units never cost less. `saved.logits` copies of
-    the output at every position. Dropout adds what architectures/saved.py says.
+    the output at every position. Dropout adds what models/saved_activations.py says.
 
     Where parameters are frozen, what only their gradients need is not kept, nor anything before the first trained one.
     """

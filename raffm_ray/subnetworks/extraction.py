@@ -7,7 +7,7 @@ answered by a bisection over the closed formulas of costs.py, so a budget may be
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from heapq import heapify, heappop, heappush
 from itertools import chain, product
 from math import ceil, prod
@@ -171,10 +171,9 @@ def longest_prefix(
     orders: Orders,
     cutting: Cutting,
     budget: Budget,
-    batch_size: int = 1,
-    optimizer: str = "adamw",
+    costs: Callable[[Plan], Costs] | None = None,
 ) -> Plan:
-    """The longest prefix of the ranked list that the budget allows.
+    """The longest prefix of the ranked list that the budget allows. `costs`: of a plan; by default with batches of one example.
 
     Raises TooSmallError when the budget is below the smallest subnetwork (every axis at its floor).
     """
@@ -184,7 +183,7 @@ def longest_prefix(
     def plan_at(length: int) -> Plan:
         return plan_of(floors | dict(units[:length]), orders, layout)
 
-    return longest(len(units), plan_at, lambda plan: costs_of(architecture, plan, batch_size, optimizer), budget)
+    return longest(len(units), plan_at, costs or partial(costs_of, architecture), budget)
 
 
 RATE_GRID = 256
@@ -195,8 +194,7 @@ def common_rate(
     orders: Orders,
     cutting: Cutting,
     budget: Budget,
-    batch_size: int = 1,
-    optimizer: str = "adamw",
+    costs: Callable[[Plan], Costs] | None = None,
 ) -> Plan:
     """The largest rate, of a grid of 256, at which cutting every axis alike fits the budget. Raises TooSmallError if none does."""
 
@@ -204,4 +202,4 @@ def common_rate(
         kinds = dict.fromkeys(cutting.steps, length / RATE_GRID)
         return plan_of_rates(kinds, orders, architecture.layout, cutting)
 
-    return longest(RATE_GRID, plan_at, lambda plan: costs_of(architecture, plan, batch_size, optimizer), budget)
+    return longest(RATE_GRID, plan_at, costs or partial(costs_of, architecture), budget)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from raffm_ray.axes.indexing import Plan, dim_axes, kept_size, selected_shape
 from raffm_ray.axes.layout import Layout, is_kept, selections
-from raffm_ray.models.architecture import FAMILIES, Architecture, architecture_of, parse_config
+from raffm_ray.models.architecture import FAMILIES, Architecture, architecture_of
+from raffm_ray.models.model_config import parse_config
 from raffm_ray.subnetworks.extraction import kind_of
 
 GIVEN_BY_US = {

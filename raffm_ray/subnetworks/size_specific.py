@@ -1,6 +1,6 @@
 """Parameters of which sizes have copies of their own, such as switchable norms (Yu et al. 2019, section 3).
 
-The flat parameters are the model's, which stay one plain checkpoint, and behind them copies of the owned parameters, whole ones, for the
+The flat parameters are the model's, which stay one plain checkpoint, and behind them copies of the size-specific parameters, whole ones, for the
 sizes that clients train: copy k for the k-th smallest of them. The largest uses the model's own, 0. A subnetwork uses the copy of the
 largest such size that it is not smaller than, or else the smallest's, so sizes that nobody trains have one too. Smaller prefixes that a
 client trains share the client's own copy: a device holds one.
@@ -34,7 +34,7 @@ SIZE_SPECIFIC: dict[str, Callable[[Layout], set[str]]] = {"classifier": classifi
 
 
 def size_specific_names(layout: Layout, kinds: Sequence[str]) -> tuple[str, ...]:
-    """The owned parameters, in the model's order. Raises UserError for an unknown kind, or one that the model has nothing of."""
+    """The size-specific parameters, in the model's order. Raises UserError for an unknown kind, or one that the model has nothing of."""
     found: set[str] = set()
     for kind in kinds:
         modules = look_up(SIZE_SPECIFIC, kind, "strategy.own")(layout)
@@ -54,7 +54,7 @@ def copies_of(trained_params: Sequence[int], plan_params: Sequence[int]) -> tupl
 
 
 def with_copies(flat: Tensor, architecture: Architecture, size_specific: Sequence[str], classes: int) -> Tensor:
-    """The flat parameters with `classes` - 1 equal copies of the owned ones behind them."""
+    """The flat parameters with `classes` - 1 equal copies of the size-specific ones behind them."""
     named = views(flat, architecture.shapes)
     copy = [named[name].reshape(-1) for name in size_specific]
     return torch.cat([flat, *copy * (classes - 1)]) if copy and classes > 1 else flat

@@ -21,8 +21,9 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from raffm_ray.axes.indexing import AxisError, Plan, check_plan, dim_axes, selected_shape
 from raffm_ray.axes.layout import is_kept, selections
 from raffm_ray.basics.errors import UserError, in_short
-from raffm_ray.models.architecture import FAMILIES, HEADS, Architecture, architecture_of, check_model_type, fit_modules
+from raffm_ray.models.architecture import FAMILIES, HEADS, Architecture, architecture_of, fit_modules
 from raffm_ray.models.attention import IMPLEMENTATIONS, restore_indices
+from raffm_ray.models.model_config import check_model_type
 from raffm_ray.models.modules import install
 from raffm_ray.subnetworks.native_config import stock_form
 from raffm_ray.subnetworks.standalone_config import MODEL_TYPE, OWN_FIELDS, Kept

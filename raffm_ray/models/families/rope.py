@@ -125,7 +125,7 @@ def fit(module: Any, site: Attention, plan: Plan, layout: Layout) -> None:
     """Fits a stock attention module to a plan: heads of a group, the rotary pairs that stay, values of another size.
 
     Queries and keys stay real heads, of two dimensions a pair. The stock module splits the values by that size too: a hook fills
-    them up to a multiple of it, and the attention function splits them again (architectures/attention.py).
+    them up to a multiple of it, and the attention function splits them again (models/attention.py).
     """
     pairs = site.qk[-1]
     assert isinstance(pairs, str)

@@ -7,7 +7,7 @@ block takes the columns of its own heads, and the first block cannot be dropped 
 it, but it stays). The output layer is usually the embedding, scaled by the full model's size ** -0.5 in version 1.0.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PretrainedConfig
@@ -22,19 +22,24 @@ LONGEST = 512
 """Positions that T5 was trained on; its relative positions set no limit (Raffel et al. 2020, section 3.1.1)."""
 
 
+class _Parts(NamedTuple):
+    """What a layout is made of, as it is gathered block by block."""
+
+    axes: list[Axis]
+    parameters: dict[str, Parameter]
+    attentions: list[Attention]
+    norms: list[str]
+
+
 def layout(config: PretrainedConfig, head: str) -> Layout:
     """Axes and dims of `T5ForConditionalGeneration`."""
-    axes = [Axis("residual", config.d_model)]
-    parameters = {"shared.weight": Parameter(((), RESIDUAL))}
-    attentions: list[Attention] = []
-    norms: list[str] = []
+    parts = _Parts([Axis("residual", config.d_model)], {"shared.weight": Parameter(((), RESIDUAL))}, [], [])
+    axes, parameters, attentions, norms = parts
     for stack, blocks in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
         if blocks > 1:  # else none can be dropped
             axes.append(Axis(f"{stack}/layers", blocks))
         for index in range(blocks):
-            _add_block(
-                config=config, stack=stack, index=index, axes=axes, parameters=parameters, attentions=attentions, norms=norms
-            )
+            _add_block(config, stack, index, parts)
         norms.append(f"{stack}.final_layer_norm")
         parameters[f"{stack}.final_layer_norm.weight"] = Parameter((RESIDUAL,))
     owner = "shared" if config.tie_word_embeddings else "lm_head"
@@ -53,12 +58,10 @@ def _add_block(
     config: PretrainedConfig,
     stack: str,
     index: int,
-    axes: list[Axis],
-    parameters: dict[str, Parameter],
-    attentions: list[Attention],
-    norms: list[str],
+    parts: _Parts,
 ) -> None:
-    """Adds one block of a stack to the lists."""
+    """Adds one block of a stack."""
+    axes, parameters, attentions, norms = parts
     block, own = f"{stack}.block.{index}.layer", "tokens" if stack == "encoder" else "targets"
     at: Layer | None = (f"{stack}/layers", index) if index else None
     ffn = f"{stack}/{index}/ffn"

@@ -1,0 +1,26 @@
+"""One run: the loop over rounds, its records, checkpoints and resuming.
+
+Open to other packages:
+
+- `simulation`: starts and resumes whole runs
+- `loop`: the loop over rounds
+- `evaluation`: measures subnetworks on held-out examples
+- `recorder`: writes Parquet records, the model and `summary.json`
+- `reader`: reads a run's folder
+- `resuming`: checks that a run may go on
+- `mirror`: copies a run's folder to an object store
+- `locations`: folders and URLs of runs
+- `progress`: the progress bar
+
+Used inside only:
+
+- `summary`: computes rows of the records and the content of `summary.json`
+- `checkpoint`: writes and reads checkpoints
+- `serialization`: dataclasses as JSON and arrays, without pickle
+- `size_curve`: the metric over sizes that nobody trained
+- `telemetry`: rounds as Prometheus metrics
+
+Start reading at `simulation`.
+"""
+
+__all__ = ["evaluation", "locations", "loop", "mirror", "progress", "reader", "recorder", "resuming", "simulation"]
