@@ -96,6 +96,12 @@ def faults(package: Path = PACKAGE) -> list[str]:
     return found
 
 
+def test_a_door_says_what_its_package_imports() -> None:
+    for name, others in USES.items():
+        (line,) = re.findall(r"^Imports (.*?)\.$", door(PACKAGE, name)[0], re.MULTILINE | re.DOTALL)
+        assert set(re.findall(r"`(\w+)`", line)) == set(others.split()), name
+
+
 def order_of(package: str) -> int:
     return list(USES).index(package) if package in USES else len(USES)
 

@@ -8,6 +8,8 @@ Open to other packages:
 - `nesting`: a plan inside a larger plan
 - `flat_parameters`: all parameters as one flat float32 array
 
+Imports no other package.
+
 Start reading at `indexing`.
 """
 

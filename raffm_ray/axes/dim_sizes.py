@@ -1,4 +1,4 @@
-"""What a plan leaves of a dim, as numbers: no index is touched here."""
+"""How large a plan leaves each dim. No index is touched here."""
 
 from math import prod
 

@@ -1,4 +1,4 @@
-"""Plans inside plans: the layout of a subnetwork, and a smaller plan in its coordinates."""
+"""Nested plans: the layout of a subnetwork, and a smaller plan in its coordinates."""
 
 from dataclasses import replace
 

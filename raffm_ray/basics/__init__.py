@@ -13,6 +13,8 @@ Open to other packages:
 - `profiling`: stopwatches: where a round's real time goes
 - `version`: the package's version and commit
 
+Imports no other package.
+
 Start reading at `errors`.
 """
 

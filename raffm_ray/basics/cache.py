@@ -1,4 +1,4 @@
-"""Where what was computed once is kept: pretrained models, tokenized data."""
+"""The folder in which pretrained models and tokenized data are cached."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can fix this, and here is how."""
+"""Errors that end a command with one line. `UserError`: the user can fix it, and the message says how."""
 
 import difflib
 import os

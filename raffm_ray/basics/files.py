@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that one process holds alone."""
+"""Atomic writes, locks on folders, and checks of paths."""
 
 import errno
 import fcntl

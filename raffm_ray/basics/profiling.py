@@ -1,4 +1,4 @@
-"""Where a round's real time goes. What is measured here influences no result."""
+"""Stopwatches: where a round's real time goes. Nothing that is measured here changes a result."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

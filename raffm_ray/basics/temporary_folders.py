@@ -1,4 +1,4 @@
-"""Temporary folders that go with the process that made them; what a killed one left is removed by the next that makes one."""
+"""Temporary folders that are removed when their process ends. If it was killed, the next process removes them."""
 
 import atexit
 import fcntl

@@ -21,6 +21,9 @@ Used inside only:
 - `peak_memory`: peak memory on the CPU
 - `warm_processes`: processes without Ray
 
+Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`, `server`, `pool`, `preparation`,
+`runs`, `reports`.
+
 Start reading at `suite`.
 """
 

@@ -1,4 +1,4 @@
-"""The limit of federated training: the loop over clients that a good engineer would write, on one thread, with nothing moved anywhere.
+"""A plain PyTorch loop over clients, on one thread and without any communication: the limit that training is compared with.
 
 One stock model; every client loads the starting weights, gets a fused AdamW, takes its steps. It knows nothing of this package's client
 code, only the same model, data, batches and settings.

@@ -1,4 +1,4 @@
-"""Plain processes that stay warm, for what is measured without Ray: several at once, or one fresh one."""
+"""Processes without Ray for measurements: several that stay alive, or one that is new."""
 
 import multiprocessing
 import os

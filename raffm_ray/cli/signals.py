@@ -1,4 +1,4 @@
-"""How a command ends before its time: by a signal, cleanly, and with a word on how to go on."""
+"""Ctrl-C and SIGTERM: a command ends cleanly and says how to resume."""
 
 import signal
 import threading

@@ -12,6 +12,8 @@ Used inside only:
 - `update_checks`: refuses changes that are not finite or too large
 - `module_factory`: makes subnetwork modules and caches their skeletons
 
+Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`.
+
 Start reading at `client_runner`.
 """
 

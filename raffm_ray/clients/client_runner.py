@@ -1,4 +1,4 @@
-"""Runs jobs: one client's local training, calibration, and evaluation. No Ray in it.
+"""Runs the jobs of clients: local training, calibration and evaluation. It does not use Ray.
 
 A `ClientRunner` is a pure function of (flat parameters, round context, jobs): all that it keeps between blocks is modules without weights and
 indices of cuts, so a block may run anywhere, any number of times, and gives the same bits.

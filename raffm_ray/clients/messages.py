@@ -1,4 +1,4 @@
-"""What crosses a process boundary, and how parameters travel: as one flat float32 array in the model's order."""
+"""The data that crosses a process boundary: jobs, updates and calls."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Where a worker makes the modules of subnetworks: all that it keeps between blocks is modules without weights and indices of cuts."""
+"""Makes the modules of subnetworks in a worker. Between blocks it caches only modules without weights and the indices of cuts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

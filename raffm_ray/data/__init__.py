@@ -15,6 +15,8 @@ Used inside only:
 
 - `task_types`: classification, regression, question answering, language modelling: rows to model inputs
 
+Imports `basics`, `settings`.
+
 Start reading at `tasks`.
 """
 

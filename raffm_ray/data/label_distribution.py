@@ -1,4 +1,4 @@
-"""How many examples of which class each client owns, and how unlike the clients are by that."""
+"""How many examples of each label a client owns, and how much clients differ."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

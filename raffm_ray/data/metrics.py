@@ -1,4 +1,4 @@
-"""What a run is measured by: functions of a model's answers and the true ones."""
+"""Metrics: functions of a model's answers and the true answers."""
 
 import re
 import string

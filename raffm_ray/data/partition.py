@@ -1,4 +1,4 @@
-"""Labels -> clients' shares: which example belongs to which client."""
+"""Partitions: which example belongs to which client."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

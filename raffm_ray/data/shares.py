@@ -1,4 +1,4 @@
-"""Who owns what: a record of it on disk, and a table for ten clients as for 100,000."""
+"""Which client owns which examples: the file and the table, for ten clients or 100,000."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Tasks: a data set as arrays, split into what the server may see, what the clients own, and what nobody trains on.
+"""Tasks: a data set as arrays, divided into public, clients', validation and held-out examples.
 
 `TASK_TYPES` says how rows of a kind of task become a model's inputs; `TASKS` names data sets of such a kind, their columns and metric.
 A task on data of one's own is a kind by its name, with `task.data` and `task.columns`.

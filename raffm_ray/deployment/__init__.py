@@ -17,6 +17,9 @@ Used inside only:
 - `partial_safetensors`: reads the beginning of a safetensors file
 - `picture`: the picture of all sizes
 
+Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`, `server`, `preparation`, `runs`,
+`reports`.
+
 Start reading at `deploy`.
 """
 

@@ -1,4 +1,4 @@
-"""`raffm-ray deploy`: its words, and the table that it ends in."""
+"""`raffm-ray deploy`: reads its arguments and prints its table."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches

@@ -1,4 +1,4 @@
-"""The part of a trained model that fits a device, at once, with no further training."""
+"""Cuts the subnetwork that fits a device out of a trained model, with no further training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

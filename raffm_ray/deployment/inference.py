@@ -1,4 +1,4 @@
-"""What a model that stands alone is worth: its metric on the held-out part, and how long an answer takes on this machine."""
+"""Measures a deployed model: its metric on held-out examples, and its latency on this machine."""
 
 from collections.abc import Callable, Mapping
 from time import perf_counter

@@ -1,4 +1,4 @@
-"""The card of a deployed model: what it is, what it was cut from, what it keeps and what it is worth."""
+"""The model card of a deployed model: what it is, what it was cut from, what it keeps, and its measured quality."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""One subnetwork as a folder that stands alone: weights, configuration, tokenizer, other forms, and a card that says what it is worth."""
+"""Writes one subnetwork as a folder that loads on its own: weights, configuration, tokenizer, exports and model card."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Tensors out of the first bytes of a safetensors file whose rest may be missing: what the library, which wants whole files, cannot read.
+"""Reads tensors from the beginning of a safetensors file. The safetensors library reads whole files only.
 
 The format (github.com/huggingface/safetensors, "Format"): 8 bytes that say how long the header is, the header as JSON, then the tensors.
 """

@@ -1,4 +1,4 @@
-"""What every size is worth in every form: metric, bytes and time, as a picture and as a table."""
+"""The picture of all sizes and export formats: metric, bytes and latency."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A sorted supernet: one file in which every prefix is a subnetwork, so that a new device reads, or downloads, only its part.
+"""A sorted supernet: one file of which every beginning is a subnetwork. A device reads or downloads only its part.
 
 The entries of all parameters stand in the order in which the ranked list first needs them: those of the smallest subnetwork, then what
 the first unit adds, and so on. A subnetwork is the beginning of the file. Nothing is sorted twice and no index is stored: which entries

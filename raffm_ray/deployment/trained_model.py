@@ -1,4 +1,4 @@
-"""What there is to deploy: a finished run's model with its ranking, or a plain checkpoint that is ranked on public examples."""
+"""The model to deploy: that of a finished run with its ranking, or a plain checkpoint that is ranked on public examples."""
 
 import json
 from collections.abc import Sequence

@@ -10,6 +10,8 @@ Used inside only:
 
 - `correlation`: correlates a client's data with its device
 
+Imports `basics`, `settings`, `subnetworks`.
+
 Start reading at `profiles`.
 """
 

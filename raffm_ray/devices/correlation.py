@@ -1,4 +1,4 @@
-"""Orders that agree with given values as much as asked: how a client's data and its device hang together."""
+"""Random orders with a given rank correlation: clients with more data can get stronger devices."""
 
 from statistics import NormalDist
 

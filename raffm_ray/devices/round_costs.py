@@ -1,4 +1,4 @@
-"""What a client's round costs its device, in seconds and joules, from plain numbers: known before a round as well as after it."""
+"""What a client's round costs its device in seconds and joules, before the round or after it."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

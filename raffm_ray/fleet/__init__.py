@@ -13,6 +13,9 @@ Used inside only:
 - `device_calibration`: measures this machine
 - `reference_models`: rates fitted to reference models
 
+Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `devices`, `clients`, `server`, `pool`,
+`preparation`, `runs`, `benchmarks`.
+
 Start reading at `command`.
 """
 

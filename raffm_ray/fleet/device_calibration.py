@@ -1,4 +1,4 @@
-"""What this machine reaches, measured: a device profile of it, and whether the estimates made with that profile hold.
+"""Measures this machine: writes its device profile, and compares estimates made with it with measured times.
 
 Everything runs with one thread on the CPU, as a worker does, and what counts is the time of that CPU: on a machine with nothing else
 to do it is the time that passes, and what else a busy one does is left out (but not that it takes caches and memory away).

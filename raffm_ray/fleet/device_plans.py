@@ -1,4 +1,4 @@
-"""What every device class of a fleet gets in round 1, known without training: its plan, and what a round costs it."""
+"""The plan of every device class in round 1 and what a round costs it, without training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What this machine reaches when it trains: rates fitted to blocks of reference models, through the code that workers run."""
+"""Fits this machine's training speed to measured blocks of reference models, with the code that workers run."""
 
 import os
 import subprocess

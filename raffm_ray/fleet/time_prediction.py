@@ -1,4 +1,4 @@
-"""What a round of training takes on workers whose rates are known: predicted from the round's own jobs, blocks and order."""
+"""Predicts the real time of a round on workers of known speed, from the round's jobs, blocks and order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -17,6 +17,8 @@ Used inside only:
 - `saved_activations`: what autograd keeps until the backward pass
 - `families`: one file for each kind of transformer
 
+Imports `basics`, `settings`, `axes`, `data`.
+
 Start reading at `architecture`.
 """
 

@@ -1,4 +1,4 @@
-"""Parameters that nobody trains: which ones patterns name, and modules that compute no gradients for them."""
+"""Frozen parameters: which ones the patterns name, and modules that compute no gradients for them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

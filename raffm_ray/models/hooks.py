@@ -1,4 +1,4 @@
-"""Running a model over batches to look at what passes through it, and leaving it as it was."""
+"""Reads activations with hooks while a model runs over batches, and leaves the model as it was."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

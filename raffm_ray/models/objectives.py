@@ -1,4 +1,4 @@
-"""What each task head is trained for and how it answers: a loss, and the answer that a metric reads.
+"""Objectives: the loss of each task head, and the answers that metrics read.
 
 Labels by head: classification [batch] classes, or [batch] floats for regression; question answering [batch, 4], first and last token
 of the answer and of the context that it stands in; language modelling and sequence to sequence [batch, positions] tokens, -100 where there is no target.

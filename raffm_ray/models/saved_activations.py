@@ -1,4 +1,4 @@
-"""What autograd keeps until the backward pass: counts that costs.py multiplies by sizes.
+"""Activations that autograd keeps until the backward pass: counts that `subnetworks/costs.py` multiplies by sizes.
 
 They follow from how transformers writes norms, activations and attention; tests/test_costs.py holds them to what is measured.
 """

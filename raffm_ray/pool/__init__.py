@@ -15,6 +15,8 @@ Used inside only:
 - `call_scheduler`: supervises actors: their calls, deaths and retries
 - `call_timeout`: when a call counts as hung
 
+Imports `basics`, `settings`, `axes`, `models`, `subnetworks`, `clients`.
+
 Start reading at `worker_pool`.
 """
 

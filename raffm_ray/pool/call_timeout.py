@@ -1,4 +1,4 @@
-"""How long a call may take before it is taken for hung. No Ray in it."""
+"""When a call counts as hung: after much more time than its cost predicts. It does not use Ray."""
 
 SLOWEST = 1e-8
 """Seconds a unit of cost (a FLOP) that are expected before any call of its kind has ended: slower than any device that is known."""

@@ -1,4 +1,4 @@
-"""Which call goes to which worker, and when all are done if it is known how long each takes. No Ray in it."""
+"""Which call goes to which worker, and when each call ends if its duration is known. It does not use Ray."""
 
 from collections import deque
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Workers on GPUs: how many share one, what each may allocate, and what becomes of a call that found no room. No Ray in it."""
+"""Workers that share a GPU: how many, their memory limits, and how a call that ran out of memory is run again. It does not use Ray."""
 
 import os
 from collections import deque

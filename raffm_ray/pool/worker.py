@@ -1,4 +1,4 @@
-"""What runs in an actor's process. No Ray in it."""
+"""What runs in an actor's process. It does not use Ray."""
 
 import ctypes
 import gc

@@ -1,4 +1,4 @@
-"""Workers that are alike, how many of them there is room for, and whose clients they train. No Ray in it."""
+"""Groups of equal workers: how many the cluster has capacity for, and which clients they train. It does not use Ray."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,13 +51,13 @@ def worker_groups_of(settings: PoolSettings, share: float) -> tuple[list[WorkerG
     def device(part: float) -> str:
         return settings.device if settings.device != "auto" else "cuda" if part else "cpu"
 
-    placed_teams, by_class = list[WorkerGroup](), dict[str, int]()
+    placed_groups, by_class = list[WorkerGroup](), dict[str, int]()
     alike, avoided = dict[str, int](), dict[str, list[str]]()
     for name, placed in settings.placement.items():
-        by_class[name] = alike.setdefault(repr(placed), len(placed_teams) + 1)
-        if by_class[name] > len(placed_teams):
+        by_class[name] = alike.setdefault(repr(placed), len(placed_groups) + 1)
+        if by_class[name] > len(placed_groups):
             part = placed.gpus_per_worker
-            placed_teams.append(
+            placed_groups.append(
                 WorkerGroup(
                     name=f"pool.placement.{name}", share=part, labels=placed.labels, workers=placed.workers, device=device(part)
                 )
@@ -67,7 +67,7 @@ def worker_groups_of(settings: PoolSettings, share: float) -> tuple[list[WorkerG
                 avoided.setdefault(key, []).append(value)
     return [
         WorkerGroup(name="pool", share=share, labels={}, workers=settings.workers, device=device(share), avoided=avoided),
-        *placed_teams,
+        *placed_groups,
     ], by_class
 
 

@@ -1,4 +1,4 @@
-"""Where blocks run: Ray actors, and an in-process twin with the same results.
+"""The pool that runs blocks: Ray actors, or this process, with the same results.
 
 Both give results in the order of the calls, whatever the order of their completion: sums are made in one order (law 6).
 """

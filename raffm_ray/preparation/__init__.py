@@ -11,6 +11,8 @@ Used inside only:
 
 - `model_for_task`: the model with the head that the data needs
 
+Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `devices`, `clients`, `server`, `pool`.
+
 Start reading at `prepare`.
 """
 

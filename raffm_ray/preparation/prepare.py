@@ -1,4 +1,4 @@
-"""From an experiment to everything a run needs, every mistake found before any training starts."""
+"""Checks and loads everything that a run needs. Every mistake is found before training starts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What the server measures on its own public examples."""
+"""Salience statistics that the server measures on its public examples."""
 
 from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan

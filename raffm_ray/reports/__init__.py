@@ -17,6 +17,8 @@ Used inside only:
 - `unit_picture`: units kept by each device class
 - `page_style`: the style sheet
 
+Imports `basics`, `data`, `subnetworks`, `server`, `runs`.
+
 Start reading at `run_report`.
 """
 

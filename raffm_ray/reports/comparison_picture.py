@@ -1,4 +1,4 @@
-"""The picture of a comparison: every strategy's metric against size, and how they stand."""
+"""The picture of a comparison: every strategy's metric over size, and a chart of all measures."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where pictures are drawn: into files alone, unless whoever imports us has chosen (a notebook, or `MPLBACKEND`)."""
+"""Matplotlib, drawing into files unless a notebook or `MPLBACKEND` chose another backend."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""How pages look, light and dark."""
+"""The style sheet of HTML pages, for light and dark mode."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff; }

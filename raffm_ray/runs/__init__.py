@@ -20,6 +20,8 @@ Used inside only:
 - `size_curve`: the metric over sizes that nobody trained
 - `telemetry`: rounds as Prometheus metrics
 
+Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`, `server`, `pool`, `preparation`.
+
 Start reading at `simulation`.
 """
 

@@ -1,4 +1,4 @@
-"""What a run goes on from, on disk: written whole or not at all, read only after its digests were found right, never unpickled.
+"""Checkpoints: written atomically, read only if their digests are right, never unpickled.
 
 A checkpoint is a folder: the state's arrays (safetensors), everything else (JSON), and the SHA-256 of both, as `sha256sum -c` reads it.
 """

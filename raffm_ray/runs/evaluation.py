@@ -1,4 +1,4 @@
-"""Measuring subnetworks on the held-out part, spread over a pool: what is asked, and how it is answered."""
+"""Measures subnetworks on held-out or validation examples, spread over the pool."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

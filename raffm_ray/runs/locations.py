@@ -1,4 +1,4 @@
-"""Where a command's runs are: in folders, new or named, and at URLs."""
+"""Where a command's runs are: new folders, given folders, and URLs."""
 
 import re
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""A run's folder in an object store: copied there as it grows, fetched from there to go on with it or to look at it."""
+"""Copies a run's folder to an object store after every round, and fetches it from there."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a bar on a terminal, a line an evaluation elsewhere, a table at the end."""
+"""The progress bar of a run on a terminal; elsewhere one line for each evaluation."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What is read back of a run's folder."""
+"""Reads a run's folder."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: Parquet rounds and clients, TensorBoard events, the final model and `summary.json`."""
+"""Writes a run's folder: Parquet rounds and clients, TensorBoard events, the final model and `summary.json`."""
 
 import json
 import os

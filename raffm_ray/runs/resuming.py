@@ -1,4 +1,4 @@
-"""Going on with a run: which of its checkpoints fits its records, and whether it is still the same run."""
+"""Resuming a run: which checkpoint fits its records, and whether it is still the same run."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Whole runs: begun, gone on with, finished, with their baselines beside them."""
+"""Starts and resumes whole runs, with their baselines."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Sizes that nobody trained: the metric against size, from the smallest class to the full model, and its mean."""
+"""The metric over model size, also for sizes that no client trained, and its mean."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""From what happened to what is recorded: rows of clients and rounds, and the summary. Pure."""
+"""Computes the rows of the records and the content of `summary.json`. Pure functions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -16,6 +16,8 @@ Used inside only:
 
 - `aggregation`: averages the updates, entry by entry
 
+Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `devices`, `clients`.
+
 Start reading at `rounds`.
 """
 

@@ -1,4 +1,4 @@
-"""Virtual time: when a round ends, who is in it by then, and what a late update still counts. Numbers in, numbers out."""
+"""The virtual clock: when a round ends, which updates arrived by then, and the weight of late updates. Pure functions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

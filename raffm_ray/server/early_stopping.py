@@ -1,4 +1,4 @@
-"""What the validation part decides: when a run stops early, and which round's model it keeps. Pure."""
+"""Early stopping and the best round, decided on validation examples. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import replace

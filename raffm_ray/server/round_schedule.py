@@ -1,4 +1,4 @@
-"""What a round will take, known before it is trained: devices are simulated, so work, seconds and joules follow from the jobs."""
+"""Predicts a round before it is trained. Devices are simulated, so work, seconds and joules follow from the jobs."""
 
 from collections.abc import Sequence
 from math import ceil, inf

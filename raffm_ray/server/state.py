@@ -1,4 +1,4 @@
-"""What a run does not change, what the next round depends on, and what a round is made of."""
+"""`Setup`: what stays the same in a run. `ServerState`: what the next round depends on. `Round`: one round's work."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

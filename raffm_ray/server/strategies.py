@@ -1,4 +1,4 @@
-"""Who trains which plan: RaFFM and its rivals, one function and one row of `STRATEGIES` each.
+"""Strategies: which client trains which plan. RaFFM and its rivals, one function and one row of `STRATEGIES` each.
 
 A strategy is an order of the units and a way to answer a budget with them: a ranked list, one rate for every width, or a depth. All
 are given the same budgets. What a rival's paper leaves open is done as RaFFM does it, so that runs differ in what the paper is about.

@@ -1,4 +1,4 @@
-"""How much a client computes in a round: after it, from what it reports, or before it, from what is expected."""
+"""How much a client computes in a round: expected before it, or reported after it."""
 
 from collections.abc import Sequence
 

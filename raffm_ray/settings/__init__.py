@@ -11,6 +11,8 @@ Used inside only:
 
 - `subnetworks`: settings of budgets, and of how parameters are ranked and cut
 
+Imports `basics`.
+
 Start reading at `experiment`.
 """
 

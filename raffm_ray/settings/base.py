@@ -1,4 +1,4 @@
-"""What every group of settings is made of."""
+"""The base class of all settings."""
 
 from pydantic import BaseModel, ConfigDict
 

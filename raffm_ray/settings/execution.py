@@ -1,4 +1,4 @@
-"""Settings of where a run is computed and what it goes on from when it is interrupted: not what it computes."""
+"""Settings of the pool and of checkpoints. They change where a run is computed, not its results."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Reading an experiment: a YAML file gives the base, flags override it; every mistake is one line."""
+"""Reads an experiment: a YAML file, overridden by flags. Every mistake is one line."""
 
 import json
 import re

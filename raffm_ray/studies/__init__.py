@@ -16,6 +16,8 @@ Used inside only:
 - `study_report`: best trials, importances, `study.json`
 - `study_picture`: the picture of a study
 
+Imports `basics`, `settings`, `data`, `models`, `clients`, `pool`, `preparation`, `runs`, `reports`.
+
 Start reading at `study`.
 """
 

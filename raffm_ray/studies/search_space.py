@@ -1,4 +1,4 @@
-"""What a study searches: settings of an experiment and the values that they may take, checked against the experiment's own fields."""
+"""The search space of a study: settings and their values, checked against the experiment's fields."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a study found: its best trials, which settings mattered, configurations to run, a table, and everything in `study.json`."""
+"""The result of a study: best trials, importances, configurations to run, a table, and `study.json`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One trial of a study: the runs of one configuration, a seed after the other. No Optuna and no Ray in it."""
+"""One trial of a study: the runs of one configuration, one seed after the other. It uses neither Optuna nor Ray."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -19,6 +19,8 @@ Used inside only:
 - `backward_costs`: FLOPs and activations of a backward pass with frozen parameters
 - `native_config`: subnetworks that a stock configuration describes
 
+Imports `basics`, `axes`, `models`.
+
 Start reading at `extraction`.
 """
 

@@ -1,4 +1,4 @@
-"""What a backward pass takes where parameters are frozen: which gradients it computes and which activations it needs. No module is built.
+"""The costs of a backward pass with frozen parameters: which gradients it computes and which activations it needs. No module is built.
 
 Autograd computes a parameter's gradient where it is trained, and that of what it reads where something trained lies before. A walk
 along the model tells which these are, and has to know one order only: along each stream, norms N and sublayers S (attention, FFN)

@@ -1,4 +1,4 @@
-"""Budget -> plan.
+"""Extraction: a budget becomes a plan.
 
 `ranked_list` puts the units of every layer into one list by salience per parameter saved; a subnetwork is its longest prefix that
 fits, so smaller plans are nested in larger ones. `common_rate` cuts all axes by one rate, as width-scaling methods do. Both are

@@ -1,4 +1,4 @@
-"""Subnetworks that the family's own configuration can describe: whole layers dropped, and every layer's FFN as narrow as the others'.
+"""Subnetworks that the family's own configuration describes: whole layers dropped, or the FFN of all layers equally narrow.
 
 They are saved as plain checkpoints, which transformers loads without this package.
 """

@@ -1,4 +1,4 @@
-"""Weights (and calibration sums) -> scores -> orders.
+"""Salience: scores of units from weights and calibration sums, and their order.
 
 A *score* says how much a unit of an axis matters: one number per index, shape [size], or [parent size, size] for a nested axis.
 """

@@ -1,4 +1,4 @@
-"""Parameters of which sizes have copies of their own, such as switchable norms (Yu et al. 2019, section 3).
+"""Size-specific parameters: every size has its own copy, such as switchable norms (Yu et al. 2019, section 3).
 
 The flat parameters are the model's, which stay one plain checkpoint, and behind them copies of the size-specific parameters, whole ones, for the
 sizes that clients train: copy k for the k-th smallest of them. The largest uses the model's own, 0. A subnetwork uses the copy of the

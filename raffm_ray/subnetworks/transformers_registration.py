@@ -1,4 +1,4 @@
-"""What `import raffm_ray` teaches transformers: the type of model that a deployed subnetwork is.
+"""Registers deployed subnetworks with transformers when `raffm_ray` is imported.
 
 Importing transformers takes a second that a command without a model need not wait for, so it is told when it is imported, before or after
 this package.

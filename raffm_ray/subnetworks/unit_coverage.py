@@ -1,4 +1,4 @@
-"""Which heads, neurons and residual units each device class keeps, and how much of the training reached each of them."""
+"""Which heads, neurons and residual units each device class keeps, and how often each was trained."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
