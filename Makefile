@@ -6,18 +6,20 @@ RUN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PORT := 8000
 
-.PHONY: demo test bench chaos leaks fuzz check lint types docs docs-serve clean help
+.PHONY: demo test test-fast bench chaos leaks fuzz faults check lint types docs docs-serve clean help
 
 help:
 	@echo "make demo    install and run the embedded default: 100 clients, five device classes, a picture"
 	@echo "make test    install and run the tests"
+	@echo "make test-fast   the tests to run before every commit: at most two minutes"
 	@echo "make bench   the speed suite: about ten minutes on two cores, quiet ones"
 	@echo "make chaos   200 kills of actors, raylets and drivers, each with the same bits after it: about half an hour"
 	@echo "make leaks   2,000 rounds on Ray, and what grows in them: about four minutes"
 	@echo "make fuzz    thousands of malformed configurations, damaged checkpoints and hostile files: about ten minutes"
+	@echo "make faults  deliberate faults in every package, one at a time: does a test fail for each? about TIME minutes"
 	@echo "make docs    the documentation, as docs/_build/html/index.html; a warning is an error"
 	@echo "make docs-serve   the same, served at http://127.0.0.1:8000 (another port: make docs-serve PORT=...)"
-	@echo "make check   tests, lint, types and documentation: what CI runs"
+	@echo "make check   lint, types and tests, one of which builds the documentation: what CI runs"
 
 $(STAMP): pyproject.toml constraints.txt tests/s3_server.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and was not found (name one: make PYTHON=...)"; exit 1; }
@@ -36,6 +38,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(RUN)/python tests/side_by_side.py
 
+test-fast: $(STAMP)
+	$(RUN)/python tests/side_by_side.py --fast
+
 bench: $(STAMP)
 	$(RUN)/raffm-ray bench
 
@@ -46,7 +51,10 @@ leaks: $(STAMP)
 	$(RUN)/python tests/leaks.py
 
 fuzz: $(STAMP)
-	RAFFM_FUZZ=full $(RUN)/python -m pytest --timeout 3000 tests/test_checkpoint.py tests/test_hostile_*.py
+	RAFFM_FUZZ=full $(RUN)/python -m pytest --timeout 3000 tests/*/test_checkpoint.py tests/*/test_hostile_*.py
+
+faults: $(STAMP)
+	$(RUN)/python tests/faults.py
 
 lint: $(STAMP)
 	$(RUN)/ruff check .
@@ -61,7 +69,7 @@ docs: $(STAMP)
 docs-serve: docs
 	$(RUN)/python -m http.server --bind 127.0.0.1 --directory docs/_build/html $(PORT)
 
-check: lint types docs test
+check: lint types test
 
 clean:
 	rm -rf $(VENV) docs/_build docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis

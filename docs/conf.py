@@ -43,7 +43,8 @@ autodoc_typehints_format = "short"
 autodoc_default_options = {"no-value": True}
 python_maximum_signature_line_length = 100
 add_module_names = False
-toc_object_entries_show_parents = "hide"
+# Objects are found by the search and the index: as entries of the table of contents they would fill the side bar of every page.
+toc_object_entries = False
 
 html_theme = "furo"
 html_title = f"raffm_ray {__version__}"

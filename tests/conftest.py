@@ -6,7 +6,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ |= {"NOTEBOOK_ROUNDS": "1", "NOTEBOOK_TRIALS": "2", "NOTEBOOK_BACKEND": "in_process"}
 
 import copy
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,15 @@ import numpy as np
 import pytest
 import ray
 import torch
+from selection import (  # noqa: F401  # pytest finds its hooks here
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_runtest_makereport,
+    pytest_runtestloop,
+    pytest_sessionfinish,
+)
 
+from raffm_ray.data.encoding import Words
 from raffm_ray.models.architecture import FAMILIES, Architecture, architecture_of, new_model
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.settings.experiment import Experiment
@@ -200,6 +207,13 @@ def small_tokenizer(words: Sequence[str]) -> Any:
     )
 
 
+@pytest.fixture(scope="session")
+def words() -> Words:
+    from text_data import WORDS
+
+    return Words(small_tokenizer(WORDS), 0, 32)
+
+
 TOKENS, TARGETS = 12, 7
 CASES = [(name, head) for name, settings in TINY.items() for head in FAMILIES[settings["model_type"]].heads]
 
@@ -270,30 +284,6 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "run"
-
-
-STARTS_PROCESSES = re.compile(r"four_cores|import ray\b|subprocess|Popen|\bnodes\b")
-ALONE_EVEN_SO = {
-    f"test_{name}.py" for name in ("api", "cluster_files", "documentation", "notebooks", "pages", "standalone", "structure")
-}
-"""Files whose processes are short and start no Ray."""
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--half", choices=["processes", "alone"], help="only tests of files that start processes, or of all others")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--half`, leaves the tests of one half: files that start processes which others might stumble over, or all other files."""
-    half = config.getoption("--half")
-    if half is None:
-        return
-    files = {item.path for item in items}
-    texts = {path: path.read_text(encoding="utf-8") for path in files if path.suffix == ".py" and path.name not in ALONE_EVEN_SO}
-    starting = {path for path, text in texts.items() if STARTS_PROCESSES.search(text)}
-    chosen = [item for item in items if (item.path in starting) == (half == "processes")]
-    config.hook.pytest_deselected(items=[item for item in items if (item.path in starting) != (half == "processes")])
-    items[:] = chosen
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

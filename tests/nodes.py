@@ -17,7 +17,7 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 180.0
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
@@ -135,7 +135,8 @@ class Cluster:
         self.prefix, address = self.networks.head()
         gcs, dashboard, client = free_ports(3)
         self.address, self.dashboard = f"{address}:{gcs}", f"http://127.0.0.1:{dashboard}"
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        kept = ("RAY_worker_niceness",)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name in kept}
         self.environment = clean | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),

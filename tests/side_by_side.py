@@ -1,29 +1,42 @@
-"""`make test`: the tests that start processes and those that do not, side by side; those look at what is left on the machine, these leave nothing."""
+"""`make test` and `make test-fast`: two runs of pytest side by side, which divide the test files between them (see selection.py).
+
+Tests of files that start processes run one after the other in the first: some of them look at what is left on the machine.
+"""
 
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
+NOTHING_TO_RUN = 5
+"""pytest's exit code where nothing of what was asked for is in that half."""
 
-def _command(half: str, place: str) -> list[str]:
+
+def _command(half: str, place: Path) -> list[str]:
     """Both keep what they remember and write in places of their own: pytest removes the folders of all but its last few runs."""
-    own = ["-o", f"cache_dir=.pytest_cache/{half}", "--basetemp", f"{place}/{half}"]
+    own = ["--share", str(place), "-o", f"cache_dir=.pytest_cache/{half}", "--basetemp", f"{place}-{half}"]
     return [sys.executable, "-m", "pytest", "--half", half, *own, *sys.argv[1:]]
 
 
 def main() -> int:
-    """Runs both halves; shows the one as it goes and the other at its end; returns 0 where both passed."""
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with TemporaryDirectory(prefix="raffm-tests-") as place, TemporaryFile("w+") as kept:
+    """Shows the one run as it goes and the other at its end; returns 0 where both passed."""
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where a shell starts this in the background, and so by all children
+    # One thread each, for there are two. Ray lowers its workers' priority by default: beside other tests they would hardly run.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+    with TemporaryDirectory(prefix="raffm-tests-") as folder, TemporaryFile("w+") as kept:
+        place = Path(folder) / "begun"
+        place.mkdir()
         first, second = (_command(half, place) for half in ("alone", "processes"))
-        with subprocess.Popen(first, stdout=kept, stderr=subprocess.STDOUT, env=one_thread) as beside:
-            codes = [subprocess.run(second, check=False).returncode]
+        with subprocess.Popen(first, stdout=kept, stderr=subprocess.STDOUT, env=environment) as beside:
+            codes = [subprocess.run(second, env=environment, check=False).returncode]
             codes.append(beside.wait())
         kept.seek(0)
         print(kept.read())
-    # 5: nothing of what was asked for is in that half.
-    return max(0 if code == 5 and 0 in codes else code for code in codes)
+    return max(0 if code == NOTHING_TO_RUN and 0 in codes else code for code in codes)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def _heading(text: str, line: str) -> str:
 
 def public_page() -> str:
     """What `import raffm_ray` gives: every name of its `__all__`, documented under that name."""
-    parts = []
+    parts = [_heading("The public interface", "=")]
     for name in raffm_ray.__all__:
         value = getattr(raffm_ray, name)
         if isclass(value) or isroutine(value):

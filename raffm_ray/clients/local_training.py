@@ -55,7 +55,7 @@ class Prefix:
     """A smaller plan that is trained inside a client's own: where its module's parameters lie in the client's.
 
     `shared`: (the client's parameter, the prefix's, what the prefix takes of it). `norms`: (the prefix's gain, its bias, scale,
-    shift) of norms that are corrected because the prefix narrows the residual stream further (see norms.py); the bias is None
+    shift) of norms that are corrected because the prefix narrows the residual stream further (see norm_correction.py); the bias is None
     where a norm has none.
     """
 

@@ -16,7 +16,7 @@ class RoundContext:
     `plans` are referred to by position. `statistic`: what calibrating clients report; `measure_norms`: and their norms' besides.
     `norms`: statistics by which norms of plans with a cut residual are corrected; empty for none. `distill`: how much of a prefix's
     loss is the soft outputs of the client's own plan, at `temperature`. `stack`: by plan, how many of its clients may be trained at once;
-    empty where it is always one. `size_specific`: parameters of which sizes have copies of their own (see own.py), behind the others in the flat
+    empty where it is always one. `size_specific`: parameters of which sizes have copies of their own (see size_specific.py), behind the others in the flat
     array; `copies`: by plan, which one it uses. `norm_bound`: the largest L2 norm of a client's change.
     """
 

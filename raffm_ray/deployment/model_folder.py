@@ -40,7 +40,7 @@ CLIP, TEMPERATURE = 1.0, 2.0
 @dataclass(frozen=True)
 class ExportFormats:
     """What is written beside the weights. `tune`: steps of training on the public part before that, none by default, on its labels or
-    (`distill`) on what the full model answers; `elastic`: one file of all sizes (elastic.py); `examples`: how many are answered at once where
+    (`distill`) on what the full model answers; `elastic`: one file of all sizes (supernet.py); `examples`: how many are answered at once where
     times are taken. Raises UserError for numbers that are none, and for forms that cannot be had together."""
 
     onnx: bool = False

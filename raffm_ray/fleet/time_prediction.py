@@ -91,7 +91,7 @@ def block_work(setup: Setup, context: RoundContext, jobs: Sequence[Job]) -> Bloc
 
 
 def block_seconds(device: Device, block: BlockWork) -> float:
-    """`device_costs.compute_seconds`, and the stacked dispatches at the device's own rate for them."""
+    """`round_costs.compute_seconds`, and the stacked dispatches at the device's own rate for them."""
     each = device.host.stacked_dispatch_seconds if device.host else device.dispatch_seconds
     return compute_seconds(device, block.work) + block.stacked * each
 

@@ -36,7 +36,7 @@ Fit = Callable[[nn.Module, Attention, Plan, Layout], None]
 
 @dataclass(frozen=True)
 class Family:
-    """What one file of this folder gives.
+    """What one file of `families` gives.
 
     `layout(config, head)`: axes and dims of the model with that task head. `positions(config, tokens, targets)`: how many
     positions an example has of each kind that `Parameter.matmul` names; `tokens` is the length of a text, `targets` of the one that

@@ -1,4 +1,4 @@
-"""Blocks on Ray: one actor a core or a share of a GPU."""
+"""Runs blocks on Ray: creates one actor for each core or share of a GPU. `call_scheduler` supervises them while they work."""
 
 import math
 import os
@@ -138,7 +138,7 @@ class RayPool:
         self.workers = len(self._slots)
 
     def run(self, flat: Flat, calls: Sequence[Call], progress: Progress) -> Iterator[Result]:
-        """See `pool.Pool.run`. Raises WorkerLostError after too many deaths, ClientError for whatever a call itself raises."""
+        """See `worker_pool.Pool.run`. Raises WorkerLostError after too many deaths, ClientError for whatever a call itself raises."""
         with self.profile.during("broadcast"):
             if self._grows:
                 self._fit()

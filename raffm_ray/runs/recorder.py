@@ -65,7 +65,7 @@ class RoundRow:
     after it, and `dropped` never; of what they sent `refused` was not used because it was bad.
     `round_seconds`: how long it took; `simulated_seconds`: virtual time at its end. Bytes and joules include what was in vain.
     `validation`: what `evaluation.watch` names, on the validation part, None where there is none.
-    `wall_seconds`: real, since the round before was recorded; `phase_seconds`: what they went into, see phases.py.
+    `wall_seconds`: real, since the round before was recorded; `phase_seconds`: what they went into, see profiling.py.
     """
 
     round: int

@@ -14,7 +14,7 @@ Open to other packages:
 
 Used inside only:
 
-- `aggregation`: averages the updates, entry by entry
+- `aggregation`: averages the updates, entry by entry (each worker has summed its own clients)
 
 Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `devices`, `clients`.
 

@@ -9,7 +9,7 @@ Open to other packages:
 
 Used inside only:
 
-- `subnetworks`: settings of budgets, and of how parameters are ranked and cut
+- `compression`: settings of budgets, and of how parameters are ranked and cut
 
 Imports `basics`.
 

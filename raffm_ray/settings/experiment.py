@@ -5,8 +5,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from raffm_ray.settings.base import Settings
+from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
 from raffm_ray.settings.execution import CheckpointSettings, PoolSettings
-from raffm_ray.settings.subnetworks import ExtractionSettings, FleetSettings, SalienceSettings
 
 
 class TaskSettings(Settings):
@@ -87,8 +87,8 @@ class ModelSettings(Settings):
 class ClientSettings(Settings):
     """Who there is and what they own."""
 
-    count: int = Field(100, ge=1, description="registered clients")
-    per_round: int = Field(10, ge=1, description="clients drawn for a round")
+    count: int = Field(100, ge=1, description="number of registered clients")
+    per_round: int = Field(10, ge=1, description="number of clients drawn for a round")
     partition: str = Field(
         "dirichlet_by_class",
         description="how examples are divided over clients: `iid`, `dirichlet_by_class`, `dirichlet_by_client`, `shards`, `quantity_skew`, "

@@ -36,7 +36,7 @@ class TrialTask:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended. `measures`: of `comparison_content.MEASURES`, a value a seed; `reason`: why it failed, else ""."""
+    """How a trial ended. `measures`: of `comparison_table.MEASURES`, a value a seed; `reason`: why it failed, else ""."""
 
     measures: Mapping[str, list[float | None]] = field(default_factory=dict)
     reason: str = ""

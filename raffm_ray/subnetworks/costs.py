@@ -142,7 +142,7 @@ def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimi
     FLOPs count multiplications and additions of matrix products as `torch.utils.flop_counter` does: 2 x positions x entries for a
     projection, 2 x queries x keys x size for each of the two attention products (a causal mask does not halve them). In the backward
     pass every product costs as much again for each of its two sides that takes a gradient: a parameter that is trained, and what has
-    something trained before it (see gradients.py). With nothing frozen that is twice the forward pass, less the gradient of the raw input.
+    something trained before it (see backward_costs.py). With nothing frozen that is twice the forward pass, less the gradient of the raw input.
 
     Training memory is 4 bytes x (parameters + trained parameters x (1 gradient + the optimizer's state) + batch x activations).
     """

@@ -1,0 +1,24 @@
+"""Processes that a test has started: waiting for what they do, and finding those that are left."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+
+def wait_for(there: Any, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.02)
+
+
+def marked(mark: str) -> list[str]:
+    """The processes that were started with a mark and still run."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"RAFFM_TEST_MARK={mark}".encode() in (place / "environ").read_bytes():
+                found.append((place / "cmdline").read_bytes().decode().replace("\0", " ")[:80])
+        except OSError:
+            continue
+    return found
