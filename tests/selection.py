@@ -23,9 +23,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 STARTS_PROCESSES = re.compile(r"four_cores|import ray\b|subprocess|Popen|\bnodes\b")
 ALONE_EVEN_SO = {
-    f"test_{name}.py" for name in ("api", "cluster_files", "documentation", "notebooks", "pages", "standalone", "structure")
+    f"test_{name}.py"
+    for name in ("api", "cluster_files", "docs_site", "documentation", "notebooks", "pages", "standalone", "structure")
 }
-"""Files whose processes are short and start no Ray."""
+"""Files whose processes start no Ray and leave nothing."""
 SLOW_TESTS = Path(__file__).with_name("slow_tests.txt")
 SLOW_SECONDS = 1.0
 NOT_FAST = {

@@ -16,7 +16,7 @@ NOTHING_TO_RUN = 5
 
 def _command(half: str, place: Path) -> list[str]:
     """Both keep what they remember and write in places of their own: pytest removes the folders of all but its last few runs."""
-    own = ["--share", str(place), "-o", f"cache_dir=.pytest_cache/{half}", "--basetemp", f"{place}-{half}"]
+    own = [f"--share={place}", "-o", f"cache_dir=.pytest_cache/{half}", "--basetemp", f"{place}-{half}"]
     return [sys.executable, "-m", "pytest", "--half", half, *own, *sys.argv[1:]]
 
 

@@ -16,7 +16,7 @@ Memory = dict[str, Any]
 _SPAWN = multiprocessing.get_context("spawn")
 
 
-NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))
+NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112  # the name that Ray reads
 """Ray's workers stand back behind other processes by so much (its `worker_niceness`): on a machine that does something else besides,
 both sides of a ratio must be held back alike."""
 

@@ -141,6 +141,8 @@ def test_workers_are_where_the_pool_would_put_them(prepared) -> None:
     assert placed(tight, cluster_of(*groups)).worker_groups[0].share == 0.5
     alone = replace(prepared, setup=replace(prepared.setup, experiment=tiny_experiment()))
     assert [slot.node for slot in placed(alone, cluster_of(*groups)).slots] == [0] * 2 + [1] * 8 + [2] * 8
+    ten = replace(prepared, setup=replace(prepared.setup, experiment=tiny_experiment(pool={"workers": 10})))
+    assert [slot.node for slot in placed(ten, cluster_of(*groups)).slots] == [0] * 2 + [1] * 8
 
 
 def test_classes_are_placed_on_their_nodes(prepared) -> None:

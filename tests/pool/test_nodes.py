@@ -100,7 +100,7 @@ def test_two_nodes_and_a_third_that_joins_and_one_that_is_lost_within_a_round(cl
 def test_nodes_have_addresses_of_their_own(cluster) -> None:
     if cluster.networks.reason:
         pytest.skip(cluster.networks.reason)
-    code = "import ray; ray.init(); print(sorted({one['NodeManagerAddress'] for one in ray.nodes()}))"
+    code = "import ray; ray.init(log_to_driver=False); print(sorted({one['NodeManagerAddress'] for one in ray.nodes()}))"
     told = cluster.run(sys.executable, "-c", code, RAY_ADDRESS=cluster.address)
     assert told.stdout.strip() == "['10.77.0.1', '10.77.0.2', '10.77.0.3']", told.stderr
 

@@ -57,6 +57,7 @@ SMALL = {"labels": {"kind": "small"}}
         (settings(a=SMALL, b={"labels": {"kind": "big"}}), [node(1, kind="small"), node(2, kind="big"), node(3)], [3, 1, 2]),
         (settings(a=SMALL | {"workers": 1}, b=SMALL), [node(4, kind="small"), node(3)], [3, 1, 3]),
         (settings(laptop={"workers": 2}), [node(4)], [2, 2]),
+        (settings(0.5, v100={"workers": 2, "gpus_per_worker": 0.5}), [node(4, 2)], [2, 2]),  # two of four halves are taken
     ],
 )
 def test_room_is_counted_by_node(asked, nodes, found) -> None:

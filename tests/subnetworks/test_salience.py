@@ -10,7 +10,7 @@ from conftest import CASES, architecture_case
 
 from raffm_ray.axes.indexing import Axis, Plan, dim_indices
 from raffm_ray.axes.layout import Layout, take_all
-from raffm_ray.models.architecture import Architecture, build
+from raffm_ray.models.architecture import Architecture, build, new_model
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.subnetworks.calibration import add_statistics, collect, rankable, sites, unit_sums
 from raffm_ray.subnetworks.salience import METRICS, identity_orders, rank
@@ -69,6 +69,26 @@ def test_statistics_of_clients_add_up_to_those_of_all_examples(architecture, mod
     for key, value in whole.items():
         torch.testing.assert_close(added[key], value, rtol=1e-5, atol=1e-12)
     assert float(whole["examples"]) == len(batch["labels"])
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_padding_adds_nothing_to_statistics(statistic) -> None:
+    """What stands at padded positions must not matter; control: at a real position it does."""
+    described = architecture_case("bert", "sequence_classification")
+    model = new_model(described, 1).eval()
+    text = {
+        "input_ids": torch.tensor([[5, 6, 7, 1, 1]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 0, 0]]),
+        "labels": torch.tensor([2]),
+    }
+    short = {name: values[:, :3] if name != "labels" else values for name, values in text.items()}
+    padded, plain = (collect(model, described.layout, [one], statistic, CLASSES) for one in (text, short))
+    for name, values in plain.items():
+        torch.testing.assert_close(padded[name], values, rtol=1e-3, atol=1e-16)
+    longer = collect(
+        model, described.layout, [text | {"attention_mask": torch.ones(1, 5, dtype=torch.int64)}], statistic, CLASSES
+    )
+    assert not torch.allclose(longer["0/ffn"], plain["0/ffn"], rtol=1e-3, atol=0)
 
 
 def test_statistics_control_another_half_differs(architecture, model, batch) -> None:
