@@ -16,7 +16,7 @@ help:
 	@echo "make chaos   200 kills of actors, raylets and drivers, each with the same bits after it: about half an hour"
 	@echo "make leaks   2,000 rounds on Ray, and what grows in them: about four minutes"
 	@echo "make fuzz    thousands of malformed configurations, damaged checkpoints and hostile files: about ten minutes"
-	@echo "make faults  deliberate faults in every package, one at a time: does a test fail for each? about twenty minutes"
+	@echo "make faults  deliberate faults in every package, one at a time: does a test fail for each? about ten minutes"
 	@echo "make docs    the documentation, as docs/_build/html/index.html; a warning is an error"
 	@echo "make docs-serve   the same, served at http://127.0.0.1:8000 (another port: make docs-serve PORT=...)"
 	@echo "make check   lint, types and tests, one of which builds the documentation: what CI runs"
