@@ -130,11 +130,11 @@ def measured(rounds: int, every: int, folder: Path) -> tuple[list[int], list[Map
             at.append(row.round)
             samples.append({"driver records bytes": kept} | sample())
 
-    Recorder.complete = noted  # type: ignore[method-assign]
+    Recorder.complete = noted  # type: ignore[method-assign]  # put back below
     try:
         simulate(experiment_of(rounds, 10 * every), folder)
     finally:
-        Recorder.complete = real  # type: ignore[method-assign]
+        Recorder.complete = real  # type: ignore[method-assign]  # what it was
     return at, samples
 
 

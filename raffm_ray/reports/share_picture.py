@@ -26,7 +26,7 @@ NAMED = 20
 def _class_colors(classes: int) -> ListedColormap:
     """One colour a class: well apart where they are few, a scale by number where they are many."""
     if classes <= NAMED:
-        return ListedColormap(plt.get_cmap("tab10" if classes <= 10 else "tab20").colors[: max(1, classes)])  # type: ignore[attr-defined]
+        return ListedColormap(plt.get_cmap("tab10" if classes <= 10 else "tab20").colors[: max(1, classes)])  # type: ignore[attr-defined]  # a listed colour map
     return ListedColormap(plt.get_cmap("turbo")(np.linspace(0, 1, classes)))
 
 
@@ -69,12 +69,12 @@ def _bars(axes: Axes, label_distribution: LabelDistribution, devices: Mapping[st
         marks += [Patch(color=colors(label), label=name[:24]) for label, name in enumerate(label_distribution.class_names)]
     elif label_distribution.class_names:
         _color_bar(axes, colors, len(label_distribution.class_names))
-    axes.get_figure().legend(handles=marks, fontsize=8, loc="outside right upper")  # type: ignore[union-attr]
+    axes.get_figure().legend(handles=marks, fontsize=8, loc="outside right upper")  # type: ignore[union-attr]  # axes in use have a figure
 
 
 def _color_bar(axes: Axes, colors: ListedColormap, classes: int) -> None:
     scale = plt.cm.ScalarMappable(Normalize(0, classes - 1), colors)
-    axes.get_figure().colorbar(scale, ax=axes, label="class", pad=0.01)  # type: ignore[union-attr]
+    axes.get_figure().colorbar(scale, ax=axes, label="class", pad=0.01)  # type: ignore[union-attr]  # axes in use have a figure
 
 
 def _sizes(axes: Axes, label_distribution: LabelDistribution, devices: Mapping[str, Indices]) -> None:
@@ -135,7 +135,7 @@ def _heat(axes: Axes, label_distribution: LabelDistribution, groups: Indices, nu
     table /= np.maximum(1, np.bincount(groups[groups >= 0], minlength=number))
     top = max(float(table.max()), 2 * float(label_distribution.mix().max()))  # so that mixes all alike are not all dark
     shown = axes.imshow(table, aspect="auto", cmap="magma_r", vmin=0, vmax=top, interpolation="nearest", origin="lower")
-    axes.get_figure().colorbar(shown, ax=axes, label="mean part of a client's examples", pad=0.01)  # type: ignore[union-attr]
+    axes.get_figure().colorbar(shown, ax=axes, label="mean part of a client's examples", pad=0.01)  # type: ignore[union-attr]  # axes in use have a figure
     axes.set(title=title, ylabel="class")
     if len(label_distribution.class_names) <= NAMED:
         axes.set_yticks(
