@@ -12,6 +12,11 @@ def wait_for(there: Any, seconds: float = 120.0) -> None:
         time.sleep(0.02)
 
 
+def shared_memory() -> set[str]:
+    """Files of Ray in shared memory. One that a live Ray makes is gone within milliseconds: it is removed as soon as it is open."""
+    return {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(("plasma", "ray"))}
+
+
 def marked(mark: str) -> list[str]:
     """The processes that were started with a mark and still run."""
     found = []

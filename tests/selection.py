@@ -1,9 +1,10 @@
-"""Which tests a run of pytest has: all, those of one half, the fast ones, or those that a run beside it has not begun.
+"""Which tests a run of pytest has: all, those of one lane, the fast ones, or those that a run beside it has not begun.
 
-`--half alone` and `--half processes`: files that start processes which others might stumble over, and all other files.
+`--lane NAME`: `processes` are files that start processes, `clusters` those of them that start clusters of their own or kill what they
+start, and mostly wait; `alone` are all other files.
 
-`--share FOLDER`: two runs, one of each half, divide the files between them while they run. Each notes in this folder which files it has begun.
-A run that has finished its half goes on with files that start no processes, from the last to the first.
+`--share FOLDER`: runs, one of each lane, divide the files between them while they run. Each notes in this folder which files it has begun.
+A run that has finished its lane goes on with files that start no processes, from the last to the first.
 
 `--fast`: no tests that start processes, no notebooks, nothing that the documentation shows, none of the tests in slow_tests.txt, and at most
 three cases of a test that has many: the first, the middle and the last.
@@ -27,6 +28,7 @@ ALONE_EVEN_SO = {
     for name in ("api", "cluster_files", "docs_site", "documentation", "notebooks", "pages", "standalone", "structure")
 }
 """Files whose processes start no Ray and leave nothing."""
+CLUSTERS = {f"test_{name}.py" for name in ("nodes", "chaos", "mirror", "resume")}
 SLOW_TESTS = Path(__file__).with_name("slow_tests.txt")
 SLOW_SECONDS = 1.0
 NOT_FAST = {
@@ -43,19 +45,17 @@ durations: dict[str, float] = defaultdict(float)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--half", choices=["processes", "alone"], help="only tests of files that start processes, or of all others")
+    parser.addoption("--lane", choices=["alone", "processes", "clusters"], help="only tests of these files (see selection.py)")
     parser.addoption("--share", metavar="FOLDER", help="leave out files that another run with this folder has begun")
     parser.addoption("--fast", action="store_true", help="only the tests to run before every commit")
     parser.addoption("--write-slow", action="store_true", help="write the slow tests of this run to tests/slow_tests.txt")
 
 
-def starts_processes(path: Path) -> bool:
-    """Whether a test file starts processes that other tests might stumble over."""
-    return (
-        path.suffix == ".py"
-        and path.name not in ALONE_EVEN_SO
-        and bool(STARTS_PROCESSES.search(path.read_text(encoding="utf-8")))
-    )
+def lane_of(path: Path) -> str:
+    """The lane of a test file."""
+    if path.suffix != ".py" or path.name in ALONE_EVEN_SO or not STARTS_PROCESSES.search(path.read_text(encoding="utf-8")):
+        return "alone"
+    return "clusters" if path.name in CLUSTERS else "processes"
 
 
 def name_of(item: pytest.Item) -> str:
@@ -87,16 +87,16 @@ def fast(items: list[pytest.Item]) -> list[pytest.Item]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    half, chosen = config.getoption("--half"), list(items)
+    lane, chosen = config.getoption("--lane"), list(items)
     if config.getoption("--fast"):
         chosen = fast(chosen)
-    starting = {path: starts_processes(path) for path in {item.path for item in chosen}} if half else {}
-    first = [item for item in chosen if not half or starting[item.path] == (half == "processes")]
+    lanes = {path: lane_of(path) for path in {item.path for item in chosen}} if lane else {}
+    first = [item for item in chosen if not lane or lanes[item.path] == lane]
     others = []
-    if half == "processes" and config.getoption("--share"):
+    if lane not in (None, "alone") and config.getoption("--share"):
         by_file = defaultdict(list)
         for item in chosen:
-            if not starting[item.path]:
+            if lanes[item.path] == "alone":
                 by_file[item.path].append(item)
         others = [item for path in reversed(by_file) for item in by_file[path]]
     kept = {*first, *others}

@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 
 import pytest
 from conftest import tiny_experiment
-from processes import marked, wait_for
+from processes import marked, shared_memory, wait_for
 from quick import quick
 from rich.console import Console
 
@@ -315,8 +315,7 @@ def test_ray_answers_who_has_the_token_which_is_in_no_file_and_no_command(ours) 
 
 def test_after_a_kill_what_is_left_goes_when_the_next_one_starts(ours) -> None:
     process, _, _, folder = ours
-    memory = {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(("plasma", "ray"))}
-    assert not memory
+    wait_for(lambda: not shared_memory())
     (place,) = folder.glob(f"{PREFIX}*")
     assert place.stat().st_mode & 0o777 == 0o700
     assert max(len(os.fsencode(path)) for path in place.rglob("sockets/*")) <= SOCKET_BYTES

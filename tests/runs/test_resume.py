@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import tiny_experiment
 from outcomes import outcome, without_real
-from processes import marked, wait_for
+from processes import marked, shared_memory, wait_for
 from quick import RICH, quick
 from rich.console import Console
 
@@ -377,7 +377,6 @@ def test_killed_terminated_and_interrupted(tmp_path, out, monkeypatch) -> None:
 
     folder = Path(mkdtemp(prefix="r-", dir="/tmp"))  # short: Ray's sockets are in it
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
-    memory = set(Path("/dev/shm").iterdir())
     process = started(["run", str(config), "--out", str(out)], "killed")
     wait_for((out / "checkpoints" / "round-000002").is_dir)
     assert len(list(folder.iterdir())) == 1  # control
@@ -403,7 +402,7 @@ def test_killed_terminated_and_interrupted(tmp_path, out, monkeypatch) -> None:
         assert {path.name for path in out.iterdir() if path.name.startswith(".")} == {".lock"}
 
     folder.rmdir()
-    assert not {path.name for path in set(Path("/dev/shm").iterdir()) - memory if path.name.startswith(("plasma", "ray"))}
+    wait_for(lambda: not shared_memory())
     assert not (out / "summary.json").exists()
     resume(out, ["--pool.backend", "in_process"])
     simulate(load(config, ["--pool.backend", "in_process"]), tmp_path / "undisturbed")
