@@ -26,6 +26,14 @@ def human_bytes(count: float) -> str:
     raise AssertionError
 
 
+def human_flops(flops: float | None) -> str:
+    """2.5e9 -> `2.5 G`; None, where it is not known, -> `-`."""
+    if flops is None:
+        return "-"
+    scale, symbol = magnitude(flops, "")
+    return f"{flops / scale:.3g} {symbol}".strip()
+
+
 def human_joules(joules: float | None) -> str:
     """0.0123 -> `12.3 mJ`; None, of a class that never trained, -> `-`."""
     if joules is None:

@@ -36,10 +36,12 @@ from raffm_ray.runs.progress import Display
 from raffm_ray.runs.recorder import check_output, write_json
 from raffm_ray.server.ranking import plain_scores
 from raffm_ray.server.state import new_state
-from raffm_ray.settings.experiment import Experiment, StrategySettings
+from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import override, parse
+from raffm_ray.settings.strategy import StrategySettings
+from raffm_ray.subnetworks.budgets import Budget
 from raffm_ray.subnetworks.calibration import collect, unit_sums
-from raffm_ray.subnetworks.costs import Budget, costs_of
+from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.extraction import Cutting, common_rate, kind_of, longest_prefix, ranked_list
 from raffm_ray.subnetworks.salience import METRICS, Orders, Scores, identity_orders, rank
 

@@ -25,7 +25,7 @@ from raffm_ray.clients.local_training import one_thread
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.pool.worker import keep_freed_memory
 from raffm_ray.preparation.prepare import Prepared
-from raffm_ray.subnetworks.costs import Budget
+from raffm_ray.subnetworks.budgets import Budget
 from raffm_ray.subnetworks.extraction import longest_prefix, ranked_list
 from raffm_ray.subnetworks.salience import METRICS, rank
 

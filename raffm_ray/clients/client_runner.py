@@ -27,7 +27,7 @@ from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
 from raffm_ray.clients.module_factory import ModuleFactory, Parameters
 from raffm_ray.clients.stacked_training import Part, stack_of, stacking_groups, train_stack
 from raffm_ray.clients.update_checks import is_finite, refusal
-from raffm_ray.data.examples import Examples, steps_of
+from raffm_ray.data.examples import Examples, step_sizes, steps_of
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import only_trained
 from raffm_ray.models.objectives import OBJECTIVES, Objective
@@ -159,7 +159,7 @@ class ClientRunner:
         `trained`: what came of its training where it was trained together with others.
         """
         start, share, local = time.perf_counter(), self.shares[job.client], context.local
-        loss, steps, refused = float("nan"), 0, ""
+        loss, steps, refused, statistics_refused = float("nan"), 0, "", ""
         seen: dict[int, int] = {}
         change, measured, together_seconds = None, None, 0.0
         with torch.random.fork_rng(devices=[]):
@@ -168,7 +168,7 @@ class ClientRunner:
                 with self.watch.during("calibrate"):
                     measured = self._calibrate(parameters, context, job.client, context.statistic)
                 if not is_finite(measured.values()):
-                    measured, refused = None, "statistics not finite"
+                    measured, statistics_refused = None, "statistics not finite"
             if job.plan is not None:
                 with self.watch.during("train"):
                     loss, seen, change, together_seconds = trained or self._train(parameters, context, job, job.plan)
@@ -180,8 +180,10 @@ class ClientRunner:
             plan=job.plan,
             examples=len(share),
             steps=steps,
+            stepped=sum(step_sizes(len(share), local.batch_size, steps)),
             loss=loss,
             refused=refused,
+            statistics_refused=statistics_refused,
             seconds=time.perf_counter() - start + together_seconds,
             forward_backward=tuple(sorted(seen.items())),
             calibrated=min(len(share), context.calibration_examples) if job.calibrate else 0,
@@ -216,7 +218,7 @@ class ClientRunner:
         def prefix_at(position: int) -> tuple[nn.Module, Prefix]:
             if position not in made:
                 smaller = context.plans[job.prefixes[position]]
-                made[position] = self.module_factory.inside(parameters, smaller, plan, own, context.norms)
+                made[position] = self.module_factory.inside(smaller, plan, own, context.norms)
             return made[position]
 
         loss, seen = train(
@@ -242,11 +244,8 @@ class ClientRunner:
 
         def part(position: int | None, rows: Tensor) -> Part:
             smaller = plan if position is None else context.plans[first.prefixes[position]]
-            theirs = stack_of(self.module_factory.cut(parameters, smaller, context.norms), len(rows), self.device)
             return Part(
-                self.module_factory.stacked(smaller),
-                theirs,
-                self.module_factory.prefix(smaller, plan, stack, theirs, context.norms, rows),
+                self.module_factory.stacked(smaller), self.module_factory.prefix(smaller, plan, stack, context.norms, rows)
             )
 
         with self.watch.during("train"):

@@ -54,27 +54,32 @@ def one_thread() -> Iterator[None]:
 class Prefix:
     """A smaller plan that is trained inside a client's own: where its module's parameters lie in the client's.
 
-    `shared`: (the client's parameter, the prefix's, what the prefix takes of it). `norms`: (the prefix's gain, its bias, scale,
-    shift) of norms that are corrected because the prefix narrows the residual stream further (see norm_correction.py); the bias is None
-    where a norm has none.
+    `parameters`: of its module, by name, without values but between `read` and `return_gradients`, so that only the prefix at work
+    takes memory. `shared`: (the client's parameter, the prefix's, what the prefix takes of it). `norms`: (the prefix's gain, its bias,
+    scale, shift) of norms that are corrected because the prefix narrows the residual stream further (see norm_correction.py); the bias
+    is None where a norm has none.
     """
 
+    parameters: dict[str, Tensor]
     shared: Sequence[tuple[Tensor, Tensor, Selection]]
     norms: Sequence[tuple[Tensor, Tensor | None, float, float]] = ()
 
     def read(self) -> None:
-        """Takes the current values of the client's parameters."""
-        with torch.no_grad():
-            for mine, theirs, selected in self.shared:
-                theirs.copy_(take_selected(mine, selected))
-                theirs.grad = None
-            for gain, bias, scale, shift in self.norms:
-                if bias is not None:
-                    bias.add_(gain, alpha=shift)
-                gain.mul_(scale)
+        """Takes the current values of the client's parameters: whole ones as they are, which nobody may write to, of others a copy."""
+        for mine, theirs, selected in self.shared:
+            theirs.data = take_selected(mine.detach(), selected)
+        for gain, bias, scale, shift in self.norms:
+            if bias is not None:
+                bias.data = bias.data.add(gain.data, alpha=shift)
+            gain.data = gain.data.mul(scale)
+
+    def free(self) -> None:
+        """Lets go of values and gradients."""
+        for values in self.parameters.values():
+            values.data, values.grad = values.data.new_empty(0), None
 
     def return_gradients(self) -> None:
-        """Adds the prefix's gradients to the client's: what was read by `take` returns by `scatter_add`."""
+        """Adds the prefix's gradients to the client's, and frees it: what was read by `take` returns by `scatter_add`."""
         for gain, bias, scale, shift in self.norms:
             if gain.grad is not None:
                 gain.grad.mul_(scale)
@@ -85,6 +90,8 @@ class Prefix:
                 if mine.grad is None:
                     mine.grad = torch.zeros_like(mine)
                 scatter_add_selected(mine.grad, theirs.grad, selected)
+            theirs.grad = None
+        self.free()
 
 
 class Distillation(NamedTuple):

@@ -62,7 +62,8 @@ class Job:
 class Report:
     """What is recorded of one client's work.
 
-    `loss`: mean training loss of its own plan; `seconds`: real, on this machine; `refused`: why something that it sent is not used, else "";
+    `stepped`: examples of all its steps; `loss`: mean training loss of its own plan; `seconds`: real, on this machine; `refused`: why its change is not used, else "";
+    `statistics_refused`: why its statistics are not;
     `forward_backward`: (plan, examples) pairs, how many examples went forward and backward through each plan; `calibrated`: how many
     examples it calibrated on; `statistics_values`: how many numbers it reported of them.
     """
@@ -77,6 +78,8 @@ class Report:
     forward_backward: tuple[tuple[int, int], ...] = ()
     calibrated: int = 0
     statistics_values: int = 0
+    stepped: int = 0
+    statistics_refused: str = ""
 
 
 @dataclass(frozen=True)

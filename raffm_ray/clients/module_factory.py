@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from raffm_ray.axes.indexing import Plan, Selections, take_selected
@@ -87,10 +88,12 @@ class ModuleFactory:
                 name: values.to(self.device, copy=values is parameters[name] and name not in tables)
                 for name, values in cut.items()
             }
-            key = skeleton_key(self.architecture, plan)
-            chosen = _remember(self.skeletons, key, lambda: self._skeleton(plan))
-            self.in_use.append(chosen)
-            return install(chosen.module, owned)
+            return self._installed(plan, owned)
+
+    def _installed(self, plan: Plan, parameters: Parameters) -> nn.Module:
+        chosen = _remember(self.skeletons, skeleton_key(self.architecture, plan), lambda: self._skeleton(plan))
+        self.in_use.append(chosen)
+        return install(chosen.module, parameters)
 
     def _skeleton(self, plan: Plan) -> Skeleton:
         module = skeleton(self.architecture, plan)
@@ -103,17 +106,16 @@ class ModuleFactory:
         self.in_use.append(chosen)
         return chosen
 
-    def inside(
-        self, parameters: Parameters, plan: Plan, outer: Plan, own: Parameters, norms: Statistics
-    ) -> tuple[nn.Module, Prefix]:
-        """The module of a plan inside `outer`, whose parameters are `own`, and how it shares them."""
-        module = self.module(parameters, plan, norms).train()
-        return module, self.prefix(plan, outer, own, dict(module.named_parameters()), norms)
+    def inside(self, plan: Plan, outer: Plan, own: Parameters, norms: Statistics) -> tuple[nn.Module, Prefix]:
+        """The module of a plan inside `outer`, whose parameters are `own`, and how it shares them. It has no values until they are read."""
+        prefix = self.prefix(plan, outer, own, norms)
+        prefix.read()
+        module = self._installed(plan, prefix.parameters).train()
+        prefix.free()
+        return module, prefix
 
-    def prefix(
-        self, plan: Plan, outer: Plan, own: Parameters, theirs: Parameters, norms: Statistics, rows: Tensor | None = None
-    ) -> Prefix:
-        """How a plan's parameters `theirs` share those of a larger plan, `own`: of all, or of these `rows` of a stack."""
+    def prefix(self, plan: Plan, outer: Plan, own: Parameters, norms: Statistics, rows: Tensor | None = None) -> Prefix:
+        """How a plan's parameters share those of a larger plan, `own`: of all, or of these `rows` of a stack."""
         layout, stacked = self.architecture.layout, rows is not None
         sizes = {name: tuple(values.shape[stacked:]) for name, values in own.items()}
         chosen = _remember(
@@ -121,24 +123,21 @@ class ModuleFactory:
             (plan.key, outer.key),
             lambda: self._placed(selections(sizes, cut_layout(layout, outer), within(plan, outer, layout))),
         )
+        device = next(iter(own.values())).device
+        kind = torch.Tensor if stacked else nn.Parameter  # a stacked module takes its weights as plain tensors
+        theirs = {name: kind(torch.empty(0, device=device)) for name in chosen}
         factors = relative_factors(*(norm_factors(one, layout, norms) for one in (plan, outer)))
         corrected = [
             (theirs[f"{name}.weight"], theirs.get(f"{name}.bias"), scale, shift)
             for name, (scale, shift) in factors.items()
             if f"{name}.weight" in theirs
         ]
-        trained = only_trained(theirs, layout)
+        only_trained(theirs, layout)
         for gain, bias, *_ in corrected:
             if bias is not None and gain.requires_grad:
                 bias.requires_grad_()  # a shifted bias depends on the gain, also where it is frozen itself
-        # What is frozen stays as it was cut, but norms are corrected anew from the client's own at every reading.
-        read = trained.keys() | {f"{name}.{part}" for name in factors for part in ("weight", "bias")}
-        shared = [
-            (own[name], values, ((rows, *chosen[name]) if stacked else chosen[name]))
-            for name, values in theirs.items()
-            if name in read
-        ]
-        return Prefix(shared, corrected)
+        shared = [(own[name], values, ((rows, *chosen[name]) if stacked else chosen[name])) for name, values in theirs.items()]
+        return Prefix(theirs, shared, corrected)
 
     def release(self) -> None:
         """Takes the weights and gradients out of the modules used, so that only skeletons stay in memory."""

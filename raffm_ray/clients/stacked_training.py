@@ -20,10 +20,9 @@ Stack = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Part:
-    """Some of a stack's clients with all or a smaller prefix of their plan: a module, its parameters, and how they are shared."""
+    """Some of a stack's clients with all or a smaller prefix of their plan: a module, and how its parameters are shared."""
 
     module: StackedModule
-    parameters: Stack
     prefix: Prefix
 
 
@@ -99,7 +98,7 @@ def _some(part: Part, objective: Objective, batch: Mapping[str, Tensor], real: T
     """`_whole` for these rows of a stack, through a part of it."""
     part.prefix.read()
     chosen = {name: values.view(*real.shape, *values.shape[1:])[at].flatten(0, 1) for name, values in batch.items()}
-    losses = _whole(part.module, part.parameters, objective, chosen, real[at], precision)
+    losses = _whole(part.module, part.prefix.parameters, objective, chosen, real[at], precision)
     part.prefix.return_gradients()
     return losses
 

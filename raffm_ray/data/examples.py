@@ -193,6 +193,12 @@ def steps_of(examples: int, batch_size: int, epochs: int, steps: int | None) -> 
     return steps if steps is not None else epochs * -(-examples // batch_size)
 
 
+def step_sizes(examples: int, batch_size: int, steps: int) -> list[int]:
+    """How many examples each of a client's steps takes: the last batch of a pass is smaller."""
+    a_pass = -(-examples // batch_size)
+    return [min(batch_size, examples - step % a_pass * batch_size) for step in range(steps)]
+
+
 def batch_length(lengths: Indices, batch_size: int) -> int:
     """To how many positions a batch is padded on average: the expected longest of `batch_size` draws from `lengths`.
 

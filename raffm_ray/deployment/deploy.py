@@ -18,7 +18,8 @@ from raffm_ray.deployment.model_folder import ExportFormats, answers_of, save_in
 from raffm_ray.deployment.supernet import check_supernet, open_supernet, write_supernet
 from raffm_ray.deployment.trained_model import TrainedModel, find_trained_model
 from raffm_ray.runs.recorder import check_output, write_json
-from raffm_ray.subnetworks.costs import Budget, budget_from, costs_of, positive
+from raffm_ray.subnetworks.budgets import Budget, budget_from, positive
+from raffm_ray.subnetworks.costs import costs_of
 
 LATENCY = "latency_ms"
 

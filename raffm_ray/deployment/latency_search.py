@@ -9,7 +9,8 @@ from raffm_ray.deployment.inference import latencies, typical_inputs
 from raffm_ray.deployment.model_card import NAMES
 from raffm_ray.deployment.model_folder import ExportFormats, answers_of, write_onnx
 from raffm_ray.deployment.trained_model import TrainedModel
-from raffm_ray.subnetworks.costs import Budget, costs_of
+from raffm_ray.subnetworks.budgets import Budget
+from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.standalone import save_standalone
 
 GRID = 64

@@ -28,8 +28,9 @@ from raffm_ray.deployment.trained_model import TrainedModel
 from raffm_ray.models.architecture import Architecture, architecture_of
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.server.strategies import ranked
+from raffm_ray.subnetworks.budgets import budget_from
 from raffm_ray.subnetworks.calibration import rankable
-from raffm_ray.subnetworks.costs import budget_from, costs_of
+from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.extraction import Cutting, longest, plan_of, ranked_list
 from raffm_ray.subnetworks.norm_correction import correct_norms, norm_factors
 from raffm_ray.subnetworks.salience import Orders, rank

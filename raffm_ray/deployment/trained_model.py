@@ -21,11 +21,13 @@ from raffm_ray.preparation.public_calibration import public_statistics
 from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs.reader import SUMMARY, how_to_resume, read_summary
 from raffm_ray.runs.resuming import experiment_in
+from raffm_ray.server.class_plans import class_plans, copies, view_of
 from raffm_ray.server.ranking import rank_again
-from raffm_ray.server.state import ServerState, class_plans, copies, new_state, view_of
+from raffm_ray.server.state import ServerState, new_state
 from raffm_ray.settings.loading import override, parse
+from raffm_ray.subnetworks.budgets import Budget
 from raffm_ray.subnetworks.calibration import rankable
-from raffm_ray.subnetworks.costs import Budget, costs_of
+from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.norm_correction import correct_norms, norm_factors
 from raffm_ray.subnetworks.rotation import rotatable
 from raffm_ray.subnetworks.salience import METRICS

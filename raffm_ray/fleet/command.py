@@ -22,10 +22,11 @@ from raffm_ray.fleet.device_calibration import Progress, measure, profile_text, 
 from raffm_ray.fleet.device_plans import ClassRow, class_rows, provisional_metric, provisional_ranking, widths
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.runs.progress import Display
-from raffm_ray.server.state import Setup, view_of
+from raffm_ray.server.class_plans import view_of
+from raffm_ray.server.state import Setup
 from raffm_ray.server.strategies import ranked
 from raffm_ray.settings.loading import load
-from raffm_ray.subnetworks.costs import Budget
+from raffm_ray.subnetworks.budgets import Budget
 
 
 def cost_table(setup: Setup, rows: Sequence[ClassRow], examples: int) -> Group:

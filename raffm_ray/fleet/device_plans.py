@@ -12,11 +12,13 @@ from raffm_ray.devices.round_costs import DeviceCost, device_cost
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.pretraining import starting_model
+from raffm_ray.server.class_plans import training_view
 from raffm_ray.server.ranking import rank_again
-from raffm_ray.server.state import ServerState, Setup, class_plans, new_state, view_of
+from raffm_ray.server.state import ServerState, Setup, new_state
 from raffm_ray.server.workload import expected_work
 from raffm_ray.settings.experiment import Experiment
-from raffm_ray.subnetworks.costs import Budget, Costs
+from raffm_ray.subnetworks.budgets import Budget
+from raffm_ray.subnetworks.costs import Costs
 from raffm_ray.subnetworks.extraction import AXIS_KINDS, kind_of
 from raffm_ray.subnetworks.salience import METRICS
 
@@ -59,7 +61,7 @@ def _ranked_by(experiment: Experiment, metric: str) -> Experiment:
 
 def class_rows(setup: Setup, state: ServerState, examples: int) -> list[ClassRow]:
     """Every device class of the fleet, weakest first, with the costs of a round for a client that owns `examples`."""
-    view, nested = view_of(setup, state, 1), class_plans(setup, state)
+    view, nested = training_view(setup, state, 1)
     rows = []
     for name, budget in setup.budgets.items():
         clients = [client for client, one in enumerate(setup.classes) if one == name]
@@ -68,7 +70,7 @@ def class_rows(setup: Setup, state: ServerState, examples: int) -> list[ClassRow
         if plan is not None:
             costs = setup.costs(plan)
             smaller = sorted(
-                {one for one in nested.values() if setup.costs(one).params < costs.params},
+                {one for one in nested if setup.costs(one).params < costs.params},
                 key=lambda one: setup.costs(one).params,
             )
             work = expected_work(setup, plan, smaller, examples)

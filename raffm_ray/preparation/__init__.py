@@ -2,6 +2,8 @@
 
 Open to other packages:
 
+- `baselines`: the strategies that an experiment's own is compared with
+- `equal_resources`: budgets and rounds that hold a resource equal over strategies
 - `prepare`: finds every mistake before training starts
 - `pretraining`: trains the starting model on public examples
 - `starting_parameters`: the parameters of round 1
@@ -16,4 +18,4 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `devices`
 Start reading at `prepare`.
 """
 
-__all__ = ["prepare", "pretraining", "public_calibration", "starting_parameters"]
+__all__ = ["baselines", "equal_resources", "prepare", "pretraining", "public_calibration", "starting_parameters"]

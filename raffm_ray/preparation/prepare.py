@@ -1,7 +1,7 @@
 """Checks and loads everything that a run needs. Every mistake is found before training starts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +20,16 @@ from raffm_ray.models.foundation import Foundation, load_foundation
 from raffm_ray.models.stacked_modules import why_not_stacked
 from raffm_ray.pool.gpu_sharing import worker_bytes
 from raffm_ray.preparation.model_for_task import architecture_for
+from raffm_ray.server.class_plans import class_plans, training_view
 from raffm_ray.server.clock import LATE_POLICIES
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.ranking import begin_calibration, plain_state
 from raffm_ray.server.round_schedule import check_clock
-from raffm_ray.server.state import ServerState, Setup, class_plans, setup_strategy, stack_sizes, view_of
-from raffm_ray.server.strategies import STRATEGIES
-from raffm_ray.settings.experiment import Experiment, StrategySettings
+from raffm_ray.server.state import ServerState, Setup, setup_strategy, stack_sizes
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.subnetworks.budgets import Budget, budget_from
 from raffm_ray.subnetworks.calibration import rankable
-from raffm_ray.subnetworks.costs import Budget, budget_from, costs_of
+from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.extraction import AXIS_KINDS, kind_of
 from raffm_ray.subnetworks.rotation import rotatable
 from raffm_ray.subnetworks.salience import METRICS
@@ -239,7 +240,7 @@ def check_start(setup: Setup) -> None:
 
 def _check_training(setup: Setup, state: ServerState) -> None:
     """Raises UserError where no client with data would ever train. Whether a strategy that looks at clients lets some rest is not asked."""
-    view = view_of(setup, state, 1)
+    view, _ = training_view(setup, state, 1)
     owners = {setup.classes[client] for client, count in enumerate(setup.examples) if count}
     if setup.strategy.per_client or any(setup.strategy.train(view, setup.budgets[name], -1) is not None for name in owners):
         return
@@ -248,25 +249,3 @@ def _check_training(setup: Setup, state: ServerState) -> None:
     raise UserError(
         f"strategy.name {setup.experiment.strategy.name!r}: no client with data has a device that can train the full model ({exceeded})"
     )
-
-
-def check_baselines(experiment: Experiment) -> None:
-    """Raises UserError unless every baseline is a strategy, another one than the experiment's own, and named once."""
-    for position, name in enumerate(experiment.baselines):
-        if name not in STRATEGIES or name == experiment.strategy.name or name in experiment.baselines[:position]:
-            other = f"another strategy than {experiment.strategy.name!r}, named once"
-            raise UserError(f"baselines: {name!r} must be {other} (known: {', '.join(STRATEGIES)})")
-
-
-def alone(experiment: Experiment, name: str) -> Experiment:
-    """The experiment under one strategy without baselines: its own as it is set, another with that strategy's own defaults."""
-    settings = experiment.strategy if name == experiment.strategy.name else StrategySettings(name=name)
-    return experiment.model_copy(update={"strategy": settings, "baselines": ()})
-
-
-def with_strategy(prepared: Prepared, name: str) -> Prepared:
-    """The same data, fleet and seed under `alone`'s experiment. Raises UserError as `prepare`."""
-    changed = alone(prepared.setup.experiment, name)
-    setup = replace(prepared.setup, experiment=changed, strategy=setup_strategy(changed))
-    check_start(setup)
-    return replace(prepared, setup=setup)

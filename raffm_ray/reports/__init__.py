@@ -4,7 +4,8 @@ Open to other packages:
 
 - `run_report`: the page of one run
 - `multi_run_report`: one page of several runs
-- `comparison_table`: means and standard errors over seeds
+- `comparison_table`: the table of a comparison
+- `seed_statistics`: means, standard errors and paired intervals over seeds
 - `summary_table`: the table at the end of a run
 - `run_picture`: curves of a run and its baselines
 - `share_picture`: who owns which data
@@ -22,4 +23,13 @@ Imports `basics`, `data`, `subnetworks`, `server`, `runs`.
 Start reading at `run_report`.
 """
 
-__all__ = ["comparison_table", "drawing", "multi_run_report", "run_picture", "run_report", "share_picture", "summary_table"]
+__all__ = [
+    "comparison_table",
+    "drawing",
+    "multi_run_report",
+    "run_picture",
+    "run_report",
+    "seed_statistics",
+    "share_picture",
+    "summary_table",
+]

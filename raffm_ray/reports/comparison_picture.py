@@ -101,7 +101,7 @@ def _stands(axes: Axes, content: Mapping[str, Any]) -> None:
         axes.plot([], [], marker, color=GREY, markersize=7, label=called)
     axes.set_yticks(
         range(len(names))[::-1],
-        [f"{_wrapped(name)}{'' if strategies[name]['within_budgets'] else ' (no budget)'}" for name in names],
+        [f"{_wrapped(name)}{' (over budget)' if strategies[name]['over_budget']['mean'] else ''}" for name in names],
     )
     for label, position in zip(axes.get_yticklabels(), range(len(names)), strict=True):
         label.set_color(style(position)["color"])

@@ -5,19 +5,21 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
+from raffm_ray.basics.formatting import human_bytes, human_flops, human_joules, human_seconds
 from raffm_ray.data.metrics import shown, unit
-from raffm_ray.server.strategies import STRATEGIES
+from raffm_ray.reports.seed_statistics import (
+    Statistic,
+    paired_difference,
+    standard_error_of_share,
+    statistic,
+    told_difference,
+)
 
 Summaries = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """strategy -> seed -> the content of its `summary.json`."""
-Statistic = Mapping[str, Any]
-"""{mean, standard_error, values}."""
-
 MEASURES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "full": lambda summary: summary["global"],
     "worst_class": lambda summary: summary["worst_class"]["metric"],
@@ -25,19 +27,26 @@ MEASURES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "bytes": lambda summary: summary["bytes_down"] + summary["bytes_up"],
     "simulated_seconds": lambda summary: summary["simulated_seconds"],
     "energy_joules": lambda summary: summary["energy_joules"],
+    "flops": lambda summary: summary.get("flops"),
+    "flops_a_client": lambda summary: _over_clients(summary, lambda tier: tier.get("flops")),
+    "over_budget": lambda summary: (
+        _over_clients(summary, lambda tier: tier["over_budget"] / max(1, tier["client_rounds"]))
+        if all("over_budget" in tier for tier in summary["tiers"].values())
+        else None
+    ),
 }
-"""What is compared: name -> its value in a run's summary."""
+"""What is compared: name -> its value in a run's summary. `flops_a_client`: of a client's round; `over_budget`: in what share of them a
+client was charged more than its device's budget."""
 
 
-def statistic(values: Sequence[float | None]) -> Statistic:
-    """Mean and standard error of the mean, s / sqrt(n) with s over n - 1, of one value a seed.
-
-    Both are None where a run has no value; the standard error also with a single seed.
-    """
-    known = [value for value in values if value is not None]
-    whole = bool(known) and len(known) == len(values)
-    error = float(np.std(known, ddof=1) / np.sqrt(len(known))) if whole and len(known) > 1 else None
-    return {"mean": float(np.mean(known)) if whole else None, "standard_error": error, "values": list(values)}
+def _over_clients(summary: Mapping[str, Any], value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
+    """A class's value, on average over all rounds of clients; None where the run's records lack it."""
+    pairs: list[tuple[float | None, int]] = [
+        (value(tier), tier["client_rounds"]) for tier in summary["tiers"].values() if tier["client_rounds"]
+    ]
+    if not pairs or any(one is None for one, _ in pairs):
+        return None
+    return sum((one or 0.0) * count for one, count in pairs) / sum(count for _, count in pairs)
 
 
 def comparison_content(summaries: Summaries) -> dict[str, Any]:
@@ -48,7 +57,7 @@ def comparison_content(summaries: Summaries) -> dict[str, Any]:
     for name, by_seed in summaries.items():
         own = list(by_seed.values())
         strategies[name] = {
-            "within_budgets": _budgeted(own[0]),
+            "rounds": own[0]["rounds"],
             **{measure: statistic([value(summary) for summary in own]) for measure, value in MEASURES.items()},
             "classes": {device: statistic([summary["tiers"][device]["metric"] for summary in own]) for device in first["tiers"]},
             "rejected_updates": sum(summary["rejected_updates"] for summary in own),
@@ -61,14 +70,27 @@ def comparison_content(summaries: Summaries) -> dict[str, Any]:
         "clients": first["clients"],
         "params": first["params"],
         "seeds": list(dict.fromkeys(seed for by_seed in summaries.values() for seed in by_seed)),
+        "held_out_examples": first.get("held_out_examples"),
         "start": statistic([summary["start"] for summary in runs.values()]),
         "strategies": strategies,
+        "differences": differences(summaries),
     }
 
 
-def _budgeted(summary: Mapping[str, Any]) -> bool:
-    """Whether a run's strategy keeps to its devices' budgets."""
-    return STRATEGIES[summary["strategy"]].budgeted
+def differences(summaries: Summaries) -> dict[str, dict[str, Any]]:
+    """By other strategy and measure, the first strategy's value less that one's: `paired_difference` over the seeds that both have."""
+    (_, own), *others = summaries.items()
+    found: dict[str, dict[str, Any]] = {}
+    for name, by_seed in others:
+        shared = [seed for seed in own if seed in by_seed]
+        if shared:
+            found[name] = {
+                measure: paired_difference(
+                    *([float(MEASURES[measure](one[seed]) or 0.0) for seed in shared] for one in (own, by_seed))
+                )
+                for measure in ("full", "worst_class")
+            }
+    return found
 
 
 def progress(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[float | None]]:
@@ -99,12 +121,16 @@ def _metrics(metric: str, one: Mapping[str, Any]) -> list[str]:
 
 
 def _costs(one: Mapping[str, Any]) -> list[str]:
-    moved, seconds, joules = (one[measure]["mean"] for measure in ("bytes", "simulated_seconds", "energy_joules"))
-    return [human_bytes(moved), human_seconds(seconds), human_joules(joules), "kept" if one["within_budgets"] else "no budget"]
+    moved, seconds, joules, flops = (
+        one[measure]["mean"] for measure in ("bytes", "simulated_seconds", "energy_joules", "flops_a_client")
+    )
+    over = one["over_budget"]["mean"]
+    kept = "-" if over is None else "kept" if over == 0 else f"over {over:.0%}"
+    return [human_flops(flops), human_bytes(moved), human_seconds(seconds), human_joules(joules), kept]
 
 
 METRIC_HEADINGS = ("full model", "worst class", "mean over sizes")
-COST_HEADINGS = ("bytes", "time*", "energy*", "budgets")
+COST_HEADINGS = ("FLOPs", "bytes", "time*", "energy*", "budgets")
 
 
 def title(content: Mapping[str, Any]) -> str:
@@ -120,8 +146,8 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 NOTES = (
     "mean ± standard error over seeds; mean over sizes: area under the curve from the smallest class's size to the full model",
-    "bytes, time, energy: of the whole run, mean over seeds; * simulated devices, estimated from data sheets",
-    "no budget: trains plans that its devices' budgets do not allow",
+    "FLOPs: charged to a client in a round; bytes, time, energy: of the whole run; means over seeds; * simulated devices, estimated from data sheets",
+    "budgets: in what share of clients' rounds more was charged than their devices allow",
 )
 
 
@@ -148,7 +174,54 @@ def notes(content: Mapping[str, Any]) -> list[str]:
     refused = {name: one["rejected_updates"] for name, one in content["strategies"].items() if one["rejected_updates"]}
     told = [f"updates refused (clients' records say why): {', '.join(f'{name} {count}' for name, count in refused.items())}"]
     start = f"before training the full model has {with_error(content['metric'], content['start'])}"
-    return [start, *NOTES, *(told if refused else [])]
+    return [
+        start,
+        *_told_of_seeds(content),
+        *NOTES,
+        *_told_of_equals(content),
+        *_told_of_lacks(content),
+        *(told if refused else []),
+    ]
+
+
+def _told_of_seeds(content: Mapping[str, Any]) -> list[str]:
+    metric, first = content["metric"], next(iter(content["strategies"]))
+    lines = [
+        told_difference(metric, (first, name), what, one[measure])
+        for name, one in content["differences"].items()
+        for what, measure in (("full model", "full"), ("worst class", "worst_class"))
+    ]
+    full, examples = content["strategies"][first]["full"]["mean"], content["held_out_examples"]
+    if metric == "accuracy" and examples and full is not None:
+        error = standard_error_of_share(full, examples)
+        lines.append(
+            f"with {examples:,} held-out examples an accuracy of {shown(metric, full)} has a standard error of {shown(metric, error)}"
+        )
+    return lines
+
+
+def _told_of_equals(content: Mapping[str, Any]) -> list[str]:
+    """What was held equal, and how equal it came out."""
+    equal = content.get("equal")
+    if not equal:
+        return []
+    counts = ", ".join(f"{name} {one['rounds']}" for name, one in content["strategies"].items())
+    line = f"equal {equal['resource']}: budgets in its unit; rounds: {counts}"
+    measure = {"compute": "flops", "bytes": "bytes", "time": "simulated_seconds"}.get(equal["resource"])
+    if equal["allowed"] and measure:
+        allowed, strategies = equal["allowed"], content["strategies"].items()
+        shares = [f"{name} {one[measure]['mean'] / allowed:.1%}" for name, one in strategies if one[measure]["mean"]]
+        line += f"; charged of what is allowed: {', '.join(shares)}"
+    return [line]
+
+
+def _told_of_lacks(content: Mapping[str, Any]) -> list[str]:
+    lacking = [name for name, one in content["strategies"].items() if one["over_budget"]["mean"] is None]
+    return (
+        [f"charged FLOPs and budgets are not in the records of {', '.join(lacking)}: an earlier version made them"]
+        if lacking
+        else []
+    )
 
 
 def headings_and_rows(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -176,11 +249,11 @@ def rows_of_runs(summaries: Summaries) -> str:
     text = io.StringIO()
     classes = list(next(iter(next(iter(summaries.values())).values()))["tiers"])
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["strategy", "seed", "within_budgets", "start", *MEASURES, *classes, "params_sha256"])
+    writer.writerow(["strategy", "seed", "rounds", "start", *MEASURES, *classes, "params_sha256"])
     for name, by_seed in summaries.items():
         for seed, summary in by_seed.items():
             measured = [value(summary) for value in MEASURES.values()]
             own = [summary["tiers"][device]["metric"] for device in classes]
-            row = [name, seed, _budgeted(summary), summary["start"], *measured, *own, summary["params_sha256"]]
+            row = [name, seed, summary["rounds"], summary["start"], *measured, *own, summary["params_sha256"]]
             writer.writerow(["" if value is None else value for value in row])
     return text.getvalue()

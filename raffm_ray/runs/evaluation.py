@@ -12,8 +12,9 @@ from raffm_ray.clients.messages import Call, RoundContext
 from raffm_ray.data.tasks import Task
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.runs.summary import Evaluation
+from raffm_ray.server.class_plans import class_plans, copies
 from raffm_ray.server.early_stopping import watched_metric
-from raffm_ray.server.state import ServerState, Setup, class_plans, copies
+from raffm_ray.server.state import ServerState, Setup
 
 T = TypeVar("T")
 

@@ -21,10 +21,11 @@ from raffm_ray.runs.recorder import Recorder, RoundRow, parameters_sha256
 from raffm_ray.runs.resuming import check_fits, origin_of
 from raffm_ray.runs.size_curve import curve_of
 from raffm_ray.runs.summary import Evaluation, client_rows, recorded_evaluation, round_row, summarize
+from raffm_ray.server.class_plans import class_plans, copies
 from raffm_ray.server.early_stopping import chosen_state, is_finished, with_best_round
 from raffm_ray.server.ranking import begin_calibration, plain_scores, rank_again, ranking_is_due
 from raffm_ray.server.rounds import begin_round, finish_round
-from raffm_ray.server.state import Round, ServerState, Setup, class_plans, copies, new_state
+from raffm_ray.server.state import Round, ServerState, Setup, new_state
 from raffm_ray.server.workload import block_costs
 from raffm_ray.subnetworks.calibration import Statistics
 from raffm_ray.subnetworks.salience import METRICS
@@ -178,11 +179,11 @@ def _complete(
     setup, metric = prepared.setup, prepared.task.metric
     state = with_best_round(setup, ended.state, metric, now.validation if now else None)
     rows = client_rows(setup, ended.work, ended.updates)
-    refused = [row for row in rows if row.refused]
-    told = f"round {state.round}: refused: {', '.join(f'client {row.client} ({row.refused})' for row in refused)}"
+    refused = [(row.client, why) for row in rows for why in (row.refused, row.statistics_refused) if why]
+    told = f"round {state.round}: refused: {', '.join(f'client {client} ({why})' for client, why in refused)}"
     if refused and setup.experiment.server.bad_updates == "stop":
         raise BadUpdateError(f"{told} (server.bad_updates: stop)")
-    if refused and not any(row.refused for row in recorder.clients):
+    if refused and not any(row.refused or row.statistics_refused for row in recorder.clients):
         display.console.print(f"note: {told}; later ones are only counted", highlight=False)
     recorder.complete(
         round_row(setup=setup, work=ended.work, rows=rows, measured=now, ranked=ended.ranked, phases=phases),
@@ -254,6 +255,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         final=measured,
         state=state,
         metric=prepared.task.metric,
+        held_out=len(prepared.task.held_out),
     )
     summary |= curve_of(setup, state, pool, prepared.task, measured) | {"made_from": recorder.origin}
     words = prepared.foundation.words

@@ -35,7 +35,11 @@ class ClientRow:
     """One client in one round. `seconds` is real time here; `round_seconds` and `energy_joules` are the simulated device's.
 
     `outcome`: one of `clock.OUTCOMES`. Bytes, FLOPs, seconds and joules of who dropped out or was stopped are those up to that moment;
-    `steps` are what it was to do, and it has no loss: its training is not run. `refused`: why what it sent was not `accepted`, else "".
+    `steps` are what it was to do, and it has no loss: its training is not run. `refused`: why its update was not `accepted`, else "";
+    `statistics_refused`: why its statistics were not used.
+    `training_flops`: of all its work, calibration too; `flops_per_example`: of training alone, on average over its steps, prefixes
+    included. It and `peak_memory_bytes` are of the whole work. `over_budget`: in what that is more than the device's class is allowed,
+    "" where it is not.
     """
 
     round: int
@@ -55,6 +59,9 @@ class ClientRow:
     round_seconds: float
     energy_joules: float
     seconds: float
+    flops_per_example: float | None = None
+    over_budget: str | None = None
+    statistics_refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class RoundRow:
     after it, and `dropped` never; of what they sent `refused` was not used because it was bad.
     `round_seconds`: how long it took; `simulated_seconds`: virtual time at its end. Bytes and joules include what was in vain.
     `validation`: what `evaluation.watch` names, on the validation part, None where there is none.
+    `flops`: of all clients' work; `peak_memory_bytes`: the most that one of them needed.
     `wall_seconds`: real, since the round before was recorded; `phase_seconds`: what they went into, see profiling.py.
     """
 
@@ -90,6 +98,8 @@ class RoundRow:
     ranked: bool
     wall_seconds: float
     phase_seconds: dict[str, float]
+    flops: float | None = None
+    peak_memory_bytes: int | None = None
 
 
 ARROW: dict[Any, pa.DataType] = {
@@ -99,6 +109,7 @@ ARROW: dict[Any, pa.DataType] = {
     str: pa.string(),
     float | None: pa.float64(),
     int | None: pa.int64(),
+    str | None: pa.string(),
     dict[str, float]: pa.map_(pa.string(), pa.float64()),
     dict[str, int]: pa.map_(pa.string(), pa.int64()),
 }

@@ -13,7 +13,8 @@ from torch import Tensor
 from raffm_ray.basics.files import locked
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.pool.worker_pool import Pool, check_pool, open_pool
-from raffm_ray.preparation.prepare import Prepared, check_baselines, prepare, with_strategy
+from raffm_ray.preparation.baselines import check_baselines, with_strategy
+from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.loop import Environment, OnRound, no_callback, train
@@ -82,7 +83,7 @@ def resume(
     with one_thread(), locked(folder):
         if (folder / SUMMARY).is_file():
             summary = read_summary(folder)
-            if set(experiment.baselines) <= set(summary.get("baselines", {})):
+            if {one.shown for one in experiment.baselines} <= set(summary.get("baselines", {})):
                 checkpoint.remove(folder / "checkpoints")  # where it ended in between
                 console.print(f"{folder}: the run is finished, nothing is left to do", highlight=False, soft_wrap=True)
                 return summary
@@ -111,7 +112,7 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
     check_origin(folder, origin, origin_of(prepared))
     if pool is None:
         check_pool(experiment.pool)
-    beside = {name: with_strategy(prepared, name) for name in experiment.baselines}
+    beside = {one.shown: with_strategy(prepared, one) for one in experiment.baselines}
     for name in sorted(set(experiment.fleet.budgets) - set(prepared.setup.budgets)):
         console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)
     return _Ready(prepared, beside, starting(prepared, console))

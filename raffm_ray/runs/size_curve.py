@@ -10,8 +10,9 @@ from raffm_ray.data.tasks import Task
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.runs.evaluation import measure
 from raffm_ray.runs.summary import Evaluation
-from raffm_ray.server.state import ServerState, Setup, view_of
-from raffm_ray.subnetworks.costs import Budget
+from raffm_ray.server.class_plans import view_of
+from raffm_ray.server.state import ServerState, Setup
+from raffm_ray.subnetworks.budgets import Budget
 
 
 def grid(smallest: int, full: int, sizes: int) -> list[int]:

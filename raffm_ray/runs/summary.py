@@ -1,7 +1,8 @@
 """Computes the rows of the records and the content of `summary.json`. Pure functions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 from raffm_ray.axes.indexing import Plan
@@ -10,7 +11,9 @@ from raffm_ray.clients.messages import Report, Update
 from raffm_ray.data.metrics import worst_name
 from raffm_ray.runs.recorder import ClientRow, RoundRow, parameters_sha256
 from raffm_ray.server.clock import Visit
+from raffm_ray.server.round_schedule import peak_memory_bytes
 from raffm_ray.server.state import Round, ServerState, Setup
+from raffm_ray.server.workload import flops_per_example
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> Clien
     """What a client's round cost its simulated device. `report`: what came back, or of those who did not train the planned one."""
     job, cost = visit.job, visit.cost
     costs = setup.costs(Plan() if job.plan is None else work.context.plans[job.plan])
+    peak, flops = peak_memory_bytes(setup, work.context, job), flops_per_example(setup, work.context, visit.report)
+    charged = replace(costs, training_flops=ceil(flops), memory_bytes=peak)
     return ClientRow(
         round=work.context.round,
         client=job.client,
@@ -41,14 +46,17 @@ def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> Clien
         loss=report.loss,
         accepted=not report.refused,
         refused=report.refused,
+        statistics_refused=report.statistics_refused,
         params=costs.params,
         bytes_down=cost.bytes_down,
         bytes_up=cost.bytes_up,
-        peak_memory_bytes=costs.memory_bytes,
+        peak_memory_bytes=peak,
         training_flops=cost.flops,
         round_seconds=cost.seconds,
         energy_joules=cost.energy_joules,
         seconds=report.seconds,
+        flops_per_example=flops,
+        over_budget="; ".join(setup.budgets[setup.classes[job.client]].exceeded(charged)),
     )
 
 
@@ -87,6 +95,8 @@ def round_row(
         ranked=ranked,
         wall_seconds=sum(phases.values()),
         phase_seconds=dict(phases),
+        flops=sum(row.training_flops for row in rows),
+        peak_memory_bytes=max([row.peak_memory_bytes for row in rows], default=0),
     )
 
 
@@ -114,9 +124,11 @@ def summarize(
     final: Evaluation,
     state: ServerState,
     metric: str,
+    held_out: int,
 ) -> dict[str, Any]:
     """The content of `summary.json`. A class's bytes, seconds and joules are means over its clients' training rounds, those cut short
-    included; what is wasted is of updates that were never used, also those still on their way.
+    included, and its FLOPs (see `ClientRow`); `over_budget`: in how many of them a budget was exceeded. What is wasted is of updates that were
+    never used, also those still on their way.
 
     `rounds` begin with round 0, the start. In the result, `rounds`: how many were run; `best_round`: the best validated one, None without validation.
     """
@@ -130,7 +142,8 @@ def summarize(
         costs = setup.costs(plan)
 
         def mean(field: str, otherwise: float | None, rows: list[ClientRow] = rows) -> float | None:
-            return sum(getattr(row, field) for row in rows) / len(rows) if rows else otherwise
+            values = [value for row in rows if (value := getattr(row, field)) is not None]
+            return sum(values) / len(values) if values else otherwise
 
         tiers[device] = {
             "clients": sum(one == device for one in setup.classes),
@@ -144,6 +157,9 @@ def summarize(
             "peak_memory_bytes": max([row.peak_memory_bytes for row in rows], default=costs.memory_bytes),
             "round_seconds": mean("round_seconds", None),
             "energy_joules": mean("energy_joules", None),
+            "flops": mean("training_flops", None),
+            "flops_per_example": mean("flops_per_example", None),
+            "over_budget": sum(bool(row.over_budget) for row in rows),
         }
     return {
         "name": setup.experiment.name,
@@ -152,6 +168,7 @@ def summarize(
         "rounds": rounds[-1].round,
         "best_round": state.best.round if state.best else None,
         "clients": setup.experiment.clients.count,
+        "held_out_examples": held_out,
         "metric": metric,
         "params": full.params,
         "start": rounds[0].metric,
@@ -163,6 +180,7 @@ def summarize(
         "bytes_full_size": (full.bytes + full.bytes_up) * sum(row.drawn for row in rounds),
         "simulated_seconds": state.clock.seconds,
         "energy_joules": sum(row.energy_joules for row in rounds),
+        "flops": sum(flops) if None not in (flops := [row.flops for row in rounds]) else None,
         "wasted_bytes": state.clock.wasted_bytes + sum(cost.bytes_down + cost.bytes_up for cost in unused),
         "wasted_joules": state.clock.wasted_joules + sum(cost.energy_joules for cost in unused),
         "clients_without_data": sum(count == 0 for count in setup.examples),

@@ -6,6 +6,7 @@ Open to other packages:
 - `strategies`: RaFFM and its rivals: who trains which plan
 - `optimizers`: FedAvg's step, momentum, Adam, Yogi
 - `ranking`: when parameters are ranked, and by what
+- `class_plans`: which subnetwork every device class trains and gets
 - `state`: what the next round depends on
 - `clock`: the virtual clock, and late updates
 - `round_schedule`: predicts a round's work, seconds and joules
@@ -21,4 +22,15 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `devices`
 Start reading at `rounds`.
 """
 
-__all__ = ["clock", "early_stopping", "optimizers", "ranking", "round_schedule", "rounds", "state", "strategies", "workload"]
+__all__ = [
+    "class_plans",
+    "clock",
+    "early_stopping",
+    "optimizers",
+    "ranking",
+    "round_schedule",
+    "rounds",
+    "state",
+    "strategies",
+    "workload",
+]

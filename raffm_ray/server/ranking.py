@@ -1,6 +1,7 @@
 """When parameters are ranked, and by what: weights, clients' statistics, or public examples."""
 
 from dataclasses import replace
+from math import ceil
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.models.architecture import Architecture
+from raffm_ray.server.class_plans import class_plans, holds_full_model
 from raffm_ray.server.round_schedule import schedule_round
-from raffm_ray.server.state import Round, ServerState, Setup, class_plans, holds_full_model
+from raffm_ray.server.state import Round, ServerState, Setup
 from raffm_ray.subnetworks.calibration import Statistics, rankable
 from raffm_ray.subnetworks.norm_correction import norm_part
 from raffm_ray.subnetworks.salience import METRICS, Scores
@@ -104,8 +106,20 @@ def ranking_is_due(setup: Setup, state: ServerState) -> bool:
 
 
 def wanted_statistic(setup: Setup, state: ServerState) -> str | None:
-    """What clients of the next round that hold the full model report: nothing for a ranking that never comes, nor beyond as many
-    examples as the first calibration may use."""
-    settings = setup.experiment.salience
+    """What clients of the next round that hold the full model report: nothing for a ranking that never comes or is rounds away, nor
+    beyond as many examples as the first calibration may use.
+
+    Statistics of several models are added up, so that a ranking rests on the last models before it, on as few as there are clients for.
+    """
+    settings, due = setup.experiment.salience, _next_ranking(setup, state)
     enough = state.pending is not None and float(state.pending["examples"]) >= settings.clients * settings.examples
-    return None if enough or _next_ranking(setup, state) is None else _statistic(setup)
+    early = due is None or state.round + 1 <= due - _collecting_rounds(setup)
+    return None if enough or early else _statistic(setup)
+
+
+def _collecting_rounds(setup: Setup) -> int:
+    """In how many rounds as many clients that hold the full model are to be expected as a ranking asks for."""
+    owners = [name for name, count in zip(setup.classes, setup.examples, strict=True) if count]
+    holding = {name for name in setup.budgets if not setup.strategy.budgeted or holds_full_model(setup, name)}
+    expected = setup.experiment.clients.per_round * sum(name in holding for name in owners) / max(1, len(owners))
+    return ceil(setup.experiment.salience.clients / expected) if expected else 1

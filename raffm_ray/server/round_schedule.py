@@ -11,14 +11,16 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.local_training import choose
 from raffm_ray.clients.messages import Job, Report, RoundContext, Update
-from raffm_ray.data.examples import steps_of
+from raffm_ray.data.examples import step_sizes, steps_of
 from raffm_ray.devices.round_costs import DeviceCost, device_cost
+from raffm_ray.server.class_plans import training_view
 from raffm_ray.server.clock import LATE_POLICIES, LateUpdate, VirtualClock, Visit, close_round, sort_late_updates
-from raffm_ray.server.state import Round, ServerState, Setup, blocks_of, least_clients, view_of
+from raffm_ray.server.state import Round, ServerState, Setup, blocks_of, least_clients
 from raffm_ray.server.workload import reported_work
 from raffm_ray.settings.experiment import ClockSettings
 from raffm_ray.subnetworks.calibration import statistics_size
 from raffm_ray.subnetworks.norm_correction import norm_statistics_size
+from raffm_ray.subnetworks.prefix_costs import with_prefixes
 
 STATISTIC_BYTES = 8
 """Statistics travel as float64: their sums must not depend on how clients are grouped."""
@@ -38,11 +40,10 @@ def planned_work(setup: Setup, context: RoundContext, job: Job) -> Report:
     """What a client will report of a job: all but its loss and its real seconds, if what it sends is finite."""
     share, local = setup.examples[job.client], context.local
     seen: dict[int, int] = {}
-    steps = 0
+    steps, sizes = 0, list[int]()
     if job.plan is not None:
         steps = steps_of(share, local.batch_size, local.epochs, local.steps)
-        a_pass = ceil(share / local.batch_size)
-        sizes = [min(local.batch_size, share - step % a_pass * local.batch_size) for step in range(steps)]
+        sizes = step_sizes(share, local.batch_size, steps)
         if job.prefixes:
             seen = _planned_passes(job, sizes, generator(context.seed, "prefixes", context.round, job.client))
         elif steps:
@@ -55,6 +56,7 @@ def planned_work(setup: Setup, context: RoundContext, job: Job) -> Report:
         plan=job.plan,
         examples=share,
         steps=steps,
+        stepped=sum(sizes),
         loss=float("nan"),
         seconds=0.0,
         forward_backward=tuple(sorted(seen.items())),
@@ -64,10 +66,21 @@ def planned_work(setup: Setup, context: RoundContext, job: Job) -> Report:
 
 
 def cost_of(setup: Setup, context: RoundContext, job: Job, report: Report) -> DeviceCost:
-    """What a whole job takes of its client's simulated device."""
-    costs = setup.costs(Plan() if job.plan is None else context.plans[job.plan])
+    """What a whole job takes of its client's simulated device. Who calibrates is sent the full model."""
+    full = setup.costs(Plan())
+    costs = full if job.plan is None else setup.costs(context.plans[job.plan])
     up = (0 if job.plan is None else costs.bytes_up) + STATISTIC_BYTES * report.statistics_values
-    return device_cost(setup.devices[setup.classes[job.client]], reported_work(setup, context, report), costs.bytes, up)
+    down = full.bytes if job.calibrate else costs.bytes
+    return device_cost(setup.devices[setup.classes[job.client]], reported_work(setup, context, report), down, up)
+
+
+def peak_memory_bytes(setup: Setup, context: RoundContext, job: Job) -> int:
+    """Estimate of the most memory that a job needs at once: of its training with its prefixes, or of calibrating the full model."""
+    needs = [setup.costs(Plan()).memory_bytes] if job.calibrate or job.plan is None else []
+    if job.plan is not None:
+        own, *smaller = (setup.costs(context.plans[plan]) for plan in (job.plan, *job.prefixes))
+        needs.append(with_prefixes(own, smaller, job.prefix, bool(context.distill)).memory_bytes)
+    return max(needs)
 
 
 def _costs_of(setup: Setup, context: RoundContext, jobs: Sequence[Job], reports: Sequence[Report]) -> list[DeviceCost]:
@@ -82,6 +95,7 @@ def _costs_of(setup: Setup, context: RoundContext, jobs: Sequence[Job], reports:
             report.forward_backward,
             report.calibrated,
             report.statistics_values,
+            job.calibrate,
         )
         if key not in known:
             known[key] = cost_of(setup, context, job, report)
@@ -188,7 +202,7 @@ def advance_clock(
 
 def check_clock(setup: Setup, state: ServerState) -> None:
     """Raises UserError unless some client could be done with its smallest work, its own plan alone, before the deadline."""
-    deadline, view = setup.experiment.clock.deadline_seconds, view_of(setup, state, 1)
+    deadline, (view, _) = setup.experiment.clock.deadline_seconds, training_view(setup, state, 1)
     needs: dict[str, float] = {}
     for name in setup.budgets if deadline else ():
         clients = [client for client, one in enumerate(setup.classes) if one == name and setup.examples[client]]

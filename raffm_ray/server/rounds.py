@@ -12,10 +12,11 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.messages import Job, RoundContext, Update
 from raffm_ray.server.aggregation import AGGREGATION_RULES, flat_coverage, restore_frozen
+from raffm_ray.server.class_plans import copies, holds_full_model, training_view
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.ranking import cuts_residual, wanted_statistic
 from raffm_ray.server.round_schedule import advance_clock, available_clients, schedule_round, selection_size
-from raffm_ray.server.state import Round, ServerState, Setup, class_plans, copies, stack_sizes, view_of
+from raffm_ray.server.state import Round, ServerState, Setup, stack_sizes
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.calibration import add_statistics
 from raffm_ray.subnetworks.unit_coverage import add_reached
@@ -31,7 +32,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
     """Draws the next round's clients and cuts their plans. Pure: the same state gives the same round."""
     experiment, strategy = setup.experiment, setup.strategy
     number = state.round + 1
-    view = view_of(setup, state, number)
+    view, nested = training_view(setup, state, number)
     start_seconds, able = available_clients(setup, state.clock)
     rng = generator(experiment.seed, "clients", number)
     chosen = sorted(rng.choice(able, size=min(selection_size(setup), len(able)), replace=False).tolist())
@@ -49,11 +50,13 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
             trained[client] = plan
     for plan in set(trained.values()):
         check_plan(plan, setup.architecture.layout.axes)
-    nested = class_plans(setup, state, number) if strategy.prefix != "none" else {}
-    by_size = sorted({*trained.values(), *nested.values()}, key=lambda plan: (setup.costs(plan).params, plan.key))
+    sizes = {plan: setup.costs(plan).params for plan in (*trained.values(), *nested)}
+    by_size = sorted(sizes, key=lambda plan: (sizes[plan], plan.key))
     number_of = {plan: position for position, plan in enumerate(by_size)}
-    candidates = sorted({number_of[plan] for plan in nested.values()})
-    prefixes_of = {own: tuple(one for one in candidates if one < own) for own in {number_of[plan] for plan in trained.values()}}
+    candidates = sorted({number_of[plan] for plan in nested})
+    prefixes_of = {
+        number_of[plan]: tuple(one for one in candidates if sizes[by_size[one]] < sizes[plan]) for plan in trained.values()
+    }
     _check_nesting(setup, by_size, prefixes_of)
     statistic = wanted_statistic(setup, state)
     equal = strategy.client_weight == "equal"
@@ -63,7 +66,8 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
             plan=number_of[plan],
             prefixes=prefixes_of[number_of[plan]],
             prefix=strategy.prefix,
-            calibrate=statistic is not None and len(plan) == 0,
+            calibrate=statistic is not None
+            and (len(plan) == 0 or (bool(nested) and holds_full_model(setup, setup.classes[client]))),
             weight=1.0 if equal else float(setup.examples[client]),
         )
         for client, plan in trained.items()

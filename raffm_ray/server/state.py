@@ -9,22 +9,22 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
-from raffm_ray.basics.errors import TooSmallError, UserError, look_up
+from raffm_ray.basics.errors import UserError, look_up
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.devices.availability import Availability
 from raffm_ray.devices.profiles import Device
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.server.clock import VirtualClock, Visit
 from raffm_ray.server.optimizers import Moments
-from raffm_ray.server.strategies import STRATEGIES, Strategy, StrategyView
+from raffm_ray.server.strategies import STRATEGIES, Strategy
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.subnetworks.budgets import Budget
 from raffm_ray.subnetworks.calibration import Statistics
-from raffm_ray.subnetworks.costs import Budget, Costs, costs_of
+from raffm_ray.subnetworks.costs import Costs, costs_of
 from raffm_ray.subnetworks.extraction import Cutting
 from raffm_ray.subnetworks.salience import Scores
-from raffm_ray.subnetworks.size_specific import copies_of, size_specific_names
+from raffm_ray.subnetworks.size_specific import size_specific_names
 from raffm_ray.subnetworks.unit_coverage import Reached
 
 
@@ -147,48 +147,6 @@ def setup_strategy(experiment: Experiment) -> Strategy:
     return strategy
 
 
-def view_of(setup: Setup, state: ServerState, round_number: int) -> StrategyView:
-    """What the strategy sees in a round."""
-    experiment = setup.experiment
-    return StrategyView(
-        architecture=setup.architecture,
-        scores=state.scores,
-        cutting=setup.cutting,
-        kind=experiment.extraction.kind,
-        seed=experiment.seed,
-        round=round_number,
-        batch_size=experiment.local.batch_size,
-        optimizer=experiment.local.optimizer,
-        budgets=setup.budgets,
-        parameters=views(state.parameters, setup.architecture.shapes),
-    )
-
-
-def class_plans(setup: Setup, state: ServerState, round_number: int | None = None) -> dict[str, Plan]:
-    """The subnetwork that every device class gets from the current parameters and ranking, for use rather than training.
-
-    As after the last round, or as they are in the round of that number. Raises UserError that names the first class whose budget is too
-    small, or all of them where every one is.
-    """
-    view = view_of(setup, state, state.round if round_number is None else round_number)
-    plans, refused = {}, dict[str, TooSmallError]()
-    for name, budget in setup.budgets.items():
-        try:
-            plan = setup.strategy.deploy(view, budget, -1)
-        except TooSmallError as small:
-            refused[name] = small
-            continue
-        assert plan is not None
-        plans[name] = plan
-    if refused and not plans:
-        lacking = "; ".join(f"{name}: {', '.join(error.exceeded)}" for name, error in refused.items())
-        smallest = next(iter(refused.values())).smallest
-        raise UserError(f"every device class of this fleet is below {smallest}: {lacking} (need > what it allows)")
-    for name, error in refused.items():
-        raise UserError(f"device class {name}: {error} (strategy {setup.experiment.strategy.name!r})")
-    return plans
-
-
 STACK_CLIENTS = 16
 """Clients of a small model trained at once; more of them gain no more (a ViT of 45,000 parameters: 0.59, 0.53, 0.50, 0.53 of the time of
 one by one with 4, 8, 16, 32)."""
@@ -204,22 +162,6 @@ def stack_sizes(setup: Setup, plans: Sequence[Plan]) -> tuple[int, ...]:
     return tuple(
         asked or (STACK_CLIENTS if setup.costs(plan).training_flops * batch_size <= STACK_FLOPS else 1) for plan in plans
     )
-
-
-def copies(setup: Setup, state: ServerState, plans: Sequence[Plan], round_number: int | None = None) -> tuple[int, ...]:
-    """Which copy of the size-specific parameters each plan uses, 0 where there are none but the model's own.
-
-    It goes by the sizes that clients with data train, not by those that classes get: where everybody trains the full model, a copy for
-    a smaller size would stay as it began. Strategies that look at clients differ in what they choose for one, not in how much.
-    """
-    if not setup.size_specific:
-        return (0,) * len(plans)
-    view = view_of(setup, state, state.round if round_number is None else round_number)
-    extract = setup.strategy.deploy if setup.strategy.per_client else setup.strategy.train
-    owners = {setup.classes[client] for client, count in enumerate(setup.examples) if count}
-    trained = [extract(view, budget, -1) for name, budget in setup.budgets.items() if name in owners]
-    sizes = [setup.costs(plan).params for plan in trained if plan is not None]
-    return copies_of(sizes, [setup.costs(plan).params for plan in plans])
 
 
 WORTH_FLOPS = 12.0
@@ -260,11 +202,6 @@ def blocks_of(
         edges = [len(ordered) * part // parts for part in range(parts + 1)]
         blocks += [tuple(ordered[start:stop]) for start, stop in pairwise(edges)]
     return tuple(blocks)
-
-
-def holds_full_model(setup: Setup, name: str) -> bool:
-    """Whether a device class can train the full model."""
-    return setup.budgets[name].allows(setup.costs(Plan()))
 
 
 def new_state(parameters: Tensor) -> ServerState:

@@ -4,7 +4,8 @@ A strategy is an order of the units and a way to answer a budget with them: a ra
 are given the same budgets. What a rival's paper leaves open is done as RaFFM does it, so that runs differ in what the paper is about.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from math import ceil
@@ -14,8 +15,10 @@ import numpy as np
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.seeding import generator
 from raffm_ray.models.architecture import Architecture
-from raffm_ray.subnetworks.costs import Budget, Costs, costs_of
+from raffm_ray.subnetworks.budgets import Budget
+from raffm_ray.subnetworks.costs import Costs, costs_of
 from raffm_ray.subnetworks.extraction import Cutting, common_rate, longest, longest_prefix, plan_of, ranked_list
+from raffm_ray.subnetworks.prefix_costs import with_prefixes
 from raffm_ray.subnetworks.salience import METRICS, Orders, Parameters, Scores, identity_orders, rank
 
 
@@ -24,7 +27,7 @@ class StrategyView:
     """What a strategy may look at.
 
     `scores` are the current ranking; `seed` and `round` name random or rolling choices; `budgets`: of every device class;
-    `parameters`: the current ones, by name.
+    `parameters`: the current ones, by name; `smaller`: plans that are trained as prefixes of larger ones, as `prefix` and `distill` say.
     """
 
     architecture: Architecture
@@ -35,8 +38,17 @@ class StrategyView:
     round: int
     batch_size: int
     optimizer: str
+    prefix: str = "none"
+    distill: bool = False
+    smaller: Sequence[Plan] = ()
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     parameters: Parameters = field(default_factory=dict)
+
+    def beside(self, smaller: Sequence[Plan]) -> "StrategyView":
+        """This view, with what is known of it already, for plans of which these smaller ones are prefixes."""
+        other = copy(self)  # a replaced one would rank again
+        object.__setattr__(other, "smaller", tuple(smaller))
+        return other
 
     @cached_property
     def orders(self) -> Orders:
@@ -55,8 +67,9 @@ class StrategyView:
         return replace(self, scores=scores)
 
     def costs(self, plan: Plan) -> Costs:
-        """What a plan costs with the experiment's local training."""
-        return costs_of(self.architecture, plan, self.batch_size, self.optimizer)
+        """What a plan costs who trains it, with the prefixes that are trained beside it."""
+        own, *others = (costs_of(self.architecture, one, self.batch_size, self.optimizer) for one in (plan, *self.smaller))
+        return with_prefixes(own, others, self.prefix, self.distill)
 
 
 Extract = Callable[[StrategyView, Budget, int], Plan | None]
@@ -206,7 +219,7 @@ def fiarse(view: StrategyView, budget: Budget, client: int) -> Plan:
     modules that are really smaller: a unit's place in the ranked list is its mean magnitude, the L1 norm per parameter (one rate for
     every axis is its layer-wise variant). It deviates in that a client's mask stays as it is through its local training.
     """
-    return ranked(view.by_magnitude, budget, client)
+    return ranked(view.by_magnitude.beside(view.smaller), budget, client)
 
 
 @dataclass(frozen=True)

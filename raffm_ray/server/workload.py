@@ -10,6 +10,12 @@ from raffm_ray.server.state import Round, Setup
 from raffm_ray.subnetworks.calibration import backward_passes
 
 
+def flops_per_example(setup: Setup, context: RoundContext, report: Report) -> float:
+    """FLOPs of training an example, on average over a client's steps, its prefixes included: what a budget of `training_flops` limits."""
+    flops = sum(setup.costs(context.plans[plan]).training_flops * examples for plan, examples in report.forward_backward)
+    return flops / report.stepped if report.stepped else 0.0
+
+
 def training_flops(setup: Setup, context: RoundContext, report: Report) -> float:
     """FLOPs that a client's work takes on its device: every example through every plan it trains, and its calibration."""
     flops = sum(setup.costs(context.plans[plan]).training_flops * examples for plan, examples in report.forward_backward)
@@ -62,14 +68,7 @@ def expected_work(setup: Setup, plan: Plan, smaller: Sequence[Plan], examples: i
 
 
 def block_costs(setup: Setup, work: Round) -> list[float]:
-    """By which a round's blocks are ordered: examples x training FLOPs of what trains on them."""
-    return [
-        float(
-            sum(
-                setup.examples[job.client]
-                * setup.costs(Plan() if job.plan is None else work.context.plans[job.plan]).training_flops
-                for job in block
-            )
-        )
-        for block in work.blocks
-    ]
+    """FLOPs of a round's blocks: of every example of every step through every plan, and of calibrating. The costliest start first, and
+    what a call may take follows from them."""
+    flops = {visit.job.client: training_flops(setup, work.context, visit.report) for visit in work.visits}
+    return [float(sum(flops[job.client] for job in block)) for block in work.blocks]

@@ -3,6 +3,7 @@
 Open to other packages:
 
 - `experiment`: every setting of an experiment
+- `strategy`: settings of a strategy, and of its baselines
 - `execution`: settings of the pool and of checkpoints
 - `loading`: reads YAML and flags; every mistake is one line
 - `base`: the base class of all settings
@@ -16,4 +17,4 @@ Imports `basics`.
 Start reading at `experiment`.
 """
 
-__all__ = ["base", "execution", "experiment", "loading"]
+__all__ = ["base", "execution", "experiment", "loading", "strategy"]

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from raffm_ray.settings.base import Settings
 from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
 from raffm_ray.settings.execution import CheckpointSettings, PoolSettings
+from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
 
 
 class TaskSettings(Settings):
@@ -109,34 +110,6 @@ class ClientSettings(Settings):
         if self.per_round > self.count:
             raise ValueError(f"per_round {self.per_round} must not exceed count {self.count}")
         return self
-
-
-class StrategySettings(Settings):
-    """Who trains which plan."""
-
-    name: str = Field("raffm", description="a strategy of raffm_ray.server.strategies.STRATEGIES")
-    prefix: Literal["default", "none", "smallest", "random", "one"] = Field(
-        "default",
-        description="which smaller prefix of its subnetwork a client also trains in each step; `default`: what the strategy says",
-    )
-    aggregation: Literal["default", "coverage", "damped", "all_clients"] = Field(
-        "default", description="by what the sum of updates is divided; `default`: what the strategy says"
-    )
-    client_weight: Literal["default", "examples", "equal"] = Field(
-        "default",
-        description="weight of a client in the average: its number of `examples`, or `equal`; `default`: what the strategy says",
-    )
-    distill: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="fraction of a prefix's loss that compares it with the soft outputs of the client's whole subnetwork, instead of the labels; default: what the strategy says",
-    )
-    temperature: float = Field(1.0, gt=0, description="temperature of the soft outputs")
-    own: tuple[str, ...] = Field(
-        (),
-        description="parameters of which every device class's size has its own copy: kinds of raffm_ray.subnetworks.size_specific.SIZE_SPECIFIC",
-    )
 
 
 class LocalSettings(Settings):
@@ -276,6 +249,8 @@ class Experiment(Settings):
     clock: ClockSettings = ClockSettings()
     pool: PoolSettings = PoolSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
-    baselines: tuple[str, ...] = Field(
-        (), description="strategies to compare with: each is run with its own defaults on the same data, fleet, seed and rounds"
+    baselines: tuple[BaselineSettings, ...] = Field(
+        (),
+        description="strategies to compare with, on the same data, fleet, seed and rounds: names, or mappings of a `name`, a `label` and settings of `strategy`, such as "
+        "{name: raffm, label: no prefixes, prefix: none}; `local` holds those of its local training that are not the experiment's",
     )

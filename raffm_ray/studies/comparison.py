@@ -15,7 +15,9 @@ from raffm_ray.basics.errors import UserError, shortened
 from raffm_ray.basics.files import check_no_links, check_path, locked
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.pool.worker_pool import open_pool
-from raffm_ray.preparation.prepare import alone, check_baselines, prepare, with_strategy
+from raffm_ray.preparation.baselines import alone, check_baselines, with_strategy
+from raffm_ray.preparation.equal_resources import Equalized, equalized, with_equal_budgets
+from raffm_ray.preparation.prepare import prepare
 from raffm_ray.reports.multi_run_report import flat, write_page
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.runs.loop import Environment
@@ -24,13 +26,15 @@ from raffm_ray.runs.recorder import check_output
 from raffm_ray.runs.simulation import completed, starting
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import dump
+from raffm_ray.settings.strategy import BaselineSettings
 
 
 @dataclass(frozen=True)
 class Run:
-    """One strategy on one seed; its experiment repeats it alone."""
+    """One strategy on one seed; its experiment repeats it alone. `strategy`: what it is called; `baseline`: None for the experiment's own."""
 
     strategy: str
+    baseline: BaselineSettings | None
     seed: int
     experiment: Experiment
     folder: Path
@@ -43,16 +47,18 @@ class Run:
 
 def runs_of(experiment: Experiment, seeds: Sequence[int], folder: Path) -> list[Run]:
     """Every strategy on every seed, a seed after the other."""
-    names = [experiment.strategy.name, *experiment.baselines]
+    entries = [None, *experiment.baselines]
+    names = [one.shown if one else experiment.strategy.name for one in entries]
     return [
         Run(
             strategy=name,
+            baseline=one,
             seed=seed,
-            experiment=alone(experiment, name).model_copy(update={"seed": seed}),
-            folder=folder / name / f"seed-{seed}",
+            experiment=alone(experiment, one).model_copy(update={"seed": seed}),
+            folder=folder / name.replace(" ", "-") / f"seed-{seed}",
         )
         for seed in seeds
-        for name in names
+        for name, one in zip(names, entries, strict=True)
     ]
 
 
@@ -111,30 +117,51 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
                 console.print(f"{place}{_left(seconds, waiting)}", highlight=False)
                 began = time.perf_counter()
                 with locked(run.folder):
-                    completed(with_strategy(prepared, run.strategy), start, run.folder, Environment(pool, console))
+                    completed(with_strategy(prepared, run.baseline), start, run.folder, Environment(pool, console))
                 seconds.append(time.perf_counter() - began)
                 waiting -= 1
         finally:
             pool.close()
 
 
-def compare(experiment: Experiment, seeds: Sequence[int], folder: Path | str, console: Console | None = None) -> dict[str, Any]:
+def _equal(experiment: Experiment, seeds: Sequence[int], resource: str, console: Console) -> Equalized:
+    """The experiment with budgets and rounds that hold a resource equal. Raises UserError as `equalized`."""
+    prepared = prepare(experiment)
+    converted = with_equal_budgets(prepared, resource)
+    found = equalized([prepare(converted.model_copy(update={"seed": seed})) for seed in seeds], resource)
+    counts = {one.shown: one.rounds for one in found.experiment.baselines}
+    told = ", ".join(f"{name} {count}" for name, count in {experiment.strategy.name: found.experiment.rounds, **counts}.items())
+    console.print(f"compare: equal {resource}: rounds of {told}", highlight=False)
+    return found._replace(experiment=found.experiment.model_copy(update={"seed": experiment.seed}))
+
+
+def compare(
+    experiment: Experiment,
+    seeds: Sequence[int],
+    folder: Path | str,
+    console: Console | None = None,
+    equal: str | None = None,
+) -> dict[str, Any]:
     """Runs the experiment's strategy and each of its baselines on every seed, in `folder`/<strategy>/seed-<n>; returns the content of
     `comparison.json`, which is written beside `.html`, `.csv`, `.md` and `.png`.
 
+    `equal`: a resource of `RESOURCES`: budgets are converted to its unit, and every strategy has as many rounds as spend what they allow.
     A run that is there already, finished and of the same configuration, is reused; one that was interrupted goes on after its last checkpoint. Raises
     UserError before any training when a run cannot work or its folder holds something else.
     """
     console, folder = console or Console(stderr=True, quiet=True), Path(folder)
     check_baselines(experiment)
+    allowed = None
+    if equal is not None:
+        experiment, allowed = _equal(experiment, seeds, equal, console)
     runs = runs_of(experiment, seeds, folder)
     for run in runs:
         check_folder(run)
     with one_thread():
         for seed in dict.fromkeys(run.seed for run in runs if not run.finished):
             prepared = prepare(experiment.model_copy(update={"seed": seed}))
-            for name in experiment.baselines:
-                with_strategy(prepared, name)
+            for one in experiment.baselines:
+                with_strategy(prepared, one)
         _run_all(runs, experiment, console)
     summaries: dict[str, dict[int, dict[str, Any]]] = {}
     rounds: dict[str, list[list[dict[str, Any]]]] = {}
@@ -144,6 +171,7 @@ def compare(experiment: Experiment, seeds: Sequence[int], folder: Path | str, co
         summaries.setdefault(run.strategy, {})[run.seed] = read_summary(run.folder)
         rounds.setdefault(run.strategy, []).append(read_rounds(run.folder))
     with of_a_run(folder):
-        write_page(summaries, rounds, [(run.strategy, run.seed, str(run.folder)) for run in runs], folder)
+        told = {"resource": equal, "allowed": allowed} if equal else None
+        write_page(summaries, rounds, [(run.strategy, run.seed, str(run.folder)) for run in runs], folder, told)
     content: dict[str, Any] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     return content

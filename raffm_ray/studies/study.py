@@ -21,7 +21,7 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import locked, write_atomically
 from raffm_ray.basics.flags import take_flag
 from raffm_ray.basics.formatting import standard_output
-from raffm_ray.reports.comparison_table import statistic
+from raffm_ray.reports.seed_statistics import statistic
 from raffm_ray.runs.recorder import check_output
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.studies.checked_study import CheckedStudy, check_study

@@ -15,7 +15,8 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import write_atomically
 from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
 from raffm_ray.data.metrics import unit
-from raffm_ray.reports.comparison_table import Statistic, with_error
+from raffm_ray.reports.comparison_table import with_error
+from raffm_ray.reports.seed_statistics import Statistic
 from raffm_ray.runs.recorder import write_json
 from raffm_ray.settings.loading import dump
 from raffm_ray.studies.checked_study import CheckedStudy, Goal

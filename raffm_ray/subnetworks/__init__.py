@@ -5,6 +5,8 @@ Open to other packages:
 - `extraction`: a budget becomes a plan
 - `salience`: scores of units, and their order
 - `calibration`: sums of activations and gradients that salience needs
+- `budgets`: what a device allows a plan to cost
+- `prefix_costs`: what training a plan costs with smaller prefixes beside it
 - `costs`: parameters, bytes, FLOPs and memory of a plan
 - `rotation`: exact changes of basis inside attention heads
 - `norm_correction`: corrects norms where the residual stream is cut
@@ -25,10 +27,12 @@ Start reading at `extraction`.
 """
 
 __all__ = [
+    "budgets",
     "calibration",
     "costs",
     "extraction",
     "norm_correction",
+    "prefix_costs",
     "rotation",
     "salience",
     "size_specific",

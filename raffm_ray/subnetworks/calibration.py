@@ -121,7 +121,7 @@ class _Recorder:
             if self.gradient and measured and measured[0].side == "output":
                 measured = measured[:1]  # q . dL/dq and k . dL/dk are the same number
             for site in measured:
-                key = name if self.gradient or site.side == "input" else f"{name}@{site.name}"
+                key = name if self.gradient else f"{name}@{site.name}"
                 self.handles.append(self._hook(model.get_submodule(site.module), site, name, key))
 
     def _hook(self, module: nn.Module, site: Site, name: str, key: str) -> torch.utils.hooks.RemovableHandle:
@@ -140,8 +140,10 @@ class _Recorder:
             self._add(key, values[..., site.start : stop], site.dim, name)
 
         def catch_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            # One tensor read by several projections is one activation.
-            if not any(inputs[0] is other for other in self.seen.setdefault(name, [])):
+            # One tensor read by several projections is one activation, of which each has the same norm.
+            if not self.gradient:
+                catch(inputs[0])
+            elif not any(inputs[0] is other for other in self.seen.setdefault(name, [])):
                 self.seen[name].append(inputs[0])
                 catch(inputs[0])
 
@@ -187,7 +189,7 @@ def collect(
 ) -> dict[str, Tensor]:
     """A statistic's sums over examples; `model` is the full model, `batches` carry `labels`. L is an example's summed loss.
 
-    - "square": sum of h^2 over examples and positions;
+    - "square": sum of h^2 over examples and positions, at every site;
     - "taylor": sum over examples of |sum over positions h dL/dh| (Molchanov et al. 2017, eq. 8);
     - "fisher": the same, squared: the empirical Fisher information of a gate on the unit (Theis et al. 2018, eq. 9);
     - "outputs": sum over examples and outputs z of (sum over positions h dz/dh)^2: the Gauss-Newton information of the gate about what
@@ -243,6 +245,6 @@ def statistics_size(layout: Layout, statistic: str) -> int:
     count = 1
     for name in rankable(layout):
         axis, measured = layout.axes[name], sites(layout, name)
-        apart = STATISTICS[statistic].of is None and measured[0].side == "output"  # one sum for every site
+        apart = STATISTICS[statistic].of is None  # one sum for every site
         count += axis.size * (layout.axes[axis.parent].size if axis.parent else 1) * (len(measured) if apart else 1)
     return count

@@ -4,17 +4,16 @@ Everything follows from the layout; no module is built. Parameters and FLOPs are
 `named_parameters` and `torch.utils.flop_counter`), training memory is an estimate (compared with what autograd saves).
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, product
-from math import inf, prod
-from typing import NamedTuple, SupportsFloat
+from math import prod
+from typing import NamedTuple
 
 from raffm_ray.axes.dim_sizes import dim_products, kept_length
 from raffm_ray.axes.indexing import Plan, kept_size
 from raffm_ray.axes.layout import is_kept
-from raffm_ray.basics.errors import UserError, look_up, near_miss
+from raffm_ray.basics.errors import look_up
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.subnetworks.backward_costs import Gradients, gradients
 
@@ -28,7 +27,8 @@ class Costs:
     """One example's and one model's costs. `layer_params`: of `params`, those inside layers, without embeddings and head; `bytes`: of all
     parameters, which a client is given; `bytes_up`: of those that are trained, which it sends back; `training_flops`: forward and backward of one example, `calibration_flops`: with every gradient, frozen or not. `example_traffic_bytes`, `step_traffic_bytes`: read from and written to
     main memory for an example of a training step, and for a step whatever its batch (see `traffic_bytes`). `tensors`: parameter
-    tensors, which the number of operators that a step starts is proportional to. `inference_bytes`: of answering one example (see `live_floats`)."""
+    tensors, which the number of operators that a step starts is proportional to. `inference_bytes`: of answering one example (see `live_floats`).
+    `activation_bytes`: the part of `memory_bytes` that a batch's backward pass frees; `output_bytes`: of a batch's outputs."""
 
     params: int
     layer_params: int
@@ -42,52 +42,13 @@ class Costs:
     step_traffic_bytes: int
     tensors: int
     inference_bytes: int
+    activation_bytes: int
+    output_bytes: int
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of a forward pass of one example: half of its FLOPs."""
         return self.forward_flops // 2
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a device allows; a limit that is None does not bind. Units as in `Costs`."""
-
-    params: float | None = None
-    layer_params: float | None = None
-    bytes: float | None = None
-    training_flops: float | None = None
-    memory_bytes: float | None = None
-    macs: float | None = None
-    inference_bytes: float | None = None
-
-    def allows(self, costs: Costs) -> bool:
-        """Whether no limit is exceeded."""
-        return not self.exceeded(costs)
-
-    def exceeded(self, costs: Costs) -> list[str]:
-        """The limits that these costs break, in words."""
-        named = {
-            "params": costs.params,
-            "layer_params": costs.layer_params,
-            "bytes": costs.bytes,
-            "training_flops": costs.training_flops,
-            "memory_bytes": costs.memory_bytes,
-            "macs": costs.macs,
-            "inference_bytes": costs.inference_bytes,
-        }
-        return [
-            f"{name} {value:,} > {limit:,.0f}"
-            for name, value in named.items()
-            if (limit := getattr(self, name)) is not None and value > limit
-        ]
-
-    def both(self, other: "Budget") -> "Budget":
-        """The budget that allows what both allow."""
-        limits = {
-            name: [limit for limit in (getattr(self, name), getattr(other, name)) if limit is not None] for name in vars(self)
-        }
-        return Budget(**{name: min(both, default=None) for name, both in limits.items()})
 
 
 class _Term(NamedTuple):
@@ -169,18 +130,22 @@ def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimi
             unfrozen += pairs * 2 * (qk + vo)
     state, activations = look_up(OPTIMIZER_FLOATS, optimizer, "optimizer"), activation_floats(architecture, plan)
     tensors = sum(is_kept(spec.layer, plan) for spec in layout.parameters.values())
+    example_traffic, step_traffic = traffic_bytes(params, trained, state, activations)
     return Costs(
-        params,
-        layer_params,
-        params * FLOAT_BYTES,
-        trained * FLOAT_BYTES,
-        forward,
-        forward + backward,
-        forward + unfrozen,
-        (params + trained * (1 + state) + batch_size * activations) * FLOAT_BYTES,
-        *traffic_bytes(params, trained, state, activations),
-        tensors,
-        (params + live_floats(architecture, plan)) * FLOAT_BYTES,
+        params=params,
+        layer_params=layer_params,
+        bytes=params * FLOAT_BYTES,
+        bytes_up=trained * FLOAT_BYTES,
+        forward_flops=forward,
+        training_flops=forward + backward,
+        calibration_flops=forward + unfrozen,
+        memory_bytes=(params + trained * (1 + state) + batch_size * activations) * FLOAT_BYTES,
+        example_traffic_bytes=example_traffic,
+        step_traffic_bytes=step_traffic,
+        tensors=tensors,
+        inference_bytes=(params + live_floats(architecture, plan)) * FLOAT_BYTES,
+        activation_bytes=batch_size * activations * FLOAT_BYTES,
+        output_bytes=batch_size * output_floats(architecture) * FLOAT_BYTES,
     )
 
 
@@ -229,10 +194,16 @@ def activation_floats(architecture: Architecture, plan: Plan) -> int:
         if site.ffn is not None:
             width = queries * kept_length(site.ffn, layout.axes, plan)
             total += (saved.ffn - 1) * width * found.ffn + width * found.ffn_kept
-    for name, spec in layout.parameters.items():
-        if spec.matmul and len(spec.dims) == 2 and not spec.dims[1 - spec.reads]:
-            total += saved.logits * positions[spec.matmul] * architecture.shapes[name][1 - spec.reads]
-    return total
+    return total + saved.logits * output_floats(architecture)
+
+
+def output_floats(architecture: Architecture) -> int:
+    """Numbers that a model answers one example with: those of matrices whose output no axis cuts."""
+    return sum(
+        architecture.positions[spec.matmul] * architecture.shapes[name][1 - spec.reads]
+        for name, spec in architecture.layout.parameters.items()
+        if spec.matmul and len(spec.dims) == 2 and not spec.dims[1 - spec.reads]
+    )
 
 
 def live_floats(architecture: Architecture, plan: Plan) -> int:
@@ -256,37 +227,3 @@ def live_floats(architecture: Architecture, plan: Plan) -> int:
         if spec.matmul and len(spec.dims) == 2 and not spec.dims[1 - spec.reads]:
             most = max(most, positions[spec.matmul] * (residual + architecture.shapes[name][1 - spec.reads]))
     return most
-
-
-def positive(kind: str, value: object) -> float:
-    """A budget's number. Raises UserError for anything else."""
-    if isinstance(value, bool | str) or not isinstance(value, SupportsFloat) or not 0 < float(value) < inf:
-        raise UserError(f"budget {kind} must be a positive number, got {value!r}")
-    return float(value)
-
-
-def budget_from(settings: Mapping[str, float], full: Costs, others: Sequence[str] = ()) -> Budget:
-    """A budget from settings such as `{"params": 0.5}`: numbers up to 1 are fractions of the full model's cost.
-
-    `others`: kinds that whoever asks knows beside these. Raises UserError for an unknown kind or a number that is not positive.
-    """
-    if not isinstance(settings, Mapping):
-        raise UserError(f"budgets: expected a mapping such as {{'params': 0.5}}, got {settings!r}")
-    limits: dict[str, float] = {}
-    known = {
-        "params": full.params,
-        "layer_params": full.layer_params,
-        "bytes": full.bytes,
-        "training_flops": full.training_flops,
-        "memory_bytes": full.memory_bytes,
-        "macs": full.macs,
-        "inference_bytes": full.inference_bytes,
-    }
-    for kind, value in settings.items():
-        if kind not in known:
-            raise UserError(f"budget kind {kind!r} is not known{near_miss(str(kind), [*known, *others])}")
-        whole, value = known[kind], positive(kind, value)
-        if 1 < value < 100:
-            raise UserError(f"budget {kind}: {value} would be a count of {kind}; fractions of the full model are at most 1")
-        limits[kind] = value * whole if value <= 1 else value
-    return Budget(**limits)

@@ -20,8 +20,9 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import Layout
 from raffm_ray.basics.errors import TooSmallError
 from raffm_ray.models.architecture import Architecture
+from raffm_ray.subnetworks.budgets import Budget
 from raffm_ray.subnetworks.calibration import rankable
-from raffm_ray.subnetworks.costs import Budget, Costs, costs_of
+from raffm_ray.subnetworks.costs import Costs, costs_of
 from raffm_ray.subnetworks.salience import Orders, Scores
 
 AXIS_KINDS = ("groups", "heads", "qk", "vo", "ffn", "residual")

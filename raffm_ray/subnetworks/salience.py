@@ -60,22 +60,23 @@ def random(layout: Layout, parameters: Parameters, statistics: Statistics, rng: 
 
 
 def activation(layout: Layout, parameters: Parameters, statistics: Statistics, rng: np.random.Generator) -> Scores:
-    """|W| times the norm of its input, summed over the readers of a unit (Wanda: Sun et al. 2024, eq. 1).
+    """|W| times the norm of its input, summed over the weights that read a unit, each with its own input (Wanda: Sun et al. 2024, eq. 1).
 
     Where no linear layer reads the axis, the product of the norms of its writers' outputs (query and key): how much the unit can
     contribute to a score.
     """
     scores: dict[str, NDArray[np.float64]] = {}
     for name in rankable(layout):
-        if name not in statistics:
-            norms = [statistics[f"{name}@{site.name}"].sqrt() for site in sites(layout, name)]
+        measured = sites(layout, name)
+        norms = [statistics[f"{name}@{site.name}"].sqrt() for site in measured]
+        if measured[0].side == "output":
             scores[name] = torch.stack(norms).prod(0).numpy()
             continue
-        weights = torch.zeros_like(statistics[name])
-        for site in sites(layout, name):
+        total = torch.zeros_like(norms[0])
+        for site, norm in zip(measured, norms, strict=True):
             reading = ((), site.dim) if layout.parameters[site.parameter].reads == 1 else (site.dim, ())
-            weights += unit_sums(parameters[site.parameter].detach().double().abs().cpu(), reading, name, layout)
-        scores[name] = (weights * statistics[name].sqrt()).numpy()
+            total += norm * unit_sums(parameters[site.parameter].detach().double().abs().cpu(), reading, name, layout)
+        scores[name] = total.numpy()
     return scores
 
 

@@ -51,7 +51,7 @@ class Trained:
             Training(runner.objective, local, RATE, prefix, 1, **options),
             self.examples,
             ClientData(self.share, np.random.default_rng(3), np.random.default_rng(4)),
-            lambda _: runner.module_factory.inside(self.start, SMALL, Plan(), own, {}),
+            lambda _: runner.module_factory.inside(SMALL, Plan(), own, {}),
             self.start,
         )
         return {name: values.detach().clone() for name, values in own.items()}

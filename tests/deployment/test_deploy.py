@@ -30,7 +30,8 @@ from raffm_ray.deployment.trained_model import TrainedModel, find_trained_model,
 from raffm_ray.models.architecture import Architecture, architecture_of, build, new_model
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.runs.simulation import simulate
-from raffm_ray.subnetworks.costs import budget_from, costs_of
+from raffm_ray.subnetworks.budgets import budget_from
+from raffm_ray.subnetworks.costs import costs_of
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from raffm_ray.deployment.supernet import FILE, entry_levels, levels_of, open_su
 from raffm_ray.deployment.trained_model import TrainedModel, of_run
 from raffm_ray.models.architecture import build
 from raffm_ray.runs.simulation import simulate
-from raffm_ray.subnetworks.costs import Budget, costs_of
+from raffm_ray.subnetworks.budgets import Budget
+from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.extraction import Cutting, plan_of, ranked_list
 from raffm_ray.subnetworks.salience import METRICS, rank
 from raffm_ray.subnetworks.standalone import load_standalone

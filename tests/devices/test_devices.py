@@ -23,12 +23,13 @@ from raffm_ray.fleet.device_calibration import measure, profile_text
 from raffm_ray.fleet.device_plans import budget_in_words, class_rows, in_runs, provisional_ranking, widths
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.runs.summary import client_row
+from raffm_ray.server.class_plans import class_plans
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.rounds import begin_round
-from raffm_ray.server.state import ServerState, class_plans
+from raffm_ray.server.state import ServerState
 from raffm_ray.server.workload import expected_work, reported_work, training_flops
 from raffm_ray.settings.loading import dump
-from raffm_ray.subnetworks.costs import Budget
+from raffm_ray.subnetworks.budgets import Budget
 
 MINE = {
     "memory_bytes": 1e9,

@@ -17,7 +17,8 @@ from raffm_ray.axes.nesting import cut_layout, within
 from raffm_ray.basics.errors import UserError
 from raffm_ray.models.architecture import FAMILIES, HEADS, Architecture, architecture_of, build, skeleton_key
 from raffm_ray.models.model_config import parse_config
-from raffm_ray.subnetworks.costs import Budget, costs_of
+from raffm_ray.subnetworks.budgets import Budget
+from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.extraction import Cutting, longest_prefix, ranked_list
 from raffm_ray.subnetworks.salience import METRICS, rank
 

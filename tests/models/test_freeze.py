@@ -195,7 +195,7 @@ def test_a_prefix_keeps_reading_norms_of_which_a_part_is_frozen() -> None:
     own = {name: p.detach().clone() for name, p in whole.named_parameters()}
     for name, values in own.items():
         values.requires_grad_(not architecture.layout.parameters[name].frozen)
-    inner, prefix = runner.module_factory.inside(parameters, SMALL, Plan(), own, norms)
+    inner, prefix = runner.module_factory.inside(SMALL, Plan(), own, norms)
     with torch.no_grad():
         for values in own.values():
             if values.requires_grad:
@@ -205,7 +205,6 @@ def test_a_prefix_keeps_reading_norms_of_which_a_part_is_frozen() -> None:
     expected = dict(prepared.runner().module_factory.module(own, SMALL, norms).named_parameters())
     for name, values in inner.named_parameters():
         torch.testing.assert_close(values.detach(), expected[name].detach())
-    assert len(prefix.shared) < len(expected)
 
 
 def test_no_optimizer_state_and_no_gradient_for_what_is_frozen(monkeypatch) -> None:

@@ -25,7 +25,7 @@ from raffm_ray.models.architecture import FAMILIES
 from raffm_ray.models.foundation import PACKAGED
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.server.strategies import STRATEGIES
-from raffm_ray.subnetworks.costs import Budget
+from raffm_ray.subnetworks.budgets import Budget
 from raffm_ray.subnetworks.salience import METRICS
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())

@@ -12,7 +12,8 @@ def test_every_value_stands_under_its_heading() -> None:
     classes = {"raspberry_pi_4": value(0.25), "laptop": value(0.5)}
     measured = {"full": value(0.75), "worst_class": value(0.125), "curve_area": value(0.375)}
     spent = {"bytes": value(2000.0), "simulated_seconds": value(3.0), "energy_joules": value(4.0)}
-    strategy = {"classes": classes, "within_budgets": True, **measured, **spent}
+    spent |= {"flops_a_client": value(5e9), "over_budget": value(0.25)}
+    strategy = {"classes": classes, **measured, **spent}
     headings, (row,) = headings_and_rows({"metric": "accuracy", "strategies": {"raffm": strategy}})
     assert dict(zip(headings, row, strict=True)) == {
         "strategy": "raffm",
@@ -21,10 +22,11 @@ def test_every_value_stands_under_its_heading() -> None:
         "laptop": "50.0",
         "worst class": "12.5",
         "mean over sizes": "37.5",
+        "FLOPs": "5 G",
         "bytes": "2.0 kB",
         "time*": "3 s",
         "energy*": "4 J",
-        "budgets": "kept",
+        "budgets": "over 25%",
     }
 
 

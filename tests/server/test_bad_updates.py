@@ -18,6 +18,7 @@ from raffm_ray.basics.errors import BadUpdateError, ClientError
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.clients.update_checks import refusal
+from raffm_ray.data.examples import step_sizes
 from raffm_ray.pool.worker_pool import InProcessPool
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
@@ -27,6 +28,7 @@ from raffm_ray.runs.simulation import completed, resume, simulate
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.rounds import begin_round
 from raffm_ray.server.state import new_state
+from raffm_ray.server.workload import block_costs
 
 PLAIN: dict[str, Any] = {
     "strategy": {"name": "full"},
@@ -165,3 +167,42 @@ def test_a_sum_beyond_float32_is_an_error_and_no_model(out) -> None:
     with one_thread(), pytest.raises(BadUpdateError, match="round 1: the sum of its updates is beyond the range of float32"):
         completed(prepared, start, out, Environment(pool, Console(quiet=True)))
     assert all(row["round"] == 0 for row in records(out, "rounds"))
+
+
+def test_statistics_that_are_not_finite_are_refused_and_the_update_is_averaged(monkeypatch) -> None:
+    """Two fields: a client whose calibration went wrong is not one whose update was refused."""
+    prepared = prepare(tiny_experiment(salience={"every": 1, "metric": "fisher"}))
+    flat = starting_parameters(prepared, lambda *_: None, lambda _: None)
+    state = rank_again(replace(prepared.setup, strategy=replace(prepared.setup.strategy, salience=False)), new_state(flat), None)
+    work = begin_round(prepared.setup, state)
+    assert any(job.calibrate for job in work.jobs)
+    runner = prepared.runner()
+    good, _ = runner.block(work.context, state.parameters.numpy(), work.jobs)
+    monkeypatch.setattr(type(runner), "_calibrate", lambda *_: {"examples": torch.tensor([np.nan])})
+    bad, _ = runner.block(work.context, state.parameters.numpy(), work.jobs)
+    for job, report in zip(
+        sorted(work.jobs, key=lambda job: job.client), sorted(bad.reports, key=lambda one: one.client), strict=True
+    ):
+        assert report.refused == ""
+        assert report.statistics_refused == ("statistics not finite" if job.calibrate else "")
+    assert bad.weights == good.weights
+    assert good.statistics is not None
+    assert bad.statistics is None
+
+
+def test_a_block_costs_what_it_computes() -> None:
+    """A client with few examples that takes many steps is no cheap one: it would be taken for hung."""
+    prepared = prepare(tiny_experiment(local={"steps": 30}, strategy={"prefix": "none"}, salience={"metric": "l1"}))
+    work = begin_round(
+        prepared.setup,
+        rank_again(prepared.setup, new_state(starting_parameters(prepared, lambda *_: None, lambda _: None)), None),
+    )
+    costs = dict(zip(work.blocks, block_costs(prepared.setup, work), strict=True))
+    for block, cost in costs.items():
+        each = [prepared.setup.costs(work.context.plans[job.plan]).training_flops for job in block]
+        sizes = [sum(step_sizes(prepared.setup.examples[job.client], 16, 30)) for job in block]
+        assert cost == sum(flops * count for flops, count in zip(each, sizes, strict=True))
+        examples = [prepared.setup.examples[job.client] for job in block]
+        assert cost > 2 * sum(
+            flops * count for flops, count in zip(each, examples, strict=True)
+        )  # control: one pass of its examples

@@ -28,7 +28,8 @@ from raffm_ray.devices.round_costs import DeviceCost
 from raffm_ray.models.architecture import new_model
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.pool.worker_pool import InProcessPool
-from raffm_ray.preparation.prepare import prepare, with_strategy
+from raffm_ray.preparation.baselines import with_strategy
+from raffm_ray.preparation.prepare import prepare
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.runs.loop import run_round
 from raffm_ray.runs.progress import Display
@@ -42,6 +43,7 @@ from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import Round, new_state
 from raffm_ray.server.strategies import STRATEGIES
 from raffm_ray.settings.experiment import ClockSettings
+from raffm_ray.settings.strategy import BaselineSettings
 from raffm_ray.subnetworks.calibration import STATISTICS, collect, statistics_size
 from raffm_ray.subnetworks.norm_correction import norm_statistics, norm_statistics_size
 from raffm_ray.subnetworks.salience import METRICS
@@ -309,7 +311,7 @@ def test_a_round_waits_until_somebody_is_awake_and_free(prepared) -> None:
     ],
 )
 def test_work_is_known_before_it_is_done(prepared, state, name, prefix, local) -> None:
-    setup = with_strategy(prepared, name).setup
+    setup = with_strategy(prepared, BaselineSettings(name=name)).setup
     setup = replace(setup, strategy=replace(setup.strategy, prefix=prefix)) if prefix else setup
     changed = setup.experiment.local.model_copy(update=local)
     setup = replace(setup, experiment=setup.experiment.model_copy(update={"local": changed}))

@@ -20,16 +20,20 @@ from raffm_ray.clients.local_training import one_thread
 from raffm_ray.devices.profiles import DEVICES
 from raffm_ray.models.architecture import FAMILIES, Architecture, new_model
 from raffm_ray.pool.worker_pool import InProcessPool
-from raffm_ray.preparation.prepare import Prepared, prepare, with_strategy
+from raffm_ray.preparation.baselines import with_strategy
+from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs.evaluation import evaluate
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.server.aggregation import flat_coverage
+from raffm_ray.server.class_plans import class_plans
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.rounds import begin_round, finish_round
-from raffm_ray.server.state import ServerState, class_plans, new_state
+from raffm_ray.server.state import ServerState, new_state
 from raffm_ray.server.strategies import STRATEGIES, StrategyView, fedrolex
-from raffm_ray.subnetworks.costs import Budget, budget_from, costs_of
+from raffm_ray.settings.strategy import BaselineSettings
+from raffm_ray.subnetworks.budgets import Budget, budget_from
+from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.extraction import Cutting
 from raffm_ray.subnetworks.salience import METRICS
 
@@ -361,7 +365,7 @@ def test_what_a_strategy_cannot_do_is_said_before_anything_is_trained(changes, m
 def test_a_baseline_that_cannot_be_run_is_named() -> None:
     prepared = prepare(tiny_experiment(fleet={"budgets": {"raspberry_pi_4": {"params": 0.3}}}))
     with pytest.raises(UserError, match="below one layer.*strategy 'depth'"):
-        with_strategy(prepared, "depth")
+        with_strategy(prepared, BaselineSettings(name="depth"))
 
 
 def test_a_model_whose_layers_cannot_be_dropped() -> None:

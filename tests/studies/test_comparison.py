@@ -14,9 +14,10 @@ from rich.console import Console
 from raffm_ray.basics.errors import UserError
 from raffm_ray.cli.main import main as cli
 from raffm_ray.reports.comparison_picture import mean_curve
-from raffm_ray.reports.comparison_table import notes, rows_of_runs, statistic
+from raffm_ray.reports.comparison_table import notes, rows_of_runs
 from raffm_ray.reports.run_picture import sizes_of
 from raffm_ray.reports.run_report import write_report
+from raffm_ray.reports.seed_statistics import statistic
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.runs.size_curve import area, grid
 from raffm_ray.server.strategies import STRATEGIES
@@ -175,7 +176,7 @@ def test_its_numbers_are_the_runs_own(compared, name) -> None:
         assert one[measure]["standard_error"] == pytest.approx(np.std(values, ddof=1) / np.sqrt(len(values)))
     for device, value in one["classes"].items():
         assert value["values"] == [run["tiers"][device]["metric"] for run in runs]
-    assert one["within_budgets"] == STRATEGIES[name].budgeted
+    assert (one["over_budget"]["mean"] == 0) == STRATEGIES[name].budgeted
 
 
 def test_a_run_of_a_comparison_is_the_run_alone(compared, tmp_path) -> None:
@@ -288,7 +289,7 @@ def test_the_command_prints_the_table_and_where_it_is(compared, tmp_path, capsys
         (["CONFIG", "--seeds", "-1"], "got '-1'"),
         (["CONFIG", "--seeds", "1,1"], "--seeds: every seed once, got '1,1'"),
         (["CONFIG", "--seeds"], "--seeds: expected a value after it"),
-        (["CONFIG", "--baselines", "[heterofll]"], "baselines: 'heterofll' must be another strategy than 'raffm'"),
+        (["CONFIG", "--baselines", "[heterofll]"], "baselines: strategy 'heterofll' is not known (did you mean 'heterofl'?)"),
         (["CONFIG", "--clients.count", "5000", "--seeds", "0,1"], "clients.count: 5000 clients cannot share"),
     ],
 )

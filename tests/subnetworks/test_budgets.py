@@ -6,7 +6,8 @@ import pytest
 from conftest import architecture_case
 
 from raffm_ray.axes.indexing import Plan
-from raffm_ray.subnetworks.costs import Budget, costs_of
+from raffm_ray.subnetworks.budgets import Budget
+from raffm_ray.subnetworks.costs import costs_of
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Budget)])

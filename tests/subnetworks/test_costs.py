@@ -18,7 +18,8 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.local_training import OPTIMIZERS
 from raffm_ray.models.architecture import FAMILIES, Architecture, architecture_of, new_model
 from raffm_ray.models.model_config import parse_config
-from raffm_ray.subnetworks.costs import FLOAT_BYTES, activation_floats, budget_from, costs_of
+from raffm_ray.subnetworks.budgets import budget_from
+from raffm_ray.subnetworks.costs import FLOAT_BYTES, activation_floats, costs_of
 from raffm_ray.subnetworks.extraction import kind_of
 
 

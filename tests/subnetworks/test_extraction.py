@@ -14,8 +14,9 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.models.architecture import architecture_of
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.server.ranking import plain_scores
+from raffm_ray.subnetworks.budgets import Budget, budget_from
 from raffm_ray.subnetworks.calibration import rankable
-from raffm_ray.subnetworks.costs import Budget, budget_from, costs_of
+from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.extraction import Cutting, common_rate, longest_prefix, plan_of, plan_of_rates, ranked_list, unit_cost
 from raffm_ray.subnetworks.salience import METRICS, identity_orders, rank
 

@@ -157,7 +157,7 @@ def test_the_correction_of_a_root_mean_square_norm_is_exact_when_every_position_
 
 def test_a_prefix_returns_the_gradient_of_a_gain_without_bias() -> None:
     mine, theirs = torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0])), torch.nn.Parameter(torch.zeros(2))
-    prefix = Prefix([(mine, theirs, (torch.tensor([0, 2]),))], [(theirs, None, 2.0, 0.0)])
+    prefix = Prefix({"gain": theirs}, [(mine, theirs, (torch.tensor([0, 2]),))], [(theirs, None, 2.0, 0.0)])
     prefix.read()
     assert theirs.tolist() == [2, 6]
     (theirs * torch.tensor([5.0, 7.0])).sum().backward()

@@ -20,16 +20,19 @@ from raffm_ray.axes.layout import is_kept
 from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.messages import Update
 from raffm_ray.pool.worker_pool import InProcessPool
-from raffm_ray.preparation.prepare import prepare, with_strategy
+from raffm_ray.preparation.baselines import with_strategy
+from raffm_ray.preparation.prepare import prepare
 from raffm_ray.runs.evaluation import measure
 from raffm_ray.runs.recorder import parameters_sha256
 from raffm_ray.runs.simulation import simulate
+from raffm_ray.server.class_plans import class_plans, copies
 from raffm_ray.server.clock import LateUpdate, VirtualClock
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.round_schedule import advance_clock
 from raffm_ray.server.rounds import begin_round, finish_round
-from raffm_ray.server.state import class_plans, copies, new_state
+from raffm_ray.server.state import new_state
 from raffm_ray.server.strategies import STRATEGIES
+from raffm_ray.settings.strategy import BaselineSettings
 from raffm_ray.subnetworks.size_specific import SIZE_SPECIFIC, copies_of, saved_copies, size_specific_names, with_copies
 
 BOTH = ("norms", "classifier")
@@ -138,7 +141,7 @@ def test_without_the_setting_there_are_no_copies() -> None:
     own, own_state = system()
     assert len(own_state.parameters) > len(state.parameters)
     assert set(one_round(own, own_state)[0].context.copies) == set(range(5))
-    assert with_strategy(own, "full").setup.size_specific == ()  # a baseline has its own defaults
+    assert with_strategy(own, BaselineSettings(name="full")).setup.size_specific == ()  # a baseline has its own defaults
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

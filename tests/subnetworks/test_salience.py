@@ -11,6 +11,7 @@ from conftest import CASES, architecture_case
 from raffm_ray.axes.indexing import Axis, Plan, dim_indices
 from raffm_ray.axes.layout import Layout, take_all
 from raffm_ray.models.architecture import Architecture, build, new_model
+from raffm_ray.models.hooks import mask_for
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.subnetworks.calibration import add_statistics, collect, rankable, sites, unit_sums
 from raffm_ray.subnetworks.salience import METRICS, identity_orders, rank
@@ -88,7 +89,43 @@ def test_padding_adds_nothing_to_statistics(statistic) -> None:
     longer = collect(
         model, described.layout, [text | {"attention_mask": torch.ones(1, 5, dtype=torch.int64)}], statistic, CLASSES
     )
-    assert not torch.allclose(longer["0/ffn"], plain["0/ffn"], rtol=1e-3, atol=0)
+    (key, *_) = [name for name in plain if name.partition("@")[0] == "0/ffn"]
+    assert not torch.allclose(longer[key], plain[key], rtol=1e-3, atol=0)
+
+
+def wanda(architecture, model, batch, axis) -> torch.Tensor:
+    """Sum over all linear layers that read an axis, and all of their weights, of |W| x the norm of the input that it multiplies."""
+    layout, inputs = architecture.layout, {}
+    read = [site for site in sites(layout, axis) if site.side == "input"]
+    handles = [
+        model.get_submodule(site.module).register_forward_pre_hook(lambda _, given, at=site.module: inputs.update({at: given[0]}))
+        for site in read
+    ]
+    with torch.no_grad():
+        model(**{name: values for name, values in batch.items() if name != "labels"})
+    for handle in handles:
+        handle.remove()
+    total = torch.zeros(layout.axes[axis].size, dtype=torch.float64)
+    for site in read:
+        mask = mask_for(inputs[site.module], batch, layout.parameters[site.parameter].matmul)
+        values = (inputs[site.module] if mask is None else inputs[site.module] * mask[..., None]).double()
+        weight = dict(model.named_parameters())[site.parameter].detach().double()
+        by_input = weight.abs().sum(1 - layout.parameters[site.parameter].reads)
+        total += by_input * values.flatten(0, -2).square().sum(0).sqrt()
+    return total
+
+
+@pytest.mark.parametrize("axis", ["residual", "0/ffn"])
+def test_activation_is_each_weight_times_the_norm_of_its_own_input(architecture, model, batch, axis) -> None:
+    statistics = collect(model, architecture.layout, [batch], "square", CLASSES)
+    parameters = dict(model.named_parameters())
+    scores = METRICS["activation"].score(architecture.layout, parameters, statistics, np.random.default_rng(0))
+    expected = wanda(architecture, model, batch, axis)
+    np.testing.assert_allclose(scores[axis], expected, rtol=1e-6)
+    if axis == "residual":  # control: readers of different inputs do not share one norm
+        names = [f"{axis}@{site.name}" for site in sites(architecture.layout, axis)]
+        together = torch.stack([statistics[name] for name in names]).sum(0).sqrt()
+        assert not np.allclose(together / together.mean(), expected / expected.mean(), rtol=1e-3)
 
 
 def test_statistics_control_another_half_differs(architecture, model, batch) -> None:

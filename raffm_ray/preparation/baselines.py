@@ -1,0 +1,62 @@
+"""The strategies that an experiment's own is compared with, under the same protocol."""
+
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from raffm_ray.basics.errors import UserError, look_up
+from raffm_ray.preparation.prepare import Prepared, check_start
+from raffm_ray.server.state import setup_strategy
+from raffm_ray.server.strategies import STRATEGIES
+from raffm_ray.settings.experiment import Experiment, LocalSettings
+from raffm_ray.settings.loading import one_line
+from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
+
+
+def check_baselines(experiment: Experiment) -> None:
+    """Raises UserError unless every baseline is a strategy, called otherwise than the experiment's own and than every other."""
+    names = {experiment.strategy.name}
+    for one in experiment.baselines:
+        look_up(STRATEGIES, one.name, "baselines: strategy")
+        if one.shown in names:
+            raise UserError(
+                f"baselines: {one.shown!r} is there already; another variant of a strategy needs a label of its own, such as "
+                f"{{name: {one.name}, label: {one.name} 2}}"
+            )
+        names.add(one.shown)
+        with_protocol(experiment, one)
+
+
+def with_protocol(experiment: Experiment, baseline: BaselineSettings) -> Experiment:
+    """The experiment under a baseline's strategy, alone. What the protocol says (client weights, local training) holds for it too,
+    where the baseline has nothing of its own; the rest of its strategy is as the baseline sets it, or as that strategy's defaults.
+
+    Raises UserError for settings of `local` that are not valid.
+    """
+    strategy = {name: getattr(baseline, name) for name in StrategySettings.model_fields}
+    if baseline.client_weight == "default":
+        strategy["client_weight"] = experiment.strategy.client_weight
+    try:
+        local = LocalSettings.model_validate({**experiment.local.model_dump(), **baseline.local})
+    except ValidationError as error:
+        raise UserError(f"baselines: {baseline.shown}: local.{one_line(error, LocalSettings)}") from None
+    changed = {
+        "strategy": StrategySettings(**strategy),
+        "local": local,
+        "baselines": (),
+        "rounds": baseline.rounds or experiment.rounds,
+    }
+    return experiment.model_copy(update=changed)
+
+
+def alone(experiment: Experiment, baseline: BaselineSettings | None = None) -> Experiment:
+    """The experiment without baselines, under its own strategy or a baseline's."""
+    return with_protocol(experiment, baseline) if baseline else experiment.model_copy(update={"baselines": ()})
+
+
+def with_strategy(prepared: Prepared, baseline: BaselineSettings | None) -> Prepared:
+    """The same data, fleet and seed under `alone`'s experiment. Raises UserError as `prepare`."""
+    changed = alone(prepared.setup.experiment, baseline)
+    setup = replace(prepared.setup, experiment=changed, strategy=setup_strategy(changed))
+    check_start(setup)
+    return replace(prepared, setup=setup)

@@ -1,0 +1,61 @@
+"""What several seeds say of a difference: means, standard errors, paired intervals. Pure."""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from raffm_ray.data.metrics import shown, unit
+
+Statistic = Mapping[str, Any]
+"""{mean, standard_error, values}."""
+CONFIDENCE = 0.95
+
+
+def statistic(values: Sequence[float | None]) -> Statistic:
+    """Mean and standard error of the mean, s / sqrt(n) with s over n - 1, of one value a seed.
+
+    Both are None where a run has no value; the standard error also with a single seed.
+    """
+    known = [value for value in values if value is not None]
+    whole = bool(known) and len(known) == len(values)
+    error = float(np.std(known, ddof=1) / np.sqrt(len(known))) if whole and len(known) > 1 else None
+    return {"mean": float(np.mean(known)) if whole else None, "standard_error": error, "values": list(values)}
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """Mean of first - second over seeds that both have, in the same order, and its confidence interval.
+
+    mean +- t s / sqrt(n) with Student's t of n - 1 degrees of freedom and s over n - 1 (Student 1908): paired, because a seed divides
+    the data and draws the clients of all strategies alike. `low` and `high` are None with a single seed; `seeds`: n.
+    """
+    differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    count, mean = len(differences), float(differences.mean())
+    if count < 2:
+        return {"mean": mean, "low": None, "high": None, "seeds": count}
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * float(differences.std(ddof=1)) / sqrt(count)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": count}
+
+
+def told_difference(metric: str, names: tuple[str, str], what: str, found: Mapping[str, Any]) -> str:
+    """A paired difference as a sentence, with what can be told from it."""
+    first, second = names
+    sign, points = ("", " points") if unit(metric) else ("", "")
+    lead = f"{what}, {first} - {second}: {_signed(metric, found['mean'])}{sign}{points}"
+    if found["low"] is None:
+        return f"{lead}; no difference can be told from 1 seed"
+    span = f"{lead}, {CONFIDENCE:.0%} t-interval {_signed(metric, found['low'])} to {_signed(metric, found['high'])}"
+    told = "" if found["low"] > 0 or found["high"] < 0 else f"; no difference can be told from {found['seeds']} seeds"
+    return span + told
+
+
+def _signed(metric: str, value: float) -> str:
+    return f"{'-' if value < 0 else '+'}{shown(metric, abs(value))}"
+
+
+def standard_error_of_share(share: float, examples: int) -> float:
+    """sqrt(p (1 - p) / n): how much a share of right answers varies with the held-out examples that were drawn."""
+    return sqrt(share * (1 - share) / examples)

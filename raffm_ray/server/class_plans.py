@@ -1,0 +1,99 @@
+"""Which subnetwork every device class trains and gets, so that all that a client does with it keeps within the class's budget."""
+
+from collections.abc import Sequence
+
+from raffm_ray.axes.flat_parameters import views
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import TooSmallError, UserError
+from raffm_ray.server.state import ServerState, Setup
+from raffm_ray.server.strategies import StrategyView
+from raffm_ray.subnetworks.size_specific import copies_of
+
+
+def view_of(setup: Setup, state: ServerState, round_number: int) -> StrategyView:
+    """What the strategy sees in a round, where no plan is trained beside another."""
+    experiment = setup.experiment
+    return StrategyView(
+        architecture=setup.architecture,
+        scores=state.scores,
+        cutting=setup.cutting,
+        kind=experiment.extraction.kind,
+        seed=experiment.seed,
+        round=round_number,
+        batch_size=experiment.local.batch_size,
+        optimizer=experiment.local.optimizer,
+        prefix=setup.strategy.prefix,
+        distill=bool(setup.strategy.distill),
+        budgets=setup.budgets,
+        parameters=views(state.parameters, setup.architecture.shapes),
+    )
+
+
+def _plans_for_use(setup: Setup, view: StrategyView) -> dict[str, Plan]:
+    """Every class's plan, each sized with those of smaller plans as its prefixes. Raises UserError as `class_plans`.
+
+    A class's plan without prefixes tells the order: then all that a plan's charge depends on is known before it.
+    """
+    plans, refused = {}, dict[str, TooSmallError]()
+    for name, budget in setup.budgets.items():
+        try:
+            plan = setup.strategy.deploy(view, budget, -1)
+        except TooSmallError as small:
+            refused[name] = small
+            continue
+        assert plan is not None
+        plans[name] = plan
+    if refused and not plans:
+        lacking = "; ".join(f"{name}: {', '.join(error.exceeded)}" for name, error in refused.items())
+        smallest = next(iter(refused.values())).smallest
+        raise UserError(f"every device class of this fleet is below {smallest}: {lacking} (need > what it allows)")
+    for name, error in refused.items():
+        raise UserError(f"device class {name}: {error} (strategy {setup.experiment.strategy.name!r})")
+    if setup.strategy.prefix == "none":
+        return plans
+    fixed: list[Plan] = []
+    for name in sorted(plans, key=lambda one: setup.costs(plans[one]).params):
+        plan = setup.strategy.deploy(view.beside(fixed), setup.budgets[name], -1)
+        assert plan is not None
+        plans[name] = plan
+        fixed.append(plan)
+    return plans
+
+
+def class_plans(setup: Setup, state: ServerState, round_number: int | None = None) -> dict[str, Plan]:
+    """The subnetwork that every device class gets from the current parameters and ranking, for use rather than training.
+
+    As after the last round, or as they are in the round of that number. Raises UserError that names the first class whose budget is too
+    small, or all of them where every one is.
+    """
+    return _plans_for_use(setup, view_of(setup, state, state.round if round_number is None else round_number))
+
+
+def training_view(setup: Setup, state: ServerState, round_number: int) -> tuple[StrategyView, Sequence[Plan]]:
+    """What the strategy chooses a round's training plans by, and the plans that may be trained as prefixes of larger ones."""
+    view = view_of(setup, state, round_number)
+    if setup.strategy.prefix == "none":
+        return view, ()
+    smaller = tuple(_plans_for_use(setup, view).values())
+    return view.beside(smaller), smaller
+
+
+def copies(setup: Setup, state: ServerState, plans: Sequence[Plan], round_number: int | None = None) -> tuple[int, ...]:
+    """Which copy of the size-specific parameters each plan uses, 0 where there are none but the model's own.
+
+    It goes by the sizes that clients with data train, not by those that classes get: where everybody trains the full model, a copy for
+    a smaller size would stay as it began. Strategies that look at clients differ in what they choose for one, not in how much.
+    """
+    if not setup.size_specific:
+        return (0,) * len(plans)
+    view, _ = training_view(setup, state, state.round if round_number is None else round_number)
+    extract = setup.strategy.deploy if setup.strategy.per_client else setup.strategy.train
+    owners = {setup.classes[client] for client, count in enumerate(setup.examples) if count}
+    trained = [extract(view, budget, -1) for name, budget in setup.budgets.items() if name in owners]
+    sizes = [setup.costs(plan).params for plan in trained if plan is not None]
+    return copies_of(sizes, [setup.costs(plan).params for plan in plans])
+
+
+def holds_full_model(setup: Setup, name: str) -> bool:
+    """Whether a device class can train the full model."""
+    return setup.budgets[name].allows(setup.costs(Plan()))

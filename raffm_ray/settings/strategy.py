@@ -1,0 +1,65 @@
+"""Settings of the strategy, and of those that it is compared with."""
+
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from raffm_ray.settings.base import Settings
+
+
+class StrategySettings(Settings):
+    """Who trains which plan."""
+
+    name: str = Field("raffm", description="a strategy of raffm_ray.server.strategies.STRATEGIES")
+    prefix: Literal["default", "none", "smallest", "random", "one"] = Field(
+        "default",
+        description="which smaller prefix of its subnetwork a client also trains in each step; `default`: what the strategy says",
+    )
+    aggregation: Literal["default", "coverage", "damped", "all_clients"] = Field(
+        "default", description="by what the sum of updates is divided; `default`: what the strategy says"
+    )
+    client_weight: Literal["default", "examples", "equal"] = Field(
+        "default",
+        description="weight of a client in the average: its number of `examples`, or `equal`; `default`: what the strategy says",
+    )
+    distill: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="fraction of a prefix's loss that compares it with the soft outputs of the client's whole subnetwork, instead of the labels; default: what the strategy says",
+    )
+    temperature: float = Field(1.0, gt=0, description="temperature of the soft outputs")
+    own: tuple[str, ...] = Field(
+        (),
+        description="parameters of which every device class's size has its own copy: kinds of raffm_ray.subnetworks.size_specific.SIZE_SPECIFIC",
+    )
+
+
+class BaselineSettings(StrategySettings):
+    """A strategy that the experiment's own is compared with; written as its name where nothing else is set.
+
+    The protocol (client weights, local training) is the experiment's, unless `client_weight` or `local` says otherwise.
+    """
+
+    label: str | None = Field(
+        None,
+        pattern=r"^\w[\w .+-]*$",
+        max_length=60,
+        description="name in tables, pictures and folders; default: the strategy's name",
+    )
+    rounds: int | None = Field(None, ge=1, description="rounds of its training; default: the experiment's")
+    local: dict[str, Any] = Field({}, description="settings of `local` that are this one's own, such as {learning_rate: 0.01}")
+
+    @property
+    def shown(self) -> str:
+        """What it is called in tables, pictures and folders."""
+        return self.label or self.name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _short(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        return self.name if self == BaselineSettings(name=self.name) else serialize(self)
