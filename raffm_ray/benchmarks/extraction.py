@@ -30,7 +30,7 @@ from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.pool.worker_pool import Pool, open_pool
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.starting_parameters import rotated, trained
-from raffm_ray.reports.drawing import plt
+from raffm_ray.reports.drawing import plt, save
 from raffm_ray.runs.evaluation import measure
 from raffm_ray.runs.progress import Display
 from raffm_ray.runs.recorder import check_output, write_json
@@ -245,8 +245,7 @@ def _picture(full: float, rows: Sequence[Row], metric: str, path: Path) -> None:
         panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(f"held-out {metric}{' (%)' if unit(metric) else ''}, no training after the cut")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def extraction(flags: Sequence[str], folder: Path, console: Console) -> Table:

@@ -197,6 +197,7 @@ def shares(words: Sequence[str]) -> int:
     from raffm_ray.basics.formatting import standard_output
     from raffm_ray.data.shares import by_device, share_table
     from raffm_ray.preparation.prepare import prepare
+    from raffm_ray.reports.drawing import save
     from raffm_ray.reports.share_picture import picture_of_shares
 
     prepared = prepare(experiment)
@@ -205,7 +206,7 @@ def shares(words: Sequence[str]) -> int:
     figure = picture_of_shares(label_distribution, devices, title)
     try:
         image.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(image, dpi=110)
+        save(figure, image)
     except OSError as error:
         raise UserError(f"--out {image}: cannot be written: {error.strerror}") from None
     out = standard_output()

@@ -47,6 +47,7 @@ def _quiet_libraries() -> None:
     }.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ["MPLBACKEND"] = "Agg"  # pictures are files here; one inherited from a notebook may not even be installed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ Open to other packages:
 
 Used inside only:
 
+- `labels`: how many classes there are, and what is odd about them
 - `task_types`: classification, regression, question answering, language modelling: rows to model inputs
 
 Imports `basics`, `settings`.

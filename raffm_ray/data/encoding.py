@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -140,6 +141,11 @@ def spans(rows: Rows, columns: Mapping[str, str], words: Words, stride: int) -> 
     """
     found: dict[str, list[Any]] = {name: [] for name in ("input_ids", "token_type_ids", "first", "last", "row", "labels")}
     at = 0
+    if not words.tokenizer.is_fast:
+        raise UserError(
+            f"model.tokenizer: {type(words.tokenizer).__name__} cannot tell where tokens stand in a text, which question answering needs: use "
+            "a fast tokenizer (a folder with tokenizer.json)"
+        )
     if words.length < SHORTEST_SPAN:
         raise UserError(f"task.max_length: a question and its context need at least {SHORTEST_SPAN} tokens, got {words.length}")
     for questions, contexts, answers in chunks(rows, *(columns[role] for role in ("question", "context", "answers"))):
@@ -218,16 +224,38 @@ class Pictures:
         if self.channels not in (1, 3):
             raise UserError(f"model.config.num_channels: images have 1 (grey) or 3 (colours), got {self.channels}")
         values = np.empty((len(rows), self.channels, self.size, self.size), dtype=np.uint8)
-        at = 0
-        for (images,) in chunks(rows, name):
-            for image in images:
-                if isinstance(image, Image.Image) and image.mode.startswith(("I", "F")):
-                    raise UserError(f"task.columns.image: images of mode {image.mode} have more than 8 bits: convert them first")
-                if not isinstance(image, Image.Image):
-                    raise UserError(f"task.columns.image: expected images in {name!r}, got {type(image).__name__}")
-                shaped = image.convert("L" if self.channels == 1 else "RGB")
-                if shaped.size != (self.size, self.size):
-                    shaped = shaped.resize((self.size, self.size), Image.Resampling.BILINEAR)
-                values[at] = np.atleast_3d(np.asarray(shaped)).transpose(2, 0, 1)
-                at += 1
+        for at, image in enumerate(one_by_one(rows, name)):
+            if image.mode.startswith(("I", "F")):
+                raise UserError(f"task.columns.image: images of mode {image.mode} have more than 8 bits: convert them first")
+            shaped = image.convert("L" if self.channels == 1 else "RGB")
+            if shaped.size != (self.size, self.size):
+                shaped = shaped.resize((self.size, self.size), Image.Resampling.BILINEAR)
+            values[at] = np.atleast_3d(np.asarray(shaped)).transpose(2, 0, 1)
         return {"pixel_values": Pixels(values, self.mean, self.deviation)}
+
+
+def one_by_one(rows: Rows, name: str) -> Iterator[Any]:
+    """The images of a column, each decoded when it is asked for: whole photos would take a hundred times the memory of what is kept of
+    them. Raises UserError, with its file or row, for one that cannot be decoded or is beyond PIL's limit against decompression bombs."""
+    import datasets
+    from PIL import Image
+
+    feature = rows.table.features[name]
+    if not isinstance(feature, datasets.Image):
+        raise UserError(f"task.columns.image: expected images in {name!r}, got {getattr(feature, 'dtype', feature)}")
+    raw = rows.table.cast_column(name, datasets.Image(decode=False))
+    for row in range(len(raw)):
+        stored = raw[row][name]
+        if stored is None:
+            raise UserError(f"task.columns.image: row {row + 1} has no image in {name!r}")
+        where = stored["path"] or f"row {row + 1}"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                image = feature.decode_example(stored)
+        except Image.DecompressionBombError:
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            raise UserError(f"task.data: {where}: an image of more than {most:,} pixels: scale it down first") from None
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"task.data: {where}: cannot be read as an image: {in_short(error)}") from None
+        yield image

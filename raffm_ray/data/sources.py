@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape, has_magic
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def _builder(where: Path) -> tuple[str, dict[str, Any]]:
     """The builder of `datasets` for a local place, and its arguments.
 
     A folder's files name its splits (`validation_matched.parquet`, `train-00000-of-00002.parquet`); one without such files is left to
-    the library, which knows folders of images.
+    the library, which knows folders of images. Names are literal: the library would take `data[1].csv` for a pattern.
     """
     if not where.is_file() and not where.is_dir():
         raise UserError(f"task.data: {where}: neither a file nor a folder")
@@ -73,14 +74,14 @@ def _builder(where: Path) -> tuple[str, dict[str, Any]]:
         if not file.is_file():
             raise UserError(f"task.data: {file}: not a file")
     if not files:
-        return str(where), {}
+        return ("imagefolder", {"data_dir": escape(str(where))}) if has_magic(str(where)) else (str(where), {})
     endings = {file.suffix for file in files}
     if len(endings) > 1:
         raise UserError(f"task.data: {where} holds files of several kinds ({', '.join(sorted(endings))}): name one of them")
     by_split: dict[str, list[str]] = {}
     for file in files:
         split = "train" if where.is_file() else re.sub(r"-\d+-of-\d+$", "", file.stem)
-        by_split.setdefault(split, []).append(str(file))
+        by_split.setdefault(split, []).append(escape(str(file)))
     ending = endings.pop()
     # Words like "null" or "N/A" are texts and names of classes, not missing values.
     reading = {"keep_default_na": False, **({"sep": "\t"} if ending == ".tsv" else {})} if BUILDERS[ending] == "csv" else {}
@@ -153,8 +154,17 @@ def class_names(tables: Sequence[Rows], name: str) -> list[str] | None:
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
     if getattr(feature, "dtype", None) in ("string", "large_string"):
-        found = {value for rows in tables for value in rows.table.unique(name)}
-        if None in found:
-            raise UserError(f"task.columns.label: some rows have no value in {name!r}")
-        return sorted(found)
+        for rows in tables:
+            check_no_missing(rows.table[name], name)
+        return sorted({value for rows in tables for value in rows.table.unique(name)})
     return None
+
+
+def check_no_missing(labels: Sequence[Any], name: str) -> None:
+    """Raises UserError for the first row whose label is missing: an empty cell of a table of texts is no class of its own."""
+    for row, value in enumerate(labels, 1):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise UserError(
+                f"task.columns.label: row {row} has no value in {name!r} (rows of the data are counted from 1, without a heading): "
+                "leave out what has no label"
+            )

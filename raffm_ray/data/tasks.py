@@ -14,6 +14,7 @@ import numpy as np
 from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.data.encoding import Columns, Pictures, Words, cached, chunks
 from raffm_ray.data.examples import Examples, Ragged, batch_length
+from raffm_ray.data.labels import label_count, labels_beyond_two, notes_on_classes
 from raffm_ray.data.metrics import METRICS, Answers
 from raffm_ray.data.sources import Rows, class_names, divide, open_splits, split_of, told_parts
 from raffm_ray.data.task_types import TASK_TYPES, Loading, TaskType, scorer
@@ -26,6 +27,7 @@ class Task:
 
     `labels`: how many classes, 1 for a number, None where the head has none. `score`: answers on the held-out part -> the metric.
     `validation`: examples that nobody trains on either, by which a run may stop or choose its best round, and their score.
+    `notes`: what a user should know about the data.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Task:
     class_names: tuple[str, ...] = ()
     validation: Examples | None = None
     validation_score: Callable[[Answers], float] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> dict[str, Examples]:
@@ -211,7 +214,7 @@ def load_task(
     everything = [part[0] for part in (public, clients, held_part, validation) if part]
     if metric == "f1" and labels_beyond_two(*everything):
         raise UserError("task.metric: f1 is of two classes, and the data has more: use accuracy or matthews")
-    labels = _label_count(kind, recipe.kind, classes, everything)
+    labels = label_count(kind, recipe.kind, classes, everything)
     return Task(
         name=settings.name,
         head=kind.head,
@@ -224,6 +227,7 @@ def load_task(
         class_names=tuple(classes or ()),
         validation=validation[0] if validation else None,
         validation_score=scorer(metric, validating, loading, validation) if validation and validating else None,
+        notes=notes_on_classes(everything, classes) if labels and recipe.kind != "text_regression" else (),
     )
 
 
@@ -275,22 +279,3 @@ def _by_length(examples: Examples, beside: Columns) -> tuple[Examples, Columns]:
         if lengths is None or "first" in beside
         else (examples.part(np.argsort(lengths, kind="stable")), beside)
     )
-
-
-def labels_beyond_two(*parts: Examples) -> bool:
-    """Whether some class is not 0 or 1."""
-    return any(isinstance(part.labels, np.ndarray) and bool((part.labels > 1).any()) for part in parts)
-
-
-def _label_count(kind: TaskType, name: str, classes: list[str] | None, parts: list[Examples]) -> int | None:
-    if kind.head not in ("sequence_classification", "image_classification"):
-        return None
-    if name == "text_regression":
-        return 1
-    if classes:
-        return len(classes)
-    found = np.unique(np.concatenate([part.labels for part in parts if isinstance(part.labels, np.ndarray)]))
-    count = int(found.max(initial=0)) + 1
-    if count > 1000 + 10 * len(found):
-        raise UserError(f"task.columns.label: classes run up to {count - 1:,}, but only {len(found):,} occur: number them from 0")
-    return count

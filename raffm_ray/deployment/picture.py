@@ -6,7 +6,7 @@ from typing import Any
 
 from raffm_ray.data.metrics import scaled, shown, unit
 from raffm_ray.deployment.model_card import NAMES, at_once
-from raffm_ray.reports.drawing import plt
+from raffm_ray.reports.drawing import plt, save
 
 MARKS = {"torch": ("o", "#8ab8de", 11, 4), "onnx": ("s", "#2ca02c", 6, 1.5), "int8": ("^", "#d62728", 6, 1.5)}
 """Mark, colour, and the sizes of marks and lines: where forms agree, the first is seen behind the second."""
@@ -45,8 +45,7 @@ def write_picture(told: Mapping[str, Mapping[str, Any]], origin: str, folder: Pa
         one.margins(y=0.15)
     axes[0].legend()
     figure.suptitle(f"Cut out of {origin}")
-    figure.savefig(folder / "compare.png", dpi=110)
-    plt.close(figure)
+    save(figure, folder / "compare.png")
     lines = [
         f"| size | form | parameters | {label} | bytes | MACs | memory (estimated, 32 bit floats) | median ms | 95th percentile ms |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -103,9 +103,10 @@ def _tokenizer(settings: ModelSettings, source: str | None) -> Any:
 
 def check_tokenizer(tokenizer: Any, config: PretrainedConfig, settings: ModelSettings, source: str | None) -> None:
     """Raises UserError for a tokenizer whose tokens mean something else to the model, or nothing."""
-    if len(tokenizer) > config.vocab_size:
+    largest = max([len(tokenizer) - 1, *tokenizer.get_vocab().values()])  # ids may have gaps
+    if largest >= config.vocab_size:
         raise UserError(
-            f"model.tokenizer: the tokenizer has {len(tokenizer):,} tokens and the model {config.vocab_size:,}: they do not match"
+            f"model.tokenizer: the tokenizer's tokens are numbered up to {largest:,} and the model has {config.vocab_size:,}: they do not match"
         )
     if source is None or settings.tokenizer is None:
         return
@@ -143,7 +144,13 @@ def load_foundation(settings: ModelSettings, head: str, texts: bool, max_length:
     model_type = _model_type(settings, source)
     check_head(model_type, head)
     tokenizer = _tokenizer(settings, source) if texts else None
-    config = _config(settings, source, {"vocab_size": len(tokenizer)} if tokenizer is not None and source is None else {})
+    config = _config(
+        settings,
+        source,
+        {"vocab_size": 1 + max([len(tokenizer) - 1, *tokenizer.get_vocab().values()])}
+        if tokenizer is not None and source is None
+        else {},
+    )
     words = pictures = None
     if tokenizer is not None:
         check_tokenizer(tokenizer, config, settings, source)

@@ -18,7 +18,7 @@ Used inside only:
 - `unit_picture`: units kept by each device class
 - `page_style`: the style sheet
 
-Imports `basics`, `data`, `subnetworks`, `server`, `runs`.
+Imports `basics`, `data`, `subnetworks`, `runs`.
 
 Start reading at `run_report`.
 """

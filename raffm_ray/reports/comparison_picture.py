@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from raffm_ray.data.metrics import METRICS, scaled
-from raffm_ray.reports.drawing import plt
+from raffm_ray.reports.drawing import plt, save
 from raffm_ray.reports.run_picture import GREY, draw_sizes, label_of, style
 
 DRAWN_SIZES = 60
@@ -132,5 +132,4 @@ def draw_comparison(content: Mapping[str, Any], path: Path) -> None:
     seeds = len(content["seeds"])
     spread = f"{seeds} seeds, bands and bars: standard error" if seeds > 1 else f"seed {content['seeds'][0]}"
     figure.suptitle(f"{content['name']}: {content['clients']} clients, {content['rounds']} rounds, {spread}")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
 from raffm_ray.data.metrics import shown, unit
 from raffm_ray.data.shares import read_shares
-from raffm_ray.reports.drawing import plt
+from raffm_ray.reports.drawing import save
 from raffm_ray.reports.page_style import STYLE
 from raffm_ray.reports.profile_picture import picture_of_profile
 from raffm_ray.reports.run_picture import picture
@@ -74,8 +74,7 @@ def _over_classes(summary: Mapping[str, Any], runs: Sequence[Mapping[str, Any]])
 
 def _saved(figure: Figure, image: Path) -> str:
     """Writes a picture; its bytes in base 64."""
-    figure.savefig(image, dpi=110)
-    plt.close(figure)
+    save(figure, image)
     return base64.b64encode(image.read_bytes()).decode()
 
 

@@ -113,6 +113,8 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
     if pool is None:
         check_pool(experiment.pool)
     beside = {one.shown: with_strategy(prepared, one) for one in experiment.baselines}
+    for line in prepared.task.notes:
+        console.print(f"note: {line}", highlight=False)
     for name in sorted(set(experiment.fleet.budgets) - set(prepared.setup.budgets)):
         console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)
     return _Ready(prepared, beside, starting(prepared, console))

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from raffm_ray.basics.formatting import time_unit
 from raffm_ray.data.metrics import scaled, unit
-from raffm_ray.reports.drawing import plt
+from raffm_ray.reports.drawing import plt, save
 from raffm_ray.reports.run_picture import COLORS, GREY
 
 NAMES = {"full": "full model", "worst_class": "worst class", "curve_area": "mean over sizes"}
@@ -147,5 +147,4 @@ def draw_study(content: Mapping[str, Any], path: Path) -> None:
     told = f"means over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     front = f", {len(content['front'])} of them on the front" if pairs else ""
     figure.suptitle(f"{content['name']}: {done} of {len(content['trials'])} trials finished{front}; {told}")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)

@@ -1,5 +1,6 @@
 """Tasks on files of one's own with the hub's schemas: columns, metrics, the cache, padding, and what is refused."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from raffm_ray.data.task_types import TASK_TYPES
 from raffm_ray.data.tasks import TASKS, needs_words
 from raffm_ray.models import foundation
 from raffm_ray.models.foundation import load_foundation
+from raffm_ray.models.model_config import parse_config
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.settings.experiment import ModelSettings, TaskSettings
@@ -262,7 +264,7 @@ def test_a_tokenizer_that_does_not_match_the_model_is_refused(tmp_path) -> None:
     other = saved_tokenizer(tmp_path / "other", ("extra",))
     with pytest.raises(UserError, match="has another vocabulary than .*'s own tokenizer: they do not match"):
         load_foundation(ModelSettings(pretrained=own, tokenizer=other), CLASSES, True, 16)
-    with pytest.raises(UserError, match="the tokenizer has 2. tokens and the model 10: they do not match"):
+    with pytest.raises(UserError, match=r"the tokenizer's tokens are numbered up to 2\d and the model has 10: they do not match"):
         load_foundation(ModelSettings(config={**TINY["bert"], "vocab_size": 10}, tokenizer=own), CLASSES, True, 16)
     with pytest.raises(UserError, match="model.pretrained: .* holds no config.json"):
         load_foundation(ModelSettings(pretrained=other), CLASSES, True, 16)
@@ -344,7 +346,7 @@ def classify(words: Words, data: str, **settings):
     ("labels", "told"),
     [
         ([0, 7, 10**12] * 10, "classes run up to 1,000,000,000,000, but only 3 occur"),
-        (["good", None, "bad"] * 10, "some rows have no value in 'label'"),
+        (["good", None, "bad"] * 10, "row 2 has no value in 'label'"),
         ([[1], [2], [3]] * 10, "expected classes .whole numbers or names., got .1. in row 0"),
         ([0.5, 1.5, 2.5] * 10, "expected classes .whole numbers or names."),
     ],
@@ -436,3 +438,125 @@ def test_any_damage_to_a_cache_entry_is_mended(damage, tmp_path, monkeypatch) ->
     else:
         (folder / "columns.json").write_text("[]" if damage == "list" else '{"labels": 3}')
     assert len(encoding.cached("key", lambda: {"labels": np.arange(100)})["labels"]) == 100
+
+
+# --- files and labels as people have them
+
+
+@pytest.mark.parametrize("name", ["data[1].csv", "what?.csv", "all*.csv"])
+def test_a_file_s_name_is_no_pattern(name, words, tmp_path) -> None:
+    """The library would read `data1.csv` for `data[1].csv`; control: the other file has other classes."""
+    for file, classes in (
+        (name, ("left", "right")),
+        (name.translate(str.maketrans({"[": "", "]": "", "?": "x", "*": "y"})), ("up", "down")),
+    ):
+        rows = [f"{text},{classes[row % 2]}" for row, text in enumerate(sentences(30))]
+        (tmp_path / file).write_text("\n".join(["text,label", *rows]))
+    assert len(list(tmp_path.iterdir())) == 2
+    task = load_texts(words, name="text_classification", data=str(tmp_path / name), held_out=0.5)
+    assert task.class_names == ("left", "right")
+
+
+def test_a_folder_s_name_is_no_pattern(words, tmp_path) -> None:
+    for place, classes in (("pets[1]", ("cat", "dog")), ("pets1", ("cow", "pig"))):
+        for number, name in enumerate(classes):
+            (tmp_path / place / "train" / name).mkdir(parents=True)
+            for index in range(6):
+                Image.new("RGB", (8, 8), (number * 90, index, 0)).save(tmp_path / place / "train" / name / f"{index}.png")
+    task = load_texts(words, name="image_classification", data=str(tmp_path / "pets[1]"), held_out=0.5, public=2)
+    assert task.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("labels", [["good", "bad", ""], ["0", "1", ""], ["good", "bad", "  "]])
+def test_a_missing_label_is_no_class_and_its_row_is_named(labels, words, tmp_path) -> None:
+    values = [*(labels[:2] * 15), labels[2], *(labels[:2] * 5)]
+    path = tmp_path / "reviews.csv"
+    path.write_text("\n".join(["text,label", *(f"{text},{value}" for text, value in zip(sentences(41), values, strict=True))]))
+    with pytest.raises(
+        UserError, match=r"task.columns.label: row 31 has no value in 'label' \(rows of the data are counted from 1"
+    ):
+        load_texts(words, name="text_classification", data=str(path), held_out=0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([1, 2], "task: labels run from 1 to 2: the model gets 3 classes, and no example is of 0; number them from 0"),
+        ([1, 1], "task: all examples are of one class (1): every model that answers it is right"),
+        (["good", "good"], "task: all examples are of one class (good): every model that answers it is right"),
+    ],
+)
+def test_odd_labels_are_said(values, told, words, tmp_path) -> None:
+    def notes(labels):
+        path = tmp_path / f"{labels[0]}{labels[1]}.csv"
+        path.write_text("\n".join(["text,label", *(f"{text},{labels[row % 2]}" for row, text in enumerate(sentences(30)))]))
+        return load_texts(words, name="text_classification", data=str(path), held_out=0.5).notes
+
+    assert notes(values) == (told,)
+    assert notes([0, 1]) == notes(["bad", "good"]) == ()
+
+
+def picture_folder(tmp_path, **files) -> Path:
+    for name in ("dog", "cat"):
+        folder = tmp_path / "train" / name
+        folder.mkdir(parents=True)
+        for index in range(3):
+            Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / f"{index}.png")
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return tmp_path
+
+
+def test_a_picture_that_cannot_be_read_is_named(words, tmp_path, monkeypatch) -> None:
+    with pytest.raises(UserError, match=r"task.data: .*cat/broken.png: cannot be read as an image"):
+        load_texts(
+            words,
+            name="image_classification",
+            data=str(picture_folder(tmp_path, **{"broken.png": b"no image"})),
+            held_out=0.5,
+            public=2,
+        )
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # 8 x 8 is below twice that
+    Image.new("RGB", (10, 10)).save(tmp_path / "train" / "cat" / "broken.png")
+    with pytest.raises(UserError, match=r"task.data: .*cat/broken.png: an image of more than 80 pixels: scale it down first"):
+        load_texts(words, name="image_classification", data=str(tmp_path), held_out=0.5, public=2)
+
+
+def test_one_photo_is_in_memory_at_a_time(words, tmp_path, monkeypatch) -> None:
+    alive, most = set[int](), [0]
+    real = Image.Image.convert
+
+    def counted(image, *arguments):
+        found = real(image, *arguments)
+        alive.add(id(image))
+        weakref.finalize(image, alive.discard, id(image))
+        most[0] = max(most[0], len(alive))
+        return found
+
+    monkeypatch.setattr(Image.Image, "convert", counted)
+    load_texts(words, name="image_classification", data=str(picture_folder(tmp_path)), held_out=0.5, public=2)
+    assert most[0] <= 2
+
+
+def test_a_slow_tokenizer_cannot_answer_questions(words, tmp_path) -> None:
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(UserError, match=r"model.tokenizer: Slow cannot tell where tokens stand in a text"):
+        encoding.spans(None, {}, Words(Slow(), 0, 32), 8)
+
+
+def test_token_ids_with_gaps_are_compared_by_the_largest(tmp_path) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    def tokenizer(largest):
+        return PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": largest}, unk_token="[UNK]"))
+        )
+
+    config = parse_config({**TINY["bert"], "vocab_size": 10})
+    settings = ModelSettings(config=TINY["bert"])
+    foundation.check_tokenizer(tokenizer(9), config, settings, None)
+    with pytest.raises(UserError, match=r"the tokenizer's tokens are numbered up to 10 and the model has 10: they do not match"):
+        foundation.check_tokenizer(tokenizer(10), config, settings, None)

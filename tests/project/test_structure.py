@@ -26,7 +26,7 @@ USES = {
     "pool": "axes basics clients models settings subnetworks",
     "preparation": "axes basics clients data devices models pool server settings subnetworks",
     "runs": "axes basics clients data models pool preparation server settings subnetworks",
-    "reports": "basics data runs server subnetworks",
+    "reports": "basics data runs subnetworks",
     "studies": "basics clients data models pool preparation reports runs settings",
     "deployment": "axes basics clients data models preparation reports runs server settings subnetworks",
     "benchmarks": "axes basics clients data models pool preparation reports runs server settings subnetworks",
