@@ -97,6 +97,34 @@ STACKED: dict[type[nn.Module], Callable[[nn.Module], _Stacked]] = {
 """A stock module that holds parameters -> what stands in its place."""
 
 
+_CARRIED = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+"""Hooks that see what goes in and comes out, for which clients are more examples. Those of backward passes are not carried over."""
+_LEFT = ("_backward_hooks", "_backward_pre_hooks")
+
+
+def _with_hooks_of(stock: nn.Module, stacked: _Stacked) -> _Stacked:
+    """What stands in a module's place, with the hooks that a family or a plan has put there (narrowed values are filled up by one).
+
+    Raises ValueError for a module with hooks that cannot be carried over.
+    """
+    if reason := _hooked(stock):
+        raise ValueError(f"not stacked: {reason}")
+    for name in _CARRIED:
+        getattr(stacked, name).update(getattr(stock, name))
+    return stacked
+
+
+def _hooked(module: nn.Module) -> str | None:
+    kinds = [name.strip("_").replace("_", " ") for name in _LEFT if getattr(module, name, None)]
+    return f"{type(module).__name__} has {kinds[0]}" if kinds else None
+
+
 @dataclass
 class StackedModule:
     """A plan's module for any number of clients at once.
@@ -135,6 +163,8 @@ class StackedModule:
 def _unlike(architecture: Architecture, module: nn.Module, name: str, attribute: str) -> str | None:
     """Why a parameter's place cannot be stacked, None where it can. `name`: the parameter's."""
     layout, path = architecture.layout, name.rpartition(".")[0]
+    if type(module) in STACKED and (reason := _hooked(module)):
+        return reason
     if isinstance(module, nn.Conv2d):
         plain = module.stride == module.kernel_size and module.groups == 1 and set(module.padding) == {0}
         return None if plain and len(set(module.kernel_size)) == 1 else "a convolution of overlapping or unequal patches"
@@ -183,7 +213,7 @@ def stacked_skeleton(architecture: Architecture, plan: Plan) -> StackedModule:
     for path, module in list(model.named_modules()):
         if type(module) in STACKED:
             parent, _, leaf = path.rpartition(".")
-            replaced[id(module)] = STACKED[type(module)](module)
+            replaced[id(module)] = _with_hooks_of(module, STACKED[type(module)](module))
             model.get_submodule(parent)._modules[leaf] = replaced[id(module)]
     holders: dict[str, list[tuple[nn.Module, str]]] = {}
     repeated: dict[str, list[tuple[nn.Module, str]]] = {}

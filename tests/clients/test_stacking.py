@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, tiny_experiment
+from plans import random_cut
 from torch import Tensor
 
 from raffm_ray.axes.indexing import Plan
@@ -15,6 +16,7 @@ from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.clients.stacked_training import _batch, stacking_groups
+from raffm_ray.models import stacked_modules
 from raffm_ray.models.architecture import FAMILIES, architecture_of, build, new_model
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.models.objectives import OBJECTIVES
@@ -23,6 +25,7 @@ from raffm_ray.preparation.prepare import prepare
 from raffm_ray.preparation.pretraining import pretrained
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.server.state import LEAST_BLOCKS, blocks_of, least_clients, new_state, stack_sizes
+from raffm_ray.subnetworks.extraction import AXIS_KINDS
 
 CLIENTS, EXAMPLES, TOKENS = 3, 2, 12
 HEADS = [(name, head) for name in TINY for head in FAMILIES[TINY[name]["model_type"]].heads]
@@ -83,8 +86,8 @@ def both(architecture: Any, plan: Plan, module: StackedModule, mix_up: bool = Fa
 
 
 @pytest.mark.parametrize(("name", "head"), HEADS)
-@pytest.mark.parametrize("cut", [False, True])
-def test_a_stacked_module_is_the_modules_that_it_stacks(name: str, head: str, cut: bool) -> None:
+@pytest.mark.parametrize("cut", ["", "layers", "vo", "qk", "heads", "ffn", "residual", "all"])
+def test_a_stacked_module_is_the_modules_that_it_stacks(name: str, head: str, cut: str) -> None:
     changes = {"summary_first_dropout": 0.0} if name == "gpt2" else {}
     architecture = described(name, head, **changes)
     if reason := why_not_stacked(architecture):
@@ -92,7 +95,10 @@ def test_a_stacked_module_is_the_modules_that_it_stacks(name: str, head: str, cu
         with pytest.raises(ValueError, match="not stacked"):
             stacked_skeleton(architecture, Plan())
         return
-    plan = small_plan(architecture) if cut else Plan()
+    kinds = AXIS_KINDS if cut == "all" else (cut,)
+    plan = {"": Plan(), "layers": small_plan(architecture)}.get(cut) or random_cut(
+        architecture.layout, np.random.default_rng(1), kinds
+    )
     module = stacked_skeleton(architecture, plan)
     module.module.train()
     (outputs_of, their_outputs), *gradients = both(architecture, plan, module)
@@ -102,6 +108,28 @@ def test_a_stacked_module_is_the_modules_that_it_stacks(name: str, head: str, cu
         torch.testing.assert_close(together / largest, alone / largest, rtol=0, atol=2e-6)
     mixed = both(architecture, plan, module, mix_up=True)
     assert max(float((together - alone).abs().max()) for together, alone in mixed) > 1e-3
+
+
+def test_control_without_the_hooks_of_what_it_replaces_narrowed_values_do_not_fit(monkeypatch) -> None:
+    monkeypatch.setattr("raffm_ray.models.stacked_modules._CARRIED", ())
+    architecture = described("llama", "sequence_classification")
+    plan = random_cut(architecture.layout, np.random.default_rng(1), ("vo",))
+    with pytest.raises(RuntimeError, match="shape"):
+        both(architecture, plan, stacked_skeleton(architecture, plan))
+
+
+def test_a_hook_that_cannot_be_carried_over_is_a_reason(monkeypatch) -> None:
+    architecture, real = described("bert", "sequence_classification"), stacked_modules.skeleton
+
+    def hooked(*given):
+        model = real(*given)
+        model.classifier.register_full_backward_hook(lambda *_: None)
+        return model
+
+    monkeypatch.setattr(stacked_modules, "skeleton", hooked)
+    assert why_not_stacked(architecture) == "Linear has backward hooks"
+    with pytest.raises(ValueError, match="not stacked: Linear has backward hooks"):
+        stacked_skeleton(architecture, Plan())
 
 
 def test_a_model_that_drops_out_is_not_stacked() -> None:
