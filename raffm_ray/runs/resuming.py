@@ -19,7 +19,7 @@ from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.runs.recorder import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
 from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
-from raffm_ray.settings.loading import load
+from raffm_ray.settings.loading import load, pairs_of
 
 Row = TypeVar("Row")
 Tell = Callable[[str], None]
@@ -32,14 +32,20 @@ FREE = (
     "checkpoint.every",
     "checkpoint.keep",
     "server.bad_updates",
+    "pool.gpus_per_worker",
+    "pool.gpu_memory_bytes",
+    "pool.device",
+    "pool.placement",
 )
-"""Settings that change no result: a run may go on with others than it began with."""
+"""Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
+FREE_AT_FIRST = FREE[:8]
+"""Those of earlier versions, whose checkpoints hold a digest of the rest."""
 
 
-def experiment_digest(experiment: Experiment) -> str:
+def experiment_digest(experiment: Experiment, free: Sequence[str] = FREE) -> str:
     """Digest of every setting that a result depends on."""
     values = experiment.model_dump(mode="json")
-    for key in FREE:
+    for key in free:
         section, name = key.split(".")
         values[section].pop(name)
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -68,8 +74,8 @@ def experiment_in(folder: Path, flags: Sequence[str] = ()) -> Experiment:
     if not path.is_file():
         raise UserError(f"{folder}: no run here to go on with (config.yaml is missing)")
     check_no_links(folder)
-    for flag in flags[::2]:
-        if flag.split("=")[0].removeprefix("--") not in FREE:
+    for flag, _ in pairs_of(flags):
+        if not any(f"{flag}.".startswith(f"--{key}.") for key in FREE):
             raise UserError(f"resume: {flag}: a run goes on as it began; only {', '.join(FREE)} may be others")
     return load(path, flags)
 
@@ -86,6 +92,8 @@ def opened(folder: Path, experiment: Experiment, tell: Tell) -> Recorder:
         recorder.made_from(digest)
         return recorder
     recorder = Recorder(folder, experiment, _past(folder, tell))
+    if recorder.origin.get("config.yaml") == experiment_digest(experiment, FREE_AT_FIRST):
+        recorder.origin |= digest
     recorder.made_from(digest)
     if recorder.rounds:
         tell(f"{folder}: goes on after round {recorder.rounds[-1].round}")

@@ -139,14 +139,19 @@ def _flag_value(word: str, flag: str) -> Any:
         raise UserError(f"{error}; a text of such letters needs quotes: '{quoted}', or in a list: '[{quoted}]'") from None
 
 
-def override(values: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
-    """Sets `--key.path value` (or `--key.path=value`) pairs, values read as YAML, in a copy of nested settings."""
-    result: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+def pairs_of(flags: Sequence[str]) -> list[tuple[str, str]]:
+    """(--key.path, value) of `--key.path value` or `--key.path=value`. Raises UserError for anything else."""
     words = [part for flag in flags for part in (flag.split("=", 1) if flag.startswith("--") and "=" in flag else [flag])]
     for position in range(0, len(words), 2):
-        flag = words[position]
-        if not flag.startswith("--") or position + 1 == len(words):
-            raise UserError(f"{flag!r}: expected pairs like --clients.count 200")
+        if not words[position].startswith("--") or position + 1 == len(words):
+            raise UserError(f"{words[position]!r}: expected pairs like --clients.count 200")
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+def override(values: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
+    """Sets `pairs_of` flags, values read as YAML, in a copy of nested settings."""
+    result: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for flag, word in pairs_of(flags):
         target = result
         *path, last = flag[2:].split(".")
         for part in path:
@@ -155,7 +160,7 @@ def override(values: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
                 raise UserError(f"{flag}: {part!r} has no keys below it")
             target[part] = dict(child or {})
             target = target[part]
-        target[last] = _flag_value(words[position + 1], flag)
+        target[last] = _flag_value(word, flag)
     return result
 
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -30,6 +31,7 @@ from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import ARRAYS, MANIFEST
 from raffm_ray.runs.loop import Environment
 from raffm_ray.runs.recorder import Recorder
+from raffm_ray.runs.resuming import experiment_digest, experiment_in
 from raffm_ray.runs.simulation import completed, resume, simulate
 from raffm_ray.settings.loading import dump, load
 
@@ -337,6 +339,14 @@ def test_data_that_changed_is_refused_before_any_training(tmp_path, out, monkeyp
 def test_only_settings_that_change_no_result_may_be_others(copy, capsys) -> None:
     assert cli(["resume", str(copy), "--rounds", "9"]) == 2
     assert "--rounds: a run goes on as it began; only pool.backend" in capsys.readouterr().err
+    for words in (
+        ["--rounds=3"],
+        ["--pool.workers", "1", "--rounds=3"],
+        ["--pool.workers=1", "--seed", "3"],
+        ["--pool.worker=1"],
+    ):
+        assert cli(["resume", str(copy), *words]) == 2
+        assert f"{words[-1] if '=' in words[-1] else words[-2]}".split("=")[0] in capsys.readouterr().err
     assert cli(["resume", str(copy / "nothing")]) == 2
     assert "no run here to go on with (config.yaml is missing)" in capsys.readouterr().err
     assert cli(["resume"]) == 2
@@ -346,6 +356,28 @@ def test_only_settings_that_change_no_result_may_be_others(copy, capsys) -> None
     assert cli(["resume", str(copy)]) == 2
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert "config.yaml is not what it was when the run began" in error
+
+
+def test_a_run_goes_on_elsewhere(undisturbed, copy) -> None:
+    """On hardware that is divided or placed otherwise: no result depends on it."""
+    elsewhere = {"device": "cpu", "gpu_memory_bytes": 8e9, "gpus_per_worker": 0, "backend": "in_process"}
+    go(copy, **{**RICH, "pool": {**RICH.get("pool", {}), **elsewhere}})
+    assert outcome(copy) == undisturbed
+
+
+def test_a_checkpoint_of_a_version_with_fewer_free_settings_goes_on(undisturbed, copy, monkeypatch) -> None:
+    from raffm_ray.runs import resuming
+
+    text = (copy / "config.yaml").read_text()
+    early, now = (experiment_digest(experiment_in(copy), free) for free in (resuming.FREE_AT_FIRST, resuming.FREE))
+    assert early != now
+    real = checkpoint.read
+    monkeypatch.setattr(
+        checkpoint, "read", lambda place: replace(real(place), origin={**real(place).origin, "config.yaml": early})
+    )
+    go(copy, **RICH)
+    assert (copy / "config.yaml").read_text() == text
+    assert outcome(copy) == undisturbed
 
 
 def test_a_run_that_is_not_finished_has_no_report_but_a_way_to_go_on(copy, capsys) -> None:
