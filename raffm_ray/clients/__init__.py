@@ -5,6 +5,7 @@ Open to other packages:
 - `messages`: the data that crosses a process boundary
 - `client_runner`: runs a block of clients, and evaluations
 - `local_training`: the training loop of one client
+- `central_training`: training of one module at the server
 - `stacked_training`: the same for several clients at once
 
 Used inside only:
@@ -17,4 +18,4 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`.
 Start reading at `client_runner`.
 """
 
-__all__ = ["client_runner", "local_training", "messages", "stacked_training"]
+__all__ = ["central_training", "client_runner", "local_training", "messages", "stacked_training"]

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
-from raffm_ray.clients.local_training import OPTIMIZERS, Distillation, backward, one_thread
+from raffm_ray.clients.central_training import CentralTraining, train_centrally
+from raffm_ray.clients.local_training import OPTIMIZERS, one_thread
 from raffm_ray.data.examples import batches
 from raffm_ray.deployment.exports import (
     TOLERANCE,
@@ -28,13 +29,14 @@ from raffm_ray.deployment.inference import Answer, metric_of, torch_answer
 from raffm_ray.deployment.model_card import card
 from raffm_ray.deployment.trained_model import TrainedModel
 from raffm_ray.models.architecture import Architecture, build
+from raffm_ray.models.freezing import for_training
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.runs.recorder import write_json
 from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.standalone import kept_of, load_standalone, save_standalone
 
-CLIP, TEMPERATURE = 1.0, 2.0
-"""While tuning: the norm of a gradient at most, and the temperature of the full model's answers."""
+TEMPERATURE = 2.0
+"""Of the full model's answers while tuning."""
 
 
 @dataclass(frozen=True)
@@ -69,31 +71,30 @@ class ExportFormats:
 def tuned(
     trained: TrainedModel, plan: Plan, tensors: Mapping[str, Tensor], steps: int, distill: bool = False
 ) -> dict[str, Tensor]:
-    """A subnetwork after so many steps on the public part, with the clients' optimizer, batch size and learning rate, which falls to 0.
+    """A subnetwork after so many steps on the public part, trained as clients are (optimizer, batch size, clipping, precision, what is
+    frozen); the learning rate is theirs and falls to 0.
 
     `distill`: on what the full model answers (Hinton et al. 2015, section 2) instead of the labels.
     """
     prepared, local = trained.prepared, trained.prepared.setup.experiment.local
-    module = build(prepared.setup.architecture, {name: values.clone() for name, values in tensors.items()}, plan).train()
-    full = torch_answer(build(prepared.setup.architecture, trained.cut(Plan()), Plan()).eval())
-    parameters = list(module.parameters())
-    optimizer = OPTIMIZERS[local.optimizer](parameters, local.learning_rate, local.weight_decay)
+    architecture = prepared.setup.architecture
+    module = for_training(
+        build(architecture, {name: values.clone() for name, values in tensors.items()}, plan), architecture.layout
+    )
+    full = torch_answer(build(architecture, trained.cut(Plan()), Plan()).eval())
     rng, everything = generator(prepared.setup.experiment.seed, "tuning"), np.arange(len(prepared.task.public))
+    training = CentralTraining(
+        objective=OBJECTIVES[prepared.task.head],
+        optimizer=lambda parameters: OPTIMIZERS[local.optimizer](parameters, local.learning_rate, local.weight_decay),
+        rate=lambda step: local.learning_rate * (1 - step / steps),
+        clip=local.clip,
+        precision=local.precision,
+        teacher=full if distill else None,
+        temperature=TEMPERATURE,
+    )
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for step, indices in enumerate(batches(everything, local.batch_size, steps, rng)):
-            optimizer.param_groups[0]["lr"] = local.learning_rate * (1 - step / steps)
-            optimizer.zero_grad(set_to_none=True)
-            batch = prepared.task.public.batch(indices)
-            teacher = full({name: values for name, values in batch.items() if name != "labels"}) if distill else None
-            backward(
-                module=module,
-                batch=batch,
-                objective=OBJECTIVES[prepared.task.head],
-                distillation=Distillation(teacher, 1.0, TEMPERATURE) if distill else None,
-            )
-            nn.utils.clip_grad_norm_(parameters, CLIP)
-            optimizer.step()
+        train_centrally(module, training, prepared.task.public, batches(everything, local.batch_size, steps, rng))
     return {name: values.detach() for name, values in module.named_parameters()}
 
 

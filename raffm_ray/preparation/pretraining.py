@@ -20,7 +20,8 @@ from raffm_ray.basics.cache import writable_cache
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import in_turn
 from raffm_ray.basics.seeding import generator, torch_seed
-from raffm_ray.clients.local_training import backward, one_thread
+from raffm_ray.clients.central_training import CentralTraining, train_centrally
+from raffm_ray.clients.local_training import OPTIMIZERS, one_thread
 from raffm_ray.data.examples import Examples, batches, batches_by_length, steps_of
 from raffm_ray.data.sources import content_key
 from raffm_ray.models.architecture import Architecture, build, new_model
@@ -47,11 +48,14 @@ def pretrain(
         torch.manual_seed(torch_seed(seed, "pretraining"))
         model = for_training(starting_model(architecture, source, seed), architecture.layout)
         steps = steps_of(len(public), settings.batch_size, settings.epochs, None)
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
         warm = int(settings.warmup * steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / (warm + 1)) * 0.5 * (1 + cos(pi * step / max(steps, 1)))
+        training = CentralTraining(
+            objective=OBJECTIVES[architecture.head],
+            optimizer=lambda parameters: OPTIMIZERS["adamw"](parameters, settings.learning_rate, settings.weight_decay),
+            rate=lambda step: (
+                settings.learning_rate * (min(1.0, (step + 1) / (warm + 1)) * 0.5 * (1 + cos(pi * step / max(steps, 1))))
+            ),
+            clip=1.0,
         )
         rng = generator(seed, "pretraining")
         lengths, everything = public.lengths(), torch.arange(len(public)).numpy()
@@ -60,13 +64,7 @@ def pretrain(
             if lengths is None
             else batches_by_length(lengths, settings.batch_size, steps, rng)
         )
-        for step, indices in enumerate(order):
-            optimizer.zero_grad(set_to_none=True)
-            backward(model, public.batch(indices), OBJECTIVES[architecture.head])
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            progress(step + 1, steps)
+        train_centrally(model, training, public, order, lambda done: progress(done, steps))
     return flatten(dict(model.named_parameters()), architecture.shapes)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from raffm_ray.deployment.model_folder import ExportFormats, answers_of, tuned, 
 from raffm_ray.deployment.supernet import open_supernet
 from raffm_ray.deployment.trained_model import TrainedModel, find_trained_model, of_run
 from raffm_ray.models.architecture import Architecture, architecture_of, build, new_model
+from raffm_ray.models.freezing import freeze
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.subnetworks.budgets import budget_from
@@ -206,6 +208,31 @@ def test_a_latency_is_searched_with_real_timings(trained: TrainedModel) -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(UserError, match=r"latency_ms .* \(onnxruntime, 8 bit integers\)"):
         plan_for(trained, {"latency_ms": 1e-6}, formats=ExportFormats(int8=True))
+
+
+@pytest.mark.parametrize("distill", [False, True])
+def test_tuning_keeps_to_what_training_keeps_to(trained: TrainedModel, distill: bool, monkeypatch) -> None:
+    """What is frozen stays to the bit, clipping and precision are the clients'; control: without them it is another model."""
+    setup = trained.prepared.setup
+    name = next(one for one in setup.architecture.shapes if "layer.0" in one or "layers.0" in one or ".0." in one)
+    frozen = replace(setup.architecture, layout=freeze(setup.architecture.layout, [name]))
+
+    def after(**changes):
+        local = setup.experiment.local.model_copy(update=changes.get("local", {}))
+        experiment = setup.experiment.model_copy(update={"local": local})
+        changed = replace(setup, architecture=changes.get("architecture", setup.architecture), experiment=experiment)
+        one = replace(trained, prepared=replace(trained.prepared, setup=changed))
+        return tuned(one, Plan(), trained.cut(Plan()), 5, distill)
+
+    before, plain, held = trained.cut(Plan()), after(), after(architecture=frozen)
+    assert torch.equal(held[name], before[name])
+    assert not torch.equal(plain[name], before[name])
+    clipped, precise = after(local={"clip": 1e-6, "optimizer": "sgd"}), after(local={"precision": "bfloat16"})
+    assert (
+        max(float((clipped[one] - before[one]).abs().max()) for one in before)
+        <= 5 * 1e-6 * setup.experiment.local.learning_rate * 1.01
+    )
+    assert any(not torch.equal(precise[one], plain[one]) for one in plain)
 
 
 def test_tuning_is_off_unless_asked_for_and_reported_apart(trained: TrainedModel, tmp_path: Path) -> None:
