@@ -7,8 +7,7 @@ indices of cuts, so a block may run anywhere, any number of times, and gives the
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from raffm_ray.axes.flat_parameters import Flat, views
 from raffm_ray.axes.indexing import Plan, scatter_add_selected, selected_shape
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.basics.seeding import generator, torch_seed
+from raffm_ray.clients.explained_errors import explaining_kernels, naming_clients
 from raffm_ray.clients.local_training import ClientData, Prefix, Training, computing, train
 from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
 from raffm_ray.clients.module_factory import ModuleFactory, Parameters
@@ -50,20 +50,10 @@ def _by_plan(seen: Mapping[int | None, int], job: Job) -> dict[int, int]:
     return {job.plan if position is None else job.prefixes[position]: count for position, count in seen.items()}
 
 
-@contextmanager
-def _naming(context: RoundContext, jobs: Sequence[Job]) -> Iterator[None]:
-    """Adds to an error whose it is."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"raised in round {context.round} by client {', '.join(str(job.client) for job in jobs)}")
-        raise
-
-
 @dataclass
 class ClientRunner:
     """Everything a worker needs that does not change during a run. `shares`: by client, indices of `examples`; `gpu_bytes`: what a worker
-    takes of a GPU, where it is asked for."""
+    takes of a GPU, where it is asked for; `deterministic`: whether a GPU may only use kernels that give the same bits every time."""
 
     architecture: Architecture
     examples: Examples
@@ -72,6 +62,7 @@ class ClientRunner:
     validation: Examples | None = None
     device: str = "cpu"
     gpu_bytes: int = 0
+    deterministic: bool = True
     watch: Stopwatch = field(default_factory=Stopwatch)
     _copied: tuple["weakref.ref[Flat]", Tensor] | None = field(default=None, init=False, repr=False)
 
@@ -107,7 +98,8 @@ class ClientRunner:
     def perform(self, method: str, context: RoundContext, flat: Flat, arguments: tuple[Any, ...]) -> Result:
         """A call's result, its small part with the seconds that it took by phase."""
         self.watch.taken()
-        small, large = getattr(self, method)(context, flat, *arguments)
+        with explaining_kernels():
+            small, large = getattr(self, method)(context, flat, *arguments)
         return (small, self.watch.taken()), large
 
     def block(self, context: RoundContext, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
@@ -118,12 +110,12 @@ class ClientRunner:
         for plan, group in stacking_groups(jobs, context.stack):
             parameters = self._parameters(flat, context, plan)
             try:
-                with _naming(context, group):
+                with naming_clients(context, group):
                     together = (
                         self._train_together(parameters, context, group, plan) if len(group) > 1 and plan is not None else None
                     )
                 for position, job in enumerate(group):
-                    with _naming(context, [job]):
+                    with naming_clients(context, [job]):
                         report, change, measured = self._client(
                             parameters, context, job, together[position] if together else None
                         )

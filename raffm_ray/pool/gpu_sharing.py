@@ -64,11 +64,15 @@ def limit_gpu_memory(share: float, alone: bool = False) -> None:
 
 
 def use_deterministic_kernels() -> None:
-    """Makes a GPU's sums come out the same every time, where there is one: kernels that add in any order are replaced where torch has
-    others, and memory is not filled for it. To be called before the first kernel."""
+    """Makes a GPU's sums come out the same every time, where there is one: torch refuses kernels that add in any order, and attention has
+    none that would (the backward passes of memory-efficient and cuDNN's attention do; flash and plain attention have one that does not).
+    Memory is not filled for it. To be called before the first kernel."""
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cudnn.benchmark = False
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module with one attribute
 
 

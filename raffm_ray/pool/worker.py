@@ -38,7 +38,8 @@ class Worker:
         self.runner, self.run = runner, -1
         self.runner.device, self.share, self.number = device, share, number
         if device == "cuda":
-            use_deterministic_kernels()
+            if runner.deterministic:
+                use_deterministic_kernels()
             limit_gpu_memory(share)
         gc.collect()
         gc.freeze()

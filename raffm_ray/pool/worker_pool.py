@@ -88,6 +88,6 @@ def open_pool(
     runner.device = device_of(settings)
     if runner.device == "cuda" and not torch.cuda.is_available():
         raise UserError("pool.device: cuda, but torch sees no GPU here")
-    if runner.device == "cuda":
+    if runner.device == "cuda" and runner.deterministic:
         use_deterministic_kernels()
     return InProcessPool(runner)

@@ -60,6 +60,7 @@ class Prepared:
             held_out=self.task.held_out,
             validation=self.task.validation,
             gpu_bytes=needed,
+            deterministic=setup.experiment.pool.deterministic,
         )
 
 

@@ -36,10 +36,11 @@ FREE = (
     "pool.gpu_memory_bytes",
     "pool.device",
     "pool.placement",
+    "pool.deterministic",
 )
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
-FREE_AT_FIRST = FREE[:8]
-"""Those of earlier versions, whose checkpoints hold a digest of the rest."""
+FREE_AT_FIRST = (*FREE[:8], "pool.deterministic")
+"""Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 
 
 def experiment_digest(experiment: Experiment, free: Sequence[str] = FREE) -> str:

@@ -46,6 +46,10 @@ class PoolSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where workers compute; `auto`: on the GPU where they have a share of one, otherwise on the CPU"
     )
+    deterministic: bool = Field(
+        True,
+        description="whether a GPU may only use kernels that give the same bits every time; false: faster where it has others, and no result can be repeated to the bit",
+    )
     block_clients: int | None = Field(
         None, ge=1, description="clients that a worker is sent at once; default: a 64th of the round"
     )

@@ -34,6 +34,7 @@ from raffm_ray.pool.gpu_sharing import (
     ExclusiveGpuQueue,
     memory_fraction,
     training_bytes,
+    use_deterministic_kernels,
     worker_bytes,
     workers_a_gpu,
 )
@@ -166,6 +167,39 @@ def test_as_many_workers_as_fit_share_a_gpu(need, memory, most, workers) -> None
     assert workers_a_gpu(need, memory, most) == workers
     assert workers == 1 or workers * need <= USED * memory
     assert workers == most or (workers + 1) * need > USED * memory
+
+
+def test_only_kernels_that_repeat_themselves_are_allowed_on_a_gpu(monkeypatch) -> None:
+    """As flags: what they do needs a GPU."""
+    strict = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *given, **more: strict.append((given, more)))
+    before = torch.backends.cuda.mem_efficient_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        use_deterministic_kernels()
+        assert strict == [((True,), {})]  # an operation that has none is an error, no warning
+        assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.math_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_mem_efficient_sdp(before[0])
+        torch.backends.cuda.enable_cudnn_sdp(before[1])
+
+
+def test_an_operation_without_such_a_kernel_is_said_with_a_way_out(prepared) -> None:
+    runner = prepared.runner()
+    assert runner.deterministic
+    runner.block = lambda *_: (_ for _ in ()).throw(
+        RuntimeError("histc_cuda does not have a deterministic implementation, but you set ...")
+    )
+    with pytest.raises(
+        RuntimeError,
+        match="pool.deterministic: histc_cuda has no kernel on this GPU .*: set pool.deterministic to false, or pool.device to cpu",
+    ):
+        runner.perform("block", None, None, ())
+    runner.block = lambda *_: (_ for _ in ()).throw(RuntimeError("something else"))
+    with pytest.raises(RuntimeError, match="^something else$"):
+        runner.perform("block", None, None, ())
 
 
 def test_a_worker_needs_its_largest_stack_and_the_round_s_parameters(prepared) -> None:
