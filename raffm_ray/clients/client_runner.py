@@ -32,7 +32,7 @@ from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import only_trained
 from raffm_ray.models.objectives import OBJECTIVES, Objective
 from raffm_ray.subnetworks.calibration import add_statistics, collect
-from raffm_ray.subnetworks.norm_correction import norm_statistics
+from raffm_ray.subnetworks.norm_correction import norm_factors, norm_statistics, undo_correction
 
 
 class TrainingResult(NamedTuple):
@@ -138,7 +138,9 @@ class ClientRunner:
                     for name, selected in chosen.items()
                     if not specs[name].frozen
                 }
-                for name, values in views(summed, shapes).items():
+                changes = views(summed, shapes)
+                undo_correction(changes, norm_factors(context.plans[number], self.architecture.layout, context.norms))
+                for name, values in changes.items():
                     scatter_add_selected(named[name], values, chosen[name])
             added = total.cpu().numpy()
         return Update(weights, tuple(reports), statistics), added

@@ -89,6 +89,22 @@ def correct_norms(tensors: Mapping[str, Tensor], factors: Mapping[str, tuple[flo
     return corrected
 
 
+def undo_correction(changes: Mapping[str, Tensor], factors: Mapping[str, tuple[float, float]]) -> None:
+    """Turns changes of corrected gains and biases into those of the full model's norms, in place.
+
+    Who is given g' = s g and b' = b + t g, and returns them changed by dg' and db', has trained g + dg'/s and b + db' - t dg'/s: cut and
+    corrected again, they are what was returned. Linear, so that a weighted sum of changes may be given. A norm whose scale is 0 has no
+    inverse: its changes stay.
+    """
+    for name, (scale, shift) in factors.items():
+        gain, bias = changes.get(f"{name}.weight"), changes.get(f"{name}.bias")
+        if gain is None or not scale:
+            continue
+        gain.div_(scale)
+        if bias is not None:
+            bias.sub_(gain, alpha=shift)
+
+
 def relative_factors(
     inner: Mapping[str, tuple[float, float]], outer: Mapping[str, tuple[float, float]]
 ) -> dict[str, tuple[float, float]]:
