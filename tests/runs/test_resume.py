@@ -403,7 +403,7 @@ def started(arguments: list[str], mark: str = "") -> subprocess.Popen[str]:
 
 def test_killed_terminated_and_interrupted(tmp_path, out, monkeypatch) -> None:
     """On Ray with one worker, then in process, then in this one: a run may go on wherever it is."""
-    experiment = tiny_experiment(rounds=24, **{**REALLY, "baselines": ()}, pool={"backend": "ray", "workers": 1})
+    experiment = tiny_experiment(rounds=40, **{**REALLY, "baselines": ()}, pool={"backend": "ray", "workers": 1})
     config = tmp_path / "tiny.yaml"
     config.write_text(dump(experiment))
 
