@@ -6,11 +6,12 @@ RUN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PORT := 8000
 
-.PHONY: demo test test-fast bench chaos leaks fuzz faults check lint types docs docs-serve clean help
+.PHONY: demo test test-clusters test-fast bench chaos leaks fuzz faults check lint types docs docs-serve clean help
 
 help:
 	@echo "make demo    install and run the embedded default: 100 clients, five device classes, a picture"
-	@echo "make test    install and run the tests"
+	@echo "make test    install and run the tests: about ten minutes on two cores"
+	@echo "make test-clusters   the tests that start clusters, and kill them: about seven minutes"
 	@echo "make test-fast   the tests to run before every commit: at most two minutes"
 	@echo "make bench   the speed suite: about ten minutes on two cores, quiet ones"
 	@echo "make chaos   200 kills of actors, raylets and drivers, each with the same bits after it: about half an hour"
@@ -19,7 +20,7 @@ help:
 	@echo "make faults  deliberate faults in every package, one at a time: does a test fail for each? about ten minutes"
 	@echo "make docs    the documentation, as docs/_build/html/index.html; a warning is an error"
 	@echo "make docs-serve   the same, served at http://127.0.0.1:8000 (another port: make docs-serve PORT=...)"
-	@echo "make check   lint, types and tests, one of which builds the documentation: what CI runs"
+	@echo "make check   lint, types, documentation and all tests: what CI runs"
 
 $(STAMP): pyproject.toml constraints.txt tests/s3_server.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and was not found (name one: make PYTHON=...)"; exit 1; }
@@ -37,6 +38,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(RUN)/python tests/side_by_side.py
+
+test-clusters: $(STAMP)
+	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(RUN)/python -m pytest --lane clusters
 
 test-fast: $(STAMP)
 	$(RUN)/python tests/side_by_side.py --fast
@@ -69,7 +73,7 @@ docs: $(STAMP)
 docs-serve: docs
 	$(RUN)/python -m http.server --bind 127.0.0.1 --directory docs/_build/html $(PORT)
 
-check: lint types test
+check: lint types docs test test-clusters
 
 clean:
 	rm -rf $(VENV) docs/_build docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -27,7 +27,8 @@ from raffm_ray.axes.indexing import Plan, coverage, scatter_add_selected
 from raffm_ray.axes.layout import selections, take_all
 from raffm_ray.models.architecture import architecture_of, build, new_model
 from raffm_ray.reports.unit_picture import picture_of_units
-from raffm_ray.subnetworks.costs import Budget, costs_of
+from raffm_ray.subnetworks.budgets import Budget
+from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.extraction import Cutting, longest_prefix, ranked_list
 from raffm_ray.subnetworks.salience import METRICS, rank
 from raffm_ray.subnetworks.unit_coverage import add_reached, units_of

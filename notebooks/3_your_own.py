@@ -28,7 +28,7 @@ import numpy as np
 import raffm_ray
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.server.strategies import STRATEGIES, StrategyView
-from raffm_ray.subnetworks.costs import Budget
+from raffm_ray.subnetworks.budgets import Budget
 from raffm_ray.subnetworks.salience import METRICS, Scores
 
 ROUNDS = os.environ.get("NOTEBOOK_ROUNDS", "20")

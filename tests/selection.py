@@ -3,8 +3,8 @@
 `--lane NAME`: `processes` are files that start processes, `clusters` those of them that start clusters of their own or kill what they
 start, and mostly wait; `alone` are all other files.
 
-`--share FOLDER`: runs, one of each lane, divide the files between them while they run. Each notes in this folder which files it has begun.
-A run that has finished its lane goes on with files that start no processes, from the last to the first.
+`--share FOLDER`: two runs, of the lanes `alone` and `processes`, divide the files between them while they run. Each notes in this folder
+which files it has begun. The one that has finished its processes goes on with files that start none, from the last to the first.
 
 `--fast`: no tests that start processes, no notebooks, nothing that the documentation shows, none of the tests in slow_tests.txt, and at most
 three cases of a test that has many: the first, the middle and the last.
@@ -93,7 +93,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     lanes = {path: lane_of(path) for path in {item.path for item in chosen}} if lane else {}
     first = [item for item in chosen if not lane or lanes[item.path] == lane]
     others = []
-    if lane not in (None, "alone") and config.getoption("--share"):
+    if lane == "processes" and config.getoption("--share"):
         by_file = defaultdict(list)
         for item in chosen:
             if lanes[item.path] == "alone":

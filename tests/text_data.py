@@ -56,7 +56,9 @@ def glue_folder(folder: Path, name: str, count: int = 40) -> Path:
         columns = {column: sentences(count, seed + at) for at, column in enumerate(recipe.columns.values())}
         rng = np.random.default_rng(seed)
         columns["label"] = (
-            (5 * rng.random(count)).astype(np.float32) if name == "stsb" else rng.integers(0, 3 if name == "mnli" else 2, count)
+            (5 * rng.random(count)).astype(np.float32)
+            if name == "stsb"
+            else rng.integers(0, 3 if name.startswith("mnli") else 2, count)
         )
         write(folder, str(split), {**columns, "idx": np.arange(count)})
     return folder

@@ -37,6 +37,20 @@ def f1(answers: Answers, truth: NDArray[Any]) -> float:
     return float(f1_score(truth, answers[:, 0].astype(int), zero_division=0.0))
 
 
+def f1_macro(answers: Answers, truth: NDArray[Any]) -> float:
+    """Mean over classes of each class's F1, all classes alike; of a class that nobody has or answers, 0 (scikit-learn's `macro`)."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(truth, answers[:, 0].astype(int), average="macro", zero_division=0.0))
+
+
+def f1_weighted(answers: Answers, truth: NDArray[Any]) -> float:
+    """Mean over classes of each class's F1, weighted by how many examples it has (scikit-learn's `weighted`)."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(truth, answers[:, 0].astype(int), average="weighted", zero_division=0.0))
+
+
 def matthews(answers: Answers, truth: NDArray[Any]) -> float:
     """Matthews correlation (GLUE: CoLA)."""
     from sklearn.metrics import matthews_corrcoef
@@ -48,6 +62,13 @@ def pearson(answers: Answers, truth: NDArray[Any]) -> float:
     """Pearson correlation (GLUE: STS-B); 0 where the answers are all the same."""
     given = answers[:, 0]
     return float(np.corrcoef(given, truth)[0, 1]) if given.std() > 0 and truth.std() > 0 else 0.0
+
+
+def spearman(answers: Answers, truth: NDArray[Any]) -> float:
+    """Spearman's rank correlation, ties at their mean rank (GLUE: STS-B); 0 where the answers are all the same."""
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(answers[:, :1], axis=0), rankdata(truth))
 
 
 def perplexity(answers: Answers, truth: Any) -> float:
@@ -84,7 +105,10 @@ METRICS: dict[str, Metric] = {
     "accuracy": Metric(accuracy),
     "f1": Metric(f1),
     "matthews": Metric(matthews),
+    "f1_macro": Metric(f1_macro),
+    "f1_weighted": Metric(f1_weighted),
     "pearson": Metric(pearson),
+    "spearman": Metric(spearman),
     "perplexity": Metric(perplexity, percent=False, higher=False),
     # Of answers in words: one text an example, against any of several true ones.
     "span_f1": Metric(_best(text_f1)),

@@ -114,13 +114,13 @@ class TaskType:
 
 _TEXT = {"text": "text", "label": "label"}
 _OPTIONAL = ("text_pair", "group")
-_OF_CLASSES = ("accuracy", "f1", "matthews")
+_OF_CLASSES = ("accuracy", "f1", "f1_macro", "f1_weighted", "matthews")
 TASK_TYPES: dict[str, TaskType] = {
     "text_classification": TaskType(
         head="sequence_classification", columns=_TEXT, read=_text_classes, metrics=_OF_CLASSES, optional=_OPTIONAL
     ),
     "text_regression": TaskType(
-        head="sequence_classification", columns=_TEXT, read=_text_numbers, metrics=("pearson",), optional=_OPTIONAL
+        head="sequence_classification", columns=_TEXT, read=_text_numbers, metrics=("pearson", "spearman"), optional=_OPTIONAL
     ),
     "image_classification": TaskType(
         head="image_classification", columns={"image": "image", "label": "label"}, read=_image_classes, metrics=_OF_CLASSES

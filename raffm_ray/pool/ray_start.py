@@ -15,7 +15,7 @@ from threading import Event, Thread, current_thread, main_thread
 
 import ray
 import ray._raylet
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.basics.temporary_folders import INSIDE, process_folder
@@ -51,10 +51,20 @@ def start_ahead(settings: PoolSettings) -> None:
     """Begins to start Ray in the background if the pool will need it: it takes seconds, as does what a driver imports. Raises UserError
     where a cluster is to be joined that does not answer, or refuses."""
     if settings.backend == "ray" and not ray.is_initialized() and not _ahead:
-        if address := os.environ.get("RAY_ADDRESS"):
-            _check_address(address)
+        check_start()
         _ahead.append(Future())
         Thread(target=_start_and_stay, args=(settings, _ahead[0]), daemon=True).start()
+
+
+def check_start() -> None:
+    """Raises UserError, within seconds, where a cluster is to be joined that does not answer, or refuses, or where Ray cannot have its
+    folder."""
+    if ray.is_initialized():
+        return
+    if address := os.environ.get("RAY_ADDRESS"):
+        _check_address(address)
+    else:
+        _parent_folder()
 
 
 def _start_and_stay(settings: PoolSettings, started: Future[None]) -> None:
@@ -90,9 +100,13 @@ def _start(settings: PoolSettings) -> None:
 
 def _check_address(address: str) -> None:
     """Raises UserError where no cluster answers, or it refuses: Ray itself would try again for minutes."""
-    if address == "auto":
-        return
     told = f"RAY_ADDRESS: {address}"
+    if address == "auto":
+        try:
+            address = services.get_ray_address_from_environment("auto", None) or ""
+        except Exception as error:  # whatever Ray raises where it finds none
+            raise UserError(f"{told}: no cluster was started on this machine: {in_short(error)}") from None
+        told += f": the last cluster that was started on this machine, {address}"
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal():
         example = "a cluster's address, such as 10.0.0.1:6379, or auto (raffm-ray submit takes its dashboard's)"
@@ -117,13 +131,19 @@ def _join(address: str) -> None:
 
 def _folder() -> Path:
     """Where Ray has its sockets and logs: where it always has them, but in a folder of this process. Raises UserError."""
+    return process_folder(_parent_folder(), PREFIX, ray.shutdown)
+
+
+def _parent_folder() -> Path:
     parent = Path(os.environ.get("RAY_TMPDIR") or ("/tmp" if sys.platform == "darwin" else gettempdir())).absolute()
+    if not str(parent).isascii():
+        raise UserError(f"{parent}: Ray's folder must have a name in ASCII letters; RAY_TMPDIR names another folder")
     longest = len(os.fsencode(parent / f"{PREFIX}12345678" / SOCKET))
     if longest > SOCKET_BYTES:
         raise UserError(
             f"{parent}: too long a path for Ray's sockets, by {longest - SOCKET_BYTES} bytes; RAY_TMPDIR names another folder"
         )
-    return process_folder(parent, PREFIX, ray.shutdown)
+    return parent
 
 
 @contextmanager

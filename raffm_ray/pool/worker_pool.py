@@ -68,6 +68,10 @@ def device_of(settings: PoolSettings) -> str:
 def check_pool(settings: PoolSettings) -> None:
     """Raises UserError where a pool will not find the nodes that the settings ask for. It is asked before anything is trained, of clusters
     that are joined and nodes that are chosen; else Ray would have to be waited for, which starts meanwhile."""
+    if settings.backend == "ray":
+        from raffm_ray.pool.ray_start import check_start
+
+        check_start()
     if settings.backend == "ray" and (settings.placement or os.environ.get("RAY_ADDRESS")):
         from raffm_ray.pool.ray_pool import check_cluster
 

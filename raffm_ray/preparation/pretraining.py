@@ -25,15 +25,15 @@ from raffm_ray.clients.local_training import OPTIMIZERS, one_thread
 from raffm_ray.data.examples import Examples, batches, batches_by_length, steps_of
 from raffm_ray.data.sources import content_key
 from raffm_ray.models.architecture import Architecture, build, new_model
-from raffm_ray.models.foundation import pretrained_weights
 from raffm_ray.models.freezing import for_training
 from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.models.pretrained_weights import Source, pretrained_weights
 from raffm_ray.settings.experiment import PretrainSettings
 
 Progress = Callable[[int, int], None]
 
 
-def starting_model(architecture: Architecture, source: str | None, seed: int) -> nn.Module:
+def starting_model(architecture: Architecture, source: Source | None, seed: int) -> nn.Module:
     """The full model with the weights of `source` and a fresh head, or all freshly drawn. Raises UserError as `pretrained_weights`."""
     if source is None:
         return new_model(architecture, torch_seed(seed, "weights"))
@@ -41,7 +41,7 @@ def starting_model(architecture: Architecture, source: str | None, seed: int) ->
 
 
 def pretrain(
-    architecture: Architecture, source: str | None, public: Examples, settings: PretrainSettings, seed: int, progress: Progress
+    architecture: Architecture, source: Source | None, public: Examples, settings: PretrainSettings, seed: int, progress: Progress
 ) -> Tensor:
     """Trains the starting model on the public part (AdamW, linear warm-up, cosine schedule to 0); returns its flat parameters. Same seed, same bits."""
     with torch.random.fork_rng(devices=[]), one_thread():
@@ -69,14 +69,15 @@ def pretrain(
 
 
 def pretrained(
-    architecture: Architecture, source: str | None, public: Examples, settings: PretrainSettings, seed: int, progress: Progress
+    architecture: Architecture, source: Source | None, public: Examples, settings: PretrainSettings, seed: int, progress: Progress
 ) -> Tensor:
     """`pretrain`, from the cache when the same training was done before (a damaged cache file is replaced).
 
     Raises UserError when the cache cannot be written to, or training diverges.
     """
     versions = [torch.__version__, transformers.__version__]
-    origin = content_key(Path(source)) if source and Path(source).is_dir() else source
+    place = source.place if source else None
+    origin = content_key(Path(place)) if place and Path(place).is_dir() else place
     described = [
         architecture.config.to_diff_dict(),
         architecture.head,
@@ -86,6 +87,7 @@ def pretrained(
         public.digest(),
         versions,
         *(name for name, spec in architecture.layout.parameters.items() if spec.frozen),
+        *(["new head"] if source and source.new_head else []),
     ]
     key = json.dumps(described, sort_keys=True, default=str)
     path = writable_cache() / f"pretrained-{sha256(key.encode()).hexdigest()[:16]}.safetensors"

@@ -1,13 +1,15 @@
 """Measures subnetworks on held-out or validation examples, spread over the pool."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isnan
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.messages import Call, RoundContext
 from raffm_ray.data.tasks import Task
 from raffm_ray.pool.worker_pool import Pool
@@ -81,9 +83,11 @@ def request_metrics(
     return EvaluationRequest(calls, answer)
 
 
-def measure(setup: Setup, state: ServerState, plans: Sequence[Plan], pool: Pool, task: Task) -> list[tuple[float, float]]:
-    """The answer to `request_metrics` on the held-out part."""
-    return run_request(request_metrics(setup, state, plans, task), state, pool)
+def measure(
+    setup: Setup, state: ServerState, plans: Sequence[Plan], pool: Pool, task: Task, validating: bool = False
+) -> list[tuple[float, float]]:
+    """The answer to `request_metrics`."""
+    return run_request(request_metrics(setup, state, plans, task, validating), state, pool)
 
 
 def request_evaluation(setup: Setup, state: ServerState, task: Task) -> EvaluationRequest[Evaluation]:
@@ -99,15 +103,30 @@ def request_evaluation(setup: Setup, state: ServerState, task: Task) -> Evaluati
         of_class, full, start = [], [], 0
         for part in parts:
             measured = part.answer(results[start : start + len(part.calls)])
+            _check_finite(state.round, measured, plans, by_class)
             start += len(part.calls)
             full.append(measured[0])
             of_class.append({name: measured[plans.index(plan)][0] for name, plan in by_class.items()})
-        validation = None
-        if len(parts) > 1:
-            validation = watched_metric(setup.experiment.evaluation.watch, task.metric, full[1][0], list(of_class[1].values()))
-        return Evaluation(*full[0], of_class[0], by_class, validation)
+        found = Evaluation(*full[0], of_class[0], by_class)
+        if len(parts) == 1:
+            return found
+        watched = watched_metric(setup.experiment.evaluation.watch, task.metric, full[1][0], list(of_class[1].values()))
+        return replace(found, validation=watched, validation_metric=full[1][0], validation_class_metrics=of_class[1])
 
     return EvaluationRequest([call for part in parts for call in part.calls], answer)
+
+
+def _check_finite(
+    round_number: int, measured: Sequence[tuple[float, float]], plans: Sequence[Plan], by_class: Mapping[str, Plan]
+) -> None:
+    """Raises UserError where a model answers no numbers: a metric would take them for some answer, right or wrong."""
+    for plan, (_, loss) in zip(plans, measured, strict=True):
+        if isnan(loss):
+            names = [f"the subnetwork of {name}" for name, own in by_class.items() if own == plan]
+            raise UserError(
+                f"round {round_number}: {(names or ['the full model'])[0]} answers numbers that are not finite: training has diverged; a lower "
+                "local.learning_rate or server.learning_rate, local.clip or server.update_norm_bound may keep it from that"
+            )
 
 
 def evaluate(setup: Setup, state: ServerState, pool: Pool, task: Task) -> Evaluation:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from math import prod
@@ -71,7 +71,8 @@ class RoundRow:
     Of `drawn` clients `selected` were sent work (a strategy may let some rest), of whom `arrived` were back before the round's end, `late`
     after it, and `dropped` never; of what they sent `refused` was not used because it was bad.
     `round_seconds`: how long it took; `simulated_seconds`: virtual time at its end. Bytes and joules include what was in vain.
-    `validation`: what `evaluation.watch` names, on the validation part, None where there is none.
+    `validation`: what `evaluation.watch` names, on the validation part, None where there is none; `validation_metric`,
+    `validation_class_metrics`: the full model's and every class's metric there.
     `flops`: of all clients' work; `peak_memory_bytes`: the most that one of them needed.
     `wall_seconds`: real, since the round before was recorded; `phase_seconds`: what they went into, see profiling.py.
     """
@@ -100,6 +101,8 @@ class RoundRow:
     phase_seconds: dict[str, float]
     flops: float | None = None
     peak_memory_bytes: int | None = None
+    validation_metric: float | None = None
+    validation_class_metrics: dict[str, float] = field(default_factory=dict)
 
 
 ARROW: dict[Any, pa.DataType] = {

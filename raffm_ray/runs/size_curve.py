@@ -33,14 +33,14 @@ def area(points: Sequence[Mapping[str, Any]]) -> float:
 
 
 def curve_of(setup: Setup, state: ServerState, pool: Pool, task: Task, final: Evaluation) -> dict[str, Any]:
-    """The summary's `curve`, `curve_area` and `curve_skipped`; empty and None where `evaluation.sizes` is 0.
+    """The summary's `curve`, `curve_area`, `validation_curve_area` and `curve_skipped`; empty and None where `evaluation.sizes` is 0.
 
     `curve`: {params, params_fraction, metric, trained} by size, every subnetwork once; `trained`: whether it is a device class's or
     the full model, whose metrics are those of `final`. Between them the strategy is asked for a subnetwork of every size of a grid
     over parameters. `curve_skipped`: {params, reason} of the sizes that it has none for.
     """
     if not setup.experiment.evaluation.sizes:
-        return {"curve": [], "curve_area": None, "curve_skipped": []}
+        return {"curve": [], "curve_area": None, "validation_curve_area": None, "curve_skipped": []}
     known = {plan: final.class_metrics[name] for name, plan in final.class_plans.items()} | {Plan(): final.metric}
     full, view = setup.costs(Plan()).params, view_of(setup, state, state.round)
     smallest = min(setup.costs(plan).params for plan in known)
@@ -55,11 +55,18 @@ def curve_of(setup: Setup, state: ServerState, pool: Pool, task: Task, final: Ev
         assert plan is not None
         found[plan] = None
     unseen = [plan for plan in found if plan not in known]
-    measured = measure(setup, state, unseen, pool, task)
-    metrics = known | {plan: metric for plan, (metric, _) in zip(unseen, measured, strict=True)}
-    points = []
-    for plan, metric in metrics.items():
-        params = setup.costs(plan).params
-        points.append({"params": params, "params_fraction": params / full, "metric": metric, "trained": plan in known})
-    points.sort(key=lambda point: point["params"])
-    return {"curve": points, "curve_area": area(points), "curve_skipped": skipped}
+
+    def points_of(known: Mapping[Plan, float], validating: bool = False) -> list[dict[str, Any]]:
+        measured = measure(setup, state, unseen, pool, task, validating)
+        metrics = {**known, **{plan: metric for plan, (metric, _) in zip(unseen, measured, strict=True)}}
+        points = []
+        for plan, metric in metrics.items():
+            params = setup.costs(plan).params
+            points.append({"params": params, "params_fraction": params / full, "metric": metric, "trained": plan in known})
+        return sorted(points, key=lambda point: point["params"])
+
+    points, validated = points_of(known), None
+    if final.validation_metric is not None:
+        classes = {plan: final.validation_class_metrics[name] for name, plan in final.class_plans.items()}
+        validated = area(points_of(classes | {Plan(): final.validation_metric}, validating=True))
+    return {"curve": points, "curve_area": area(points), "validation_curve_area": validated, "curve_skipped": skipped}

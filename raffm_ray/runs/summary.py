@@ -1,7 +1,7 @@
 """Computes the rows of the records and the content of `summary.json`. Pure functions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
@@ -20,7 +20,8 @@ from raffm_ray.server.workload import flops_per_example
 class Evaluation:
     """The metric and loss of the full model, and the metric of every class's subnetwork, on the held-out part.
 
-    `validation`: what `evaluation.watch` names, on the validation part; None where there is none.
+    `validation`: what `evaluation.watch` names, on the validation part; `validation_metric`, `validation_class_metrics`: the same two on it.
+    None and nothing where there is none.
     """
 
     metric: float
@@ -28,6 +29,8 @@ class Evaluation:
     class_metrics: dict[str, float]
     class_plans: dict[str, Plan]
     validation: float | None = None
+    validation_metric: float | None = None
+    validation_class_metrics: dict[str, float] = field(default_factory=dict)
 
 
 def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> ClientRow:
@@ -97,6 +100,8 @@ def round_row(
         phase_seconds=dict(phases),
         flops=sum(row.training_flops for row in rows),
         peak_memory_bytes=max([row.peak_memory_bytes for row in rows], default=0),
+        validation_metric=measured.validation_metric if measured else None,
+        validation_class_metrics=measured.validation_class_metrics if measured else {},
     )
 
 
@@ -113,8 +118,23 @@ def recorded_evaluation(row: RoundRow, plans: Mapping[str, Plan]) -> Evaluation:
     assert row.metric is not None
     assert row.loss is not None
     return Evaluation(
-        metric=row.metric, loss=row.loss, class_metrics=row.class_metrics, class_plans=dict(plans), validation=row.validation
+        metric=row.metric,
+        loss=row.loss,
+        class_metrics=row.class_metrics,
+        class_plans=dict(plans),
+        validation=row.validation,
+        validation_metric=row.validation_metric,
+        validation_class_metrics=row.validation_class_metrics,
     )
+
+
+def _validated(metric: str, final: Evaluation) -> dict[str, Any] | None:
+    """What choices may rest on: of the validation part; None where there is none."""
+    if final.validation_metric is None:
+        return None
+    weakest = worst_name(metric, final.validation_class_metrics)
+    worst_class = {"name": weakest, "metric": final.validation_class_metrics[weakest]}
+    return {"global": final.validation_metric, "tiers": dict(final.validation_class_metrics), "worst_class": worst_class}
 
 
 def summarize(
@@ -175,6 +195,7 @@ def summarize(
         "global": final.metric,
         "tiers": tiers,
         "worst_class": {"name": weakest, "metric": final.class_metrics[weakest]},
+        "validation": _validated(metric, final),
         "bytes_down": sum(row.bytes_down for row in rounds),
         "bytes_up": sum(row.bytes_up for row in rounds),
         "bytes_full_size": (full.bytes + full.bytes_up) * sum(row.drawn for row in rounds),

@@ -68,6 +68,10 @@ class ModelSettings(Settings):
         {},
         description="configuration of transformers: `model_type` and its fields; together with `pretrained`, only the fields to change",
     )
+    new_head: bool = Field(
+        False,
+        description="whether the task head is drawn anew although the pretrained model has one, such as one of other classes",
+    )
     tokenizer: str | None = Field(
         None, description="tokenizer: a local folder, a packaged model or a name on the hub; default: the pretrained model's own"
     )

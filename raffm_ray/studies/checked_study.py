@@ -8,20 +8,19 @@ from typing import Any
 from raffm_ray.basics.errors import UserError, look_up
 from raffm_ray.data.metrics import METRICS
 from raffm_ray.preparation.prepare import prepare
-from raffm_ray.reports.comparison_table import MEASURES
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.studies.measures import CHOSEN_BY, HELD_OUT, WATCHED
 from raffm_ray.studies.samplers import check_sampler, pruner_of
 from raffm_ray.studies.search_space import Space, enqueued, space_of
 from raffm_ray.studies.study_settings import Study
-from raffm_ray.studies.trial import WATCHED
 
-OF_THE_METRIC = ("full", "worst_class", "curve_area")
-"""Measures that are better higher or lower as the task's metric is; all others are costs."""
+VALIDATED, MOST_VALIDATED = 0.1, 2000
+"""Of the clients' examples, what a study without a validation part takes off them, and at most how many."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """An objective: a measure of `comparison_table.MEASURES`, and whether more of it is better."""
+    """An objective: a measure of `CHOSEN_BY`, and whether more of it is better."""
 
     measure: str
     higher: bool
@@ -43,7 +42,8 @@ class Limit:
 
 @dataclass(frozen=True)
 class CheckedStudy:
-    """A study whose settings can work. `first`: parameters of the trials that come first, as Optuna is given them."""
+    """A study whose settings can work. `first`: parameters of the trials that come first, as Optuna is given them; `notes`: what a user
+    should know before it starts."""
 
     study: Study
     base: Experiment
@@ -52,6 +52,7 @@ class CheckedStudy:
     goals: Sequence[Goal]
     limits: Sequence[Limit]
     first: Sequence[Mapping[str, Any]]
+    notes: Sequence[str] = ()
 
     @property
     def watched(self) -> str | None:
@@ -66,14 +67,14 @@ def _limit(text: str) -> Limit:
         value = float(bound)
     except ValueError:
         raise UserError(f"constraints: expected 'measure >= number' or 'measure <= number', got {text!r}") from None
-    look_up(MEASURES, name, "constraints: measure")
+    look_up(CHOSEN_BY, name, "constraints: measure")
     return Limit(text=text, measure=name, at_least=relation == ">=", bound=value)
 
 
 def check_study(study: Study, base: Experiment) -> CheckedStudy:
     """The study ready to run. Raises UserError, before any training, for whatever in it cannot work."""
     for name in study.objectives:
-        look_up(MEASURES, name, "objectives: measure")
+        look_up(CHOSEN_BY, name, "objectives: measure")
     limits = [_limit(text) for text in study.constraints]
     pruner_of(study.pruner)
     if study.pruner and (len(study.objectives) > 1 or study.objectives[0] not in WATCHED):
@@ -84,11 +85,19 @@ def check_study(study: Study, base: Experiment) -> CheckedStudy:
         raise UserError("curve_area: evaluation.sizes is 0: no sizes between the classes' are measured")
     if study.parallel > 1 and base.pool.gpus_per_worker == "auto":
         raise UserError(f"pool.gpus_per_worker: auto is for one trial at a time, got parallel {study.parallel}: give a number")
-    prepared = prepare(base)
+    prepared, told = prepare(base), list[str]()
+    if not base.task.validation:
+        taken = max(1, min(MOST_VALIDATED, round(VALIDATED * len(prepared.task.clients))))
+        base = base.model_copy(update={"task": base.task.model_copy(update={"validation": taken})})
+        told.append(
+            f"task.validation was 0: {taken:,} of the clients' {len(prepared.task.clients):,} examples are the validation part, by which "
+            "trials are chosen; the held-out part is for what is reported"
+        )
+        prepared = prepare(base)
     space = space_of(study.space, base, prepared.setup.architecture)
     check_sampler(study.sampler, study.seed, {key: dimension.distribution for key, dimension in space.items()})
     metric = prepared.task.metric
-    goals = [Goal(name, METRICS[metric].higher if name in OF_THE_METRIC else False) for name in study.objectives]
+    goals = [Goal(name, METRICS[metric].higher if name in HELD_OUT else False) for name in study.objectives]
     return CheckedStudy(
         study=study,
         base=base,
@@ -97,4 +106,5 @@ def check_study(study: Study, base: Experiment) -> CheckedStudy:
         goals=goals,
         limits=limits,
         first=[enqueued(space, base, given) for given in study.enqueue],
+        notes=told,
     )

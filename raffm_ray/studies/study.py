@@ -155,7 +155,9 @@ class _Driver:
     def ended(self, number: int, outcome: Outcome) -> None:
         """Tells Optuna, and the user in a line, what became of a trial."""
         trial, since, _ = self.live.pop(number)
-        measures = {name: statistic(values) for name, values in outcome.measures.items()}
+        measures, held_out = (
+            {name: statistic(values) for name, values in one.items()} for one in (outcome.measures, outcome.held_out)
+        )
         needed = [*self.search.study.objectives, *(limit.measure for limit in self.search.limits)]
         means = {name: measures[name]["mean"] for name in needed if measures}
         bad = [f"{name} is {mean}" for name, mean in means.items() if mean is None or not math.isfinite(mean)]
@@ -169,6 +171,7 @@ class _Driver:
             told = "pruned"
         else:
             trial.set_user_attr("measures", measures)
+            trial.set_user_attr("held_out", held_out)
             for limit in self.search.limits:
                 trial.set_constraint(limit.text, limit.excess(means[limit.measure]))
             self.kept.tell(trial, [means[goal.measure] for goal in self.search.goals])
@@ -188,6 +191,8 @@ def run_study(study: Study, base: Experiment, folder: Path | str, console: Conso
     console, folder = console or Console(stderr=True, quiet=True), Path(folder)
     with _quiet():
         search = check_study(study, base)
+        for line in search.notes:
+            console.print(f"note: {line}", highlight=False, soft_wrap=True)
         text = dump_study(study, search.base)
         if not (folder / STUDY).is_file():
             check_output(folder)

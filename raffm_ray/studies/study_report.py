@@ -13,20 +13,28 @@ from rich.table import Table
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import write_atomically
-from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
+from raffm_ray.basics.formatting import human_bytes, human_flops, human_joules, human_seconds
 from raffm_ray.data.metrics import unit
 from raffm_ray.reports.comparison_table import with_error
 from raffm_ray.reports.seed_statistics import Statistic
 from raffm_ray.runs.recorder import write_json
 from raffm_ray.settings.loading import dump
 from raffm_ray.studies.checked_study import CheckedStudy, Goal
+from raffm_ray.studies.measures import HELD_OUT
 from raffm_ray.studies.search_space import Space, changed
 from raffm_ray.studies.study_picture import draw_study
 
 ENOUGH = 10
 """Finished trials below which importances say nothing."""
 RULE = "of the front, the trial nearest to the best value of every objective (Euclidean distance, each objective scaled to the front's range)"
-COSTS = {"bytes": human_bytes, "simulated_seconds": human_seconds, "energy_joules": human_joules}
+COSTS = {
+    "bytes": human_bytes,
+    "simulated_seconds": human_seconds,
+    "energy_joules": human_joules,
+    "flops": human_flops,
+    "flops_a_client": human_flops,
+    "over_budget": "{:.0%}".format,
+}
 
 
 def said(measure: str, metric: str, value: Statistic) -> str:
@@ -84,6 +92,7 @@ def _row(trial: FrozenTrial, space: Space, goals: Sequence[Goal]) -> dict[str, A
         "feasible": complete and all(excess <= 0 for excess in trial.constraints.values()),
         "excess": dict(trial.constraints),
         "measures": trial.user_attrs.get("measures", {}),
+        "held_out": {},
         "by_round": {str(round_number): value for round_number, value in trial.intermediate_values.items()},
         "reason": trial.user_attrs.get("reason", ""),
         "folder": trial.user_attrs.get("folder"),
@@ -98,6 +107,10 @@ def analysis(kept: optuna.Study, search: CheckedStudy) -> dict[str, Any]:
     higher = [goal.higher for goal in goals]
     values = {row["number"]: list(row["values"].values()) for row in trials if row["feasible"]}
     front = front_of(values, higher)
+    chosen, kept_trials = front if len(goals) > 1 else front[:1], {trial.number: trial for trial in kept.trials}
+    for row in trials:  # nobody looks at the held-out part of the others, which might be chosen by it
+        if row["number"] in chosen:
+            row["held_out"] = kept_trials[row["number"]].user_attrs.get("held_out", {})
     return {
         "name": study.name,
         "metric": search.metric,
@@ -105,7 +118,7 @@ def analysis(kept: optuna.Study, search: CheckedStudy) -> dict[str, Any]:
         "objectives": {goal.measure: "maximize" if goal.higher else "minimize" for goal in goals},
         "constraints": [limit.text for limit in search.limits],
         "trials": trials,
-        "front": front if len(goals) > 1 else front[:1],
+        "front": chosen,
         "best": nearest({number: values[number] for number in front}, higher) if front else None,
         "rule": RULE if len(goals) > 1 else "the trial with the best value",
         "importances": importances_of(kept),
@@ -151,10 +164,16 @@ def table(content: Mapping[str, Any]) -> Table:
     result.add_column("trial", justify="right", no_wrap=True)
     for measure in content["objectives"]:
         result.add_column(measure, justify="right", no_wrap=True)
+    reported = [name for name in content["objectives"] if name in HELD_OUT]
+    for measure in reported:
+        result.add_column(f"{measure}, held out", justify="right", no_wrap=True)
     result.add_column("settings", overflow="fold")
     for row in shown:
         marks = ("*" if row["number"] == content["best"] else "") + ("" if row["number"] in content["front"] else "°")
         cells = [said(name, content["metric"], row["measures"][name]).split(" ", 1)[1] for name in content["objectives"]]
+        cells += [
+            said(name, content["metric"], row["held_out"][name]).split(" ", 1)[1] if row["held_out"] else "" for name in reported
+        ]
         settings = [
             f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row["settings"].items()
         ]
@@ -175,6 +194,7 @@ def notes(content: Mapping[str, Any]) -> list[str]:
         lines.append(f"no finished trial meets every constraint ({', '.join(content['constraints'])})")
     else:
         lines.append(f"* best: {content['rule']}; ° came first because it was asked for, and is not on the front")
+    lines.append("chosen on the validation part; the held-out part is measured for what is chosen, and decides nothing")
     if content["importances"]:
         lines.append("importance: " + ", ".join(f"{key} {100 * share:.0f}%" for key, share in content["importances"].items()))
     return lines

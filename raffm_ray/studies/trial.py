@@ -6,18 +6,12 @@ from pathlib import Path
 
 from raffm_ray.basics.errors import BadUpdateError, ClientError, UserError, WorkerLostError
 from raffm_ray.basics.files import LOCK, in_turn
-from raffm_ray.data.metrics import worst
-from raffm_ray.reports.comparison_table import MEASURES
 from raffm_ray.runs.loop import no_callback
 from raffm_ray.runs.recorder import RoundRow
 from raffm_ray.runs.simulation import resume, simulate
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.studies.measures import CHOSEN_BY, HELD_OUT, WATCHED
 
-WATCHED: Mapping[str, Callable[[str, RoundRow], float | None]] = {
-    "full": lambda metric, row: row.metric,
-    "worst_class": lambda metric, row: worst(metric, list(row.class_metrics.values())) if row.class_metrics else None,
-}
-"""Measures that a run has after every evaluated round too: (metric's name, round) -> value, None of a round without evaluation."""
 Report = Callable[[int, float], bool]
 """(round, value) -> whether the trial is to stop."""
 
@@ -36,9 +30,10 @@ class TrialTask:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended. `measures`: of `comparison_table.MEASURES`, a value a seed; `reason`: why it failed, else ""."""
+    """How a trial ended. `measures`: of `CHOSEN_BY`, a value a seed; `held_out`: the same of `HELD_OUT`; `reason`: why it failed, else ""."""
 
     measures: Mapping[str, list[float | None]] = field(default_factory=dict)
+    held_out: Mapping[str, list[float | None]] = field(default_factory=dict)
     reason: str = ""
     pruned: bool = False
 
@@ -55,7 +50,8 @@ def run_trial(work: TrialTask, report: Report) -> Outcome:
         if value is not None and report(row.round, value):
             raise _PrunedError
 
-    measures: dict[str, list[float | None]] = {name: [] for name in MEASURES}
+    measures: dict[str, list[float | None]] = {name: [] for name in CHOSEN_BY}
+    held_out: dict[str, list[float | None]] = {name: [] for name in HELD_OUT}
     for position, experiment in enumerate(work.experiments):
         folder = work.folder / f"seed-{experiment.seed}"
         watch = on_round if position == 0 else no_callback
@@ -69,6 +65,7 @@ def run_trial(work: TrialTask, report: Report) -> Outcome:
             return Outcome(pruned=True)
         except (UserError, ClientError, BadUpdateError, WorkerLostError) as error:
             return Outcome(reason=str(error))
-        for name, value in MEASURES.items():
-            measures[name].append(value(summary))
-    return Outcome(measures)
+        for found, asked in ((measures, CHOSEN_BY), (held_out, HELD_OUT)):
+            for name, value in asked.items():
+                found[name].append(value(summary))
+    return Outcome(measures=measures, held_out=held_out)

@@ -25,10 +25,12 @@ from raffm_ray.cli.main import main as cli
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.data.sources import open_splits
 from raffm_ray.pool.ray_start import PREFIX, SOCKET_BYTES
+from raffm_ray.pool.worker_pool import check_pool
 from raffm_ray.runs.loop import Environment
 from raffm_ray.runs.recorder import check_output
 from raffm_ray.runs.resuming import experiment_in
 from raffm_ray.runs.simulation import completed
+from raffm_ray.settings.execution import PoolSettings
 from raffm_ray.settings.loading import dump
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +126,10 @@ def test_baselines_are_strategies_not_folders(name, tmp_path, capsys) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(dump(tiny_experiment(baselines=(name,))))
     assert cli(["run", str(config), "--out", str(tmp_path / "run")]) == 2
-    assert "must be another strategy" in capsys.readouterr().err
+    assert "baselines: strategy " in capsys.readouterr().err
+    config.write_text(dump(tiny_experiment(baselines=("full",))).replace("- full", f"- {{name: full, label: {name}}}"))
+    assert cli(["run", str(config), "--out", str(tmp_path / "run")]) == 2
+    assert "baselines.0.label: string should match pattern" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
@@ -331,5 +336,43 @@ def test_a_folder_too_long_for_sockets_is_one_line(tmp_path, monkeypatch) -> Non
     from raffm_ray.pool.ray_start import _folder
 
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match=r"too long a path for Ray's sockets, by \d+ bytes; RAY_TMPDIR names another folder"):
         _folder()
+
+
+@pytest.mark.parametrize("name", ["münchen", "资料"])
+def test_a_folder_that_ray_cannot_have_is_known_before_any_work(name, tmp_path, monkeypatch) -> None:
+    from raffm_ray.pool import ray_start
+
+    monkeypatch.setattr(ray_start.ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", f"/tmp/{name}")
+    with pytest.raises(
+        UserError, match=f"/tmp/{name}: Ray's folder must have a name in ASCII letters; RAY_TMPDIR names another folder"
+    ):
+        check_pool(PoolSettings(backend="ray"))
+    check_pool(PoolSettings(backend="in_process"))
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/munich")
+    check_pool(PoolSettings(backend="ray"))
+
+
+def test_a_cluster_that_is_gone_is_known_within_seconds(monkeypatch) -> None:
+    """`auto` means the cluster that a file of Ray's names, whether it is still there or not."""
+    from raffm_ray.pool import ray_start
+
+    monkeypatch.setattr(ray_start.ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray_start.services, "get_ray_address_from_environment", lambda *_: "127.0.0.1:1")
+    with pytest.raises(
+        UserError,
+        match=r"RAY_ADDRESS: auto: the last cluster that was started on this machine, 127.0.0.1:1: no cluster answers there",
+    ):
+        check_pool(PoolSettings(backend="ray"))
+
+    def none(*_):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(ray_start.services, "get_ray_address_from_environment", none)
+    with pytest.raises(UserError, match=r"RAY_ADDRESS: auto: no cluster was started on this machine: .*Could not find"):
+        check_pool(PoolSettings(backend="ray"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TINY, small_tokenizer
 from PIL import Image
+from scipy.stats import spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 from text_data import WORDS, glue_folder, load_texts, sentences, squad_folder, write
 
@@ -32,14 +33,15 @@ GLUE = [name for name, recipe in TASKS.items() if recipe.data == "nyu-mll/glue"]
 
 
 def test_glue_has_its_nine_tasks() -> None:
-    assert sorted(GLUE) == ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"]
+    assert sorted(GLUE) == ["cola", "mnli", "mnli_mismatched", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"]
+    assert {TASKS[name].held_out for name in ("mnli", "mnli_mismatched")} == {"validation_matched", "validation_mismatched"}
 
 
 @pytest.mark.parametrize("name", GLUE)
 def test_glue_from_local_files_with_glue_s_own_metric(name, words, tmp_path) -> None:
     task = load_texts(words, name=name, data=str(glue_folder(tmp_path / name, name)))
     assert (len(task.public), len(task.clients), len(task.held_out)) == (5, 35, 40)
-    assert task.labels == {"mnli": 3, "stsb": 1}.get(name, 2)
+    assert task.labels == {"mnli": 3, "mnli_mismatched": 3, "stsb": 1}.get(name, 2)
     truth = task.held_out.labels
     assert task.score(truth[:, None].astype(float)) == pytest.approx(1.0)
     wrong = np.roll(truth, 1)
@@ -323,6 +325,19 @@ def test_classes_are_needed_to_divide_by_class_and_a_column_to_divide_by_owner(t
     natural = experiment.model_copy(update={"clients": experiment.clients.model_copy(update={"partition": "natural"})})
     with pytest.raises(UserError, match="natural needs task.columns.group"):
         prepare(natural)
+
+
+def test_metrics_are_those_of_the_libraries() -> None:
+    rng = np.random.default_rng(0)
+    truth, given = rng.integers(0, 4, 60), rng.integers(0, 5, 60)
+    for name in ("macro", "weighted"):
+        expected = f1_score(truth, given, average=name, zero_division=0.0)
+        assert METRICS[f"f1_{name}"].score(given[:, None].astype(float), truth) == pytest.approx(expected)
+    first, second = rng.integers(0, 9, 50).astype(float), rng.normal(size=50)
+    assert METRICS["spearman"].score(first[:, None], second) == pytest.approx(spearmanr(first, second).statistic)
+    assert METRICS["spearman"].score(np.exp(second)[:, None], second) == pytest.approx(1.0)
+    assert METRICS["pearson"].score(np.exp(second)[:, None], second) < 0.95  # the control
+    assert METRICS["spearman"].score(np.ones((50, 1)), second) == 0.0
 
 
 def test_every_kind_has_a_head_with_an_objective_and_known_metrics() -> None:

@@ -457,3 +457,35 @@ def test_memory_while_answering_is_near_what_is_measured(name: str, head: str) -
     costs = costs_of(architecture, Plan())
     estimated = costs.inference_bytes - costs.bytes
     assert 0.6 < estimated / live.most < 1.6, (estimated, live.most)
+
+
+@pytest.mark.parametrize(("name", "head"), [("llama", "causal_language_modelling"), ("gpt2", "sequence_classification")])
+def test_texts_of_one_token_are_answered_by_what_was_exported_with_longer_ones(name: str, head: str, tmp_path: Path) -> None:
+    """Control: traced with one token, the length is a constant, or nothing can be exported at all."""
+    pytest.importorskip("onnxruntime")
+    model = new_model(one_layer(name, head), 0).eval()
+
+    def inputs(examples: int, length: int) -> dict[str, torch.Tensor]:
+        words = torch.randint(4, 50, (examples, length), generator=torch.Generator().manual_seed(length))
+        return {"input_ids": words, "attention_mask": torch.ones_like(words)}
+
+    export_onnx(model, inputs(2, 6), head, tmp_path / "model.onnx")
+    session = onnx_answer(tmp_path / "model.onnx", head)
+    for given in (inputs(2, 1), inputs(1, 1), inputs(3, 9)):
+        assert largest_difference(torch_answer(model), session, given, head) < 1e-4
+
+    def traced_short() -> None:
+        export_onnx(model, inputs(2, 1), head, tmp_path / "short.onnx")
+        assert largest_difference(torch_answer(model), onnx_answer(tmp_path / "short.onnx", head), inputs(3, 9), head) < 1e-4
+
+    with pytest.raises(Exception):  # noqa: B017, PT011  # what torch or onnxruntime raises
+        traced_short()
+
+
+def test_an_export_is_made_with_texts_of_middling_length_and_tried_with_the_shortest_and_longest(trained: TrainedModel) -> None:
+    from raffm_ray.deployment.inference import extreme_inputs, typical_inputs
+
+    task = trained.prepared.task
+    assert len(next(iter(typical_inputs(task, 2).values()))) == 2
+    shortest, longest = extreme_inputs(task)
+    assert len(next(iter(shortest.values()))) == len(next(iter(longest.values()))) == 2

@@ -17,8 +17,9 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.data.metrics import METRICS
 from raffm_ray.models.architecture import HEADS, build
-from raffm_ray.models.foundation import load_foundation, pretrained_weights
+from raffm_ray.models.foundation import load_foundation
 from raffm_ray.models.model_config import parse_config
+from raffm_ray.models.pretrained_weights import Source, pretrained_weights
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs.recorder import parameters_sha256
@@ -88,7 +89,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_transformers(tokenizer, tmp_path) ->
         update={"model": again.model.model_copy(update={"config": {}, "tokenizer": None, "pretrained": str(folder)})}
     )
     prepared = prepare(again)
-    weights = pretrained_weights(str(folder), prepared.setup.architecture, 0)
+    weights = pretrained_weights(Source(str(folder)), prepared.setup.architecture, 0)
     stock = AutoModelForSequenceClassification.from_pretrained(folder)
     for name, values in stock.named_parameters():
         assert torch.equal(weights[name], values)
@@ -109,13 +110,13 @@ def test_weights_that_lack_layers_or_have_other_sizes_are_refused(tokenizer, tmp
     small_tokenizer(WORDS).save_pretrained(folder)
     deeper = prepare(with_config(num_hidden_layers=5)).setup.architecture
     with pytest.raises(UserError, match="lacks 32 parameters that are not the task head.s, such as bert.encoder.layer.3"):
-        pretrained_weights(str(folder), deeper, 0)
+        pretrained_weights(Source(str(folder)), deeper, 0)
     wider = prepare(with_config(intermediate_size=48)).setup.architecture
     with pytest.raises(
         UserError,
         match=r"bert.encoder.layer.0.intermediate.dense.bias of .* has shape .40,., and the configuration asks for .48,.",
     ):
-        pretrained_weights(str(folder), wider, 0)
+        pretrained_weights(Source(str(folder)), wider, 0)
 
 
 def test_weights_that_are_missing_or_no_safetensors_are_refused(tokenizer, tmp_path) -> None:
@@ -133,16 +134,16 @@ def test_weights_that_are_missing_or_no_safetensors_are_refused(tokenizer, tmp_p
     with pytest.raises(
         UserError, match="lacks 1 parameters that are not the task head's, such as bert.embeddings.word_embeddings"
     ):
-        pretrained_weights(str(folder), architecture, 0)
+        pretrained_weights(Source(str(folder)), architecture, 0)
     save_file(
         {name: values for name, values in whole.items() if "classifier" not in name},
         folder / "model.safetensors",
         {"format": "pt"},
     )
-    assert set(pretrained_weights(str(folder), architecture, 0)) == set(architecture.shapes)
+    assert set(pretrained_weights(Source(str(folder)), architecture, 0)) == set(architecture.shapes)
     (folder / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot be used .only safetensors are read"):
-        pretrained_weights(str(folder), architecture, 0)
+        pretrained_weights(Source(str(folder)), architecture, 0)
 
 
 def test_a_pretrained_t5_keeps_its_first_token(tmp_path) -> None:

@@ -98,8 +98,8 @@ def test_rivals_are_compared_shortened(path, out, monkeypatch) -> None:
             write_report(folder)
 
     monkeypatch.setattr("raffm_ray.studies.comparison.write_report", first_alone)
-    rivals = load(path).baselines[:: RIVALS[path.stem]]
-    content = compare(load(path, [*COMMON, *SHORT[path.stem], "--baselines", json.dumps(list(rivals))]), [0], out)
+    rivals = [one.name for one in load(path).baselines[:: RIVALS[path.stem]]]
+    content = compare(load(path, [*COMMON, *SHORT[path.stem], "--baselines", json.dumps(rivals)]), [0], out)
     assert list(content["strategies"]) == ["raffm", *rivals]
     for name, one in content["strategies"].items():
         assert len(one["classes"]) == len(load(path).fleet.budgets), name

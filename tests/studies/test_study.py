@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -26,15 +27,17 @@ from raffm_ray.basics.cache import writable_cache
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import in_turn
 from raffm_ray.cli.main import main
+from raffm_ray.data.metrics import METRICS
+from raffm_ray.preparation import prepare as prepare_module
 from raffm_ray.preparation import pretraining as pretrain
 from raffm_ray.preparation.prepare import prepare
-from raffm_ray.reports.comparison_table import MEASURES
 from raffm_ray.runs.reader import read_rounds, read_summary
 from raffm_ray.runs.simulation import resume, simulate
 from raffm_ray.settings.loading import load
 from raffm_ray.studies import samplers as search
 from raffm_ray.studies import study as studies
 from raffm_ray.studies import study_picture, study_report
+from raffm_ray.studies.measures import CHOSEN_BY
 from raffm_ray.studies.study import run_study
 from raffm_ray.studies.study_report import front_of, nearest
 from raffm_ray.studies.study_settings import load_study
@@ -86,7 +89,7 @@ def quick(monkeypatch):
         if experiment.salience.metric == "l1":
             return Outcome(reason="l1 does not work here")
         values = {"full": 1 - 50 * rate, "bytes": 1 / rate, "worst_class": 1 - 60 * rate}
-        return Outcome({name: [values.get(name, 1.0) + one.seed for one in work.experiments] for name in MEASURES})
+        return Outcome({name: [values.get(name, 1.0) + one.seed for one in work.experiments] for name in CHOSEN_BY})
 
     monkeypatch.setattr(studies, "run_trial", run)
     monkeypatch.setattr(study_report, "draw_study", lambda content, path: None)
@@ -111,12 +114,66 @@ def test_a_study_runs_and_its_best_configuration_is_a_run(tmp_path) -> None:
     assert content["best"] in content["front"]
     for row in content["trials"]:
         summary = read_summary(tmp_path / "out" / row["folder"] / "seed-0")
-        assert row["values"] == {"full": summary["global"], "bytes": summary["bytes_down"] + summary["bytes_up"]}
+        assert row["values"] == {"full": summary["validation"]["global"], "bytes": summary["bytes_down"] + summary["bytes_up"]}
+        assert bool(row["held_out"]) == (row["number"] in content["front"])
+        if row["held_out"]:
+            assert row["held_out"]["full"]["values"] == [summary["global"]]
     best = next(row for row in content["trials"] if row["number"] == content["best"])
     again = simulate(load(tmp_path / "out" / "best.yaml"), tmp_path / "again")
     assert again["params_sha256"] == read_summary(tmp_path / "out" / best["folder"] / "seed-0")["params_sha256"]
     assert (tmp_path / "out" / "study.png").stat().st_size > 10_000
     assert len(list((tmp_path / "out" / "front").glob("*.yaml"))) == len(content["front"])
+
+
+def test_nothing_is_chosen_on_what_it_is_judged_by(tmp_path, monkeypatch) -> None:
+    """Objectives, constraints and pruners see the validation part alone: other held-out labels change no choice; control: other
+    validation labels do."""
+    values = {
+        "enqueue": [{RATE: 1e-3}, {RATE: 1e-2}, {RATE: 1e-4}],
+        "trials": 3,
+        "pruner": {"name": "MedianPruner", "n_startup_trials": 0},
+    }
+    values |= {"constraints": ["worst_class >= 0.01"], "settings": {"evaluation": {"sizes": 1}, "rounds": 3}}
+    real = prepare_module.load_task
+    told = {}
+    for name in ("plain", "held_out", "validation"):
+
+        def shuffled(*given, part=name, **more):
+            task = real(*given, **more)
+            if part == "plain" or getattr(task, part) is None:
+                return task
+            labels = np.roll(getattr(task, part).labels, 1)
+            changed = replace(getattr(task, part), labels=labels)
+            score = lambda answers: METRICS["accuracy"].score(answers, labels)  # noqa: E731
+            return replace(task, **{part: changed, {"held_out": "score", "validation": "validation_score"}[part]: score})
+
+        monkeypatch.setattr(prepare_module, "load_task", shuffled)
+        study, base = load_study(written(tmp_path / name, **values))
+        content = run_study(study, base, tmp_path / name / "out")
+        told[name] = [(row["values"], row["state"], row["excess"], row["by_round"]) for row in content["trials"]], content["best"]
+    assert told["plain"] == told["held_out"]
+    assert told["plain"] != told["validation"]
+
+
+def test_a_study_without_a_validation_part_takes_one_off_the_clients_data(tmp_path, quick) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    study, base = load_study(written(tmp_path, trials=1))
+    assert base.task.validation == 0
+    out = StringIO()
+    run_study(study, base, tmp_path / "out", Console(file=out, width=400))
+    (work,) = quick
+    examples = len(prepare(base).task.clients)
+    assert work.experiments[0].task.validation == round(0.1 * examples)
+    assert (
+        f"task.validation was 0: {round(0.1 * examples)} of the clients' {examples:,} examples are the validation part"
+        in out.getvalue()
+    )
+    given, base = load_study(written(tmp_path / "given", trials=1, settings={"task": {"validation": 33}}))
+    run_study(given, base, tmp_path / "given" / "out")
+    assert quick[-1].experiments[0].task.validation == 33
 
 
 def test_the_same_seed_gives_the_same_study_and_another_one_does_not(tmp_path, quick) -> None:
@@ -195,7 +252,7 @@ def test_trials_side_by_side_are_the_same_trials_and_can_be_pruned(tmp_path, fou
         assert [row["state"] for row in content["trials"]] == ["pruned", "pruned"]
         for row in content["trials"]:
             folder = tmp_path / name / row["folder"] / "seed-0"
-            by_round = {one["round"]: one["metric"] for one in read_rounds(folder)[1:3]}
+            by_round = {one["round"]: one["validation_metric"] for one in read_rounds(folder)[1:3]}
             assert row["by_round"] == {str(number): metric for number, metric in by_round.items()}
             assert not (folder / "summary.json").exists()
     free, _ = load_study(written(tmp_path, parallel=2, **{**changes, "pruner": None}))
