@@ -3,6 +3,7 @@
 import json
 import re
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -461,7 +462,7 @@ def test_memory_while_answering_is_near_what_is_measured(name: str, head: str) -
 
 @pytest.mark.parametrize(("name", "head"), [("llama", "causal_language_modelling"), ("gpt2", "sequence_classification")])
 def test_texts_of_one_token_are_answered_by_what_was_exported_with_longer_ones(name: str, head: str, tmp_path: Path) -> None:
-    """Control: traced with one token, the length is a constant, or nothing can be exported at all."""
+    """Control: of a decoder that classifies, traced with one token, the length is a constant, or nothing can be exported at all."""
     pytest.importorskip("onnxruntime")
     model = new_model(one_layer(name, head), 0).eval()
 
@@ -478,7 +479,7 @@ def test_texts_of_one_token_are_answered_by_what_was_exported_with_longer_ones(n
         export_onnx(model, inputs(2, 1), head, tmp_path / "short.onnx")
         assert largest_difference(torch_answer(model), onnx_answer(tmp_path / "short.onnx", head), inputs(3, 9), head) < 1e-4
 
-    with pytest.raises(Exception):  # noqa: B017, PT011  # what torch or onnxruntime raises
+    with pytest.raises(Exception) if name == "gpt2" else nullcontext():  # noqa: PT011  # what torch or onnxruntime raises
         traced_short()
 
 
