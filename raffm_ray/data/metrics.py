@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raffm_ray.basics.errors import UserError
+
 Answers = NDArray[np.float64]
 
 
@@ -101,6 +103,22 @@ def _best(compare: Callable[[str, str], float]) -> Callable[[Any, Any], float]:
     return score
 
 
+def _of_those(answered: bool, compare: Callable[[str, str], float]) -> Callable[[Any, Any], float]:
+    """Of the questions that have an answer, or of those that have none (Rajpurkar et al. 2018). Raises UserError where there is no such one."""
+
+    def score(given: Sequence[str], truth: Sequence[Sequence[str]]) -> float:
+        kept = [(one, wanted) for one, wanted in zip(given, truth, strict=True) if bool(wanted) == answered]
+        if not kept:
+            raise UserError(f"task.metric: the data has no questions {'with' if answered else 'without'} an answer")
+        return _best(compare)(*zip(*kept, strict=True))
+
+    return score
+
+
+def _same_text(given: str, true: str) -> float:
+    return float(_plain(given) == _plain(true))
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(accuracy),
     "f1": Metric(f1),
@@ -112,7 +130,10 @@ METRICS: dict[str, Metric] = {
     "perplexity": Metric(perplexity, percent=False, higher=False),
     # Of answers in words: one text an example, against any of several true ones.
     "span_f1": Metric(_best(text_f1)),
-    "exact_match": Metric(_best(lambda given, true: float(_plain(given) == _plain(true)))),
+    "exact_match": Metric(_best(_same_text)),
+    "has_answer_f1": Metric(_of_those(True, text_f1)),
+    "has_answer_exact": Metric(_of_those(True, _same_text)),
+    "no_answer": Metric(_of_those(False, _same_text)),
 }
 
 

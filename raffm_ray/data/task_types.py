@@ -15,7 +15,8 @@ from raffm_ray.data.sources import Rows
 
 @dataclass(frozen=True)
 class Loading:
-    """What reading a task's rows takes: its columns by role, and how this model wants its words or images."""
+    """What reading a task's rows takes: its columns by role, and how this model wants its words or images. `no_answer_threshold`: by how much
+    no answer must outscore the best one to be the answer."""
 
     name: str
     columns: Mapping[str, str]
@@ -24,6 +25,7 @@ class Loading:
     classes: tuple[str, ...] | None = None
     first_target: int | None = None
     stride: int = 0
+    no_answer_threshold: float = 0.0
 
     def text(self) -> Words:
         """The tokenizer. Raises UserError where the model has none."""
@@ -129,7 +131,7 @@ TASK_TYPES: dict[str, TaskType] = {
         head="question_answering",
         columns={name: name for name in ("question", "context", "answers")},
         read=_answers,
-        metrics=("span_f1", "exact_match"),
+        metrics=("span_f1", "exact_match", "has_answer_f1", "has_answer_exact", "no_answer"),
     ),
     "language_modelling": TaskType(
         head="causal_language_modelling", columns={"text": "text"}, read=_next_words, metrics=("perplexity",)
@@ -141,7 +143,8 @@ TASK_TYPES: dict[str, TaskType] = {
 
 
 def scorer(metric: str, rows: Rows, loading: Loading, held_out: tuple[Examples, Columns]) -> Callable[[Answers], float]:
-    """What turns the answers of all held-out examples into the metric; of answers in words, each row's likeliest counts.
+    """What turns the answers of all held-out examples into the metric; of answers in words, each row's likeliest counts. Where some questions have
+    no answer (SQuAD 2, Rajpurkar et al. 2018), a row is left unanswered if that scores higher.
 
     `held_out`: the examples, and the columns beside them that lead from tokens back to the words of `rows`.
     """
@@ -149,21 +152,27 @@ def scorer(metric: str, rows: Rows, loading: Loading, held_out: tuple[Examples, 
     if "first" not in beside:
         return lambda answers: METRICS[metric].score(answers, examples.labels)
 
+    truth = [answer["text"] for answer in rows.table[loading.columns["answers"]]]
+    always_answered = all(truth)
+
     def score(answers: Answers) -> float:
         texts, best = [""] * len(rows), np.full(len(rows), -np.inf)
+        empty = np.full(len(rows), np.inf)  # the lowest score of no answer among a row's parts, as SQuAD 2 takes it
         contexts = rows.table[loading.columns["context"]]
         first, last, row_of = beside["first"], beside["last"], beside["row"]
         assert isinstance(first, Ragged)
         assert isinstance(last, Ragged)
         assert isinstance(row_of, np.ndarray)
-        for feature, (start, stop, sure) in enumerate(answers):
+        for feature, (start, stop, sure, *none) in enumerate(answers):
             row = int(row_of[feature])
+            empty[row] = min(empty[row], none[0] if none else -np.inf)
             inside = int(start) < first.lengths[feature] and int(stop) < last.lengths[feature]
             begin = int(first.values[first.edges[feature] + int(start)]) if inside else -1
             end = int(last.values[last.edges[feature] + int(stop)]) if inside else -1
             if sure > best[row] and 0 <= begin < end:
                 best[row], texts[row] = sure, contexts[row][begin:end]
-        truth = [answer["text"] for answer in rows.table[loading.columns["answers"]]]
+        if not always_answered:
+            texts = ["" if empty[row] - best[row] > loading.no_answer_threshold else text for row, text in enumerate(texts)]
         return METRICS[metric].score(texts, truth)  # type: ignore[arg-type]  # of words, for metrics of words
 
     return score

@@ -105,6 +105,7 @@ TASKS: dict[str, Recipe] = {
     "rte": _glue("rte", "sentence1", "sentence2", "accuracy"),
     "wnli": _glue("wnli", "sentence1", "sentence2", "accuracy"),
     "squad": Recipe("question_answering", "rajpurkar/squad", held_out="validation"),
+    "squad_v2": Recipe("question_answering", "rajpurkar/squad_v2", held_out="validation"),
     "cifar10": Recipe("image_classification", "uoft-cs/cifar10", columns={"image": "img"}, held_out="test"),
     **{kind: Recipe(kind) for kind in TASK_TYPES},
 }
@@ -208,6 +209,7 @@ def load_task(
         classes=tuple(classes) if classes else None,
         first_target=first_target,
         stride=stride,
+        no_answer_threshold=settings.no_answer_threshold,
     )
     public, clients, held_part = (_examples(part, kind, loading) for part in (shown, owned, testing))
     held_part = _by_length(*held_part)

@@ -95,13 +95,15 @@ def _span_each(output: Any, labels: Tensor) -> Tensor:
 
 
 def _span_answers(output: Any, labels: Tensor) -> Tensor:
-    """[batch, 3]: first and last token of the best span in the context, at most `LONGEST_ANSWER` long, and its score."""
+    """[batch, 4]: first and last token of the best span in the context, at most `LONGEST_ANSWER` long, its score, and that of no answer, which
+    stands at the first token (Devlin et al. 2019, section 4.3)."""
     start, end = (_in_context(logits, labels, False) for logits in (output.start_logits, output.end_logits))
     scores = start[:, :, None] + end[:, None, :]
     allowed = torch.ones_like(scores[0], dtype=torch.bool).triu().tril(LONGEST_ANSWER - 1)
     best = scores.masked_fill(~allowed, -torch.inf).flatten(1).max(1)
     width = scores.shape[-1]
-    return torch.stack([best.indices // width, best.indices % width, best.values], dim=1)
+    none = output.start_logits[:, 0] + output.end_logits[:, 0]
+    return torch.stack([best.indices // width, best.indices % width, best.values, none], dim=1)
 
 
 def _span_outputs(output: Any, labels: Tensor) -> Tensor:

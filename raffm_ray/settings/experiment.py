@@ -28,6 +28,9 @@ class TaskSettings(Settings):
         description="held-out examples for evaluation: the name of a split, or a fraction of `train`; default: the task's own split, or 0.25",
     )
     metric: str | None = Field(None, description="a metric of raffm_ray.data.metrics.METRICS; default: the task's own")
+    no_answer_threshold: float = Field(
+        0.0, description="question answering with questions that have no answer: by how much no answer must outscore the best one"
+    )
     max_length: int = Field(128, ge=8, description="most tokens of a text; a batch is padded to its longest text")
     examples: int | None = Field(
         None, ge=1, description="most examples for the public part, the validation part and the clients together; default: all"

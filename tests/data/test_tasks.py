@@ -4,6 +4,7 @@ import weakref
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -156,7 +157,7 @@ def test_the_best_span_is_found_and_never_ends_before_it_begins() -> None:
         end_logits = torch.tensor([[0.0, 0.0, 4.0, -9.0]])
 
     objective = OBJECTIVES["question_answering"]
-    first, last, score = objective.answers(Output(), torch.tensor([[0, 0, 1, 3]]))[0].tolist()
+    first, last, score, _ = objective.answers(Output(), torch.tensor([[0, 0, 1, 3]]))[0].tolist()
     assert (first, last, score) == (1, 2, 9.0)
     assert objective.answers(Output(), torch.tensor([[0, 0, 2, 2]]))[0].tolist() == [2, 2, 4.0]
 
@@ -575,3 +576,34 @@ def test_token_ids_with_gaps_are_compared_by_the_largest(tmp_path) -> None:
     foundation.check_tokenizer(tokenizer(9), config, settings, None)
     with pytest.raises(UserError, match=r"the tokenizer's tokens are numbered up to 10 and the model has 10: they do not match"):
         foundation.check_tokenizer(tokenizer(10), config, settings, None)
+
+
+def test_squad_2_leaves_questions_unanswered_where_that_scores_higher(words, tmp_path) -> None:
+    """Two of four questions have no answer. Control: data in which all have one is answered whatever the score of none."""
+    folder = squad_folder(tmp_path / "squad")
+    for split in ("train", "validation"):
+        table = pq.read_table(folder / f"{split}.parquet").to_pydict()
+        answered = list(table["answers"])
+        table["answers"] = [one if row % 2 else {"text": [], "answer_start": []} for row, one in enumerate(answered)]
+        (tmp_path / "two").mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pydict(table), tmp_path / "two" / f"{split}.parquet")
+
+    def scored(data, metric, surely_none, threshold=0.0):
+        task = load_texts(words, name="squad_v2", data=str(data), public=1, metric=metric, no_answer_threshold=threshold)
+        held = task.held_out
+        found = np.any(held.labels[:, :2] > 0, axis=1)
+        # Where there is no answer: a word of the context, but no article, which counts for nothing.
+        spans = np.where(found[:, None], held.labels[:, :2], held.labels[:, 2:3] + 1)
+        sure = np.where(found, 9.0, 1.0)
+        none = np.where(found, -5.0, 5.0) if surely_none else np.full(len(held), -5.0)
+        return task.score(np.column_stack([spans, sure, none]))
+
+    two = tmp_path / "two"
+    for metric in ("span_f1", "exact_match", "no_answer", "has_answer_f1", "has_answer_exact"):
+        assert scored(two, metric, True) == 1.0, metric
+    assert scored(two, "no_answer", False) == scored(two, "no_answer", True, threshold=20.0) == 0.0
+    assert scored(two, "span_f1", False) == scored(two, "exact_match", False) == 0.5
+    assert scored(folder, "span_f1", True) == scored(folder, "span_f1", False) == 1.0
+    with pytest.raises(UserError, match="task.metric: the data has no questions without an answer"):
+        scored(folder, "no_answer", True)
+    assert text_f1("", "") == 1.0

@@ -60,7 +60,7 @@ def exceeded(setup: Setup) -> dict[str, str]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 @given(data=st.data())
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 def test_what_a_client_is_charged_is_within_its_class_s_budget(case, data) -> None:
     family = data.draw(st.sampled_from(FAMILIES))
     kinds = data.draw(
