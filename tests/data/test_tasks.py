@@ -159,7 +159,7 @@ def test_the_best_span_is_found_and_never_ends_before_it_begins() -> None:
     objective = OBJECTIVES["question_answering"]
     first, last, score, _ = objective.answers(Output(), torch.tensor([[0, 0, 1, 3]]))[0].tolist()
     assert (first, last, score) == (1, 2, 9.0)
-    assert objective.answers(Output(), torch.tensor([[0, 0, 2, 2]]))[0].tolist() == [2, 2, 4.0]
+    assert objective.answers(Output(), torch.tensor([[0, 0, 2, 2]]))[0].tolist() == [2, 2, 4.0, 0.0]
 
 
 def test_what_stands_outside_the_context_does_not_count() -> None:
