@@ -1,7 +1,7 @@
 """Which tests a run of pytest has: all, those of one lane, the fast ones, or those that a run beside it has not begun.
 
-`--lane NAME`: `processes` are files that start processes, `clusters` those of them that start clusters of their own or kill what they
-start, and mostly wait; `alone` are all other files.
+`--lane NAME`: `processes` are files that start processes, `clusters` those of them that start clusters of their own, kill what they
+start, or measure what processes take, and mostly wait; `alone` are all other files.
 
 `--share FOLDER`: two runs, of the lanes `alone` and `processes`, divide the files between them while they run. Each notes in this folder
 which files it has begun. The one that has finished its processes goes on with files that start none, from the last to the first.
@@ -28,7 +28,7 @@ ALONE_EVEN_SO = {
     for name in ("api", "cluster_files", "docs_site", "documentation", "drawing", "notebooks", "pages", "standalone", "structure")
 }
 """Files whose processes start no Ray and leave nothing."""
-CLUSTERS = {f"test_{name}.py" for name in ("nodes", "chaos", "mirror", "resume")}
+CLUSTERS = {f"test_{name}.py" for name in ("nodes", "chaos", "mirror", "resume", "speed_suite")}
 SLOW_TESTS = Path(__file__).with_name("slow_tests.txt")
 SLOW_SECONDS = 1.0
 NOT_FAST = {

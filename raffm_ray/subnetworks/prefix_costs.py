@@ -13,14 +13,16 @@ def with_prefixes(own: Costs, smaller: Sequence[Costs], prefix: str, distill: bo
     `strategy.prefix`. A step of "random" or "smallest" trains the own plan and one prefix after the other, a step of "one" either.
 
     A prefix's pass needs its weights and their gradients besides its activations, while the own plan's activations are freed already:
-    memory is what stays (weights, gradients, optimizer) and the largest of the passes. With `distill` the own plan's outputs stay too.
+    memory is what stays (weights, gradients, optimizer) and the largest of the passes. A step of "one" has no gradients of the own plan before
+    those of its prefix, which they replace. With `distill` the own plan's outputs stay too.
     """
     inside = [one for one in smaller if one.params < own.params]
     if prefix == "none" or not inside:
         return own
     drawn = [min(inside, key=lambda one: one.params)] if prefix == "smallest" else inside
     beside = 0 if prefix == "one" else max(one.training_flops for one in drawn)
-    passes = [one.bytes + one.bytes_up + one.activation_bytes + distill * own.output_bytes for one in drawn]
+    unused = own.bytes_up if prefix == "one" else 0
+    passes = [one.bytes + max(0, one.bytes_up + one.activation_bytes - unused) + distill * own.output_bytes for one in drawn]
     return replace(
         own,
         training_flops=own.training_flops + beside,

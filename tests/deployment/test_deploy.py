@@ -2,9 +2,9 @@
 
 import json
 import re
-import weakref
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,9 @@ import pytest
 import torch
 from conftest import CASES, TARGETS, TINY, TOKENS, architecture_case, tiny_experiment
 from hostile import FULL
+from live_bytes import LiveBytes
 from plans import random_cut
 from safetensors.torch import load_file, save_file
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
@@ -280,35 +279,18 @@ def test_the_full_model_is_a_plain_checkpoint_that_is_deployed_again(run: Path, 
             find_trained_model(str(folder), [])
 
 
-class _Live(TorchDispatchMode):
-    """Bytes of tensors made inside it that are there at once, at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self.known = weakref.WeakSet[Any]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for one in tree_leaves(result):
-            if isinstance(one, torch.Tensor) and one.untyped_storage() not in self.known:
-                storage = one.untyped_storage()
-                self.known.add(storage)
-                size = storage.nbytes()
-                self.now += size
-                self.most = max(self.most, self.now)
-                weakref.finalize(storage, self._gone, size)
-        return result
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
-
-
 def test_times_are_taken_in_turns() -> None:
     calls: list[str] = []
     found = latencies({name: lambda _, name=name: calls.append(name) for name in "ab"}, {}, 0.0)
     assert calls[:4] == ["a", "b", "a", "b"]
     assert all(0 <= median <= late for median, late in found.values())
+
+
+def test_times_are_milliseconds() -> None:
+    """Of an answer that sleeps, which takes no less than it sleeps."""
+    (median, late), (short, _) = latencies({"slow": lambda _: sleep(0.02), "quick": lambda _: None}, {}, 0.0).values()
+    assert 20 <= median <= late
+    assert short < 20  # control: an answer that does not sleep
 
 
 def test_the_metric_is_that_of_all_examples_whatever_the_batch(trained: TrainedModel) -> None:
@@ -452,7 +434,7 @@ def test_memory_while_answering_is_near_what_is_measured(name: str, head: str) -
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
     example = {"pixel_values": torch.zeros(1, 1, 32, 32)} if name == "vit" else {"input_ids": torch.full((1, 64), 5)}
-    with torch.inference_mode(), _Live() as live:
+    with torch.inference_mode(), LiveBytes() as live:
         model(**example)
     costs = costs_of(architecture, Plan())
     estimated = costs.inference_bytes - costs.bytes

@@ -16,7 +16,7 @@ from raffm_ray.studies.search_space import enqueued
 from raffm_ray.studies.study_settings import load_study
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
-RIVALS = {"rivals_cifar": 1, "rivals_sst2": 5}
+RIVALS = {"rivals_cifar": 4, "rivals_sst2": 9}
 """Comparisons, and the stride at which the test takes their rivals: those of a large model would take minutes."""
 STUDIES = ["study_digits"]
 SHORT = {

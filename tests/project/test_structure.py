@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -47,21 +48,29 @@ def sources(package: Path = PACKAGE) -> dict[str, Path]:
     return {name: path for name, path in files.items() if name != "__init__"}
 
 
+@cache
+def imported(text: str) -> tuple[str, ...]:
+    """What a module's text imports, anywhere in it, in full."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"relative import of {node.module}"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(found)
+
+
 def imports(package: Path = PACKAGE) -> dict[str, set[str]]:
     """Module -> the project's modules that it imports, anywhere in it."""
     files = sources(package)
     found: dict[str, set[str]] = {name: set() for name in files}
     for name, path in files.items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                assert not node.level, f"{name}: relative import"
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-            for full in names:
-                if full.partition(".")[0] == "raffm_ray":
-                    inner = full.removeprefix("raffm_ray").removeprefix(".")
-                    fits = [other for other in files if inner == other or inner.startswith(f"{other}.")]
-                    found[name].add(max(fits, key=len, default="__init__"))
+        for full in imported(path.read_text()):
+            if full.partition(".")[0] == "raffm_ray":
+                inner = full.removeprefix("raffm_ray").removeprefix(".")
+                fits = [other for other in files if inner == other or inner.startswith(f"{other}.")]
+                found[name].add(max(fits, key=len, default="__init__"))
     return {name: others - {name} for name, others in found.items()}
 
 

@@ -172,7 +172,7 @@ def _inside(draw: Callable[[Any], Any], value: Any) -> Any:
     return result
 
 
-@many(250, 20)
+@many(250, 10)
 @given(data=st.data())
 def test_no_summary_whatever_it_says_is_a_traceback(runs, tmp_path_factory, capsys, data) -> None:
     _, finished, _ = runs
