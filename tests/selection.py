@@ -28,7 +28,7 @@ ALONE_EVEN_SO = {
     for name in ("api", "cluster_files", "docs_site", "documentation", "drawing", "notebooks", "pages", "standalone", "structure")
 }
 """Files whose processes start no Ray and leave nothing."""
-CLUSTERS = {f"test_{name}.py" for name in ("nodes", "chaos", "mirror", "resume", "speed_suite")}
+CLUSTERS = {f"test_{name}.py" for name in ("nodes", "chaos", "mirror", "resume", "hung", "speed_suite")}
 SLOW_TESTS = Path(__file__).with_name("slow_tests.txt")
 SLOW_SECONDS = 1.0
 NOT_FAST = {

@@ -4,8 +4,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from glob import escape, has_magic
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,20 @@ def expand(path: str) -> str:
 
 
 def content_key(where: Path) -> str:
-    """A name for local files by path, size and time of change."""
+    """A name for what is in a local file, or in a folder and under which names."""
     files = [where] if where.is_file() else sorted(file for file in where.rglob("*") if file.is_file())
-    listed = [f"{file.resolve()}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
+    listed = [
+        f"{file.relative_to(where)}:{_digest(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)}"
+        for file in files
+    ]
     return sha256("\n".join(listed).encode()).hexdigest()
+
+
+@lru_cache(maxsize=100_000)
+def _digest(path: str, size: int, changed_ns: int) -> str:
+    """Of a file's content; read again in this process only where its size or its time of change is another."""
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _builder(where: Path) -> tuple[str, dict[str, Any]]:
@@ -88,8 +99,8 @@ def _builder(where: Path) -> tuple[str, dict[str, Any]]:
     return BUILDERS[ending], {"data_files": by_split, **reading}
 
 
-def open_splits(data: str, subset: str | None) -> tuple[Mapping[str, Any], str]:
-    """All splits of a data set, and a name for their content.
+def open_splits(data: str, subset: str | None, revision: str | None = None) -> tuple[Mapping[str, Any], str]:
+    """All splits of a data set, and a name for their content. `revision`: of one on the hub.
 
     `data`: a local file (Parquet, CSV, JSON), a local folder of such files or of images by class, or a name on the hub. Raises
     UserError where it cannot be found or read.
@@ -104,14 +115,14 @@ def open_splits(data: str, subset: str | None) -> tuple[Mapping[str, Any], str]:
         raise UserError(f"task.data: {data}: no such file or folder{told if 'did you mean' in told else ''}")
     if where.is_file() and where.suffix not in BUILDERS:
         raise UserError(f"task.data: {data}: files must end in one of {', '.join(BUILDERS)}")
-    name, arguments = _builder(where) if where.exists() else (path, {})
+    name, arguments = _builder(where) if where.exists() else (path, {"revision": revision} if revision else {})
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(name, subset, **arguments)
     except Exception as error:  # whatever the library raises for files that it cannot read and names that it cannot reach
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise UserError(f"task.data: {data} cannot be read as a data set: {in_short(cause).replace(path, data)}") from None
-    key = content_key(where) if where.exists() else f"{path}:{subset}"
+    key = content_key(where) if where.exists() else f"{path}:{subset}:{revision}"
     return loaded, f"{key}:{'/'.join(f'{split}={len(rows)}' for split, rows in loaded.items())}"
 
 

@@ -127,6 +127,11 @@ def head_of(name: str) -> str:
     return "image_classification" if name == EMBEDDED else TASK_TYPES[_recipe(name).kind].head
 
 
+def hub_name(settings: TaskSettings) -> str | None:
+    """Where a task's data is, a local place or a name on the hub; None for the embedded task, and where the settings must name it."""
+    return None if settings.name == EMBEDDED else settings.data or _recipe(settings.name).data
+
+
 def _recipe(name: str) -> Recipe:
     return look_up({EMBEDDED: Recipe("image_classification"), **TASKS}, name, "task")
 
@@ -189,7 +194,8 @@ def load_task(
         raise UserError(f"task.metric: {metric!r} is not for {recipe.kind}{near_miss(metric, kind.metrics, listed=True)}")
     if held_out == settings.train:
         raise UserError(f"task.held_out: {held_out!r} is also task.train: what evaluates must not be trained on")
-    splits, key = open_splits(data, settings.subset or (recipe.subset if settings.data is None else None))
+    subset = settings.subset or (recipe.subset if settings.data is None else None)
+    splits, key = open_splits(data, subset, settings.revision)
     rows = split_of(splits, key, settings.train, "task.train")
     held = split_of(splits, key, held_out, "task.held_out") if isinstance(held_out, str) else held_out
     tables = [rows, held] if isinstance(held, Rows) else [rows]
@@ -238,7 +244,9 @@ def load_task(
 
 def _refuse_for_digits(settings: TaskSettings) -> None:
     given = {
-        name: getattr(settings, name) for name in ("data", "subset", "columns", "metric", "examples") if getattr(settings, name)
+        name: getattr(settings, name)
+        for name in ("data", "subset", "revision", "columns", "metric", "examples")
+        if getattr(settings, name)
     }
     if isinstance(settings.held_out, str):
         given["held_out"] = settings.held_out

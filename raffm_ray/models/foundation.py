@@ -36,8 +36,15 @@ class Foundation:
     pictures: Pictures | None
 
 
-def locate(name: str, setting: str) -> str:
-    """The folder of a pretrained model, or its name on the hub. Raises UserError for a folder or package that is not there."""
+WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+"""Files of a model on the hub that are fetched."""
+
+
+def locate(name: str, setting: str, revision: str | None = None) -> str:
+    """The folder of a pretrained model, or its name on the hub. With a `revision`, the folder of what was fetched of it from there.
+
+    Raises UserError for a folder or package that is not there, and for what cannot be fetched.
+    """
     if name in PACKAGED:
         module, folder, command = PACKAGED[name]
         found = importlib.util.find_spec(module)
@@ -51,7 +58,16 @@ def locate(name: str, setting: str) -> str:
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{setting}: {name}: no such folder")
-    return name
+    return _fetched(name, setting, revision) if revision else name
+
+
+def _fetched(name: str, setting: str, revision: str) -> str:
+    import huggingface_hub
+
+    try:
+        return str(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
+    except Exception as error:  # whatever the library raises for names and revisions that it cannot reach
+        raise UserError(f"{setting}: {name} at {revision} cannot be fetched from the hub: {in_short(error)}") from None
 
 
 def _model_type(settings: ModelSettings, source: str | None) -> str:
@@ -138,7 +154,7 @@ def load_foundation(settings: ModelSettings, head: str, texts: bool, max_length:
 
     `head`: the task head that it must have; `texts`: whether the task holds texts.
     """
-    source = locate(settings.pretrained, "model.pretrained") if settings.pretrained else None
+    source = locate(settings.pretrained, "model.pretrained", settings.revision) if settings.pretrained else None
     model_type = _model_type(settings, source)
     check_head(model_type, head)
     tokenizer = _tokenizer(settings, source) if texts else None

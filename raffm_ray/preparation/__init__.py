@@ -4,6 +4,7 @@ Open to other packages:
 
 - `baselines`: the strategies that an experiment's own is compared with
 - `equal_resources`: budgets and rounds that hold a resource equal over strategies
+- `pinning`: data and models from the hub at one commit
 - `prepare`: finds every mistake before training starts
 - `pretraining`: trains the starting model on public examples
 - `starting_parameters`: the parameters of round 1
@@ -18,4 +19,4 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `devices`
 Start reading at `prepare`.
 """
 
-__all__ = ["baselines", "equal_resources", "prepare", "pretraining", "public_calibration", "starting_parameters"]
+__all__ = ["baselines", "equal_resources", "pinning", "prepare", "pretraining", "public_calibration", "starting_parameters"]

@@ -20,6 +20,7 @@ from raffm_ray.models.foundation import Foundation, load_foundation
 from raffm_ray.models.stacked_modules import why_not_stacked
 from raffm_ray.pool.gpu_sharing import worker_bytes
 from raffm_ray.preparation.model_for_task import architecture_for
+from raffm_ray.preparation.pinning import pinned
 from raffm_ray.server.class_plans import class_plans, training_view
 from raffm_ray.server.clock import LATE_POLICIES
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
@@ -178,6 +179,7 @@ def check_values(experiment: Experiment, architecture: Architecture) -> None:
 def prepare(experiment: Experiment) -> Prepared:
     """Loads the data, describes the model, builds the fleet, divides the data. Raises UserError for whatever cannot work."""
     _check_names(experiment)
+    experiment = pinned(experiment)
     settings = experiment.task
     foundation = load_foundation(experiment.model, head_of(settings.name), needs_words(settings.name), settings.max_length)
     first_target = getattr(foundation.config, "decoder_start_token_id", None)

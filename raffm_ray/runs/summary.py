@@ -185,6 +185,7 @@ def summarize(
         "name": setup.experiment.name,
         "strategy": setup.experiment.strategy.name,
         "seed": setup.experiment.seed,
+        "revisions": {"task": setup.experiment.task.revision, "model": setup.experiment.model.revision},
         "rounds": rounds[-1].round,
         "best_round": state.best.round if state.best else None,
         "clients": setup.experiment.clients.count,

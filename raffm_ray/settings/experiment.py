@@ -18,6 +18,10 @@ class TaskSettings(Settings):
         None, description="local file or folder, or a name on the Hugging Face hub; $NAME is replaced by the environment variable"
     )
     subset: str | None = Field(None, description="name of a configuration of the data set on the hub")
+    revision: str | None = Field(
+        None,
+        description="branch, tag or commit of a data set on the hub; the commit that it is at is written into the run's config.yaml",
+    )
     columns: dict[str, str] = Field(
         {},
         description="mapping from a role to the column that has it; roles are `text`, `text_pair`, `label`, `image`, `group` and others",
@@ -66,6 +70,10 @@ class ModelSettings(Settings):
     pretrained: str | None = Field(
         None,
         description="pretrained model: a local folder, a name on the hub, or `all-MiniLM-L6-v2` where its Python package is installed; default: none",
+    )
+    revision: str | None = Field(
+        None,
+        description="branch, tag or commit of a model on the hub; the commit that it is at is written into the run's config.yaml",
     )
     config: dict[str, Any] = Field(
         {},

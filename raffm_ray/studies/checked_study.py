@@ -7,6 +7,7 @@ from typing import Any
 
 from raffm_ray.basics.errors import UserError, look_up
 from raffm_ray.data.metrics import METRICS
+from raffm_ray.preparation.pinning import pinned
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.studies.measures import CHOSEN_BY, HELD_OUT, WATCHED
@@ -79,6 +80,7 @@ def check_study(study: Study, base: Experiment) -> CheckedStudy:
     pruner_of(study.pruner)
     if study.pruner and (len(study.objectives) > 1 or study.objectives[0] not in WATCHED):
         raise UserError(f"pruner: prunes by one objective that is known after every round: {' or '.join(WATCHED)}")
+    base = pinned(base)
     if base.baselines:
         base = base.model_copy(update={"baselines": ()})
     if "curve_area" in [*study.objectives, *(limit.measure for limit in limits)] and not base.evaluation.sizes:
