@@ -1,5 +1,8 @@
 import os
+import signal
 
+# Ignored where a shell starts this in the background, and so by all that it starts: tests interrupt some of them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Notebooks, shortened; `pytest notebooks` alone runs them as they are.

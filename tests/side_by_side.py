@@ -22,9 +22,7 @@ def _command(lane: str, place: Path) -> list[str]:
 
 def main() -> int:
     """Shows the one run as it goes and the other at its end; returns 0 where both passed."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored where a shell starts this in the background, and so by all children
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as conftest.py says
     # One thread each, for there are two. Ray lowers its workers' priority by default: beside other tests they would hardly run.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     with TemporaryDirectory(prefix="raffm-tests-") as folder, TemporaryFile("w+") as kept:

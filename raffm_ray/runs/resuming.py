@@ -39,7 +39,15 @@ FREE = (
     "pool.deterministic",
 )
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
-FREE_AT_FIRST = (*FREE[:8], "pool.deterministic")
+FREE_AT_FIRST = (
+    *FREE[:8],
+    "pool.deterministic",
+    "task.revision",
+    "task.no_answer_threshold",
+    "model.revision",
+    "model.new_head",
+    "local.warmup_rounds",
+)
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 
 

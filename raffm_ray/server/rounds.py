@@ -25,7 +25,8 @@ from raffm_ray.subnetworks.unit_coverage import add_reached
 def _learning_rate(experiment: Experiment, round_number: int) -> float:
     local = experiment.local
     done = (round_number - 1) / experiment.rounds
-    return local.learning_rate * (0.5 * (1 + cos(pi * done)) if local.schedule == "cosine" else 1.0)
+    rate = local.learning_rate * (0.5 * (1 + cos(pi * done)) if local.schedule == "cosine" else 1.0)
+    return rate * min(1.0, round_number / (local.warmup_rounds + 1))
 
 
 def begin_round(setup: Setup, state: ServerState) -> Round:

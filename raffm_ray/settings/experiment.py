@@ -133,6 +133,9 @@ class LocalSettings(Settings):
     optimizer: Literal["adamw", "sgd", "momentum"] = Field("adamw", description="optimizer of a client")
     learning_rate: float = Field(1e-3, gt=0, description="learning rate of a client")
     schedule: Literal["constant", "cosine"] = Field("constant", description="how the learning rate changes over the rounds")
+    warmup_rounds: int = Field(
+        0, ge=0, description="rounds in which the learning rate rises linearly to what `schedule` says; 0: it begins there"
+    )
     weight_decay: float = Field(0.0, ge=0, description="weight decay of a client's optimizer")
     batch_size: int = Field(16, ge=1, description="examples of a training step")
     epochs: int = Field(1, ge=1, description="passes over a client's examples in a round")
