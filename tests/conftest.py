@@ -1,14 +1,12 @@
 import os
-import signal
 
-# Ignored where a shell starts this in the background, and so by all that it starts: tests interrupt some of them.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Notebooks, shortened; `pytest notebooks` alone runs them as they are.
 os.environ |= {"NOTEBOOK_ROUNDS": "1", "NOTEBOOK_TRIALS": "2", "NOTEBOOK_BACKEND": "in_process"}
 
 import copy
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -31,6 +29,9 @@ from raffm_ray.models.architecture import FAMILIES, Architecture, architecture_o
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import parse
+
+# Ignored where a shell starts this in the background, and so by all that it starts: tests interrupt some of them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _VISION = {
     "hidden_size": 24,
