@@ -11,7 +11,7 @@ PORT := 8000
 help:
 	@echo "make demo    install and run the embedded default: 100 clients, five device classes, a picture"
 	@echo "make test    install and run the tests: about ten minutes on two cores"
-	@echo "make test-clusters   the tests that start clusters, and kill them: about seven minutes"
+	@echo "make test-clusters   the tests that start clusters, and kill them: about eight minutes"
 	@echo "make test-fast   the tests to run before every commit: at most two minutes"
 	@echo "make bench   the speed suite: about ten minutes on two cores, quiet ones"
 	@echo "make chaos   200 kills of actors, raylets and drivers, each with the same bits after it: about half an hour"

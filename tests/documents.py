@@ -17,7 +17,7 @@ ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"(?:<!-- not run: ([^>]+?) -->\n+)?^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LOADS_EXPERIMENT = ("run", "submit", "compare", "shares")
-NO_SETTINGS = ("--equal", "--out", "--address", "--pip", "--seeds", "--cluster")
+NO_SETTINGS = ("--equal", "--tune", "--out", "--address", "--pip", "--seeds", "--cluster")
 """Flags of commands that are no settings."""
 
 

@@ -124,12 +124,14 @@ def _seeds(text: str) -> list[int]:
 
 
 def compare(words: Sequence[str]) -> int:
-    """`raffm-ray compare CONFIG.yaml [--seeds 0,1,2] [--equal compute|bytes|memory|time] [--key.path value ...] [--out DIR]`."""
+    """`raffm-ray compare CONFIG.yaml [--seeds 0,1,2] [--equal compute|bytes|memory|time] [--tune TRIALS] [--key.path value ...] [--out DIR]`."""
     rest = list(words)
     path = _config_path("compare", rest)
     from raffm_ray.settings.loading import load
 
-    chosen, asked, equal = take_flag(rest, "--out"), take_flag(rest, "--seeds"), take_flag(rest, "--equal")
+    chosen, asked, equal, trials = (take_flag(rest, flag) for flag in ("--out", "--seeds", "--equal", "--tune"))
+    if trials is not None and not (trials.isascii() and trials.isdigit() and int(trials) > 0):
+        raise UserError(f"--tune: expected a number of trials, at least 1, got {trials!r}")
     experiment = load(path, rest)
     seeds = _seeds(asked) if asked else [experiment.seed]
     folder = Path(chosen) if chosen else fresh_folder(f"compare-{experiment.name}")
@@ -142,7 +144,7 @@ def compare(words: Sequence[str]) -> int:
     from raffm_ray.studies.comparison import compare as compare_strategies
 
     try:
-        content = compare_strategies(experiment, seeds, folder, Console(stderr=True), equal)
+        content = compare_strategies(experiment, seeds, folder, Console(stderr=True), equal, int(trials) if trials else None)
     except KeyboardInterrupt:
         told = f"; the same command with --out {quote(str(folder))} goes on where it stopped" if folder.exists() else ""
         raise KeyboardInterrupt(told) from None

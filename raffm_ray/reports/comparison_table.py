@@ -179,6 +179,7 @@ def notes(content: Mapping[str, Any]) -> list[str]:
         *_told_of_seeds(content),
         *NOTES,
         *_told_of_equals(content),
+        *_told_of_tuning(content),
         *_told_of_lacks(content),
         *(told if refused else []),
     ]
@@ -213,6 +214,14 @@ def _told_of_equals(content: Mapping[str, Any]) -> list[str]:
         shares = [f"{name} {one[measure]['mean'] / allowed:.1%}" for name, one in strategies if one[measure]["mean"]]
         line += f"; charged of what is allowed: {', '.join(shares)}"
     return [line]
+
+
+def _told_of_tuning(content: Mapping[str, Any]) -> list[str]:
+    found = content.get("tuned")
+    if not found:
+        return []
+    rates = ", ".join(f"{name} {rate:.2g}" for name, rate in found["learning_rates"].items())
+    return [f"learning rates were chosen on the validation part, with {found['trials']} trials for each strategy: {rates}"]
 
 
 def _told_of_lacks(content: Mapping[str, Any]) -> list[str]:

@@ -147,11 +147,11 @@ def write_page(
     rounds: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
     runs: Sequence[tuple[str, int, str]],
     out: Path,
-    equal: Mapping[str, Any] | None = None,
+    protocol: Mapping[str, Any] | None = None,
 ) -> Path:
     """The files of `write_comparison`. `rounds`: of every strategy, a run's records after the other; `runs`: (strategy, seed, folder);
-    `equal`: {resource, allowed} of a comparison that holds one equal."""
-    content = comparison_content(summaries) | {"equal": equal}
+    `protocol`: of a comparison, what it holds `equal` ({resource, allowed}) and what was `tuned` ({trials, learning_rates}), None for nothing."""
+    content = comparison_content(summaries) | {"equal": None, "tuned": None} | dict(protocol or {})
     for name, own in rounds.items():
         content["strategies"][name]["progress"] = progress(own)
     write_json(out / "comparison.json", json.loads(json.dumps(content)))

@@ -11,6 +11,7 @@ Used inside only:
 - `checked_study`: a study whose settings can work
 - `trial`: the runs of one trial
 - `measures`: what a study is decided by
+- `tuning`: the learning rate of every strategy of a comparison
 - `ray_trials`: trials side by side on Ray
 - `search_space`: which settings are searched
 - `samplers`: Optuna's samplers and pruners by name

@@ -28,6 +28,7 @@ from raffm_ray.runs.simulation import completed, starting
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import dump
 from raffm_ray.settings.strategy import BaselineSettings
+from raffm_ray.studies.tuning import tuned
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,13 @@ def compare(
     folder: Path | str,
     console: Console | None = None,
     equal: str | None = None,
+    tune: int | None = None,
 ) -> dict[str, Any]:
     """Runs the experiment's strategy and each of its baselines on every seed, in `folder`/<strategy>/seed-<n>; returns the content of
     `comparison.json`, which is written beside `.html`, `.csv`, `.md` and `.png`.
 
     `equal`: a resource of `RESOURCES`: budgets are converted to its unit, and every strategy has as many rounds as spend what they allow.
+    `tune`: trials of a study of the learning rate that every strategy has before, on the validation part, with the first seed.
     A run that is there already, finished and of the same configuration, is reused; one that was interrupted goes on after its last checkpoint. Raises
     UserError before any training when a run cannot work or its folder holds something else.
     """
@@ -156,6 +159,11 @@ def compare(
     allowed = None
     if equal is not None:
         experiment, allowed = _equal(experiment, seeds, equal, console)
+    rates: dict[str, float] = {}
+    if tune is not None:
+        first = experiment.model_copy(update={"seed": seeds[0]})
+        found, rates = tuned(first, tune, folder / "tuning", console)
+        experiment = found.model_copy(update={"seed": experiment.seed})
     runs = runs_of(experiment, seeds, folder)
     for run in runs:
         check_folder(run)
@@ -173,7 +181,10 @@ def compare(
         summaries.setdefault(run.strategy, {})[run.seed] = read_summary(run.folder)
         rounds.setdefault(run.strategy, []).append(read_rounds(run.folder))
     with of_a_run(folder):
-        told = {"resource": equal, "allowed": allowed} if equal else None
-        write_page(summaries, rounds, [(run.strategy, run.seed, str(run.folder)) for run in runs], folder, told)
+        protocol = {
+            "equal": {"resource": equal, "allowed": allowed} if equal else None,
+            "tuned": {"trials": tune, "learning_rates": rates} if rates else None,
+        }
+        write_page(summaries, rounds, [(run.strategy, run.seed, str(run.folder)) for run in runs], folder, protocol)
     content: dict[str, Any] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     return content
