@@ -68,7 +68,7 @@ def class_rows(setup: Setup, state: ServerState, examples: int) -> list[ClassRow
         plan = setup.strategy.train(view, budget, clients[0] if clients else -1)
         costs, cost = None, None
         if plan is not None:
-            costs = setup.costs(plan)
+            costs = view.costs(plan)
             smaller = sorted(
                 {one for one in nested if setup.costs(one).params < costs.params},
                 key=lambda one: setup.costs(one).params,

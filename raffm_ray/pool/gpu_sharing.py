@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -13,6 +13,7 @@ from raffm_ray.clients.stacked_training import stacking_groups
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.settings.experiment import LocalSettings
 from raffm_ray.subnetworks.costs import costs_of
+from raffm_ray.subnetworks.prefix_costs import with_prefixes
 
 CONTEXT_BYTES = 600_000_000
 """What a process takes of a GPU besides its tensors: CUDA's context, kernels, workspaces of cuBLAS."""
@@ -31,10 +32,20 @@ def training_bytes(architecture: Architecture, plan: Plan, local: LocalSettings,
     return clients * (costs.memory_bytes + costs.bytes_up)
 
 
-def worker_bytes(architecture: Architecture, stacks: Iterable[tuple[Plan, int]], local: LocalSettings) -> int:
-    """Estimate of what a worker takes of a GPU: the largest of (plan, clients trained at once), a round's parameters and a block's sum, each
-    as large as the full model, and CONTEXT_BYTES."""
-    largest = max(training_bytes(architecture, plan, local, clients) for plan, clients in stacks)
+def worker_bytes(
+    architecture: Architecture,
+    stacks: Sequence[tuple[Plan, int]],
+    local: LocalSettings,
+    prefix: str = "none",
+    distill: bool = False,
+) -> int:
+    """Estimate of what a worker takes of a GPU: the largest of (plan, clients trained at once), with smaller ones of these plans as its
+    prefixes, a round's parameters and a block's sum, each as large as the full model, and CONTEXT_BYTES."""
+    costs = [costs_of(architecture, plan, local.batch_size, local.optimizer) for plan, _ in stacks]
+    largest = max(
+        clients * (with_prefixes(own, costs, prefix, distill).memory_bytes + own.bytes_up)
+        for own, (_, clients) in zip(costs, stacks, strict=True)
+    )
     return largest + 2 * costs_of(architecture, Plan()).bytes + CONTEXT_BYTES
 
 
@@ -64,9 +75,9 @@ def limit_gpu_memory(share: float, alone: bool = False) -> None:
 
 
 def use_deterministic_kernels() -> None:
-    """Makes a GPU's sums come out the same every time, where there is one: torch refuses kernels that add in any order, and attention has
-    none that would (the backward passes of memory-efficient and cuDNN's attention do; flash and plain attention have one that does not).
-    Memory is not filled for it. To be called before the first kernel."""
+    """Makes a GPU's sums come out the same every time, where there is one: torch refuses kernels that add in any order. Attention is
+    flash or plain, whose backward passes repeat themselves; those of memory-efficient and of cuDNN's attention do not. New memory is not
+    filled with numbers for it. To be called before the first kernel."""
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

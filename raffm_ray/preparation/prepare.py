@@ -52,8 +52,9 @@ class Prepared:
         setup, needed = self.setup, 0
         if setup.experiment.pool.gpus_per_worker == "auto":
             plans = [Plan(), *class_plans(setup, plain_state(setup.architecture)).values()]
-            stacks = zip(plans, stack_sizes(setup, plans) or [1] * len(plans), strict=True)
-            needed = worker_bytes(setup.architecture, stacks, setup.experiment.local)
+            stacks = list(zip(plans, stack_sizes(setup, plans) or [1] * len(plans), strict=True))
+            strategy = setup.strategy
+            needed = worker_bytes(setup.architecture, stacks, setup.experiment.local, strategy.prefix, bool(strategy.distill))
         return ClientRunner(
             architecture=setup.architecture,
             examples=self.task.clients,

@@ -213,6 +213,10 @@ def test_a_worker_needs_its_largest_stack_and_the_round_s_parameters(prepared) -
         + CONTEXT_BYTES
     )
     assert worker_bytes(architecture, stacks[:1], local) < worker_bytes(architecture, stacks, local)
+    pair, one = [(Plan(), 1), (small, 1)], costs_of(architecture, small, 8)
+    beside = max(0, one.bytes + one.bytes_up + one.activation_bytes - full.activation_bytes)
+    assert beside > 0
+    assert worker_bytes(architecture, pair, local, "random") == worker_bytes(architecture, pair, local) + beside
 
 
 def test_only_a_run_that_asks_computes_what_a_worker_needs() -> None:
