@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from time import perf_counter
 
 PHASES = {
+    "pretrain": "training on the public part, before round 1",
     "plan": "ranking, drawing clients, cutting plans",
     "broadcast": "parameters and package to the workers' store",
     "cut": "subnetworks cut and made into modules",
@@ -42,6 +43,10 @@ class Stopwatch:
             yield
         finally:
             self._switch(before)
+
+    def spent(self, phase: str, seconds: float) -> None:
+        """Counts seconds that were measured elsewhere for this phase."""
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
 
     def taken(self) -> dict[str, float]:
         """Seconds by phase since this was last asked; they are all the seconds since then."""

@@ -60,7 +60,14 @@ DEFAULTS: dict[str, Any] = {
     "task": {"name": "sst2", "data": "$RAFFM_DATA/sst2", "max_length": 64, "public": 67000},
     "model": {
         "pretrained": "all-MiniLM-L6-v2",
-        "pretrain": {"epochs": 2, "batch_size": 32, "learning_rate": 1e-4, "weight_decay": 0.01, "warmup": 0.06},
+        "pretrain": {
+            "head_epochs": 0,
+            "epochs": 2,
+            "batch_size": 32,
+            "learning_rate": 1e-4,
+            "weight_decay": 0.01,
+            "warmup": 0.06,
+        },
     },
     "clients": {"count": 1, "per_round": 1, "partition": "iid"},
     "salience": {"source": "public", "rotation": "calibrated", "rotation_examples": 64},
@@ -262,7 +269,9 @@ def extraction(flags: Sequence[str], folder: Path, console: Console) -> Table:
     with one_thread():
         with Display(console, experiment.name, 1) as display:
             display.stage(f"fine-tuning on {len(prepared.task.public):,} public examples (cached)", 100)
-            start = trained(prepared, lambda step, steps: display.advance(100 * step / steps, f"step {step}/{steps}"))
+            start = trained(
+                prepared, lambda step, steps, loss: display.advance(100 * step / steps, f"step {step}/{steps}"), lambda _: None
+            )
         pool = open_pool(prepared.runner(), experiment.pool)
         try:
             with Display(console, experiment.name, 1) as display:

@@ -30,7 +30,7 @@ def train_clients(
     parameters = list(model.parameters())
     for batches in clients:
         model.load_state_dict(start)
-        optimizer = torch.optim.AdamW(parameters, lr=local.learning_rate, weight_decay=local.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(parameters, lr=local.learning_rate or 0.0, weight_decay=local.weight_decay, fused=True)
         for indices in batches:
             chosen = torch.from_numpy(indices).to(labels.device)
             optimizer.zero_grad(set_to_none=True)

@@ -67,7 +67,9 @@ class Client:
         """A client's whole work: cut, so many steps, added up."""
         local = self.prepared.setup.experiment.local.model_copy(update={"steps": steps})
         self.runner.block(
-            RoundContext(seed=0, round=1, plans=(plan,), local=local, learning_rate=local.learning_rate), self.flat, [Job(0, 0)]
+            RoundContext(seed=0, round=1, plans=(plan,), local=local, learning_rate=local.learning_rate or 0.0),
+            self.flat,
+            [Job(0, 0)],
         )
 
 

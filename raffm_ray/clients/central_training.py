@@ -35,9 +35,10 @@ def train_centrally(
     training: CentralTraining,
     examples: Examples,
     order: Iterable[NDArray[Any]],
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int, float], None] = lambda *_: None,
 ) -> None:
-    """Trains a module in place, a step for each batch of indices in `order`; frozen parameters, which take no gradient, stay as they are."""
+    """Trains a module in place, a step for each batch of indices in `order`; frozen parameters, which take no gradient, stay as they are.
+    `progress` is told of every step: how many are done, and its loss."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer, teacher = training.optimizer(parameters), training.teacher
     for step, indices in enumerate(order):
@@ -46,7 +47,7 @@ def train_centrally(
         optimizer.zero_grad(set_to_none=True)
         batch = examples.batch(indices)
         answer = teacher({name: values for name, values in batch.items() if name != "labels"}) if teacher else None
-        backward(
+        loss, _ = backward(
             module=module,
             batch=batch,
             objective=training.objective,
@@ -56,4 +57,4 @@ def train_centrally(
         if training.clip is not None:
             nn.utils.clip_grad_norm_(parameters, training.clip)
         optimizer.step()
-        progress(step + 1)
+        progress(step + 1, float(loss))

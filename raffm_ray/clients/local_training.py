@@ -15,18 +15,35 @@ from raffm_ray.data.examples import Examples, batches, steps_of
 from raffm_ray.models.objectives import Objective
 from raffm_ray.settings.experiment import LocalSettings
 
-Optimizer = Callable[[list[nn.Parameter], float, float], torch.optim.Optimizer]
+ParameterGroups = list[dict[str, Any]]
+Optimizer = Callable[[ParameterGroups, float], torch.optim.Optimizer]
+"""(groups of parameters with their weight decay, learning rate) -> an optimizer of them."""
 
 
-def _sgd(parameters: list[nn.Parameter], rate: float, decay: float, momentum: float = 0.0) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=momentum, fused=parameters[0].is_cuda)
+def _sgd(groups: ParameterGroups, rate: float, momentum: float = 0.0) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=groups[0]["params"][0].is_cuda)
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
-    "adamw": lambda parameters, rate, decay: torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True),
+    "adamw": lambda groups, rate: torch.optim.AdamW(groups, lr=rate, fused=True),
     "sgd": _sgd,
-    "momentum": lambda parameters, rate, decay: _sgd(parameters, rate, decay, 0.9),
+    "momentum": lambda groups, rate: _sgd(groups, rate, 0.9),
 }
+
+
+def decayed_groups(parameters: Sequence[Tensor], weight_decay: float, stacked: bool = False) -> ParameterGroups:
+    """The groups of an optimizer: matrices with this weight decay, biases and gains of norms, which have one dimension, without.
+
+    `stacked`: whether a first dimension counts clients. It is what fine-tuning usually does (Loshchilov and Hutter 2019 decay everything).
+    """
+    if not weight_decay:
+        return [{"params": list(parameters), "weight_decay": 0.0}]
+    small = 1 + stacked
+    parts = {
+        weight_decay: [values for values in parameters if values.dim() > small],
+        0.0: [values for values in parameters if values.dim() <= small],
+    }
+    return [{"params": values, "weight_decay": decay} for decay, values in parts.items() if values]
 
 
 def computing(precision: str, device: str) -> AbstractContextManager[Any]:
@@ -182,9 +199,9 @@ class Training:
         """Of a client with so many examples."""
         return steps_of(examples, self.local.batch_size, self.local.epochs, self.local.steps)
 
-    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """A new optimizer of these parameters."""
-        return OPTIMIZERS[self.local.optimizer](parameters, self.learning_rate, self.local.weight_decay)
+    def optimizer(self, parameters: Sequence[Tensor], stacked: bool = False) -> torch.optim.Optimizer:
+        """A new optimizer of these parameters, whose first dimension counts clients if they are `stacked`."""
+        return OPTIMIZERS[self.local.optimizer](decayed_groups(parameters, self.local.weight_decay, stacked), self.learning_rate)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def train_stack(
     streams = [batches(one.share, local.batch_size, count, one.rng) for one, count in zip(clients, steps, strict=True)]
     device = str(next(iter(stack.values())).device)
     trained = [values for values in stack.values() if values.requires_grad]
-    optimizer = training.optimizer(trained)  # type: ignore[arg-type]  # leaves
+    optimizer = training.optimizer(trained, stacked=True)
     given = [values.detach().clone() for values in trained] if local.proximal else []
     losses: list[list[Tensor]] = [[] for _ in clients]
     seen: list[dict[int | None, int]] = [{} for _ in clients]

@@ -13,7 +13,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.central_training import CentralTraining, train_centrally
-from raffm_ray.clients.local_training import OPTIMIZERS, one_thread
+from raffm_ray.clients.local_training import OPTIMIZERS, decayed_groups, one_thread
 from raffm_ray.data.examples import batches
 from raffm_ray.deployment.exports import (
     TOLERANCE,
@@ -77,7 +77,8 @@ def tuned(
     `distill`: on what the full model answers (Hinton et al. 2015, section 2) instead of the labels.
     """
     prepared, local = trained.prepared, trained.prepared.setup.experiment.local
-    architecture = prepared.setup.architecture
+    architecture, rate = prepared.setup.architecture, local.learning_rate
+    assert rate is not None  # preparing chooses one
     module = for_training(
         build(architecture, {name: values.clone() for name, values in tensors.items()}, plan), architecture.layout
     )
@@ -85,8 +86,8 @@ def tuned(
     rng, everything = generator(prepared.setup.experiment.seed, "tuning"), np.arange(len(prepared.task.public))
     training = CentralTraining(
         objective=OBJECTIVES[prepared.task.head],
-        optimizer=lambda parameters: OPTIMIZERS[local.optimizer](parameters, local.learning_rate, local.weight_decay),
-        rate=lambda step: local.learning_rate * (1 - step / steps),
+        optimizer=lambda parameters: OPTIMIZERS[local.optimizer](decayed_groups(parameters, local.weight_decay), rate),
+        rate=lambda step: rate * (1 - step / steps),
         clip=local.clip,
         precision=local.precision,
         teacher=full if distill else None,

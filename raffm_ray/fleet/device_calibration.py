@@ -42,7 +42,7 @@ def step_seconds(
     for_training(module, architecture.layout)
     share = np.arange(min(len(examples), STEPS * local.batch_size))
     timed = local.model_copy(update={"steps": STEPS})
-    training = Training(OBJECTIVES[architecture.head], timed, local.learning_rate)
+    training = Training(OBJECTIVES[architecture.head], timed, local.learning_rate or 0.0)
 
     def run() -> None:
         train(module, training, examples, ClientData(share, np.random.default_rng(0), np.random.default_rng(0)))

@@ -86,7 +86,7 @@ def references(rows: Sequence[Row]) -> Iterator[tuple[BlockWork, Callable[[], ob
                     round=1,
                     plans=(plan_of_fraction(prepared, fraction),),
                     local=local,
-                    learning_rate=local.learning_rate,
+                    learning_rate=local.learning_rate or 0.0,
                     stack=(clients,),
                 )
                 jobs = [Job(client, 0) for client in range(clients)]
@@ -146,7 +146,9 @@ def keep_busy() -> None:
     with one_thread():
         while True:
             runner.block(
-                RoundContext(seed=0, round=1, plans=(Plan(),), local=local, learning_rate=local.learning_rate), flat, [Job(0, 0)]
+                RoundContext(seed=0, round=1, plans=(Plan(),), local=local, learning_rate=local.learning_rate or 0.0),
+                flat,
+                [Job(0, 0)],
             )
             print("busy", flush=True)
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import cached_file, logging
 
+from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, in_short
-from raffm_ray.models.architecture import HEADS, Architecture, new_model
+from raffm_ray.models.architecture import HEADS, Architecture, new_model, skeleton
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Kinds of numbers that weights may be stored in, as safetensors names them."""
@@ -115,6 +116,14 @@ def pretrained_weights(source: Source, architecture: Architecture, seed: int) ->
     elif not head & set(missing):
         _align(named, head, place, architecture.config)
     return {name: named[name].contiguous() for name in architecture.shapes}
+
+
+def new_parameters(source: Source | None, architecture: Architecture) -> frozenset[str]:
+    """Names of the task head's parameters that `pretrained_weights` draws anew; none without a source. Only headers of files are read."""
+    if source is None:
+        return frozenset()
+    head = _head_of(skeleton(architecture, Plan()))
+    return frozenset(head if source.new_head else head - _kinds(source.place).keys())
 
 
 def _head_of(model: Any) -> set[str]:

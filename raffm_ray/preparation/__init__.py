@@ -3,6 +3,7 @@
 Open to other packages:
 
 - `baselines`: the strategies that an experiment's own is compared with
+- `defaults`: learning rates and epochs that the user leaves open
 - `equal_resources`: budgets and rounds that hold a resource equal over strategies
 - `pinning`: data and models from the hub at one commit
 - `prepare`: finds every mistake before training starts
@@ -19,4 +20,13 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `devices`
 Start reading at `prepare`.
 """
 
-__all__ = ["baselines", "equal_resources", "pinning", "prepare", "pretraining", "public_calibration", "starting_parameters"]
+__all__ = [
+    "baselines",
+    "defaults",
+    "equal_resources",
+    "pinning",
+    "prepare",
+    "pretraining",
+    "public_calibration",
+    "starting_parameters",
+]

@@ -17,8 +17,10 @@ from raffm_ray.devices.availability import AVAILABILITY
 from raffm_ray.devices.profiles import Device, assign_devices, fleet_shares, known_profiles
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.foundation import Foundation, load_foundation
+from raffm_ray.models.pretrained_weights import new_parameters
 from raffm_ray.models.stacked_modules import why_not_stacked
 from raffm_ray.pool.gpu_sharing import worker_bytes
+from raffm_ray.preparation.defaults import with_defaults
 from raffm_ray.preparation.model_for_task import architecture_for
 from raffm_ray.preparation.pinning import pinned
 from raffm_ray.server.class_plans import class_plans, training_view
@@ -192,6 +194,8 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
     """`prepare` on data and a model's description that are there already. Raises UserError for whatever does not fit them."""
     strategy = setup_strategy(experiment)
     architecture = architecture_for(experiment, foundation, task)
+    new = new_parameters(foundation.source, architecture)
+    experiment = with_defaults(experiment, architecture.layout, new, len(task.public))
     _check_cutting(experiment, architecture)
     _check_rotation(experiment, architecture)
     size_specific_names(architecture.layout, experiment.strategy.own)

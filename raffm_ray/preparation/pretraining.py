@@ -1,16 +1,22 @@
 """The model that the federation starts from: pretrained weights or freshly drawn ones, trained on the task's public part, and cached."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
-from math import cos, pi
+from math import cos, nan, pi
 from pathlib import Path
 from shutil import rmtree
+from typing import NamedTuple
 from uuid import uuid4
 
+import numpy as np
 import safetensors
 import torch
 import transformers
+from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,16 +27,59 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import in_turn
 from raffm_ray.basics.seeding import generator, torch_seed
 from raffm_ray.clients.central_training import CentralTraining, train_centrally
-from raffm_ray.clients.local_training import OPTIMIZERS, one_thread
+from raffm_ray.clients.local_training import OPTIMIZERS, decayed_groups, one_thread
 from raffm_ray.data.examples import Examples, batches, batches_by_length, steps_of
 from raffm_ray.data.sources import content_key
 from raffm_ray.models.architecture import Architecture, build, new_model
 from raffm_ray.models.freezing import for_training
 from raffm_ray.models.objectives import OBJECTIVES
-from raffm_ray.models.pretrained_weights import Source, pretrained_weights
+from raffm_ray.models.pretrained_weights import Source, new_parameters, pretrained_weights
 from raffm_ray.settings.experiment import PretrainSettings
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, float], None]
+"""(steps done, steps in all, loss of the last one)."""
+MEASURED_EXAMPLES = 512
+"""Most held-out examples whose loss is measured before and after."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What is trained before round 1. `public`: the examples to train on; `held_out`: those that tell whether it helped; `settings`: with
+    every choice made."""
+
+    architecture: Architecture
+    source: Source | None
+    public: Examples
+    held_out: Examples
+    settings: PretrainSettings
+    seed: int
+
+    def steps(self) -> tuple[int, int]:
+        """Steps of the new head alone, and of the whole model."""
+        settings, examples = self.settings, len(self.public)
+        alone, whole = (
+            steps_of(examples, settings.batch_size, epochs or 0, None) for epochs in (settings.head_epochs, settings.epochs)
+        )
+        return alone, whole
+
+    def described(self) -> str:
+        """What will be done, in a line; empty where nothing is."""
+        settings, steps = self.settings, sum(self.steps())
+        parts = [
+            f"{epochs} {'epoch' if epochs == 1 else 'epochs'} of {what}"
+            for epochs, what in ((settings.head_epochs, "the new head"), (settings.epochs, "the full model"))
+            if epochs
+        ]
+        return f"pretraining: {' and '.join(parts)} on {len(self.public)} public examples, {steps} steps" if parts else ""
+
+
+class Pretrained(NamedTuple):
+    """`flat`: the parameters; `before`, `after`: mean loss of held-out examples, NaN where nothing was trained; `cached`: whether it had been done before."""
+
+    flat: Tensor
+    before: float
+    after: float
+    cached: bool = False
 
 
 def starting_model(architecture: Architecture, source: Source | None, seed: int) -> nn.Module:
@@ -40,71 +89,118 @@ def starting_model(architecture: Architecture, source: Source | None, seed: int)
     return build(architecture, pretrained_weights(source, architecture, torch_seed(seed, "weights")), Plan())
 
 
-def pretrain(
-    architecture: Architecture, source: Source | None, public: Examples, settings: PretrainSettings, seed: int, progress: Progress
-) -> Tensor:
-    """Trains the starting model on the public part (AdamW, linear warm-up, cosine schedule to 0); returns its flat parameters. Same seed, same bits."""
+def _held_out_loss(model: nn.Module, work: Pretraining) -> float:
+    """Mean loss of the first held-out examples."""
+    objective, total = OBJECTIVES[work.architecture.head], []
+    model.eval()
+    with torch.inference_mode():
+        for rows in np.array_split(np.arange(min(MEASURED_EXAMPLES, len(work.held_out))), MEASURED_EXAMPLES // 32):
+            if len(rows):
+                batch = work.held_out.batch(rows)
+                output = model(**{name: values for name, values in batch.items() if name != "labels"})
+                total += [float(objective.loss(output, batch["labels"], "mean"))] * len(rows)
+    return float(np.mean(total))
+
+
+def _order(work: Pretraining, steps: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    lengths = work.public.lengths()
+    if lengths is None:
+        return batches(np.arange(len(work.public)), work.settings.batch_size, steps, rng)
+    return batches_by_length(lengths, work.settings.batch_size, steps, rng)
+
+
+def pretrain(work: Pretraining, progress: Progress) -> Pretrained:
+    """Trains the starting model on the public part (AdamW, linear warm-up, cosine schedule to 0): a new head of a pretrained model first
+    alone, then everything that is not frozen. Same seed, same bits."""
+    architecture, settings, total = work.architecture, work.settings, sum(work.steps())
     with torch.random.fork_rng(devices=[]), one_thread():
-        torch.manual_seed(torch_seed(seed, "pretraining"))
-        model = for_training(starting_model(architecture, source, seed), architecture.layout)
-        steps = steps_of(len(public), settings.batch_size, settings.epochs, None)
-        warm = int(settings.warmup * steps)
-        training = CentralTraining(
-            objective=OBJECTIVES[architecture.head],
-            optimizer=lambda parameters: OPTIMIZERS["adamw"](parameters, settings.learning_rate, settings.weight_decay),
-            rate=lambda step: (
-                settings.learning_rate * (min(1.0, (step + 1) / (warm + 1)) * 0.5 * (1 + cos(pi * step / max(steps, 1))))
-            ),
-            clip=1.0,
+        torch.manual_seed(torch_seed(work.seed, "pretraining"))
+        model = starting_model(architecture, work.source, work.seed)
+        rng, done = generator(work.seed, "pretraining"), 0
+        before = _held_out_loss(model, work) if total else nan
+        new = new_parameters(work.source, architecture)
+        for steps, rate, alone in zip(
+            work.steps(), (settings.head_learning_rate, settings.learning_rate), (True, False), strict=True
+        ):
+            if not steps:
+                continue
+            assert rate is not None  # preparing chooses one
+            for_training(model, architecture.layout)
+            for name, values in model.named_parameters():
+                values.requires_grad_(values.requires_grad and (name in new or not alone))
+            _train_phase(model, work, steps, rate, rng, partial(_onwards, progress, done, total))
+            done += steps
+        return Pretrained(
+            flat=flatten(dict(model.named_parameters()), architecture.shapes),
+            before=before,
+            after=_held_out_loss(model, work) if done else before,
         )
-        rng = generator(seed, "pretraining")
-        lengths, everything = public.lengths(), torch.arange(len(public)).numpy()
-        order = (
-            batches(everything, settings.batch_size, steps, rng)
-            if lengths is None
-            else batches_by_length(lengths, settings.batch_size, steps, rng)
-        )
-        train_centrally(model, training, public, order, lambda done: progress(done, steps))
-    return flatten(dict(model.named_parameters()), architecture.shapes)
 
 
-def pretrained(
-    architecture: Architecture, source: Source | None, public: Examples, settings: PretrainSettings, seed: int, progress: Progress
-) -> Tensor:
-    """`pretrain`, from the cache when the same training was done before (a damaged cache file is replaced).
+def _onwards(progress: Progress, before: int, total: int, step: int, loss: float) -> None:
+    progress(before + step, total, loss)
 
-    Raises UserError when the cache cannot be written to, or training diverges.
-    """
-    versions = [torch.__version__, transformers.__version__]
+
+def _train_phase(
+    model: nn.Module, work: Pretraining, steps: int, rate: float, rng: np.random.Generator, progress: Callable[[int, float], None]
+) -> None:
+    settings = work.settings
+    warm = int(settings.warmup * steps)
+    training = CentralTraining(
+        objective=OBJECTIVES[work.architecture.head],
+        optimizer=lambda parameters: OPTIMIZERS["adamw"](decayed_groups(parameters, settings.weight_decay), rate),
+        rate=lambda step: rate * (min(1.0, (step + 1) / (warm + 1)) * 0.5 * (1 + cos(pi * step / steps))),
+        clip=1.0,
+    )
+    train_centrally(model, training, work.public, _order(work, steps, rng), progress)
+
+
+def _cache_path(work: Pretraining) -> Path:
+    """Raises UserError when the cache cannot be written to."""
+    source, architecture = work.source, work.architecture
     place = source.place if source else None
     origin = content_key(Path(place)) if place and Path(place).is_dir() else place
     described = [
         architecture.config.to_diff_dict(),
         architecture.head,
         origin,
-        settings.model_dump(),
-        seed,
-        public.digest(),
-        versions,
+        work.settings.model_dump(),
+        work.seed,
+        work.public.digest(),
+        work.held_out.digest(),
+        [torch.__version__, transformers.__version__],
         *(name for name, spec in architecture.layout.parameters.items() if spec.frozen),
         *(["new head"] if source and source.new_head else []),
     ]
     key = json.dumps(described, sort_keys=True, default=str)
-    path = writable_cache() / f"pretrained-{sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    return writable_cache() / f"pretrained-{sha256(key.encode()).hexdigest()[:16]}.safetensors"
+
+
+def pretrained(work: Pretraining, progress: Progress) -> Pretrained:
+    """`pretrain`, from the cache when the same training was done before (a damaged cache file is replaced).
+
+    Without a step, it is the starting model, and nothing is kept. Raises UserError when the cache cannot be written to, or training diverges.
+    """
+    if not sum(work.steps()):
+        return pretrain(work, progress)
+    path, shapes = _cache_path(work), work.architecture.shapes
     with in_turn(path.with_suffix(".lock")):  # processes that start at once train it once
         if path.is_dir():
             rmtree(path)
         if path.is_file():
             try:
-                return flatten(load_file(path), architecture.shapes)
-            except (safetensors.SafetensorError, KeyError, OSError):
+                with safe_open(path, "pt") as opened:
+                    told = opened.metadata()
+                return Pretrained(flatten(load_file(path), shapes), float(told["before"]), float(told["after"]), cached=True)
+            except (safetensors.SafetensorError, KeyError, OSError, TypeError, ValueError):
                 path.unlink()
-        flat = pretrain(architecture=architecture, source=source, public=public, settings=settings, seed=seed, progress=progress)
-        if not bool(flat.isfinite().all()):
+        made = pretrain(work, progress)
+        if not bool(made.flat.isfinite().all()):
             raise UserError(
-                f"model.pretrain: training diverged at learning_rate {settings.learning_rate}: parameters are not finite"
+                f"model.pretrain: training diverged at learning_rate {work.settings.learning_rate}: parameters are not finite"
             )
         temporary = path.with_suffix(f".{uuid4().hex}")
-        save_file({name: values.clone() for name, values in views(flat, architecture.shapes).items()}, temporary)
+        tensors = {name: values.clone() for name, values in views(made.flat, shapes).items()}
+        save_file(tensors, temporary, {"before": repr(made.before), "after": repr(made.after)})
         temporary.replace(path)
-        return flat
+        return made

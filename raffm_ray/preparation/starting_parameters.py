@@ -1,6 +1,7 @@
 """The parameters that a run starts from: pretrained, trained on the public part, rotated if the experiment asks for it."""
 
 from collections.abc import Callable
+from math import isnan
 
 from torch import Tensor
 
@@ -8,27 +9,43 @@ from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.models.architecture import build
 from raffm_ray.preparation.prepare import Prepared
-from raffm_ray.preparation.pretraining import Progress, pretrained
+from raffm_ray.preparation.pretraining import MEASURED_EXAMPLES, Pretraining, Progress, pretrained
 from raffm_ray.subnetworks.rotation import collect_moments, rotatable, rotate
 
+Note = Callable[[str], None]
 
-def trained(prepared: Prepared, progress: Progress) -> Tensor:
-    """The full model trained on the public part, flat. Raises UserError when that diverges or its cache cannot be written to."""
-    experiment, source = prepared.setup.experiment, prepared.foundation.source
-    public, settings = prepared.task.public, experiment.model.pretrain
-    return pretrained(
+
+def pretraining_of(prepared: Prepared) -> Pretraining:
+    """What is trained on the public part before round 1."""
+    experiment = prepared.setup.experiment
+    return Pretraining(
         architecture=prepared.setup.architecture,
-        source=source,
-        public=public,
-        settings=settings,
+        source=prepared.foundation.source,
+        public=prepared.task.public,
+        held_out=prepared.task.held_out,
+        settings=experiment.model.pretrain,
         seed=experiment.seed,
-        progress=progress,
     )
 
 
-def starting_parameters(prepared: Prepared, progress: Progress, note: Callable[[str], None]) -> Tensor:
+def trained(prepared: Prepared, progress: Progress, note: Note) -> Tensor:
+    """The full model trained on the public part, flat. Raises UserError when that diverges or its cache cannot be written to."""
+    work = pretraining_of(prepared)
+    made = pretrained(work, progress)
+    if not isnan(made.after):
+        place = " (from the cache)" if made.cached else ""
+        count = min(MEASURED_EXAMPLES, len(work.held_out))
+        note(f"{work.described()}{place}: loss on {count} held-out examples {made.before:.3f} -> {made.after:.3f}")
+        if made.after > made.before:
+            note(
+                "warning: pretraining made the model worse: model.pretrain.epochs 0, or a lower model.pretrain.learning_rate, may serve better"
+            )
+    return made.flat
+
+
+def starting_parameters(prepared: Prepared, progress: Progress, note: Note) -> Tensor:
     """The flat parameters before round 1; `note` is told what the user should know. Raises UserError as `trained`."""
-    flat = trained(prepared, progress)
+    flat = trained(prepared, progress, note)
     if prepared.setup.experiment.salience.rotation == "none":
         return flat
     for kind, reason in rotatable(prepared.setup.architecture.layout).items():

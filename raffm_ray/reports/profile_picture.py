@@ -12,6 +12,7 @@ from raffm_ray.basics.profiling import PHASES
 from raffm_ray.reports.drawing import plt
 
 COLORS = {
+    "pretrain": "#c9b26b",
     "plan": "#7a6a53",
     "broadcast": "#86b93b",
     "cut": "#d9a400",
@@ -60,7 +61,11 @@ def picture_of_profile(rounds: Sequence[Mapping[str, Any]]) -> Figure | None:
         )
         floor = floor + height
     before = sum(seconds.get(0, {}).values())
-    axes.set_title(f"where real time went: {human_seconds(totals.sum())} of rounds, {human_seconds(before)} before the first")
+    pretraining = seconds.get(0, {}).get("pretrain") or 0.0
+    of_it = f" ({human_seconds(pretraining)} of it pretraining)" if pretraining else ""
+    axes.set_title(
+        f"where real time went: {human_seconds(totals.sum())} of rounds, {human_seconds(before)} before the first{of_it}"
+    )
     axes.set(
         xlabel="round" if each == 1 else f"round (a column: mean of {each})",
         ylabel="seconds a round",

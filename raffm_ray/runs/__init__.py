@@ -18,6 +18,7 @@ Used inside only:
 - `checkpoint`: writes and reads checkpoints
 - `serialization`: dataclasses as JSON and arrays, without pickle
 - `size_curve`: the metric over sizes that nobody trained
+- `hints`: what is said where a run learns nothing
 - `telemetry`: rounds as Prometheus metrics
 
 Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`, `server`, `pool`, `preparation`.

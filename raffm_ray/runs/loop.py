@@ -16,6 +16,7 @@ from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.public_calibration import public_statistics
 from raffm_ray.runs.evaluation import EvaluationRequest, evaluate, request_evaluation, run_request
+from raffm_ray.runs.hints import hint_at_end, hint_at_start
 from raffm_ray.runs.progress import Display
 from raffm_ray.runs.recorder import Recorder, RoundRow, parameters_sha256
 from raffm_ray.runs.resuming import check_fits, origin_of
@@ -43,11 +44,15 @@ def no_callback(row: RoundRow) -> None:
 
 @dataclass(frozen=True)
 class Environment:
-    """What a run works with, which changes none of its results: where its blocks run, where it prints, who is told of its rounds."""
+    """What a run works with, which changes none of its results: where its blocks run, where it prints, who is told of its rounds.
+
+    `pretraining_seconds`: real time that its starting parameters took, if it is the one that they were made for.
+    """
 
     pool: Pool
     console: Console
     on_round: OnRound = no_callback
+    pretraining_seconds: float = 0.0
 
 
 def run_round(
@@ -192,6 +197,8 @@ def _complete(
     )
     if now is not None:
         display.evaluated(state.round, metric, now.metric, now.class_metrics)
+    if state.round == 0 and (hint := hint_at_start(setup.experiment, prepared.task, recorder.rounds[-1])):
+        display.console.print(hint, highlight=False, soft_wrap=True)
     return state
 
 
@@ -224,6 +231,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         )
         pool.profile.taken()
         if state is None:
+            pool.profile.spent("pretrain", environment.pretraining_seconds)
             first, work, updates = _first_ranking(prepared, first, pool, display)
             with pool.profile.during("plan"):
                 ended = FinishedRound(
@@ -265,5 +273,8 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         recorder.folder / "units.parquet",
         units_of(setup.architecture.layout, state.reached, state.reached_weight, measured.class_plans),
     )
+    hint = hint_at_end(experiment, prepared.task.metric, recorder.rounds[0], recorder.rounds[-1])
+    if hint and best.round == recorder.rounds[-1].round:
+        console.print(hint, highlight=False, soft_wrap=True)
     recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None, own)
     return summary

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
@@ -47,6 +48,8 @@ FREE_AT_FIRST = (
     "model.revision",
     "model.new_head",
     "local.warmup_rounds",
+    "model.pretrain.head_epochs",
+    "model.pretrain.head_learning_rate",
 )
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 
@@ -55,8 +58,9 @@ def experiment_digest(experiment: Experiment, free: Sequence[str] = FREE) -> str
     """Digest of every setting that a result depends on."""
     values = experiment.model_dump(mode="json")
     for key in free:
-        section, name = key.split(".")
-        values[section].pop(name)
+        *sections, name = key.split(".")
+        within = reduce(lambda inner, section: inner[section], sections, values)
+        within.pop(name)
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

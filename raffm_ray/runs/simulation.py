@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from raffm_ray.clients.local_training import one_thread
 from raffm_ray.pool.worker_pool import Pool, check_pool, open_pool
 from raffm_ray.preparation.baselines import check_baselines, with_strategy
 from raffm_ray.preparation.prepare import Prepared, prepare
-from raffm_ray.preparation.starting_parameters import starting_parameters
+from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.loop import Environment, OnRound, no_callback, train
 from raffm_ray.runs.mirror import Mirror
@@ -98,11 +99,12 @@ def resume(
 
 
 class _Ready(NamedTuple):
-    """The experiment and its baselines, checked, and the flat parameters that all start from."""
+    """The experiment and its baselines, checked, and the flat parameters that all start from, with the real seconds that these took."""
 
     prepared: Prepared
     baselines: Mapping[str, Prepared]
     start: Tensor
+    seconds: float
 
 
 def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mapping[str, str], pool: Pool | None) -> _Ready:
@@ -117,7 +119,9 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
         console.print(f"note: {line}", highlight=False)
     for name in sorted(set(experiment.fleet.budgets) - set(prepared.setup.budgets)):
         console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)
-    return _Ready(prepared, beside, starting(prepared, console))
+    begun = monotonic()
+    start = starting(prepared, console)
+    return _Ready(prepared=prepared, baselines=beside, start=start, seconds=monotonic() - begun)
 
 
 @contextmanager
@@ -146,7 +150,8 @@ def _run_all(
         on_round(row)
 
     on_round = _exporting(ready.prepared.setup.experiment, environment.pool, environment.on_round)
-    summary = completed(ready.prepared, ready.start, folder, replace(environment, on_round=copied_and_told), recorder)
+    own = replace(environment, on_round=copied_and_told, pretraining_seconds=ready.seconds)
+    summary = completed(ready.prepared, ready.start, folder, own, recorder)
     if ready.baselines:
         summary["baselines"] = {}
         for name, one in ready.baselines.items():
@@ -169,11 +174,21 @@ def _exporting(experiment: Experiment, pool: Pool, on_round: OnRound) -> OnRound
     return on_round
 
 
+FORECAST_STEPS = 3
+"""Steps of pretraining after which is said how long it will take."""
+
+
 def starting(prepared: Prepared, console: Console) -> Tensor:
     """The flat parameters before round 1, with a bar for the training that they may need. Raises UserError as `trained`."""
     experiment = prepared.setup.experiment
     with Display(console, experiment.name, experiment.rounds) as display:
-        display.stage(f"pretraining on {len(prepared.task.public)} public examples (cached)", 100)
-        return starting_parameters(
-            prepared, lambda step, steps: display.advance(100 * step / steps), lambda line: console.print(line, highlight=False)
-        )
+        described, times = pretraining_of(prepared).described(), list[float]()
+
+        def progress(step: int, steps: int, loss: float) -> None:
+            times.append(monotonic())
+            if step == FORECAST_STEPS:
+                seconds = (times[-1] - times[0]) / (step - 1) * (steps - step)
+                display.stage(f"{described}, about {seconds:.0f} s more", 100)
+            display.advance(100 * step / steps, f"pretraining: step {step}/{steps}  loss {loss:.3f}")
+
+        return starting_parameters(prepared, progress, lambda line: console.print(line, highlight=False, soft_wrap=True))

@@ -24,6 +24,8 @@ from raffm_ray.subnetworks.unit_coverage import add_reached
 
 def _learning_rate(experiment: Experiment, round_number: int) -> float:
     local = experiment.local
+    assert local.learning_rate is not None  # preparing chooses one
+    assert local.warmup_rounds is not None
     done = (round_number - 1) / experiment.rounds
     rate = local.learning_rate * (0.5 * (1 + cos(pi * done)) if local.schedule == "cosine" else 1.0)
     return rate * min(1.0, round_number / (local.warmup_rounds + 1))

@@ -57,10 +57,26 @@ class TaskSettings(Settings):
 class PretrainSettings(Settings):
     """Training of the full model on the public part, before the federation; cached."""
 
-    epochs: int = Field(100, ge=0, description="passes over the public examples; 0: no pretraining")
+    epochs: int | None = Field(
+        None,
+        ge=0,
+        description="passes over the public examples in which the whole model is trained; default: 100 for a new model, 0 for a pretrained one",
+    )
+    head_epochs: int | None = Field(
+        None,
+        ge=0,
+        description="passes before these, in which only a task head is trained that is new on a pretrained model; default: as many as show it 2,000 examples, at least 1 and at most 10; 0 where no head is new",
+    )
+    head_learning_rate: float = Field(
+        1e-3, gt=0, description="largest learning rate of the passes of `head_epochs`; it falls to 0 at their end"
+    )
     batch_size: int = Field(32, ge=1, description="examples of a training step")
-    learning_rate: float = Field(1e-3, gt=0, description="largest learning rate of AdamW; it falls to 0 at the end")
-    weight_decay: float = Field(0.05, ge=0, description="weight decay of AdamW")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="largest learning rate of AdamW; it falls to 0 at the end; default: as `local.learning_rate` with `adamw`",
+    )
+    weight_decay: float = Field(0.05, ge=0, description="weight decay of AdamW; none for biases and norms")
     warmup: float = Field(0.0, ge=0, lt=1, description="fraction of the steps in which the learning rate rises from 0")
 
 
@@ -131,12 +147,18 @@ class LocalSettings(Settings):
     """A client's training."""
 
     optimizer: Literal["adamw", "sgd", "momentum"] = Field("adamw", description="optimizer of a client")
-    learning_rate: float = Field(1e-3, gt=0, description="learning rate of a client")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="how the learning rate changes over the rounds")
-    warmup_rounds: int = Field(
-        0, ge=0, description="rounds in which the learning rate rises linearly to what `schedule` says; 0: it begins there"
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="learning rate of a client; default: by the optimizer and the model, see raffm_ray.preparation.defaults; the run's config.yaml says which",
     )
-    weight_decay: float = Field(0.0, ge=0, description="weight decay of a client's optimizer")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="how the learning rate changes over the rounds")
+    warmup_rounds: int | None = Field(
+        None,
+        ge=0,
+        description="rounds in which the learning rate rises linearly to what `schedule` says; 0: it begins there; default: 2 for a pretrained model, else 0",
+    )
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of a client's optimizer; none for biases and norms")
     batch_size: int = Field(16, ge=1, description="examples of a training step")
     epochs: int = Field(1, ge=1, description="passes over a client's examples in a round")
     steps: int | None = Field(None, ge=1, description="training steps in a round, instead of `epochs`; default: by `epochs`")

@@ -96,6 +96,8 @@ def check_study(study: Study, base: Experiment) -> CheckedStudy:
             "trials are chosen; the held-out part is for what is reported"
         )
         prepared = prepare(base)
+    chosen = prepared.setup.experiment  # with the learning rates that a space may be around
+    base = base.model_copy(update={"local": chosen.local, "model": chosen.model})
     space = space_of(study.space, base, prepared.setup.architecture)
     check_sampler(study.sampler, study.seed, {key: dimension.distribution for key, dimension in space.items()})
     metric = prepared.task.metric

@@ -17,7 +17,6 @@ from raffm_ray.clients.local_training import one_thread
 from raffm_ray.pool.worker_pool import open_pool
 from raffm_ray.preparation.baselines import alone, check_baselines, with_strategy
 from raffm_ray.preparation.equal_resources import Equalized, equalized, with_equal_budgets
-from raffm_ray.preparation.pinning import pinned
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.reports.multi_run_report import flat, write_page
 from raffm_ray.reports.run_report import write_report
@@ -155,8 +154,8 @@ def compare(
     """
     console, folder = console or Console(stderr=True, quiet=True), Path(folder)
     check_baselines(experiment)
-    experiment = pinned(experiment)
-    allowed = None
+    seen = prepare(experiment.model_copy(update={"seed": seeds[0]})).setup.experiment  # with what it leaves open chosen
+    experiment, allowed = seen.model_copy(update={"seed": experiment.seed}), None
     if equal is not None:
         experiment, allowed = _equal(experiment, seeds, equal, console)
     rates: dict[str, float] = {}

@@ -25,6 +25,7 @@ class Tuned(NamedTuple):
 
 def _study(base: Experiment, trials: int) -> Study:
     rate, objective = base.local.learning_rate, "curve_area" if base.evaluation.sizes else "full"
+    assert rate is not None  # preparing chooses one
     return Study(
         name=base.name,
         experiment=base.model_dump(mode="json"),

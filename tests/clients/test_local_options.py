@@ -17,7 +17,16 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError
-from raffm_ray.clients.local_training import ClientData, Distillation, Training, backward, pull_back, train
+from raffm_ray.clients.local_training import (
+    OPTIMIZERS,
+    ClientData,
+    Distillation,
+    Training,
+    backward,
+    decayed_groups,
+    pull_back,
+    train,
+)
 from raffm_ray.data.examples import IGNORED, batches
 from raffm_ray.models.architecture import new_model
 from raffm_ray.models.objectives import OBJECTIVES
@@ -308,3 +317,17 @@ def test_equal_clients_are_averaged_equally() -> None:
         torch.testing.assert_close(averages[weight], state.parameters + mean, rtol=1e-5, atol=1e-7)
     assert torch.equal(averages["default"], averages["examples"])
     assert not torch.allclose(averages["equal"], averages["examples"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_biases_and_norms_do_not_decay(stacked) -> None:
+    shapes = [(4, 3), (4,), (2, 3, 3)]
+    parameters = [torch.ones((5, *shape) if stacked else shape, requires_grad=True) for shape in shapes]
+    for values in parameters:
+        values.grad = torch.zeros_like(values)
+    OPTIMIZERS["sgd"](decayed_groups(parameters, 0.5, stacked), 0.1).step()
+    assert [bool((values < 1).all()) for values in parameters] == [True, False, True]
+    for values in parameters:
+        values.data.fill_(1.0)
+    OPTIMIZERS["sgd"]([{"params": parameters, "weight_decay": 0.5}], 0.1).step()  # control: all in one group
+    assert all(bool((values < 1).all()) for values in parameters)

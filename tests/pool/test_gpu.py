@@ -25,7 +25,7 @@ from raffm_ray.benchmarks.suite import CASES, Options, run_suite, table_of
 from raffm_ray.benchmarks.synthetic_data import vit
 from raffm_ray.benchmarks.training import batches_of
 from raffm_ray.clients.client_runner import ClientRunner
-from raffm_ray.clients.local_training import OPTIMIZERS, ClientData, Training, computing, one_thread, train
+from raffm_ray.clients.local_training import OPTIMIZERS, ClientData, Training, computing, decayed_groups, one_thread, train
 from raffm_ray.clients.messages import Call, Job, RoundContext
 from raffm_ray.data.examples import sent
 from raffm_ray.pool.gpu_sharing import (
@@ -457,7 +457,7 @@ def test_a_batch_comes_whole_through_pinned_memory() -> None:
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_optimizers_are_fused_on_a_gpu(optimizer) -> None:
     parameter = torch.nn.Parameter(torch.zeros(2, device="cuda"))
-    assert OPTIMIZERS[optimizer]([parameter], 0.1, 0.0).defaults["fused"]
+    assert OPTIMIZERS[optimizer](decayed_groups([parameter], 0.0), 0.1).defaults["fused"]
 
 
 @needs_gpu

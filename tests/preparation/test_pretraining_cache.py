@@ -1,11 +1,13 @@
 """What a pretraining is remembered by: another seed is another training."""
 
+from dataclasses import replace
+
 import torch
 from conftest import tiny_experiment
 
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.preparation.pretraining import pretrained
-from raffm_ray.settings.experiment import PretrainSettings
+from raffm_ray.preparation.starting_parameters import pretraining_of
 
 
 def test_another_seed_is_not_taken_from_the_cache(tmp_path, monkeypatch) -> None:
@@ -15,14 +17,12 @@ def test_another_seed_is_not_taken_from_the_cache(tmp_path, monkeypatch) -> None
 
     def made(seed: int) -> torch.Tensor:
         steps.clear()
-        return pretrained(
-            architecture=prepared.setup.architecture,
-            source=None,
-            public=prepared.task.public,
-            settings=PretrainSettings(epochs=1),
+        work = replace(
+            pretraining_of(prepared),
+            settings=prepared.setup.experiment.model.pretrain.model_copy(update={"epochs": 1}),
             seed=seed,
-            progress=lambda *done: steps.append(done),
         )
+        return pretrained(work, lambda *done: steps.append(done)).flat
 
     first = made(0)
     assert steps

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
-from raffm_ray.clients.local_training import OPTIMIZERS
+from raffm_ray.clients.local_training import OPTIMIZERS, decayed_groups
 from raffm_ray.models.architecture import FAMILIES, Architecture, architecture_of, new_model
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.subnetworks.budgets import budget_from
@@ -111,7 +111,7 @@ def test_memory_traffic_is_within_a_factor_of_two_of_what_operators_read_and_wri
     config = parse_config(REALISTIC[name])
     architecture = architecture_of(config, LEARNS.get(config.model_type, "causal_language_modelling"), 64, 32)
     model = new_model(architecture, 0).train()
-    optimizer = OPTIMIZERS["adamw"](list(model.parameters()), 1e-3, 0.0)
+    optimizer = OPTIMIZERS["adamw"](decayed_groups(list(model.parameters()), 0.0), 1e-3)
     counted_traffic(architecture, model, 1, optimizer)  # the first step makes the optimizer's state
     small, large = (counted_traffic(architecture, model, batch, optimizer) for batch in (1, 5))
     costs, example = costs_of(architecture, Plan()), (large - small) / 4

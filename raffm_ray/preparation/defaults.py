@@ -1,0 +1,72 @@
+"""Settings of training that the user leaves open: what suits a new model, a pretrained one, and a head alone."""
+
+from collections.abc import Set
+from typing import NamedTuple
+
+from raffm_ray.axes.layout import Layout
+from raffm_ray.settings.experiment import Experiment
+
+REFERENCE_WIDTH = 768
+"""Width of the models that the rates of pretrained ones are known for: BERT and ViT of base size."""
+
+
+class Rates(NamedTuple):
+    """Learning rates: of a new model, of a pretrained one of `REFERENCE_WIDTH`, of the head of a pretrained one alone."""
+
+    new: float
+    pretrained: float
+    head: float
+
+
+LEARNING_RATES = {
+    "adamw": Rates(new=1e-3, pretrained=5e-5, head=1e-3),
+    "sgd": Rates(new=1e-1, pretrained=1e-2, head=1e-1),
+    "momentum": Rates(new=1e-2, pretrained=1e-3, head=1e-2),
+}
+"""By optimizer. For AdamW, 5e-5 is what BERT (Devlin et al. 2019, appendix A.3) and RaFFM (Yu et al. 2023) fine-tune with."""
+NEW_MODEL_EPOCHS, WARMUP_ROUNDS = 100, 2
+HEAD_EPOCHS, HEAD_EXAMPLES = 10, 2000
+"""A new head sees this many examples before the federation, in at most that many passes, and at least in one."""
+
+
+def learning_rate(optimizer: str, width: int, pretrained: bool, head_alone: bool) -> float:
+    """The learning rate that is taken where none is set.
+
+    A pretrained model's is that of width 768, times 768 / `width`, at most a new model's: with Adam the best rate falls as the width
+    grows (Yang et al. 2022, arXiv 2203.03466, table 3). Other optimizers' fall alike, as a rule of thumb.
+    """
+    rates = LEARNING_RATES[optimizer]
+    if not pretrained:
+        return rates.new
+    return rates.head if head_alone else min(rates.new, rates.pretrained * REFERENCE_WIDTH / width)
+
+
+def with_defaults(experiment: Experiment, layout: Layout, new: Set[str], public: int) -> Experiment:
+    """The experiment with a value for every setting of training that it leaves open.
+
+    `layout`: of its model; `new`: names of the parameters that are freshly drawn although the model is pretrained; `public`: number of
+    public examples.
+    """
+    local, pretrain = experiment.local, experiment.model.pretrain
+    known = experiment.model.pretrained is not None
+    width = max((axis.size for name, axis in layout.axes.items() if name == "residual"), default=REFERENCE_WIDTH)
+    trained = {name for name, one in layout.parameters.items() if not one.frozen}
+
+    def rate(optimizer: str) -> float:
+        return learning_rate(optimizer, width, known, head_alone=trained <= new)
+
+    chosen = {
+        "learning_rate": local.learning_rate or rate(local.optimizer),
+        "warmup_rounds": _or(local.warmup_rounds, WARMUP_ROUNDS if known else 0),
+    }
+    before = {
+        "epochs": _or(pretrain.epochs, 0 if known else NEW_MODEL_EPOCHS),
+        "head_epochs": _or(pretrain.head_epochs, max(1, min(HEAD_EPOCHS, HEAD_EXAMPLES // public)) if new & trained else 0),
+        "learning_rate": pretrain.learning_rate or rate("adamw"),
+    }
+    model = experiment.model.model_copy(update={"pretrain": pretrain.model_copy(update=before)})
+    return experiment.model_copy(update={"local": local.model_copy(update=chosen), "model": model})
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value

@@ -1,0 +1,54 @@
+"""What a user is told, in one line with the likely cause, where a run learns nothing. Pure functions."""
+
+from math import sqrt
+
+import numpy as np
+
+from raffm_ray.data.metrics import METRICS, shown, unit
+from raffm_ray.data.tasks import Task
+from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.settings.experiment import Experiment
+
+ERRORS = 2.0
+"""Within how many standard errors of the most frequent class's share an accuracy counts as chance."""
+
+
+def hint_at_start(experiment: Experiment, task: Task, row: RoundRow) -> str | None:
+    """About a starting model that answers no better than chance: as if it always named the most frequent class. `row`: of round 0."""
+    labels = task.held_out.labels
+    if task.metric != "accuracy" or row.metric is None or not isinstance(labels, np.ndarray) or labels.ndim != 1:
+        return None
+    counts = np.bincount(labels.astype(np.int64))
+    share = float(counts.max() / counts.sum())
+    if row.metric > share + ERRORS * sqrt(share * (1 - share) / counts.sum()):
+        return None
+    pretrain, new = experiment.model.pretrain, experiment.model.pretrained is None
+    if pretrain.epochs or pretrain.head_epochs:
+        cause = f"its training on {len(task.public)} public examples was not enough (model.pretrain, task.public)"
+    elif new:
+        cause = "nothing is trained before round 1 (model.pretrain.epochs: 0)"
+    else:
+        cause = "its head is new, and is not trained before round 1 (model.pretrain.head_epochs: 0), or was made for other labels"
+    number = int(counts.argmax())
+    frequent = task.class_names[number] if task.class_names else f"label {number}"
+    return (
+        f"note: the full model starts at chance, accuracy {shown('accuracy', row.metric)}% where always answering "
+        f"{frequent} has {shown('accuracy', share)}%: {cause}"
+    )
+
+
+def hint_at_end(experiment: Experiment, metric: str, first: RoundRow, last: RoundRow) -> str | None:
+    """About a run whose full model ends no better than it began. `first`, `last`: its first and last rounds with an evaluation."""
+    if first.metric is None or last.metric is None or first.loss is None or last.loss is None or first.round == last.round:
+        return None
+    if (last.metric > first.metric) if METRICS[metric].higher else (last.metric < first.metric):
+        return None
+    rate = f"local.learning_rate {experiment.local.learning_rate:g}"
+    if last.loss > first.loss:
+        cause = f"the loss on held-out examples rose from {first.loss:.3f} to {last.loss:.3f}: {rate} may be too high"
+    else:
+        cause = f"the loss on held-out examples only fell from {first.loss:.3f} to {last.loss:.3f}: {rate} may be too low, or {last.round} rounds too few"
+    return (
+        f"warning: the run ends no better than it began, {metric} {shown(metric, first.metric)}{unit(metric)} -> "
+        f"{shown(metric, last.metric)}{unit(metric)}: {cause}"
+    )

@@ -1,0 +1,132 @@
+"""Learning rates and epochs where the user sets none: by whether the model is pretrained, and whether its head is new."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, tiny_experiment
+from transformers import AutoModel, AutoModelForImageClassification, ViTConfig
+
+from raffm_ray.axes.flat_parameters import flatten, views
+from raffm_ray.models.pretrained_weights import new_parameters
+from raffm_ray.preparation.defaults import HEAD_EPOCHS, LEARNING_RATES, learning_rate
+from raffm_ray.preparation.prepare import Prepared, prepare
+from raffm_ray.preparation.pretraining import pretrain, starting_model
+from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.loading import override, parse
+
+HEAD = {"classifier.weight", "classifier.bias"}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    """A ViT without a head, and one with a head for the digits."""
+    config = ViTConfig(**{**TINY["vit"], "num_labels": 10})
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("headless", "whole")}
+    AutoModel.from_config(config, add_pooling_layer=False).save_pretrained(folders["headless"])
+    AutoModelForImageClassification.from_config(config).save_pretrained(folders["whole"])
+    return folders
+
+
+def from_checkpoint(folder: Path, **local: object) -> Experiment:
+    experiment = tiny_experiment(local=local)
+    values = experiment.model_dump(mode="json", exclude_unset=True)
+    return parse({**values, "model": {"pretrained": str(folder)}})
+
+
+def chosen(experiment: Experiment) -> tuple[float | None, int | None, int | None, int | None]:
+    prepared = prepare(experiment).setup.experiment
+    pretraining = prepared.model.pretrain
+    return prepared.local.learning_rate, prepared.local.warmup_rounds, pretraining.epochs, pretraining.head_epochs
+
+
+def test_a_new_model_is_pretrained_and_a_pretrained_one_only_gets_a_head(checkpoints) -> None:
+    assert chosen(tiny_experiment(model={"pretrain": {}})) == (1e-3, 0, 100, 0)
+    width = TINY["vit"]["hidden_size"]
+    rate = min(1e-3, 5e-5 * 768 / width)
+    assert chosen(from_checkpoint(checkpoints["headless"])) == (rate, 2, 0, HEAD_EPOCHS)
+    assert chosen(from_checkpoint(checkpoints["whole"])) == (rate, 2, 0, 0)
+
+
+def test_what_the_user_sets_is_kept_and_choosing_again_changes_nothing(checkpoints) -> None:
+    experiment = from_checkpoint(checkpoints["headless"], learning_rate=0.0123, warmup_rounds=0)
+    first = prepare(experiment).setup.experiment
+    assert (first.local.learning_rate, first.local.warmup_rounds) == (0.0123, 0)
+    assert prepare(first).setup.experiment == first
+    assert first != experiment  # control: something had been left open
+
+
+def test_rates_go_with_optimizer_width_and_what_is_trained(checkpoints) -> None:
+    assert learning_rate("adamw", 768, pretrained=True, head_alone=False) == 5e-5
+    assert learning_rate("adamw", 384, pretrained=True, head_alone=False) == pytest.approx(1e-4)
+    assert learning_rate("adamw", 8, pretrained=True, head_alone=False) == 1e-3
+    assert learning_rate("adamw", 768, pretrained=False, head_alone=False) == 1e-3
+    for optimizer, rates in LEARNING_RATES.items():
+        assert learning_rate(optimizer, 768, pretrained=True, head_alone=True) == rates.head > rates.pretrained
+    experiment = parse(override(from_checkpoint(checkpoints["headless"]).model_dump(), ["--model.freeze", "[vit*]"]))
+    assert chosen(experiment)[0] == LEARNING_RATES["adamw"].head
+
+
+def test_which_parameters_are_new(checkpoints) -> None:
+    def found(folder: Path, **model: object) -> set[str]:
+        values = from_checkpoint(folder).model_dump(mode="json", exclude_unset=True)
+        prepared = prepare(parse({**values, "model": {**values["model"], **model}}))
+        return set(new_parameters(prepared.foundation.source, prepared.setup.architecture))
+
+    assert found(checkpoints["headless"]) == HEAD
+    assert found(checkpoints["whole"]) == set()
+    assert found(checkpoints["whole"], new_head=True) == HEAD
+
+
+def changed_by_pretraining(prepared: Prepared) -> set[str]:
+    architecture, work = prepared.setup.architecture, pretraining_of(prepared)
+    before = flatten(dict(starting_model(architecture, work.source, work.seed).named_parameters()), architecture.shapes)
+    after = pretrain(work, lambda *_: None).flat
+    pairs = zip(views(before, architecture.shapes).items(), views(after, architecture.shapes).values(), strict=True)
+    return {name for (name, old), new in pairs if not torch.equal(old, new)}
+
+
+def test_only_the_new_head_is_trained_first(checkpoints) -> None:
+    prepared = prepare(from_checkpoint(checkpoints["headless"]))
+    assert changed_by_pretraining(prepared) == HEAD
+    work = pretraining_of(prepared)
+    made = pretrain(work, lambda *_: None)
+    assert made.after < made.before
+    whole = replace(work, settings=work.settings.model_copy(update={"epochs": 1, "head_epochs": 0}))
+    control = replace(
+        prepared,
+        setup=replace(
+            prepared.setup,
+            experiment=prepared.setup.experiment.model_copy(
+                update={"model": prepared.setup.experiment.model.model_copy(update={"pretrain": whole.settings})}
+            ),
+        ),
+    )
+    assert changed_by_pretraining(control) > HEAD
+
+
+def test_what_is_done_before_round_1_is_said_and_a_worse_model_is_warned_of(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAFFM_CACHE", str(tmp_path))
+    lines: list[str] = []
+    steps: list[tuple[int, int, float]] = []
+    for _ in range(2):
+        starting_parameters(prepare(tiny_experiment()), lambda *step: steps.append(step), lines.append)
+    assert [one[:2] for one in steps] == [(step, 21) for step in range(1, 22)]
+    assert lines[0].startswith("pretraining: 3 epochs of the full model on 200 public examples, 21 steps: loss on 449 held-out")
+    assert "21 steps (from the cache): loss" in lines[1]
+    assert not any(line.startswith("warning") for line in lines)
+    lines.clear()
+    starting_parameters(
+        prepare(tiny_experiment(model={"pretrain": {"epochs": 3, "learning_rate": 1.0}})), lambda *_: None, lines.append
+    )
+    assert lines[1].startswith("warning: pretraining made the model worse")
+
+
+def test_nothing_to_train_is_neither_said_nor_cached(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAFFM_CACHE", str(tmp_path))
+    lines: list[str] = []
+    starting_parameters(prepare(tiny_experiment(model={"pretrain": {"epochs": 0}})), lambda *_: None, lines.append)
+    assert lines == []
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,47 @@
+"""A run that learns nothing says so, with the likely cause; one that learns says nothing."""
+
+from dataclasses import replace
+
+import pytest
+from conftest import tiny_experiment
+
+from raffm_ray.preparation.prepare import prepare
+from raffm_ray.runs.hints import hint_at_end, hint_at_start
+from raffm_ray.runs.reader import read_rounds
+from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.runs.simulation import simulate
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> list[RoundRow]:
+    folder = tmp_path_factory.mktemp("run")
+    simulate(tiny_experiment(evaluation={"every": 1, "sizes": 0}), folder / "run")
+    return [RoundRow(**row) for row in read_rounds(folder / "run")]
+
+
+def test_a_start_at_chance_is_said(rows) -> None:
+    prepared = prepare(tiny_experiment())
+    experiment, task = prepared.setup.experiment, prepared.task
+    told = hint_at_start(experiment, task, replace(rows[0], metric=0.11))
+    assert told is not None
+    assert told.startswith("note: the full model starts at chance, accuracy 11.0% where always answering ")
+    assert "200 public examples was not enough" in told
+    assert hint_at_start(experiment, task, replace(rows[0], metric=0.2)) is None
+    untrained = prepare(tiny_experiment(model={"pretrain": {"epochs": 0}}))
+    told = hint_at_start(untrained.setup.experiment, task, replace(rows[0], metric=0.11))
+    assert told is not None
+    assert "model.pretrain.epochs: 0" in told
+
+
+def test_an_end_no_better_than_the_start_is_said(rows) -> None:
+    experiment = prepare(tiny_experiment()).setup.experiment
+    first, last = replace(rows[0], metric=0.5, loss=1.0), replace(rows[-1], metric=0.5, loss=0.9)
+    told = hint_at_end(experiment, "accuracy", first, last)
+    assert told is not None
+    assert "accuracy 50.0% -> 50.0%" in told
+    assert "may be too low, or 2 rounds too few" in told
+    told = hint_at_end(experiment, "accuracy", first, replace(last, loss=1.5))
+    assert told is not None
+    assert "rose from 1.000 to 1.500: local.learning_rate 0.001 may be too high" in told
+    assert hint_at_end(experiment, "accuracy", first, replace(last, metric=0.51)) is None
+    assert hint_at_end(experiment, "accuracy", first, first) is None
