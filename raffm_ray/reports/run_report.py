@@ -16,6 +16,7 @@ from raffm_ray.reports.page_style import STYLE
 from raffm_ray.reports.profile_picture import picture_of_profile
 from raffm_ray.reports.run_picture import picture
 from raffm_ray.reports.share_picture import picture_of_shares
+from raffm_ray.reports.summary_table import extended
 from raffm_ray.reports.unit_picture import picture_of_units
 from raffm_ray.runs.reader import of_a_run, read_rounds, read_summary
 from raffm_ray.subnetworks.unit_coverage import read_units
@@ -27,7 +28,7 @@ PAGE = jinja2.Template(
 {{ style }}
 </style></head><body>
 <h1>{{ summary.name }}</h1>
-<p>{{ summary.clients }} clients, {{ summary.rounds }} rounds, strategy {{ summary.strategy }}, seed {{ summary.seed }}.
+<p>{{ summary.clients }} clients, {{ summary.rounds }} rounds{% if extended %} ({{ extended }}){% endif %}, strategy {{ summary.strategy }}, seed {{ summary.seed }}.
 Moved {{ moved }}, {{ "%.0f"|format(100 * share) }}% of what full-size FedAvg would have moved in the same rounds.
 Simulated time*: {{ simulated }}. {{ wasted }} and {{ wasted_energy }}* went into updates that were never used.</p>
 <img alt="metric over rounds, over simulated time, by size, and bytes by class" src="data:image/png;base64,{{ images.report }}">
@@ -113,6 +114,7 @@ def _written(folder: Path) -> tuple[Path, Path]:
     moved = summary["bytes_down"] + summary["bytes_up"]
     text = PAGE.render(
         summary=summary,
+        extended=extended(summary),
         style=STYLE,
         images=images,
         headings=headings,
