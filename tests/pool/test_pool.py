@@ -111,7 +111,7 @@ def test_deaths_with_calls_in_flight_count_once_and_for_the_call_that_was_run(on
 
 def test_a_result_that_comes_twice_is_told_once(monkeypatch) -> None:
     """As it does where its large part was lost after its small one had arrived. Without Ray."""
-    monkeypatch.setattr(ray, "get", lambda promise: (promise, 0.1))
+    monkeypatch.setattr(ray, "get", lambda promise: (promise, {}))
     told: list[tuple[int, str]] = []
     scheduler = object.__new__(CallScheduler)
     scheduler.calls, scheduler.done, scheduler.reported = calls(Path())[:2], {}, set()
