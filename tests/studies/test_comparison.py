@@ -163,6 +163,7 @@ def test_a_comparison_leaves_every_run_and_one_table(compared) -> None:
             assert {"config.yaml", "rounds", "clients", "checkpoints", "summary.json", "report.html"} <= {
                 p.name for p in run.iterdir()
             }
+            assert [path.name for path in (run / "checkpoints").iterdir()] == ["final"]  # too many runs to keep more
             assert load(run / "config.yaml").seed == seed
     rows = list(csv.DictReader((folder / "comparison.csv").open()))
     assert [(row["strategy"], int(row["seed"])) for row in rows] == [(name, seed) for name in NAMES for seed in SEEDS]
