@@ -29,8 +29,10 @@ def shown_by_tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def outcome(folder: Path) -> dict[str, str]:
-    """Everything that a run leaves, but for what is real time or memory, as text: NaN equals NaN."""
-    left: dict[str, Any] = {"checkpoints": sorted(path.name for path in (folder / "checkpoints").iterdir())}
+    """Everything that a run leaves, but for what is real time or memory, as text: NaN equals NaN. Which round its one checkpoint is of
+    depends on how often there were some, and is left out."""
+    names = [path.name for path in (folder / "checkpoints").iterdir()]
+    left: dict[str, Any] = {"checkpoints": sorted(name.split("-")[0] for name in names)}
     for part in ("rounds", "clients"):
         left |= {f"{part}/{file.name}": without_real(pq.read_table(file).to_pylist()) for file in (folder / part).iterdir()}
     for path in (folder / "checkpoints" / "final").iterdir():

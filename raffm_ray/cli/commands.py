@@ -99,7 +99,7 @@ def submit(words: Sequence[str]) -> int:
 
 
 def resume(words: Sequence[str]) -> int:
-    """`raffm-ray resume DIR|URL [--key.path value ...]`."""
+    """`raffm-ray resume DIR|URL [--rounds N] [--key.path value ...]`."""
     if not words or words[0].startswith("-"):
         raise UserError("resume: expected the folder of a run, for example: raffm-ray resume runs/digits-20250101-120000")
     folder, mirror = fetched(words[0])

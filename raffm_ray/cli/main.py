@@ -16,7 +16,8 @@ USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation mod
                                                                  and the like: copied there after every round
   raffm-ray submit CONFIG.yaml [--address URL] [--key.path value ...] [--out DIR|URL] [--pip PACKAGE,...]
                                                                  the same as a job on a Ray cluster: its log, then its report here
-  raffm-ray resume DIR|URL [--key.path value ...]                goes on with a run that was interrupted
+  raffm-ray resume DIR|URL [--rounds N] [--key.path value ...]   goes on with a run that was interrupted; --rounds: with more rounds,
+                                                                 also with one that is finished
   raffm-ray compare CONFIG.yaml [--seeds 0,1,2] [--equal compute|bytes|memory|time] [--tune TRIALS] [--key.path value ...] [--out DIR]
                                                                  its strategy and every baseline, over seeds: one table, one picture
   raffm-ray study STUDY.yaml|DIR [--key.path value ...] [--out DIR]   a search for the best settings, or on with the one in DIR

@@ -12,7 +12,7 @@ from raffm_ray.clients.messages import Call, describe_call
 from raffm_ray.clients.stacked_training import stacking_groups
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.settings.experiment import LocalSettings
-from raffm_ray.subnetworks.costs import costs_of
+from raffm_ray.subnetworks.costs import Costs, costs_of
 from raffm_ray.subnetworks.prefix_costs import with_prefixes
 
 CONTEXT_BYTES = 600_000_000
@@ -25,11 +25,12 @@ class GpuOutOfMemoryError(Exception):
     """A call needed more memory than its GPU had left; what it had allocated is freed."""
 
 
-def training_bytes(architecture: Architecture, plan: Plan, local: LocalSettings, clients: int = 1) -> int:
+def training_bytes(
+    own: Costs, clients: int = 1, smaller: Sequence[Costs] = (), prefix: str = "none", distill: bool = False
+) -> int:
     """Estimate of what that many clients of a plan take when they are trained at once: of each, `Costs.memory_bytes`, in float32 whatever
-    the precision, and what its trained parameters were before."""
-    costs = costs_of(architecture, plan, local.batch_size, local.optimizer)
-    return clients * (costs.memory_bytes + costs.bytes_up)
+    the precision, with the largest of the `smaller` plans that are its prefixes, and what its trained parameters were before."""
+    return clients * (with_prefixes(own, smaller, prefix, distill).memory_bytes + own.bytes_up)
 
 
 def worker_bytes(
@@ -42,10 +43,7 @@ def worker_bytes(
     """Estimate of what a worker takes of a GPU: the largest of (plan, clients trained at once), with smaller ones of these plans as its
     prefixes, a round's parameters and a block's sum, each as large as the full model, and CONTEXT_BYTES."""
     costs = [costs_of(architecture, plan, local.batch_size, local.optimizer) for plan, _ in stacks]
-    largest = max(
-        clients * (with_prefixes(own, costs, prefix, distill).memory_bytes + own.bytes_up)
-        for own, (_, clients) in zip(costs, stacks, strict=True)
-    )
+    largest = max(training_bytes(own, clients, costs, prefix, distill) for own, (_, clients) in zip(costs, stacks, strict=True))
     return largest + 2 * costs_of(architecture, Plan()).bytes + CONTEXT_BYTES
 
 
@@ -98,16 +96,18 @@ def describe_out_of_memory(architecture: Architecture, call: Call, error: Except
     method, context, arguments, _ = call
     what = f"round {context.round}, {describe_call(call)}"
     if method == "block":
-        sizes = [
-            (training_bytes(architecture, context.plans[plan], context.local, len(group)), plan, len(group))
-            for plan, group in stacking_groups(arguments[0], context.stack)
-            if plan is not None
-        ]
+        local, sizes = context.local, []
+        for plan, group in stacking_groups(arguments[0], context.stack):
+            if plan is not None:
+                names = (plan, *group[0].prefixes)
+                own, *smaller = (costs_of(architecture, context.plans[one], local.batch_size, local.optimizer) for one in names)
+                needed = training_bytes(own, len(group), smaller, group[0].prefix, bool(context.distill))
+                sizes.append((needed, plan, len(group), own.params, bool(smaller)))
         if sizes:
-            memory, plan, clients = max(sizes)
-            params = costs_of(architecture, context.plans[plan]).params
+            memory, plan, clients, params, beside = max(sizes)
             at_once = f"{clients} clients at once" if clients > 1 else "one client"
-            what += f", {at_once} of plan {plan} of {params:,} parameters, estimated at {memory / 1e9:.3g} GB"
+            prefixes = " with its prefixes" if beside else ""
+            what += f", {at_once} of plan {plan} of {params:,} parameters{prefixes}, estimated at {memory / 1e9:.3g} GB"
     return f"{what}: a GPU was out of memory ({in_short(error)})"
 
 

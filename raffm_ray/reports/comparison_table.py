@@ -180,7 +180,10 @@ def notes(content: Mapping[str, Any]) -> list[str]:
         *NOTES,
         *_told_of_equals(content),
         *_told_of_tuning(content),
-        *_told_of_lacks(content),
+        *told_of_lacks(
+            "charged FLOPs and budgets",
+            [name for name, one in content["strategies"].items() if one["over_budget"]["mean"] is None],
+        ),
         *(told if refused else []),
     ]
 
@@ -224,13 +227,9 @@ def _told_of_tuning(content: Mapping[str, Any]) -> list[str]:
     return [f"learning rates were chosen on the validation part, with {found['trials']} trials for each strategy: {rates}"]
 
 
-def _told_of_lacks(content: Mapping[str, Any]) -> list[str]:
-    lacking = [name for name, one in content["strategies"].items() if one["over_budget"]["mean"] is None]
-    return (
-        [f"charged FLOPs and budgets are not in the records of {', '.join(lacking)}: an earlier version made them"]
-        if lacking
-        else []
-    )
+def told_of_lacks(what: str, runs: Sequence[str]) -> list[str]:
+    """A line about what is not in the records of some runs; none where there are no such runs."""
+    return [f"{what} are not in the records of {', '.join(runs)}: an earlier version made them"] if runs else []
 
 
 def headings_and_rows(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -2,22 +2,28 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from raffm_ray.basics.files import read_whole
 from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
 from raffm_ray.data.metrics import shown, unit
 from raffm_ray.data.shares import read_shares
+from raffm_ray.reports.comparison_table import told_of_lacks
 from raffm_ray.reports.drawing import save
 from raffm_ray.reports.page_style import STYLE
 from raffm_ray.reports.profile_picture import picture_of_profile
 from raffm_ray.reports.run_picture import picture
 from raffm_ray.reports.share_picture import picture_of_shares
+from raffm_ray.reports.summary_table import extended
 from raffm_ray.reports.unit_picture import picture_of_units
 from raffm_ray.runs.reader import of_a_run, read_rounds, read_summary
+from raffm_ray.runs.recorder import ClientRow, RoundRow, schema_of
 from raffm_ray.subnetworks.unit_coverage import read_units
 
 PAGE = jinja2.Template(
@@ -27,7 +33,7 @@ PAGE = jinja2.Template(
 {{ style }}
 </style></head><body>
 <h1>{{ summary.name }}</h1>
-<p>{{ summary.clients }} clients, {{ summary.rounds }} rounds, strategy {{ summary.strategy }}, seed {{ summary.seed }}.
+<p>{{ summary.clients }} clients, {{ summary.rounds }} rounds{% if extended %} ({{ extended }}){% endif %}, strategy {{ summary.strategy }}, seed {{ summary.seed }}.
 Moved {{ moved }}, {{ "%.0f"|format(100 * share) }}% of what full-size FedAvg would have moved in the same rounds.
 Simulated time*: {{ simulated }}. {{ wasted }} and {{ wasted_energy }}* went into updates that were never used.</p>
 <img alt="metric over rounds, over simulated time, by size, and bytes by class" src="data:image/png;base64,{{ images.report }}">
@@ -36,7 +42,8 @@ Simulated time*: {{ simulated }}. {{ wasted }} and {{ wasted_energy }}* went int
 {% if images.profile %}<img alt="where every round's real time went" src="data:image/png;base64,{{ images.profile }}">{% endif %}
 <table><tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
-<p class="note">Figures marked * are of simulated devices, estimated from data sheets. Parameters of the final model: sha256 {{ summary.params_sha256 }}.</p>
+{% for line in lacks %}<p class="note">{{ line }}.</p>
+{% endfor %}<p class="note">Figures marked * are of simulated devices, estimated from data sheets. Parameters of the final model: sha256 {{ summary.params_sha256 }}.</p>
 </body></html>
 """,
     autoescape=True,
@@ -90,6 +97,16 @@ def _units(folder: Path) -> Figure | None:
     return picture_of_units(read_units(path)) if path.is_file() else None
 
 
+def _lacking(folder: Path) -> str:
+    """The columns that this version writes into records and the run's lack, separated by commas."""
+    columns: dict[str, None] = {}
+    for part, row in (("rounds", RoundRow), ("clients", ClientRow)):
+        for first in sorted((folder / part).glob("*.parquet"))[:1]:
+            there = pq.read_schema(BytesIO(read_whole(first))).names
+            columns |= dict.fromkeys(name for name in schema_of(row).names if name not in there)
+    return ", ".join(columns)
+
+
 def write_report(folder: Path | str) -> tuple[Path, Path]:
     """Writes `report.png`, `shares.png`, `profile.png`, `units.png` and `report.html` into a finished run's folder; returns the first's and the last's path.
 
@@ -110,9 +127,12 @@ def _written(folder: Path) -> tuple[Path, Path]:
     sign = f" {unit(summary['metric'])}".rstrip()
     headings = ["model", "parameters", *(f"{name}{sign}" for name in ("start", summary["strategy"], *baselines))]
     headings += ["bytes a round", "device time a round*", "energy a round*", "peak memory*"]
+    lacking = _lacking(folder)
     moved = summary["bytes_down"] + summary["bytes_up"]
     text = PAGE.render(
         summary=summary,
+        extended=extended(summary),
+        lacks=told_of_lacks(lacking, [summary["name"]] if lacking else []),
         style=STYLE,
         images=images,
         headings=headings,

@@ -10,6 +10,16 @@ from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
 from raffm_ray.data.metrics import shown, unit
 
 
+def extended(summary: Mapping[str, Any]) -> str:
+    """`extended from 40 to 80 rounds`, of a run that was; otherwise nothing."""
+    steps = summary.get("extensions") or []
+    return (
+        f"extended from {steps[0]['from_rounds']} to {' and to '.join(str(one['to_rounds']) for one in steps)} rounds"
+        if steps
+        else ""
+    )
+
+
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """The table at a run's end: the full model and every class, this strategy and its baselines. It fits 80 columns."""
     baselines, metric = summary.get("baselines", {}), summary["metric"]
@@ -31,8 +41,10 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     moved = ", ".join(f"{name} {human_bytes(one['bytes_down'] + one['bytes_up'])}" for name, one in runs.items())
     worst_class = ", ".join(f"{name} {shown(metric, one['worst_class']['metric'])}" for name, one in runs.items())
     over_sizes = ", ".join(f"{name} {shown(metric, one['curve_area'])}" for name, one in runs.items() if one["curve"])
+    longer = f"{told}\n" if (told := extended(summary)) else ""
     table.caption = (
         f"worst class: {worst_class}" + (f"; mean over sizes: {over_sizes}" if over_sizes else "") + "\n"
+        f"{longer}"
         "bytes, time, energy: of one client in one round, down and up; peak: of memory\n"
         "* simulated device, estimated from data sheets\n"
         f"moved in the whole run: {moved}"

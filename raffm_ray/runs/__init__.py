@@ -8,14 +8,15 @@ Open to other packages:
 - `recorder`: writes Parquet records, the model and `summary.json`
 - `reader`: reads a run's folder
 - `resuming`: checks that a run may go on
+- `checkpoint`: writes, reads and removes checkpoints
 - `mirror`: copies a run's folder to an object store
 - `locations`: folders and URLs of runs
 - `progress`: the progress bar
 
 Used inside only:
 
+- `extending`: makes a longer run of one that began with fewer rounds
 - `summary`: computes rows of the records and the content of `summary.json`
-- `checkpoint`: writes and reads checkpoints
 - `serialization`: dataclasses as JSON and arrays, without pickle
 - `size_curve`: the metric over sizes that nobody trained
 - `hints`: what is said where a run learns nothing
@@ -26,4 +27,4 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`
 Start reading at `simulation`.
 """
 
-__all__ = ["evaluation", "locations", "loop", "mirror", "progress", "reader", "recorder", "resuming", "simulation"]
+__all__ = ["checkpoint", "evaluation", "locations", "loop", "mirror", "progress", "reader", "recorder", "resuming", "simulation"]

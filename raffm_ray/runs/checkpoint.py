@@ -50,8 +50,12 @@ class DamagedError(ValueError):
 
 def _places(folder: Path) -> list[Path]:
     """Of all checkpoints, the newest first."""
-    found = {int(path.name[6:]): path for path in folder.glob("round-*") if path.name[6:].isdecimal()}
-    return [found[number] for number in sorted(found, reverse=True)]
+    found = [path for path in folder.glob("round-*") if path.name[6:].isdecimal()]
+    return sorted(found, key=_number, reverse=True)
+
+
+def _number(place: Path) -> int:
+    return int(place.name[6:])
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int, unsynced: Iterable[Path] = ()) -> None:
@@ -109,7 +113,17 @@ def exist(folder: Path) -> bool:
     return bool(_places(folder))
 
 
-def remove(folder: Path) -> None:
-    """Removes all, as of a run that is finished."""
+def remove(folder: Path, after: int = -1) -> None:
+    """Removes all, or those after a round."""
     for place in _places(folder):
-        rmtree(place)
+        if _number(place) > after:
+            rmtree(place)
+
+
+def keep_one(folder: Path, upto: int) -> None:
+    """Removes all of a run that is finished but the newest up to a round, which a longer run can go on from."""
+    places = _places(folder)
+    kept = next((place for place in places if _number(place) <= upto), None)
+    for place in places:
+        if place != kept:
+            rmtree(place)

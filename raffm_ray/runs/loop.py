@@ -1,7 +1,7 @@
 """The loop over rounds: an imperative shell. Everything it calls is pure, a pool, a file or the screen."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.public_calibration import public_statistics
 from raffm_ray.runs.evaluation import EvaluationRequest, evaluate, request_evaluation, run_request
+from raffm_ray.runs.extending import recorded_extensions
 from raffm_ray.runs.hints import hint_at_end, hint_at_start
 from raffm_ray.runs.progress import Display
 from raffm_ray.runs.recorder import Recorder, RoundRow, parameters_sha256
@@ -23,7 +24,7 @@ from raffm_ray.runs.resuming import check_fits, origin_of
 from raffm_ray.runs.size_curve import curve_of
 from raffm_ray.runs.summary import Evaluation, client_rows, recorded_evaluation, round_row, summarize
 from raffm_ray.server.class_plans import class_plans, copies
-from raffm_ray.server.early_stopping import chosen_state, is_finished, with_best_round
+from raffm_ray.server.early_stopping import chosen_state, is_evaluated, is_finished, with_best_round
 from raffm_ray.server.ranking import begin_calibration, plain_scores, rank_again, ranking_is_due
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import Round, ServerState, Setup, new_state
@@ -162,7 +163,7 @@ def _next_round(
     with pool.profile.during("add"):
         state = finish_round(setup=setup, state=state, work=work, summed=summed, updates=updates, late=late)
     question = None
-    if state.round % experiment.evaluation.every == 0 or state.round == experiment.rounds:
+    if is_evaluated(experiment, state.round):
         with pool.profile.during("plan"):
             question = request_evaluation(setup, state, prepared.task)
     return FinishedRound(state=state, work=work, updates=updates, ranked=ranked, question=question), before
@@ -265,7 +266,8 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         metric=prepared.task.metric,
         held_out=len(prepared.task.held_out),
     )
-    summary |= curve_of(setup, state, pool, prepared.task, measured) | {"made_from": recorder.origin}
+    extensions = [asdict(one) for one in recorded_extensions(recorder.folder, experiment)]
+    summary |= curve_of(setup, state, pool, prepared.task, measured) | {"made_from": recorder.origin, "extensions": extensions}
     words = prepared.foundation.words
     used = dict(zip(measured.class_plans, copies(setup, state, list(measured.class_plans.values())), strict=True))
     own = saved_copies(state.parameters, setup.architecture, setup.size_specific, used)

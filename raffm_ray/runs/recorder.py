@@ -25,6 +25,7 @@ from raffm_ray.models.architecture import Architecture
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.runs.reader import SUMMARY, how_to_resume
+from raffm_ray.server.early_stopping import last_common_round
 from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import dump
@@ -237,7 +238,8 @@ class Recorder:
             every, self.state = self.experiment.checkpoint.every, state
             if every and row.round % every == 0:
                 kept = Checkpoint(state, self.origin, self._digest)
-                checkpoint.write(self.folder / "checkpoints", kept, self.experiment.checkpoint.keep, self._unsynced)
+                keep = self.experiment.checkpoint.keep + (row.round > last_common_round(self.experiment))
+                checkpoint.write(self.folder / "checkpoints", kept, keep, self._unsynced)
                 self._unsynced.clear()
         except OSError as error:
             raise UserError(f"{self.folder}: round {row.round} cannot be written: {error.strerror}") from None
@@ -280,10 +282,10 @@ class Recorder:
             save_file({**ranking, **state.norms}, final / "salience.safetensors")
         self._events.close()
         write_json(self.folder / SUMMARY, summary)
-        checkpoint.remove(self.folder / "checkpoints")
+        checkpoint.keep_one(self.folder / "checkpoints", last_common_round(self.experiment))
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Writes JSON so that a reader never sees half of it, and it is on the disk."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
     sync([path, path.parent])

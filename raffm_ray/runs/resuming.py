@@ -1,7 +1,7 @@
 """Resuming a run: which checkpoint fits its records, and whether it is still the same run."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from hashlib import sha256
 from itertools import count
@@ -17,6 +17,8 @@ from raffm_ray.basics.files import check_no_links, check_path, read_whole
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import Checkpoint
+from raffm_ray.runs.extending import MAY_CHANGE, check_goes_on, differing, earlier_experiments
+from raffm_ray.runs.reader import SUMMARY
 from raffm_ray.runs.recorder import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
 from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
@@ -80,32 +82,38 @@ def origin_of(prepared: Prepared) -> dict[str, str]:
 
 
 def experiment_in(folder: Path, flags: Sequence[str] = ()) -> Experiment:
-    """The experiment of a run's folder. `flags`: `--key value` pairs for settings of `FREE`. Raises UserError for others, and
-    where something there is a symbolic link."""
+    """The experiment of a run's folder. `flags`: `--key value` pairs for settings of `FREE`, and of `extending.MAY_CHANGE`. Raises
+    UserError for others, and where something there is a symbolic link."""
     check_path(folder)
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder}: no run here to go on with (config.yaml is missing)")
     check_no_links(folder)
     for flag, _ in pairs_of(flags):
-        if not any(f"{flag}.".startswith(f"--{key}.") for key in FREE):
-            raise UserError(f"resume: {flag}: a run goes on as it began; only {', '.join(FREE)} may be others")
+        if not any(f"{flag}.".startswith(f"--{key}.") for key in (*FREE, *MAY_CHANGE)):
+            raise UserError(
+                f"resume: {flag}: a run goes on as it began; only {', '.join(FREE)} may be others, and rounds may be more"
+            )
     return load(path, flags)
 
 
-def opened(folder: Path, experiment: Experiment, tell: Tell) -> Recorder:
+def opened(folder: Path, experiment: Experiment, tell: Tell, begun: Experiment | None = None) -> Recorder:
     """A recorder for a run that is not finished: after its newest whole checkpoint whose records are whole too, from the beginning where
     none was ever written, or of a new run where the folder holds none.
 
-    Raises UserError when none of its checkpoints can be used, or the run is of another experiment.
+    `begun`: the experiment in the folder, finished or not, where the run is to be extended: a checkpoint counts only if the longer run had
+    come there, too. Raises UserError when none of its checkpoints can be used, or the run is of another experiment.
     """
     digest = {"config.yaml": experiment_digest(experiment)}
     if not (folder / "config.yaml").is_file():
         recorder = Recorder(folder, experiment)
         recorder.made_from(digest)
         return recorder
-    recorder = Recorder(folder, experiment, _past(folder, tell))
-    if recorder.origin.get("config.yaml") == experiment_digest(experiment, FREE_AT_FIRST):
+    past = _past(folder, tell) if begun is None else _common_past(folder, begun, experiment, tell)
+    recorder = Recorder(folder, experiment, past)
+    before = begun or experiment
+    same = [experiment, before, *earlier_experiments(folder, before)]
+    if recorder.origin.get("config.yaml") in {experiment_digest(one, free) for one in same for free in (FREE, FREE_AT_FIRST)}:
         recorder.origin |= digest
     recorder.made_from(digest)
     if recorder.rounds:
@@ -139,7 +147,8 @@ def _form(state: ServerState) -> tuple[Any, ...]:
     )
 
 
-def _past(folder: Path, tell: Tell) -> Past:
+def _pasts(folder: Path, tell: Tell) -> Iterator[Past]:
+    """What can be gone on from, the newest first; `tell` is given a line about what cannot."""
     places = folder / "checkpoints"
     digests = _digests(folder)
     for kept in checkpoint.whole(places, tell):
@@ -150,10 +159,31 @@ def _past(folder: Path, tell: Tell) -> Past:
         _tell_versions(kept, tell)
         names = [record_names(done) for done in range(number + 1)]
         rounds = [row for one, _ in names for row in _rows(folder / one, RoundRow)]
-        return Past(kept, rounds, [row for _, one in names for row in _rows(folder / one, ClientRow)])
-    if checkpoint.exist(places):
+        yield Past(kept, rounds, [row for _, one in names for row in _rows(folder / one, ClientRow)])
+
+
+def _past(folder: Path, tell: Tell) -> Past:
+    for past in _pasts(folder, tell):
+        return past
+    if checkpoint.exist(folder / "checkpoints"):
         raise UserError(f"{folder}: the run cannot go on: none of its checkpoints is whole with the records that belong to it")
     return Past(None)
+
+
+def _common_past(folder: Path, begun: Experiment, experiment: Experiment, tell: Tell) -> Past:
+    """What a run and a longer one have in common. Raises UserError where that is nothing, since something is spread over all rounds."""
+    told = f"{folder}: cannot be extended from {begun.rounds} to {experiment.rounds} rounds"
+    if (folder / SUMMARY).is_file() and not checkpoint.exist(folder / "checkpoints"):
+        raise UserError(f"{told}: it has no checkpoint (of checkpoint.every 0, an earlier version, a comparison or a study)")
+    reasons: list[str] = []
+    for past in _pasts(folder, tell):
+        reasons = differing(begun, experiment, past.rounds)
+        if past.checkpoint is not None and not reasons:
+            check_goes_on(past.checkpoint.state, experiment, folder)
+            return past
+    if reasons:
+        raise UserError(f"{told}: that is not the run that one of {experiment.rounds} would have been: {'; '.join(reasons)}")
+    return _past(folder, tell)
 
 
 def _digests(folder: Path) -> list[str]:

@@ -14,16 +14,18 @@ from torch import Tensor
 from raffm_ray.basics.files import locked
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.pool.worker_pool import Pool, check_pool, open_pool
-from raffm_ray.preparation.baselines import check_baselines, with_strategy
+from raffm_ray.preparation.baselines import check_baselines, with_protocol, with_strategy
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters
 from raffm_ray.runs import checkpoint
+from raffm_ray.runs.extending import check_longer, extend, is_extended
 from raffm_ray.runs.loop import Environment, OnRound, no_callback, train
-from raffm_ray.runs.mirror import Mirror
+from raffm_ray.runs.mirror import CONFIG, Mirror
 from raffm_ray.runs.progress import Display
 from raffm_ray.runs.reader import SUMMARY, of_a_run, read_summary
 from raffm_ray.runs.recorder import Recorder, RoundRow, check_origin, check_output, write_json
 from raffm_ray.runs.resuming import experiment_in, opened, origin_of
+from raffm_ray.server.early_stopping import last_common_round
 from raffm_ray.settings.experiment import Experiment
 
 
@@ -32,10 +34,15 @@ def completed(
 ) -> dict[str, Any]:
     """The summary of one strategy's run in a folder that this process holds: begun, gone on with, or read where it is finished."""
     if (folder / SUMMARY).is_file():
-        checkpoint.remove(folder / "checkpoints")  # where it ended in between
+        _keep_one(folder, prepared.setup.experiment)
         return read_summary(folder)
     recorder = recorder or opened(folder, prepared.setup.experiment, _teller(environment.console))
     return train(prepared, start, recorder, environment)
+
+
+def _keep_one(folder: Path, experiment: Experiment) -> None:
+    """Of a finished run's checkpoints, where it ended while they were removed."""
+    checkpoint.keep_one(folder / "checkpoints", last_common_round(experiment))
 
 
 def _teller(console: Console) -> Callable[[str], None]:
@@ -76,16 +83,20 @@ def resume(
     """Goes on with a run that was interrupted: its records and summary become, to the bit, what `simulate` would have left, but for real
     time and memory.
 
-    `flags`: as for `resuming.experiment_in`; `mirror`: where the folder was fetched from and is copied to. A run that is finished stays as it is. Raises UserError before any training where the run
-    cannot go on, what it is made from has changed, or another process is at it.
+    `flags`: as for `resuming.experiment_in`; with more `--rounds` than the run has, it is extended, finished or not, and becomes what
+    `simulate` of so many rounds would have left. `mirror`: where the folder was fetched from and is copied to. A run that is finished otherwise
+    stays as it is. Raises UserError before any training, and with nothing changed, where the run cannot go on, a longer one would have
+    come another way, what it is made from has changed, or another process is at it.
     """
     console, folder = console or Console(stderr=True, quiet=True), Path(folder)
-    experiment, recorder = experiment_in(folder, flags), None
+    begun, experiment, recorder = experiment_in(folder), experiment_in(folder, flags), None
     with one_thread(), locked(folder):
-        if (folder / SUMMARY).is_file():
+        if is_extended(begun, experiment):
+            origin = _origin_of_longer(folder, begun, experiment)
+        elif (folder / SUMMARY).is_file():
             summary = read_summary(folder)
             if {one.shown for one in experiment.baselines} <= set(summary.get("baselines", {})):
-                checkpoint.remove(folder / "checkpoints")  # where it ended in between
+                _keep_one(folder, experiment)
                 console.print(f"{folder}: the run is finished, nothing is left to do", highlight=False, soft_wrap=True)
                 return summary
             with of_a_run(folder):
@@ -96,6 +107,28 @@ def resume(
         ready = _ready(experiment, folder, console, origin, pool)
         with _using(pool, ready.prepared, console) as used:
             return _run_all(ready, folder, Environment(used, console, on_round), recorder, mirror)
+
+
+def _origin_of_longer(folder: Path, begun: Experiment, experiment: Experiment) -> Mapping[str, str]:
+    """What a run that is to be extended is made from. Raises UserError where it cannot be, or one of its baselines cannot."""
+    check_longer(begun, experiment, folder)
+    for one in experiment.baselines:
+        place, own = folder / "baselines" / one.shown, with_protocol(experiment, one)
+        if (place / CONFIG).is_file() and is_extended(there := experiment_in(place), own):
+            check_longer(there, own, place)
+            opened(place, own, lambda _: None, there)
+    return opened(folder, experiment, lambda _: None, begun).origin
+
+
+def _extended(folder: Path, experiment: Experiment, tell: Callable[[str], None], save: Callable[[], None]) -> Recorder | None:
+    """A recorder for a longer run than the folder holds, which is one of the longer run from now on; None where it is that already, or
+    holds none. `save`: as for `extend`."""
+    if not (folder / CONFIG).is_file() or not is_extended(begun := experiment_in(folder), experiment):
+        return None
+    check_longer(begun, experiment, folder)
+    recorder = opened(folder, experiment, tell, begun)
+    extend(folder, begun, experiment, recorder.rounds[-1].round if recorder.rounds else -1, save)
+    return recorder
 
 
 class _Ready(NamedTuple):
@@ -140,16 +173,22 @@ def _run_all(
     ready: _Ready, folder: Path, environment: Environment, recorder: Recorder | None, mirror: Mirror | None
 ) -> dict[str, Any]:
     """The experiment's own strategy, and then each baseline in a folder inside."""
+    tell = _teller(environment.console)
+
+    def save() -> None:
+        if mirror is not None:
+            mirror.save(folder)
 
     def copied(row: RoundRow) -> None:
         if mirror is not None:
-            mirror.try_to_save(folder, _teller(environment.console))
+            mirror.try_to_save(folder, tell)
 
     def copied_and_told(row: RoundRow) -> None:
         copied(row)
         on_round(row)
 
     on_round = _exporting(ready.prepared.setup.experiment, environment.pool, environment.on_round)
+    recorder = recorder or _extended(folder, ready.prepared.setup.experiment, tell, save)
     own = replace(environment, on_round=copied_and_told, pretraining_seconds=ready.seconds)
     summary = completed(ready.prepared, ready.start, folder, own, recorder)
     if ready.baselines:
@@ -157,10 +196,10 @@ def _run_all(
         for name, one in ready.baselines.items():
             place = folder / "baselines" / name
             with locked(place):
-                summary["baselines"][name] = completed(one, ready.start, place, replace(environment, on_round=copied))
+                longer = _extended(place, one.setup.experiment, tell, save)
+                summary["baselines"][name] = completed(one, ready.start, place, replace(environment, on_round=copied), longer)
         write_json(folder / SUMMARY, summary)
-    if mirror is not None:
-        mirror.save(folder)
+    save()
     return summary
 
 

@@ -1,4 +1,4 @@
-"""Early stopping and the best round, decided on validation examples. Pure functions."""
+"""Which rounds are evaluated; early stopping and the best round, decided on validation examples. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,6 +7,17 @@ from math import isnan
 from raffm_ray.data.metrics import METRICS, worst
 from raffm_ray.server.clock import VirtualClock
 from raffm_ray.server.state import Best, ServerState, Setup
+from raffm_ray.settings.experiment import Experiment
+
+
+def is_evaluated(experiment: Experiment, round_number: int) -> bool:
+    """Whether a round is evaluated: every so many, and the last."""
+    return round_number % experiment.evaluation.every == 0 or round_number == experiment.rounds
+
+
+def last_common_round(experiment: Experiment) -> int:
+    """The last round that a longer run has as well: not the last of all where it is evaluated only because it is that."""
+    return experiment.rounds - bool(experiment.rounds % experiment.evaluation.every)
 
 
 def watched_metric(watch: str, metric: str, full: float, classes: Sequence[float]) -> float:

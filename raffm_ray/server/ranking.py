@@ -15,6 +15,7 @@ from raffm_ray.models.architecture import Architecture
 from raffm_ray.server.class_plans import class_plans, holds_full_model
 from raffm_ray.server.round_schedule import schedule_round
 from raffm_ray.server.state import Round, ServerState, Setup
+from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.calibration import Statistics, rankable
 from raffm_ray.subnetworks.norm_correction import norm_part
 from raffm_ray.subnetworks.salience import METRICS, Scores
@@ -93,11 +94,18 @@ def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) 
     return replace(state, scores=scores, pending=None, norms=norm_part(statistics) or state.norms, ranked_at=state.round)
 
 
+def next_ranking(experiment: Experiment, round_number: int, ranked_at: int) -> int | None:
+    """After which round the ranking is renewed next, if somebody has reported by then; None for never.
+
+    `ranked_at`: the round after which it was last renewed; `round_number`: the last one that is done.
+    """
+    settings = experiment.salience
+    due = max(round_number, ranked_at + settings.every)
+    return due if due <= settings.until * experiment.rounds else None
+
+
 def _next_ranking(setup: Setup, state: ServerState) -> int | None:
-    """After which round the ranking is renewed next, if somebody has reported by then; None for never."""
-    settings = setup.experiment.salience
-    due = max(state.round, state.ranked_at + settings.every)
-    return due if setup.strategy.salience and due <= settings.until * setup.experiment.rounds else None
+    return next_ranking(setup.experiment, state.round, state.ranked_at) if setup.strategy.salience else None
 
 
 def ranking_is_due(setup: Setup, state: ServerState) -> bool:

@@ -22,7 +22,8 @@ from raffm_ray.subnetworks.calibration import add_statistics
 from raffm_ray.subnetworks.unit_coverage import add_reached
 
 
-def _learning_rate(experiment: Experiment, round_number: int) -> float:
+def learning_rate(experiment: Experiment, round_number: int) -> float:
+    """Of the clients in a round, from 1."""
     local = experiment.local
     assert local.learning_rate is not None  # preparing chooses one
     assert local.warmup_rounds is not None
@@ -80,7 +81,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
         round=number,
         plans=tuple(by_size),
         local=experiment.local,
-        learning_rate=_learning_rate(experiment, number),
+        learning_rate=learning_rate(experiment, number),
         statistic=statistic,
         calibration_examples=experiment.salience.examples,
         measure_norms=statistic is not None and cuts_residual(setup, state),

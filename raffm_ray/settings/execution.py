@@ -84,4 +84,4 @@ class CheckpointSettings(Settings):
     """What an interrupted run goes on from. Nothing here changes a result."""
 
     every: int = Field(1, ge=0, description="rounds between two checkpoints; 0: none, and an interrupted run begins again")
-    keep: int = Field(2, ge=1, description="how many of the newest checkpoints are kept; a finished run keeps none")
+    keep: int = Field(2, ge=1, description="how many of the newest checkpoints are kept; a finished run keeps one")

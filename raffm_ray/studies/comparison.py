@@ -20,6 +20,7 @@ from raffm_ray.preparation.equal_resources import Equalized, equalized, with_equ
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.reports.multi_run_report import flat, write_page
 from raffm_ray.reports.run_report import write_report
+from raffm_ray.runs import checkpoint
 from raffm_ray.runs.loop import Environment
 from raffm_ray.runs.reader import of_a_run, read_rounds, read_summary
 from raffm_ray.runs.recorder import check_output
@@ -119,6 +120,7 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
                 began = time.perf_counter()
                 with locked(run.folder):
                     completed(with_strategy(prepared, run.baseline), start, run.folder, Environment(pool, console))
+                    checkpoint.remove(run.folder / "checkpoints")  # of many runs, each too large to keep
                 seconds.append(time.perf_counter() - began)
                 waiting -= 1
         finally:

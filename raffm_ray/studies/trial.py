@@ -6,6 +6,7 @@ from pathlib import Path
 
 from raffm_ray.basics.errors import BadUpdateError, ClientError, UserError, WorkerLostError
 from raffm_ray.basics.files import LOCK, in_turn
+from raffm_ray.runs import checkpoint
 from raffm_ray.runs.loop import no_callback
 from raffm_ray.runs.recorder import RoundRow
 from raffm_ray.runs.simulation import resume, simulate
@@ -61,6 +62,7 @@ def run_trial(work: TrialTask, report: Report) -> Outcome:
                     pass
             begun = (folder / "config.yaml").is_file()
             summary = resume(folder, on_round=watch) if begun else simulate(experiment, folder, on_round=watch)
+            checkpoint.remove(folder / "checkpoints")  # of many runs, each too large to keep
         except _PrunedError:
             return Outcome(pruned=True)
         except (UserError, ClientError, BadUpdateError, WorkerLostError) as error:

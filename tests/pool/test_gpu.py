@@ -32,6 +32,7 @@ from raffm_ray.pool.gpu_sharing import (
     CONTEXT_BYTES,
     USED,
     ExclusiveGpuQueue,
+    describe_out_of_memory,
     memory_fraction,
     training_bytes,
     use_deterministic_kernels,
@@ -205,7 +206,7 @@ def test_an_operation_without_such_a_kernel_is_said_with_a_way_out(prepared) -> 
 def test_a_worker_needs_its_largest_stack_and_the_round_s_parameters(prepared) -> None:
     architecture, local = prepared.setup.architecture, LocalSettings(batch_size=8)
     full, small = costs_of(architecture, Plan(), 8), Plan({"0/ffn": np.arange(8)})
-    assert training_bytes(architecture, Plan(), local, 3) == 3 * (full.memory_bytes + full.bytes)
+    assert training_bytes(full, 3) == 3 * (full.memory_bytes + full.bytes)
     stacks = [(Plan(), 1), (small, 16)]
     assert worker_bytes(architecture, stacks, local) == (
         16 * (costs_of(architecture, small, 8).memory_bytes + costs_of(architecture, small).bytes)
@@ -217,6 +218,27 @@ def test_a_worker_needs_its_largest_stack_and_the_round_s_parameters(prepared) -
     beside = max(0, one.bytes + one.bytes_up + one.activation_bytes - full.activation_bytes)
     assert beside > 0
     assert worker_bytes(architecture, pair, local, "random") == worker_bytes(architecture, pair, local) + beside
+
+
+def test_what_found_no_room_is_told_with_the_prefixes_beside_it(prepared) -> None:
+    architecture, local = prepared.setup.architecture, LocalSettings(batch_size=8)
+    plans = (Plan(), Plan({"0/ffn": np.arange(8)}))
+    context = RoundContext(seed=0, round=3, plans=plans, local=local, learning_rate=0.1, stack=(2, 2))
+    full, small = (costs_of(architecture, plan, 8) for plan in plans)
+
+    def told(prefix: str) -> str:
+        jobs = [Job(client, 0, (1,) if prefix != "none" else (), prefix) for client in (4, 5)]
+        return describe_out_of_memory(architecture, Call("block", context, (jobs,)), RuntimeError("no room"))
+
+    beside = max(0, small.bytes + small.bytes_up + small.activation_bytes - full.activation_bytes)
+    assert beside > 0
+    for prefix, extra, what in (("none", 0, ""), ("random", beside, " with its prefixes")):
+        needed = 2 * (full.memory_bytes + full.bytes_up + extra)
+        assert (
+            f"2 clients at once of plan 0 of {full.params:,} parameters{what}, estimated at {needed / 1e9:.3g} GB: a GPU"
+            in told(prefix)
+        )
+    assert told("none") != told("random").replace(" with its prefixes", "")  # control: the number differs
 
 
 def test_only_a_run_that_asks_computes_what_a_worker_needs() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,14 @@ from conftest import tiny_experiment
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, WorkerLostError
+from raffm_ray.basics.profiling import Profile
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.messages import Call, RoundContext
 from raffm_ray.pool import ray_start
-from raffm_ray.pool.call_scheduler import CallScheduler
+from raffm_ray.pool.call_scheduler import CallScheduler, WorkerSlot, _InFlightCall
+from raffm_ray.pool.call_timeout import CallTimeout
 from raffm_ray.pool.dispatch import DEPTH
+from raffm_ray.pool.gpu_sharing import ExclusiveGpuQueue
 from raffm_ray.pool.ray_pool import RayPool
 from raffm_ray.pool.worker_pool import InProcessPool
 from raffm_ray.preparation.prepare import prepare
@@ -103,6 +107,23 @@ def test_deaths_with_calls_in_flight_count_once_and_for_the_call_that_was_run(on
     assert sorted(told) == list(range(CALLS))
     assert len(list(tmp_path.glob("1-*"))) == 2
     assert len(list(tmp_path.glob("2-*"))) == 1
+
+
+def test_a_result_that_comes_twice_is_told_once(monkeypatch) -> None:
+    """As it does where its large part was lost after its small one had arrived. Without Ray."""
+    monkeypatch.setattr(ray, "get", lambda promise: (promise, {}))
+    told: list[tuple[int, str]] = []
+    scheduler = object.__new__(CallScheduler)
+    scheduler.calls, scheduler.done, scheduler.reported = calls(Path())[:2], {}, set()
+    scheduler.gpu_queue = ExclusiveGpuQueue()
+    scheduler.progress = lambda index, small: told.append((index, small))
+    scheduler.pool = SimpleNamespace(profile=Profile(), workers=1, call_timeout=CallTimeout(PoolSettings().patience_seconds))
+    slot = WorkerSlot(actor=None, starting=None, place="here")
+    for index, small in ((0, "first"), (1, "other"), (0, "again")):
+        slot.in_flight.append(_InFlightCall(index, small, f"{small}'s"))
+        scheduler.finish_call(slot)
+    assert told == [(0, "first"), (1, "other")]
+    assert scheduler.done[0] == ("again", "again's")  # what is there still is what counts
 
 
 def test_the_call_that_kills_too_often_is_named_though_others_were_in_flight(one, tmp_path, monkeypatch) -> None:

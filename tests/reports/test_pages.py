@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_experiment
 
@@ -16,6 +17,7 @@ from raffm_ray.cli.main import main as cli
 from raffm_ray.reports import comparison_picture
 from raffm_ray.reports.comparison_table import progress
 from raffm_ray.reports.multi_run_report import labels, write_comparison
+from raffm_ray.reports.run_report import write_report
 from raffm_ray.runs.simulation import simulate
 
 SMALL = {"rounds": 2, "local": {"steps": 1}, "evaluation": {"every": 1, "sizes": 1}, "model": {"pretrain": {"epochs": 1}}}
@@ -44,6 +46,27 @@ def test_several_runs_are_grouped_by_what_differs(runs, tmp_path, capsys) -> Non
     assert all(str(folder) in text for folder in runs.values())
     assert cli(["report", str(runs["a0"]), str(runs["b0"]), "--out", str(tmp_path / "other")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "other" / "comparison.html")
+
+
+def test_the_page_of_a_run_of_an_earlier_version_tells_what_it_lacks(runs, tmp_path) -> None:
+    """Before clients were charged for prefixes: neither in the records nor in the summary."""
+    old = Path(shutil.copytree(runs["a0"], tmp_path / "old"))
+    lacked = ("flops", "peak_memory_bytes"), ("flops_per_example", "over_budget")
+    for part, names in zip(("rounds", "clients"), lacked, strict=True):
+        for path in (old / part).iterdir():
+            pq.write_table(pq.read_table(path).drop_columns(list(names)), path)
+    summary = json.loads((old / "summary.json").read_text())
+    for one in (summary, *summary["tiers"].values()):
+        for name in ("flops", "flops_per_example", "over_budget", "extensions"):
+            one.pop(name, None)
+    (old / "summary.json").write_text(json.dumps(summary))
+    told = "are not in the records of tiny: an earlier version made them"
+    assert cli(["report", str(old)]) == 0
+    page = (old / "report.html").read_text()
+    assert f"flops, peak_memory_bytes, flops_per_example, over_budget {told}." in page
+    assert page.count(told) == 1
+    _, whole = write_report(runs["a0"])
+    assert told not in whole.read_text()  # control
 
 
 def test_names_come_from_settings_in_which_runs_differ() -> None:

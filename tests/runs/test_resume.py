@@ -337,11 +337,11 @@ def test_data_that_changed_is_refused_before_any_training(tmp_path, out, monkeyp
 
 
 def test_only_settings_that_change_no_result_may_be_others(copy, capsys) -> None:
-    assert cli(["resume", str(copy), "--rounds", "9"]) == 2
-    assert "--rounds: a run goes on as it began; only pool.backend" in capsys.readouterr().err
+    assert cli(["resume", str(copy), "--clients.count", "9"]) == 2
+    assert "--clients.count: a run goes on as it began; only pool.backend" in capsys.readouterr().err
     for words in (
-        ["--rounds=3"],
-        ["--pool.workers", "1", "--rounds=3"],
+        ["--rounds=2"],
+        ["--pool.workers", "1", "--rounds=2"],
         ["--pool.workers=1", "--seed", "3"],
         ["--pool.worker=1"],
     ):

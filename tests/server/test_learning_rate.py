@@ -5,12 +5,12 @@ from math import cos, pi
 import pytest
 from conftest import tiny_experiment
 
-from raffm_ray.server.rounds import _learning_rate
+from raffm_ray.server.rounds import learning_rate
 
 
 def rates(rounds: int = 10, **local) -> list[float]:
     experiment = tiny_experiment(rounds=rounds, local={"learning_rate": 0.2, **local})
-    return [_learning_rate(experiment, number) for number in range(1, rounds + 1)]
+    return [learning_rate(experiment, number) for number in range(1, rounds + 1)]
 
 
 def test_it_is_constant_or_falls_as_half_a_cosine() -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.cli.main import main as cli
+from raffm_ray.preparation.prepare import prepare
 from raffm_ray.reports.comparison_picture import mean_curve
 from raffm_ray.reports.comparison_table import notes, rows_of_runs
 from raffm_ray.reports.run_picture import sizes_of
@@ -22,6 +23,7 @@ from raffm_ray.runs.simulation import simulate
 from raffm_ray.runs.size_curve import area, grid
 from raffm_ray.server.strategies import STRATEGIES
 from raffm_ray.settings.loading import dump, load
+from raffm_ray.studies import comparison
 from raffm_ray.studies.comparison import compare, runs_of
 
 SEEDS = (0, 1)
@@ -41,6 +43,22 @@ def summary_of(folder: Path, name: str, seed: int) -> dict[str, Any]:
 
 def written(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "seed-" in str(path) and path.is_file()}
+
+
+def test_every_seed_divides_the_data_anew(tmp_path, monkeypatch) -> None:
+    """Each run has the clients' data that it would have alone."""
+    found: dict[Path, list[list[int]]] = {}
+
+    def noted(prepared: Any, start: Any, folder: Path, environment: Any) -> None:
+        found[folder] = [share.tolist() for share in prepared.shares]
+
+    monkeypatch.setattr(comparison, "completed", noted)
+    monkeypatch.setattr(comparison, "starting", lambda *_: None)
+    runs = runs_of(EXPERIMENT, SEEDS, tmp_path)
+    comparison._run_all(runs, EXPERIMENT, Console(quiet=True))
+    alone = {seed: [share.tolist() for share in prepare(EXPERIMENT.model_copy(update={"seed": seed})).shares] for seed in SEEDS}
+    assert found == {run.folder: alone[run.seed] for run in runs}
+    assert alone[0] != alone[1]  # control
 
 
 def test_the_grid_is_even_and_leaves_the_ends_out() -> None:
@@ -145,6 +163,7 @@ def test_a_comparison_leaves_every_run_and_one_table(compared) -> None:
             assert {"config.yaml", "rounds", "clients", "checkpoints", "summary.json", "report.html"} <= {
                 p.name for p in run.iterdir()
             }
+            assert [path.name for path in (run / "checkpoints").iterdir()] == ["final"]  # too many runs to keep more
             assert load(run / "config.yaml").seed == seed
     rows = list(csv.DictReader((folder / "comparison.csv").open()))
     assert [(row["strategy"], int(row["seed"])) for row in rows] == [(name, seed) for name in NAMES for seed in SEEDS]

@@ -115,11 +115,13 @@ def test_a_study_runs_and_its_best_configuration_is_a_run(tmp_path) -> None:
     for row in content["trials"]:
         summary = read_summary(tmp_path / "out" / row["folder"] / "seed-0")
         assert row["values"] == {"full": summary["validation"]["global"], "bytes": summary["bytes_down"] + summary["bytes_up"]}
+        assert not list((tmp_path / "out" / row["folder"]).glob("seed-0/checkpoints/round-*"))  # too many runs to keep them
         assert bool(row["held_out"]) == (row["number"] in content["front"])
         if row["held_out"]:
             assert row["held_out"]["full"]["values"] == [summary["global"]]
     best = next(row for row in content["trials"] if row["number"] == content["best"])
     again = simulate(load(tmp_path / "out" / "best.yaml"), tmp_path / "again")
+    assert list((tmp_path / "again").glob("checkpoints/round-*"))  # control
     assert again["params_sha256"] == read_summary(tmp_path / "out" / best["folder"] / "seed-0")["params_sha256"]
     assert (tmp_path / "out" / "study.png").stat().st_size > 10_000
     assert len(list((tmp_path / "out" / "front").glob("*.yaml"))) == len(content["front"])
