@@ -30,7 +30,7 @@ from raffm_ray.clients.update_checks import is_finite, refusal
 from raffm_ray.data.examples import Examples, step_sizes, steps_of
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import only_trained
-from raffm_ray.models.objectives import OBJECTIVES, Objective
+from raffm_ray.models.objectives import OBJECTIVES, Objective, training_objective
 from raffm_ray.subnetworks.calibration import add_statistics, collect
 from raffm_ray.subnetworks.norm_correction import norm_factors, norm_statistics, undo_correction
 
@@ -73,8 +73,13 @@ class ClientRunner:
 
     @property
     def objective(self) -> Objective:
-        """What the model's head is trained for."""
+        """By which the model's head is measured."""
         return OBJECTIVES[self.architecture.head]
+
+    @cached_property
+    def training_objective(self) -> Objective:
+        """What the model's head is trained for."""
+        return training_objective(self.architecture.head, self.architecture.class_weights)
 
     def _flat(self, flat: Flat) -> Tensor:
         # The array may be shared memory that torch could write to although it is read-only: modules get copies out of it.
@@ -187,7 +192,7 @@ class ClientRunner:
 
     def _training(self, context: RoundContext, job: Job) -> Training:
         return Training(
-            objective=self.objective,
+            objective=self.training_objective,
             local=context.local,
             learning_rate=context.learning_rate,
             prefix=job.prefix,
@@ -198,8 +203,10 @@ class ClientRunner:
 
     def _data(self, context: RoundContext, job: Job) -> ClientData:
         """A client's examples, and its generators, which are the same whether it is trained alone or with others."""
-        batches, prefixes = (generator(context.seed, what, context.round, job.client) for what in ("batches", "prefixes"))
-        return ClientData(self.shares[job.client], batches, prefixes)
+        purposes = ("batches", "prefixes", "augmentation")
+        return ClientData(
+            self.shares[job.client], *(generator(context.seed, what, context.round, job.client) for what in purposes)
+        )
 
     def _train(self, parameters: Parameters, context: RoundContext, job: Job, number: int) -> TrainingResult:
         plan = context.plans[number]

@@ -10,6 +10,7 @@ from raffm_ray.basics.errors import UserError, shortened
 from raffm_ray.data.encoding import Columns, Pictures, Words, chunks, spans
 from raffm_ray.data.examples import IGNORED, Examples, Ragged, ragged
 from raffm_ray.data.metrics import METRICS, Answers
+from raffm_ray.data.packing import packed
 from raffm_ray.data.sources import Rows
 
 
@@ -89,6 +90,10 @@ def _next_words(rows: Rows, loading: Loading) -> Columns:
     return {"row": rows_left, "input_ids": long_enough, "labels": Ragged(long_enough.values, long_enough.edges, IGNORED)}
 
 
+def _blocks(rows: Rows, loading: Loading) -> Columns:
+    return packed(rows, loading.columns, loading.text())
+
+
 def _target_words(rows: Rows, loading: Loading) -> Columns:
     source = loading.text().texts(rows, loading.columns, "source")
     target = loading.text().texts(rows, loading.columns, "target")["input_ids"]
@@ -105,13 +110,15 @@ def _target_words(rows: Rows, loading: Loading) -> Columns:
 
 @dataclass(frozen=True)
 class TaskType:
-    """A row of `TASK_TYPES`. `columns`: the column of every role that it needs, unless the task names another; `metrics`: default first."""
+    """A row of `TASK_TYPES`. `columns`: the column of every role that it needs, unless the task names another; `metrics`: default first;
+    `read_packed`: stands in for `read` with `task.pack`, None where texts are never joined."""
 
     head: str
     columns: Mapping[str, str]
     read: Callable[[Rows, Loading], Columns]
     metrics: tuple[str, ...]
     optional: tuple[str, ...] = ("group",)
+    read_packed: Callable[[Rows, Loading], Columns] | None = None
 
 
 _TEXT = {"text": "text", "label": "label"}
@@ -134,7 +141,11 @@ TASK_TYPES: dict[str, TaskType] = {
         metrics=("span_f1", "exact_match", "has_answer_f1", "has_answer_exact", "no_answer"),
     ),
     "language_modelling": TaskType(
-        head="causal_language_modelling", columns={"text": "text"}, read=_next_words, metrics=("perplexity",)
+        head="causal_language_modelling",
+        columns={"text": "text"},
+        read=_next_words,
+        metrics=("perplexity",),
+        read_packed=_blocks,
     ),
     "sequence_to_sequence": TaskType(
         head="sequence_to_sequence", columns={"source": "source", "target": "target"}, read=_target_words, metrics=("perplexity",)

@@ -5,7 +5,7 @@ A task on data of one's own is a kind by its name, with `task.data` and `task.co
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -183,6 +183,8 @@ def load_task(
         fraction = settings.held_out if isinstance(settings.held_out, float) else 0.25
         return digits(settings.public, fraction, rng, settings.validation)
     kind = TASK_TYPES[recipe.kind]
+    if settings.pack and kind.read_packed:
+        kind = replace(kind, read=kind.read_packed)
     data, held_out = settings.data or recipe.data, settings.held_out
     if held_out is None:
         held_out = recipe.held_out or 0.25

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.basics.seeding import generator
+from raffm_ray.clients.augmentation import check_augmentation
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.data.label_distribution import LabelDistribution, label_distribution_of
 from raffm_ray.data.partition import PARTITIONS, partition
@@ -191,6 +192,7 @@ def prepare(experiment: Experiment) -> Prepared:
 def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> Prepared:
     """`prepare` on data and a model's description that are there already. Raises UserError for whatever does not fit them."""
     strategy = setup_strategy(experiment)
+    check_augmentation(experiment.local, task)
     architecture = architecture_for(experiment, foundation, task)
     _check_cutting(experiment, architecture)
     _check_rotation(experiment, architecture)

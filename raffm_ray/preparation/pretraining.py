@@ -26,7 +26,7 @@ from raffm_ray.data.examples import Examples, batches, batches_by_length, steps_
 from raffm_ray.data.sources import content_key
 from raffm_ray.models.architecture import Architecture, build, new_model
 from raffm_ray.models.freezing import for_training
-from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.models.objectives import training_objective
 from raffm_ray.models.pretrained_weights import Source, pretrained_weights
 from raffm_ray.settings.experiment import PretrainSettings
 
@@ -50,7 +50,7 @@ def pretrain(
         steps = steps_of(len(public), settings.batch_size, settings.epochs, None)
         warm = int(settings.warmup * steps)
         training = CentralTraining(
-            objective=OBJECTIVES[architecture.head],
+            objective=training_objective(architecture.head, architecture.class_weights),
             optimizer=lambda parameters: OPTIMIZERS["adamw"](parameters, settings.learning_rate, settings.weight_decay),
             rate=lambda step: (
                 settings.learning_rate * (min(1.0, (step + 1) / (warm + 1)) * 0.5 * (1 + cos(pi * step / max(steps, 1))))
@@ -88,6 +88,7 @@ def pretrained(
         versions,
         *(name for name, spec in architecture.layout.parameters.items() if spec.frozen),
         *(["new head"] if source and source.new_head else []),
+        *(["class weights", *architecture.class_weights] if architecture.class_weights else []),
     ]
     key = json.dumps(described, sort_keys=True, default=str)
     path = writable_cache() / f"pretrained-{sha256(key.encode()).hexdigest()[:16]}.safetensors"

@@ -47,6 +47,10 @@ FREE_AT_FIRST = (
     "model.revision",
     "model.new_head",
     "local.warmup_rounds",
+    "task.pack",
+    "task.class_weights",
+    "local.crop_padding",
+    "local.flip",
 )
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 
@@ -77,7 +81,10 @@ def origin_of(prepared: Prepared) -> dict[str, str]:
 
 def experiment_in(folder: Path, flags: Sequence[str] = ()) -> Experiment:
     """The experiment of a run's folder. `flags`: `--key value` pairs for settings of `FREE`. Raises UserError for others, and
-    where something there is a symbolic link."""
+    where something there is a symbolic link.
+
+    A run of an earlier version, whose config.yaml does not say `task.pack`, cut every text.
+    """
     check_path(folder)
     path = folder / "config.yaml"
     if not path.is_file():
@@ -86,7 +93,10 @@ def experiment_in(folder: Path, flags: Sequence[str] = ()) -> Experiment:
     for flag, _ in pairs_of(flags):
         if not any(f"{flag}.".startswith(f"--{key}.") for key in FREE):
             raise UserError(f"resume: {flag}: a run goes on as it began; only {', '.join(FREE)} may be others")
-    return load(path, flags)
+    experiment = load(path, flags)
+    if "pack" not in experiment.task.model_fields_set:
+        return experiment.model_copy(update={"task": experiment.task.model_copy(update={"pack": False})})
+    return experiment
 
 
 def opened(folder: Path, experiment: Experiment, tell: Tell) -> Recorder:
