@@ -28,9 +28,11 @@ from raffm_ray.clients.module_factory import ModuleFactory, Parameters
 from raffm_ray.clients.stacked_training import Part, stack_of, stacking_groups, train_stack
 from raffm_ray.clients.update_checks import is_finite, refusal
 from raffm_ray.data.examples import Examples, step_sizes, steps_of
+from raffm_ray.data.metrics import Writing
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import only_trained
 from raffm_ray.models.objectives import OBJECTIVES, Objective, training_objective
+from raffm_ray.models.writing import write_greedily
 from raffm_ray.subnetworks.calibration import add_statistics, collect
 from raffm_ray.subnetworks.norm_correction import norm_factors, norm_statistics, undo_correction
 
@@ -53,7 +55,7 @@ def _by_plan(seen: Mapping[int | None, int], job: Job) -> dict[int, int]:
 @dataclass
 class ClientRunner:
     """Everything a worker needs that does not change during a run. `shares`: by client, indices of `examples`; `gpu_bytes`: what a worker
-    takes of a GPU, where it is asked for; `deterministic`: whether a GPU may only use kernels that give the same bits every time."""
+    takes of a GPU, where it is asked for; `writing`: how the held-out part is answered in words, if it is; `deterministic`: whether a GPU may only use kernels that give the same bits every time."""
 
     architecture: Architecture
     examples: Examples
@@ -63,6 +65,7 @@ class ClientRunner:
     device: str = "cpu"
     gpu_bytes: int = 0
     deterministic: bool = True
+    writing: Writing | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     _copied: tuple["weakref.ref[Flat]", Tensor] | None = field(default=None, init=False, repr=False)
 
@@ -289,7 +292,9 @@ class ClientRunner:
                 with torch.inference_mode(), computing(context.local.precision, self.device):
                     output = module(**batch)
                     loss = float(self.objective.loss(output, labels, "sum"))
-                    answers = self.objective.answers(output, labels).double().cpu().numpy()
-                return (answers, loss, self.objective.targets(labels)), None
+                    answers = (
+                        write_greedily(module, batch, self.writing) if self.writing else self.objective.answers(output, labels)
+                    )
+                return (answers.double().cpu().numpy(), loss, self.objective.targets(labels)), None
             finally:
                 self.module_factory.release()

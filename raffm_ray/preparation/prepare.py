@@ -64,6 +64,7 @@ class Prepared:
             validation=self.task.validation,
             gpu_bytes=needed,
             deterministic=setup.experiment.pool.deterministic,
+            writing=self.task.writing,
         )
 
 

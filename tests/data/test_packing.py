@@ -48,7 +48,7 @@ def test_no_token_is_lost_or_doubled_and_blocks_are_full(tmp_path) -> None:
     short = [block for block in blocks if len(block) != LENGTH]
     assert len(short) == (len(wanted) % LENGTH > 1)
     full = [block for block in blocks if len(block) == LENGTH]  # held-out blocks stand from short to long
-    assert sum([*full, *short], []) == wanted[: len(wanted) - (len(wanted) % LENGTH == 1)]
+    assert [token for block in (*full, *short) for token in block] == wanted[: len(wanted) - (len(wanted) % LENGTH == 1)]
     assert sum(block.count(END) for block in blocks) == len(TEXTS) - 2 - (len(wanted) % LENGTH == 1)
     cut = sequences(loaded(tmp_path, words, pack=False).held_out.inputs["input_ids"])
     assert sum(map(len, cut)) < len(wanted) - len(TEXTS), "control: without packing, long texts lose their ends"
