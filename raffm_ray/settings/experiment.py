@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from raffm_ray.settings.base import Settings
+from raffm_ray.settings.base import ClassWeights, Settings
 from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
 from raffm_ray.settings.execution import CheckpointSettings, PoolSettings
 from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
@@ -32,7 +32,7 @@ class TaskSettings(Settings):
         description="held-out examples for evaluation: the name of a split, or a fraction of `train`; default: the task's own split, or 0.25",
     )
     metric: str | None = Field(None, description="a metric of raffm_ray.data.metrics.METRICS; default: the task's own")
-    class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
+    class_weights: ClassWeights = Field(
         "none",
         description="what an example of a class counts in the training loss: `balanced`, every class counts the same in all clients' examples "
         "together; or a mapping from names of classes (or their numbers) to weights, 1 for the others",
@@ -56,14 +56,6 @@ class TaskSettings(Settings):
         description="examples for `evaluation.patience` and `evaluation.keep_best`, on which nobody trains; they are not part of the held-out examples",
     )
     split_seed: int = Field(0, ge=0, description="seed of the split into public, validation, held-out and clients' examples")
-
-    @field_validator("class_weights", mode="before")
-    @classmethod
-    def _weights(cls, value: Any) -> Any:
-        numbers = isinstance(value, dict) and all(isinstance(one, int | float) and one > 0 for one in value.values())
-        if not numbers and value not in ("none", "balanced"):
-            raise ValueError(f"must be none, balanced, or a mapping from classes to weights above 0, not {value}")
-        return {str(name): weight for name, weight in value.items()} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _fraction(self) -> "TaskSettings":

@@ -25,6 +25,7 @@ from raffm_ray.preparation.prepare import prepare
 from raffm_ray.runs.evaluation import measure
 from raffm_ray.runs.simulation import simulate
 
+EVALUATION = {"sizes": 0, "batch_size": 16}
 FIRST, MOST = TINY["t5"]["decoder_start_token_id"], 9
 
 
@@ -106,13 +107,13 @@ def test_tokens_are_compared_with_the_whole_targets_of_their_rows(tmp_path) -> N
     data = folder_of(tmp_path / "data")
     task = load_texts(words, name="sequence_to_sequence", data=data, held_out="validation", metric="rouge_l")
     assert task.writing == Writing(1, 3, 8)
-    targets = {tuple(words.tokenizer(text)["input_ids"][:8]): text for text in sentences(40, 5)}
+    targets = {tuple(words.tokenizer(text, truncation=True, max_length=8)["input_ids"]): text for text in sentences(40, 5)}
     labels = task.held_out.labels
     rows = [labels.values[start:stop] for start, stop in zip(labels.edges, labels.edges[1:], strict=False)]
     answers = np.full((len(rows), 40), -1.0)
     for at, row in enumerate(rows):
         answers[at, : len(row)] = row
-    whole = [targets[tuple([*row[:-1], 3] if len(row) == 8 and row[-1] == 3 else row)] for row in rows]
+    whole = [targets[tuple(row.tolist())] for row in rows]
     wanted = np.mean(
         [rouge_l(words.tokenizer.decode(row, skip_special_tokens=True), text) for row, text in zip(rows, whole, strict=True)]
     )
@@ -128,7 +129,9 @@ def test_a_run_is_evaluated_by_what_its_subnetworks_write(tmp_path) -> None:
     small_tokenizer(WORDS).save_pretrained(tmp_path / "tokenizer")
     task = {"name": "sequence_to_sequence", "data": folder_of(tmp_path / "data", copying=True), "metric": "rouge_l"}
     task |= {"held_out": "validation", "validation": 8}
-    experiment = text_experiment(task, "t5", str(tmp_path / "tokenizer"), rounds=1, evaluation={"sizes": 0, "batch_size": 16})
+    experiment = text_experiment(
+        task, "t5", str(tmp_path / "tokenizer"), rounds=1, salience={"metric": "l1"}, evaluation=EVALUATION
+    )
     summary = simulate(experiment, tmp_path / "run")
     assert summary["metric"] == "rouge_l"
     assert all(0 <= value <= 1 for value in (summary["global"], *(tier["metric"] for tier in summary["tiers"].values())))
