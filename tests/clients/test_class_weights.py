@@ -15,6 +15,8 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.central_training import CentralTraining, train_centrally
 from raffm_ray.clients.messages import Job, RoundContext
+from raffm_ray.deployment.model_folder import tuned
+from raffm_ray.deployment.trained_model import TrainedModel
 from raffm_ray.models.architecture import build
 from raffm_ray.models.objectives import OBJECTIVES, training_objective
 from raffm_ray.preparation.model_for_task import class_weights
@@ -68,12 +70,12 @@ def test_weights_go_by_the_names_of_classes() -> None:
         class_weights("balanced", task, 1)
 
 
-@pytest.mark.parametrize("value", ["balancd", {"a": 0}, {"a": -1.0}, {"a": "x"}, 3, ["a"]])
+@pytest.mark.parametrize("value", ["balancd", {"a": 0}, {"a": -1.0}, {"b": 1, "a": "x"}, {"a": True}, 3, ["a"]])
 def test_what_is_no_weight_is_one_line(value) -> None:
-    with pytest.raises(
-        UserError, match="^task.class_weights: must be none, balanced, or a mapping from classes to weights above 0"
-    ):
+    told = "^task.class_weights: must be none, balanced, or a mapping from classes to weights above 0, got"
+    with pytest.raises(UserError, match=told) as error:
         parse({"model": {"config": {"model_type": "vit"}}, "task": {"class_weights": value}})
+    assert str(error.value).count("got") == 1
     assert parse({"model": {"config": {"model_type": "vit"}}, "task": {"class_weights": {0: 2}}}).task.class_weights == {"0": 2.0}
 
 
@@ -128,3 +130,15 @@ def test_central_training_counts_them_too() -> None:
         for step, parameter in zip(moved[weights], again.parameters(), strict=True):
             torch.testing.assert_close(step, parameter.grad, atol=1e-5, rtol=1e-3)
     assert max(float((a - b).abs().max()) for a, b in zip(*moved.values(), strict=True)) > 1e-2
+
+
+def test_tuning_a_deployed_size_counts_them_but_not_on_another_model_s_answers() -> None:
+    found = {}
+    for asked in ("none", "balanced"):
+        prepared = weighted(asked)
+        trained = TrainedModel(prepared, state_of(prepared), "a test")
+        for distill in (False, True):
+            tensors = tuned(trained, Plan(), trained.cut(Plan()), 2, distill)
+            found[asked, distill] = torch.cat([values.flatten() for values in tensors.values()])
+    assert not torch.equal(found["none", False], found["balanced", False])
+    assert torch.equal(found["none", True], found["balanced", True])
