@@ -1,6 +1,7 @@
 """Random crops and flips: what they do to pixels, whom they reach, and that they are the same however clients are trained."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
-from raffm_ray.clients.augmentation import IMAGES, moved, moves_of
+from raffm_ray.clients.augmentation import IMAGES, check_augmentation, moved, moves_of
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.data.examples import Examples
 from raffm_ray.preparation.prepare import Prepared, prepare
@@ -138,3 +139,8 @@ def test_a_prefix_trains_on_the_images_of_its_step(seen, monkeypatch) -> None:
 def test_images_are_needed_and_may_not_be_moved_out_of_sight() -> None:
     with pytest.raises(UserError, match=r"local.crop_padding: must be less than the 8 pixels of an image's side, got 8"):
         prepare(tiny_experiment(local={"crop_padding": 8}))
+    for local, told in (({"flip": True}, "local.flip: True"), ({"crop_padding": 1, "flip": True}, "local.crop_padding: 1")):
+        task = SimpleNamespace(name="texts", clients=SimpleNamespace(inputs={"input_ids": None}))
+        with pytest.raises(UserError, match=f"{told} is for images, and task 'texts' has none"):
+            check_augmentation(LocalSettings(**local), task)
+        check_augmentation(LocalSettings(), task)
