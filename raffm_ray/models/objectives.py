@@ -204,7 +204,7 @@ def training_objective(head: str, class_weights: Sequence[float] = ()) -> Object
         return objective.each(output, labels) * weights(labels.device)[labels][:, None]
 
     def loss(output: Any, labels: Tensor, reduction: str) -> Tensor:
-        summed, counted = each(output, labels).sum(0)
+        summed, counted = each(output, labels).sum(0).unbind()
         return summed if reduction == "sum" else summed / counted
 
     return replace(objective, loss=loss, each=each)
