@@ -207,6 +207,7 @@ def small_tokenizer(words: Sequence[str]) -> Any:
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+        eos_token="[SEP]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
 

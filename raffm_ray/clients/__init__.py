@@ -7,6 +7,7 @@ Open to other packages:
 - `local_training`: the training loop of one client
 - `central_training`: training of one module at the server
 - `stacked_training`: the same for several clients at once
+- `augmentation`: random crops and flips of a client's images
 
 Used inside only:
 
@@ -19,4 +20,4 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`.
 Start reading at `client_runner`.
 """
 
-__all__ = ["central_training", "client_runner", "local_training", "messages", "stacked_training"]
+__all__ = ["augmentation", "central_training", "client_runner", "local_training", "messages", "stacked_training"]

@@ -28,9 +28,11 @@ from raffm_ray.clients.module_factory import ModuleFactory, Parameters
 from raffm_ray.clients.stacked_training import Part, stack_of, stacking_groups, train_stack
 from raffm_ray.clients.update_checks import is_finite, refusal
 from raffm_ray.data.examples import Examples, step_sizes, steps_of
+from raffm_ray.data.metrics import Writing
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import only_trained
-from raffm_ray.models.objectives import OBJECTIVES, Objective
+from raffm_ray.models.objectives import OBJECTIVES, Objective, training_objective
+from raffm_ray.models.writing import write_greedily
 from raffm_ray.subnetworks.calibration import add_statistics, collect
 from raffm_ray.subnetworks.norm_correction import norm_factors, norm_statistics, undo_correction
 
@@ -53,7 +55,7 @@ def _by_plan(seen: Mapping[int | None, int], job: Job) -> dict[int, int]:
 @dataclass
 class ClientRunner:
     """Everything a worker needs that does not change during a run. `shares`: by client, indices of `examples`; `gpu_bytes`: what a worker
-    takes of a GPU, where it is asked for; `deterministic`: whether a GPU may only use kernels that give the same bits every time."""
+    takes of a GPU, where it is asked for; `writing`: how the held-out part is answered in words, if it is; `deterministic`: whether a GPU may only use kernels that give the same bits every time."""
 
     architecture: Architecture
     examples: Examples
@@ -63,6 +65,7 @@ class ClientRunner:
     device: str = "cpu"
     gpu_bytes: int = 0
     deterministic: bool = True
+    writing: Writing | None = None
     watch: Stopwatch = field(default_factory=Stopwatch)
     _copied: tuple["weakref.ref[Flat]", Tensor] | None = field(default=None, init=False, repr=False)
 
@@ -73,8 +76,13 @@ class ClientRunner:
 
     @property
     def objective(self) -> Objective:
-        """What the model's head is trained for."""
+        """By which the model's head is measured."""
         return OBJECTIVES[self.architecture.head]
+
+    @cached_property
+    def training_objective(self) -> Objective:
+        """What the model's head is trained for."""
+        return training_objective(self.architecture.head, self.architecture.class_weights)
 
     def _flat(self, flat: Flat) -> Tensor:
         # The array may be shared memory that torch could write to although it is read-only: modules get copies out of it.
@@ -187,7 +195,7 @@ class ClientRunner:
 
     def _training(self, context: RoundContext, job: Job) -> Training:
         return Training(
-            objective=self.objective,
+            objective=self.training_objective,
             local=context.local,
             learning_rate=context.learning_rate,
             prefix=job.prefix,
@@ -198,8 +206,10 @@ class ClientRunner:
 
     def _data(self, context: RoundContext, job: Job) -> ClientData:
         """A client's examples, and its generators, which are the same whether it is trained alone or with others."""
-        batches, prefixes = (generator(context.seed, what, context.round, job.client) for what in ("batches", "prefixes"))
-        return ClientData(self.shares[job.client], batches, prefixes)
+        purposes = ("batches", "prefixes", "augmentation")
+        return ClientData(
+            self.shares[job.client], *(generator(context.seed, what, context.round, job.client) for what in purposes)
+        )
 
     def _train(self, parameters: Parameters, context: RoundContext, job: Job, number: int) -> TrainingResult:
         plan = context.plans[number]
@@ -282,7 +292,9 @@ class ClientRunner:
                 with torch.inference_mode(), computing(context.local.precision, self.device):
                     output = module(**batch)
                     loss = float(self.objective.loss(output, labels, "sum"))
-                    answers = self.objective.answers(output, labels).double().cpu().numpy()
-                return (answers, loss, self.objective.targets(labels)), None
+                    answers = (
+                        write_greedily(module, batch, self.writing) if self.writing else self.objective.answers(output, labels)
+                    )
+                return (answers.double().cpu().numpy(), loss, self.objective.targets(labels)), None
             finally:
                 self.module_factory.release()

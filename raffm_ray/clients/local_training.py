@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raffm_ray.axes.indexing import Selection, scatter_add_selected, take_selected
+from raffm_ray.clients.augmentation import moved, moves_of
 from raffm_ray.data.examples import Examples, batches, steps_of
 from raffm_ray.models.objectives import Objective
 from raffm_ray.settings.experiment import LocalSettings
@@ -206,11 +207,13 @@ class Training:
 
 @dataclass(frozen=True)
 class ClientData:
-    """One client: indices of its examples, and the generators of its batches and of its prefixes."""
+    """One client: indices of its examples, and the generators of its batches, of its prefixes, and of the changes of its images, None where
+    these are never changed."""
 
     share: NDArray[np.int64]
     rng: np.random.Generator
     prefix_rng: np.random.Generator
+    augmentation_rng: np.random.Generator | None = None
 
 
 def train(
@@ -235,7 +238,8 @@ def train(
     used: list[Tensor] = []
     device, prefixes = str(parameters[0].device), training.prefixes if prefix_at else 0
     for step, indices in enumerate(batches(client.share, local.batch_size, training.steps(len(client.share)), client.rng)):
-        batch = examples.batch(indices, device)
+        moves = moves_of(local, client.augmentation_rng, len(indices))
+        batch = moved(examples.batch(indices, device), moves, local.crop_padding)
         optimizer.zero_grad(set_to_none=True)
         whole, drawn = choose(training.prefix, prefixes, step, client.prefix_rng)
         teacher = None

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raffm_ray.clients.augmentation import Moves, moved, moves_of
 from raffm_ray.clients.local_training import ClientData, Prefix, Training, choose, computing, fill_gradients, pull_back
 from raffm_ray.clients.messages import Job
 from raffm_ray.data.examples import Examples, batches, sent
@@ -66,6 +67,21 @@ def _batch(examples: Examples, drawn: Sequence[NDArray[np.int64] | None], device
         if indices is not None:
             rows[row, : len(indices)], real[row, : len(indices)] = indices, True
     return examples.batch(rows.reshape(-1), device), sent(torch.from_numpy(real), device)
+
+
+def _moves(training: Training, clients: Sequence[ClientData], counts: Sequence[int], longest: int) -> Moves | None:
+    """[clients * longest, 3]: every client's own draws for its examples, nothing for what fills up its rows."""
+    drawn = [
+        moves_of(training.local, client.augmentation_rng, count) if count else None
+        for client, count in zip(clients, counts, strict=True)
+    ]
+    if all(moves is None for moves in drawn):
+        return None
+    found = np.zeros((len(clients), longest, 3), dtype=np.int64)
+    for row, moves in enumerate(drawn):
+        if moves is not None:
+            found[row, : len(moves)] = moves
+    return found.reshape(-1, 3)
 
 
 def passes_of(
@@ -139,6 +155,7 @@ def train_stack(
         drawn = [next(stream, None) for stream in streams]
         counts = [0 if indices is None else len(indices) for indices in drawn]
         batch, real = _batch(examples, drawn, device)
+        batch = moved(batch, _moves(training, clients, counts, real.shape[1]), local.crop_padding)
         optimizer.zero_grad(set_to_none=True)
         passes = passes_of(clients, drawn, training.prefix, training.prefixes, step)
         for position, rows in sorted(passes.items(), key=lambda one: -1 if one[0] is None else one[0]):

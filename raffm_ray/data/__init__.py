@@ -15,6 +15,7 @@ Used inside only:
 
 - `labels`: how many classes there are, and what is odd about them
 - `task_types`: classification, regression, question answering, language modelling: rows to model inputs
+- `packing`: texts of one owner as blocks of equal length
 
 Imports `basics`, `settings`.
 

@@ -115,8 +115,8 @@ class Words:
         if self.tokenizer.is_fast:
             described = json.loads(self.tokenizer.backend_tokenizer.to_str())
             described |= {"truncation": None, "padding": None}  # what the last call left there
-        sides = [self.tokenizer.truncation_side, self.tokenizer.padding_side]
-        return [sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(), self.padding, self.length, *sides]
+        others = [self.tokenizer.truncation_side, self.tokenizer.padding_side, self.tokenizer.eos_token_id]
+        return [sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(), self.padding, self.length, *others]
 
     def texts(self, rows: Rows, columns: Mapping[str, str], *roles: str) -> Columns:
         """`input_ids` of one text or a pair of texts a row, and `token_type_ids` where the model tells the two apart."""

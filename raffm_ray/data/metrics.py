@@ -19,12 +19,24 @@ Answers = NDArray[np.float64]
 class Metric:
     """A row of `METRICS`. `score(answers, truth)`: answers [examples, k] as the head's objective gives them (objectives.py).
 
-    `percent`: whether it is a fraction that people read in %. `higher`: whether more is better.
+    `percent`: whether it is a fraction that people read in %. `higher`: whether more is better. `written`: whether answers are tokens that the
+    model writes, see `Writing`, instead of what the objective gives.
     """
 
     score: Callable[[Answers, Any], float]
     percent: bool = True
     higher: bool = True
+    written: bool = False
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a model writes an answer in words. `first`: the token that it starts from; `end`: the token that ends an answer, None where there is
+    none; `most`: how many tokens an answer has at most."""
+
+    first: int
+    end: int | None
+    most: int
 
 
 def accuracy(answers: Answers, truth: NDArray[Any]) -> float:
@@ -94,6 +106,20 @@ def text_f1(given: str, true: str) -> float:
     return 2 * shared / (len(first) + len(second))
 
 
+def rouge_l(given: str, true: str) -> float:
+    """ROUGE-L of two texts: F of the longest common subsequence of words (Lin 2004, equations 2 to 4 with beta 1); 0 where either is empty.
+
+    Words are runs of letters and digits, in lower case and not stemmed; for ASCII texts they are those of the package `rouge-score`.
+    """
+    first, second = (re.findall(r"[^\W_]+", text.lower()) for text in (given, true))
+    common = [0] * (len(second) + 1)  # by how much of the second text
+    for word in first:
+        before = 0
+        for at, other in enumerate(second, 1):
+            before, common[at] = common[at], before + 1 if word == other else max(common[at], common[at - 1])
+    return 2 * common[-1] / max(1, len(first) + len(second))
+
+
 def _best(compare: Callable[[str, str], float]) -> Callable[[Any, Any], float]:
     def score(given: Sequence[str], truth: Sequence[Sequence[str]]) -> float:
         return float(
@@ -133,6 +159,7 @@ METRICS: dict[str, Metric] = {
     "exact_match": Metric(_best(_same_text)),
     "has_answer_f1": Metric(_of_those(True, text_f1)),
     "has_answer_exact": Metric(_of_those(True, _same_text)),
+    "rouge_l": Metric(_best(rouge_l), written=True),
     "no_answer": Metric(_of_those(False, _same_text)),
 }
 

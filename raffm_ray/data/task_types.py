@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from raffm_ray.basics.errors import UserError, shortened
 from raffm_ray.data.encoding import Columns, Pictures, Words, chunks, spans
-from raffm_ray.data.examples import IGNORED, Examples, Ragged, ragged
-from raffm_ray.data.metrics import METRICS, Answers
+from raffm_ray.data.examples import IGNORED, Column, Examples, Ragged, ragged
+from raffm_ray.data.metrics import METRICS, Answers, Writing
+from raffm_ray.data.packing import packed
 from raffm_ray.data.sources import Rows
 
 
@@ -34,6 +35,11 @@ class Loading:
                 f"task {self.name!r} holds texts, and the model has no tokenizer: set model.tokenizer to a folder or hub name"
             )
         return self.words
+
+    def writing(self) -> Writing:
+        """How a model writes an answer, of at most as many tokens as a text has."""
+        assert self.first_target is not None
+        return Writing(self.first_target, self.text().tokenizer.eos_token_id, self.text().length)
 
 
 def _labels(rows: Rows, loading: Loading) -> NDArray[np.int64]:
@@ -89,6 +95,10 @@ def _next_words(rows: Rows, loading: Loading) -> Columns:
     return {"row": rows_left, "input_ids": long_enough, "labels": Ragged(long_enough.values, long_enough.edges, IGNORED)}
 
 
+def _blocks(rows: Rows, loading: Loading) -> Columns:
+    return packed(rows, loading.columns, loading.text())
+
+
 def _target_words(rows: Rows, loading: Loading) -> Columns:
     source = loading.text().texts(rows, loading.columns, "source")
     target = loading.text().texts(rows, loading.columns, "target")["input_ids"]
@@ -105,13 +115,15 @@ def _target_words(rows: Rows, loading: Loading) -> Columns:
 
 @dataclass(frozen=True)
 class TaskType:
-    """A row of `TASK_TYPES`. `columns`: the column of every role that it needs, unless the task names another; `metrics`: default first."""
+    """A row of `TASK_TYPES`. `columns`: the column of every role that it needs, unless the task names another; `metrics`: default first;
+    `read_packed`: stands in for `read` with `task.pack`, None where texts are never joined."""
 
     head: str
     columns: Mapping[str, str]
     read: Callable[[Rows, Loading], Columns]
     metrics: tuple[str, ...]
     optional: tuple[str, ...] = ("group",)
+    read_packed: Callable[[Rows, Loading], Columns] | None = None
 
 
 _TEXT = {"text": "text", "label": "label"}
@@ -134,10 +146,17 @@ TASK_TYPES: dict[str, TaskType] = {
         metrics=("span_f1", "exact_match", "has_answer_f1", "has_answer_exact", "no_answer"),
     ),
     "language_modelling": TaskType(
-        head="causal_language_modelling", columns={"text": "text"}, read=_next_words, metrics=("perplexity",)
+        head="causal_language_modelling",
+        columns={"text": "text"},
+        read=_next_words,
+        metrics=("perplexity",),
+        read_packed=_blocks,
     ),
     "sequence_to_sequence": TaskType(
-        head="sequence_to_sequence", columns={"source": "source", "target": "target"}, read=_target_words, metrics=("perplexity",)
+        head="sequence_to_sequence",
+        columns={"source": "source", "target": "target"},
+        read=_target_words,
+        metrics=("perplexity", "rouge_l"),
     ),
 }
 
@@ -149,6 +168,8 @@ def scorer(metric: str, rows: Rows, loading: Loading, held_out: tuple[Examples, 
     `held_out`: the examples, and the columns beside them that lead from tokens back to the words of `rows`.
     """
     examples, beside = held_out
+    if METRICS[metric].written:
+        return _score_of_texts(metric, rows, loading, beside["order"])
     if "first" not in beside:
         return lambda answers: METRICS[metric].score(answers, examples.labels)
 
@@ -174,5 +195,19 @@ def scorer(metric: str, rows: Rows, loading: Loading, held_out: tuple[Examples, 
         if not always_answered:
             texts = ["" if empty[row] - best[row] > loading.no_answer_threshold else text for row, text in enumerate(texts)]
         return METRICS[metric].score(texts, truth)  # type: ignore[arg-type]  # of words, for metrics of words
+
+    return score
+
+
+def _score_of_texts(metric: str, rows: Rows, loading: Loading, order: Column) -> Callable[[Answers], float]:
+    """What compares the tokens that a model wrote, [examples, positions] with -1 behind them, with the whole targets of the rows in this order."""
+    assert isinstance(order, np.ndarray)
+    targets = list(rows.table[loading.columns["target"]])
+    truth = [[targets[row]] for row in order]
+
+    def score(answers: Answers) -> float:
+        tokens = [one[one >= 0].astype(int).tolist() for one in answers]
+        texts = loading.text().tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return METRICS[metric].score(texts, truth)
 
     return score

@@ -5,7 +5,7 @@ A task on data of one's own is a kind by its name, with `task.data` and `task.co
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.data.encoding import Columns, Pictures, Words, cached, chunks
 from raffm_ray.data.examples import Examples, Ragged, batch_length
 from raffm_ray.data.labels import label_count, labels_beyond_two, notes_on_classes
-from raffm_ray.data.metrics import METRICS, Answers
+from raffm_ray.data.metrics import METRICS, Answers, Writing
 from raffm_ray.data.sources import Rows, class_names, divide, open_splits, split_of, told_parts
 from raffm_ray.data.task_types import TASK_TYPES, Loading, TaskType, scorer
 from raffm_ray.settings.experiment import TaskSettings
@@ -27,7 +27,7 @@ class Task:
 
     `labels`: how many classes, 1 for a number, None where the head has none. `score`: answers on the held-out part -> the metric.
     `validation`: examples that nobody trains on either, by which a run may stop or choose its best round, and their score.
-    `notes`: what a user should know about the data.
+    `notes`: what a user should know about the data. `writing`: how answers in words are written, None where the metric takes others.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Task:
     validation: Examples | None = None
     validation_score: Callable[[Answers], float] | None = None
     notes: tuple[str, ...] = ()
+    writing: Writing | None = None
 
     @property
     def parts(self) -> dict[str, Examples]:
@@ -183,6 +184,8 @@ def load_task(
         fraction = settings.held_out if isinstance(settings.held_out, float) else 0.25
         return digits(settings.public, fraction, rng, settings.validation)
     kind = TASK_TYPES[recipe.kind]
+    if settings.pack and kind.read_packed:
+        kind = replace(kind, read=kind.read_packed)
     data, held_out = settings.data or recipe.data, settings.held_out
     if held_out is None:
         held_out = recipe.held_out or 0.25
@@ -239,6 +242,7 @@ def load_task(
         validation=validation[0] if validation else None,
         validation_score=scorer(metric, validating, loading, validation) if validation and validating else None,
         notes=notes_on_classes(everything, classes) if labels and recipe.kind != "text_regression" else (),
+        writing=loading.writing() if METRICS[metric].written else None,
     )
 
 
@@ -287,8 +291,7 @@ def _examples(rows: Rows, kind: TaskType, loading: Loading) -> tuple[Examples, C
 def _by_length(examples: Examples, beside: Columns) -> tuple[Examples, Columns]:
     """Held-out texts from short to long, so that evaluating pads little; where answers lead back to rows, as they are."""
     lengths = examples.lengths()
-    return (
-        (examples, beside)
-        if lengths is None or "first" in beside
-        else (examples.part(np.argsort(lengths, kind="stable")), beside)
-    )
+    if lengths is None or "first" in beside:
+        return examples, beside
+    order = np.argsort(lengths, kind="stable")
+    return examples.part(order), {**beside, "order": order}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from raffm_ray.data.tasks import Task
 from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.models.writing import write_greedily
 
 Answer = Callable[[Mapping[str, Tensor]], Any]
 """Inputs by name -> the head's output, with what transformers calls `logits`, or `start_logits` and `end_logits`."""
@@ -33,7 +34,11 @@ def metric_of(answer: Answer, task: Task, batch_size: int) -> float:
     for start in range(0, len(task.held_out), batch_size):
         batch = task.held_out.batch(slice(start, min(start + batch_size, len(task.held_out))))
         labels = batch.pop("labels")
-        given.append(objective.answers(answer(batch), labels).double().numpy())
+        if task.writing is None:
+            answers = objective.answers(answer(batch), labels)
+        else:
+            answers = write_greedily(lambda **given: answer(given), batch, task.writing)
+        given.append(answers.double().numpy())
     return task.score(np.concatenate(given))
 
 

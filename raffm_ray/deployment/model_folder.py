@@ -30,7 +30,7 @@ from raffm_ray.deployment.model_card import card
 from raffm_ray.deployment.trained_model import TrainedModel
 from raffm_ray.models.architecture import Architecture, build
 from raffm_ray.models.freezing import for_training
-from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.models.objectives import training_objective
 from raffm_ray.runs.recorder import write_json
 from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.standalone import kept_of, load_standalone, save_standalone
@@ -85,7 +85,7 @@ def tuned(
     full = torch_answer(build(architecture, trained.cut(Plan()), Plan()).eval())
     rng, everything = generator(prepared.setup.experiment.seed, "tuning"), np.arange(len(prepared.task.public))
     training = CentralTraining(
-        objective=OBJECTIVES[prepared.task.head],
+        objective=training_objective(architecture.head, architecture.class_weights),
         optimizer=lambda parameters: OPTIMIZERS[local.optimizer](decayed_groups(parameters, local.weight_decay), rate),
         rate=lambda step: rate * (1 - step / steps),
         clip=local.clip,

@@ -11,6 +11,7 @@ Open to other packages:
 - `freezing`: parameters that nobody trains
 - `hooks`: reads activations while a model runs
 - `objectives`: losses and answers of each task head
+- `writing`: answers in words, token by token
 - `stacked_modules`: several clients' modules as one
 
 Used inside only:
@@ -34,4 +35,5 @@ __all__ = [
     "objectives",
     "pretrained_weights",
     "stacked_modules",
+    "writing",
 ]

@@ -100,7 +100,8 @@ HEADS: dict[str, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
-    """One concrete model, described: everything needed to build any subnetwork of it, but no weights."""
+    """One concrete model, described: everything needed to build and train any subnetwork of it, but no weights. `class_weights`: what an
+    example of each class counts in the loss that it is trained for, empty where all count the same."""
 
     config: PretrainedConfig
     head: str
@@ -109,6 +110,7 @@ class Architecture:
     positions: Mapping[str, int]
     saved: SavedActivations
     fit: Fit
+    class_weights: tuple[float, ...] = ()
 
 
 def check_head(model_type: str, head: str) -> None:

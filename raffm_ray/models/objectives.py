@@ -4,8 +4,9 @@ Labels by head: classification [batch] classes, or [batch] floats for regression
 of the answer and of the context that it stands in; language modelling and sequence to sequence [batch, positions] tokens, -100 where there is no target.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -186,3 +187,24 @@ OBJECTIVES: dict[str, Objective] = {
     ),
 }
 """By the head's name in raffm_ray.models.architecture.HEADS."""
+
+
+def training_objective(head: str, class_weights: Sequence[float] = ()) -> Objective:
+    """What a head is trained for. `class_weights`: what an example of each class counts, empty where all count the same; "mean" divides by the
+    sum of the examples' weights, as `torch.nn.CrossEntropyLoss` does."""
+    objective = OBJECTIVES[head]
+    if not class_weights:
+        return objective
+
+    @cache
+    def weights(device: torch.device) -> Tensor:  # once a device: no step waits for a copy
+        return torch.tensor(class_weights, device=device)
+
+    def each(output: Any, labels: Tensor) -> Tensor:
+        return objective.each(output, labels) * weights(labels.device)[labels][:, None]
+
+    def loss(output: Any, labels: Tensor, reduction: str) -> Tensor:
+        summed, counted = each(output, labels).sum(0).unbind()
+        return summed if reduction == "sum" else summed / counted
+
+    return replace(objective, loss=loss, each=each)

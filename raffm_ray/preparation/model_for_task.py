@@ -1,6 +1,7 @@
 """The model that an experiment asks for, with the head that its data needs, tried on its longest examples."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raffm_ray.basics.errors import UserError, in_short
+from raffm_ray.basics.errors import UserError, in_short, near_miss
 from raffm_ray.data.examples import Examples
 from raffm_ray.data.tasks import Task, check_labels
 from raffm_ray.models.architecture import Architecture, architecture_of, new_model
@@ -34,7 +35,11 @@ def architecture_for(experiment: Experiment, foundation: Foundation, task: Task)
         raise
     except Exception as error:  # whatever transformers raises for values that it cannot build from
         raise UserError(f"model.config: transformers cannot build this model: {in_short(error)}") from None
-    architecture = replace(architecture, layout=freeze(architecture.layout, experiment.model.freeze))
+    architecture = replace(
+        architecture,
+        layout=freeze(architecture.layout, experiment.model.freeze),
+        class_weights=class_weights(experiment.task.class_weights, task, config.num_labels),
+    )
     needed = 4 * sum(prod(shape) for shape in architecture.shapes.values())
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
@@ -53,6 +58,28 @@ def architecture_for(experiment: Experiment, foundation: Foundation, task: Task)
             told = "" if longest is None else f" (texts are up to {longest.max()} tokens long: task.max_length shortens them)"
             raise UserError(f"model.config does not fit the examples of task {task.name!r}: {in_short(error)}{told}") from None
     return architecture
+
+
+def class_weights(asked: str | Mapping[str, float], task: Task, count: int) -> tuple[float, ...]:
+    """[count]: what an example of each class counts in the loss; empty where all count the same.
+
+    `balanced`: n / (k x n_c) with n_c examples of a class, n of all, and k classes that occur, in the clients' part (King and Zeng 2001,
+    section 4.2; scikit-learn's `balanced`); 1 for a class that does not occur. Raises UserError for data without classes, and for an
+    unknown class.
+    """
+    labels = task.clients.labels
+    if asked == "none":
+        return ()
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind != "i" or labels.ndim != 1:
+        raise UserError(f"task.class_weights: {asked!r} is for classes, and task {task.name!r} has none")
+    if isinstance(asked, str):
+        counts = np.bincount(labels, minlength=count)
+        return tuple(np.where(counts > 0, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 1.0).tolist())
+    names = list(task.class_names) or [str(number) for number in range(count)]
+    for name in asked:
+        if name not in names:
+            raise UserError(f"task.class_weights: the data has no class {name!r}{near_miss(name, names, listed=True)}")
+    return tuple(float(asked.get(name, 1.0)) for name in names) + (1.0,) * (count - len(names))
 
 
 def _longest(examples: Examples) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.basics.seeding import generator
+from raffm_ray.clients.augmentation import check_augmentation
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.data.label_distribution import LabelDistribution, label_distribution_of
 from raffm_ray.data.partition import PARTITIONS, partition
@@ -65,6 +66,7 @@ class Prepared:
             validation=self.task.validation,
             gpu_bytes=needed,
             deterministic=setup.experiment.pool.deterministic,
+            writing=self.task.writing,
         )
 
 
@@ -193,6 +195,7 @@ def prepare(experiment: Experiment) -> Prepared:
 def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> Prepared:
     """`prepare` on data and a model's description that are there already. Raises UserError for whatever does not fit them."""
     strategy = setup_strategy(experiment)
+    check_augmentation(experiment.local, task)
     architecture = architecture_for(experiment, foundation, task)
     new = new_parameters(foundation.source, architecture)
     experiment = with_defaults(experiment, architecture.layout, new, len(task.public))

@@ -32,7 +32,7 @@ from raffm_ray.data.examples import Examples, batches, batches_by_length, steps_
 from raffm_ray.data.sources import content_key
 from raffm_ray.models.architecture import Architecture, build, new_model
 from raffm_ray.models.freezing import for_training
-from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.models.objectives import OBJECTIVES, training_objective
 from raffm_ray.models.pretrained_weights import Source, new_parameters, pretrained_weights
 from raffm_ray.settings.experiment import PretrainSettings
 
@@ -147,7 +147,7 @@ def _train_phase(
     settings = work.settings
     warm = int(settings.warmup * steps)
     training = CentralTraining(
-        objective=OBJECTIVES[work.architecture.head],
+        objective=training_objective(work.architecture.head, work.architecture.class_weights),
         optimizer=lambda parameters: OPTIMIZERS["adamw"](decayed_groups(parameters, settings.weight_decay), rate),
         rate=lambda step: rate * (min(1.0, (step + 1) / (warm + 1)) * 0.5 * (1 + cos(pi * step / steps))),
         clip=1.0,
@@ -171,6 +171,7 @@ def _cache_path(work: Pretraining) -> Path:
         [torch.__version__, transformers.__version__],
         *(name for name, spec in architecture.layout.parameters.items() if spec.frozen),
         *(["new head"] if source and source.new_head else []),
+        *(["class weights", *architecture.class_weights] if architecture.class_weights else []),
     ]
     key = json.dumps(described, sort_keys=True, default=str)
     return writable_cache() / f"pretrained-{sha256(key.encode()).hexdigest()[:16]}.safetensors"

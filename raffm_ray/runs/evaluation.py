@@ -57,13 +57,14 @@ def request_metrics(
         size_specific=setup.size_specific,
         copies=copies(setup, state, plans),
     )
+    passes = 1 + (task.writing.most if task.writing else 0)  # a token takes one
     asked = [(number, *part) for number in range(len(plans)) for part in slices]
     calls = [
         Call(
             "evaluate",
             context,
             (number, start, stop, validating),
-            float(setup.costs(plans[number]).forward_flops * (stop - start)),
+            float(setup.costs(plans[number]).forward_flops * (stop - start) * passes),
         )
         for number, start, stop in asked
     ]

@@ -52,6 +52,10 @@ FREE_AT_FIRST = (
     "local.warmup_rounds",
     "model.pretrain.head_epochs",
     "model.pretrain.head_learning_rate",
+    "task.pack",
+    "task.class_weights",
+    "local.crop_padding",
+    "local.flip",
 )
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 
@@ -83,7 +87,10 @@ def origin_of(prepared: Prepared) -> dict[str, str]:
 
 def experiment_in(folder: Path, flags: Sequence[str] = ()) -> Experiment:
     """The experiment of a run's folder. `flags`: `--key value` pairs for settings of `FREE`, and of `extending.MAY_CHANGE`. Raises
-    UserError for others, and where something there is a symbolic link."""
+    UserError for others, and where something there is a symbolic link.
+
+    A run of an earlier version, whose config.yaml does not say `task.pack`, cut every text.
+    """
     check_path(folder)
     path = folder / "config.yaml"
     if not path.is_file():
@@ -94,7 +101,10 @@ def experiment_in(folder: Path, flags: Sequence[str] = ()) -> Experiment:
             raise UserError(
                 f"resume: {flag}: a run goes on as it began; only {', '.join(FREE)} may be others, and rounds may be more"
             )
-    return load(path, flags)
+    experiment = load(path, flags)
+    if "pack" not in experiment.task.model_fields_set:
+        return experiment.model_copy(update={"task": experiment.task.model_copy(update={"pack": False})})
+    return experiment
 
 
 def opened(folder: Path, experiment: Experiment, tell: Tell, begun: Experiment | None = None) -> Recorder:

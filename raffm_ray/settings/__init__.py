@@ -6,7 +6,7 @@ Open to other packages:
 - `strategy`: settings of a strategy, and of its baselines
 - `execution`: settings of the pool and of checkpoints
 - `loading`: reads YAML and flags; every mistake is one line
-- `base`: the base class of all settings
+- `base`: the base class of all settings, and types that they have
 
 Used inside only:
 

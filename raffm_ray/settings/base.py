@@ -1,9 +1,25 @@
-"""The base class of all settings."""
+"""The base class of all settings, and types that settings have."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 class Settings(BaseModel):
     """Frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _weights_by_name(value: Any) -> Any:
+    """Names as texts, also of classes that are numbers. Raises ValueError for what is no weight."""
+    weights = value if isinstance(value, dict) else {}
+    wrong = [f"{name}: {one}" for name, one in weights.items() if type(one) not in (int, float) or not one > 0]
+    if wrong or (not isinstance(value, dict) and value not in ("none", "balanced")):
+        told = f", got {wrong[0][:60]}" if wrong else ""
+        raise ValueError(f"must be none, balanced, or a mapping from classes to weights above 0{told}")
+    return {str(name): weight for name, weight in weights.items()} if isinstance(value, dict) else value
+
+
+ClassWeights = Annotated[Literal["none", "balanced"] | dict[str, float], BeforeValidator(_weights_by_name)]
+"""What examples of a class count."""

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from raffm_ray.settings.base import Settings
+from raffm_ray.settings.base import ClassWeights, Settings
 from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
 from raffm_ray.settings.execution import CheckpointSettings, PoolSettings
 from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
@@ -32,10 +32,20 @@ class TaskSettings(Settings):
         description="held-out examples for evaluation: the name of a split, or a fraction of `train`; default: the task's own split, or 0.25",
     )
     metric: str | None = Field(None, description="a metric of raffm_ray.data.metrics.METRICS; default: the task's own")
+    class_weights: ClassWeights = Field(
+        "none",
+        description="what an example of a class counts in the training loss: `balanced`, every class counts the same in all clients' examples "
+        "together; or a mapping from names of classes (or their numbers) to weights, 1 for the others",
+    )
     no_answer_threshold: float = Field(
         0.0, description="question answering with questions that have no answer: by how much no answer must outscore the best one"
     )
-    max_length: int = Field(128, ge=8, description="most tokens of a text; a batch is padded to its longest text")
+    max_length: int = Field(128, ge=8, description="most tokens of a text or block; a batch is padded to its longest")
+    pack: bool = Field(
+        True,
+        description="language modelling: whether texts are joined, with an end-of-text token after each, and cut into blocks of `max_length` tokens, which are the "
+        "examples; a block holds texts of one value of `task.columns.group`; false: every text is cut at `max_length`",
+    )
     examples: int | None = Field(
         None, ge=1, description="most examples for the public part, the validation part and the clients together; default: all"
     )
@@ -169,6 +179,14 @@ class LocalSettings(Settings):
         0.0,
         ge=0,
         description="mu of FedProx: how strongly a client's parameters are pulled back to those that it received; 0: not at all",
+    )
+    crop_padding: int = Field(
+        0,
+        ge=0,
+        description="pixels by which a client's images are padded on every side before a random part of their size is cut out, anew in every step; 0: not at all",
+    )
+    flip: bool = Field(
+        False, description="whether a client's images are mirrored left to right, each with probability 1/2 in every step"
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",

@@ -394,7 +394,7 @@ def test_a_group_of_texts_without_a_next_word_goes_with_them(words, tmp_path) ->
     tokenizer = small_tokenizer(WORDS)
     tokenizer.backend_tokenizer.post_processor = None
     bare = Words(tokenizer, 0, 32)
-    task = load_texts(bare, name="language_modelling", data=str(data), columns={"group": "shop"}, held_out=0.3)
+    task = load_texts(bare, name="language_modelling", data=str(data), columns={"group": "shop"}, held_out=0.3, pack=False)
     assert len(task.clients) == len(task.clients.groups) == len(task.clients.lengths())
     assert set(task.clients.groups) == {0}
 

@@ -153,9 +153,11 @@ def test_law_6_control_other_blocks_may_change_the_last_bits_only(undisturbed, o
 
 
 def test_law_6_with_dropout(four_cores, tmp_path) -> None:
+    """And with images that are changed at random, and class weights."""
     dropout = {"config": {**tiny_experiment().model.config, "hidden_dropout_prob": 0.2}}
+    changes = {"local": {"crop_padding": 1, "flip": True}, "task": {"class_weights": "balanced"}}
     runs = [
-        simulate(tiny_experiment(model=dropout, pool=pool), tmp_path / str(number))["params_sha256"]
+        simulate(tiny_experiment(model=dropout, pool=pool, **changes), tmp_path / str(number))["params_sha256"]
         for number, pool in enumerate([{"backend": "in_process"}, {"backend": "ray", "workers": 3}])
     ]
     assert runs[0] == runs[1]

@@ -380,6 +380,15 @@ def test_a_checkpoint_of_a_version_with_fewer_free_settings_goes_on(undisturbed,
     assert outcome(copy) == undisturbed
 
 
+def test_a_run_from_before_texts_were_joined_still_cuts_them(tmp_path) -> None:
+    """Control: a run of today says what it does, and an experiment that says nothing joins texts."""
+    config, text = tmp_path / "config.yaml", dump(tiny_experiment())
+    for said, packs in ((text, True), (text.replace("  pack: true\n", ""), False)):
+        config.write_text(said)
+        assert experiment_in(tmp_path).task.pack == packs
+    assert load(config).task.pack
+
+
 def test_a_run_that_is_not_finished_has_no_report_but_a_way_to_go_on(copy, capsys) -> None:
     assert cli(["report", str(copy)]) == 2
     assert f"no finished run here (summary.json is missing); raffm-ray resume {copy} goes on" in capsys.readouterr().err
