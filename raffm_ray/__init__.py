@@ -78,7 +78,9 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f"raffm_ray.{_HOMES[name]}"), name)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"raffm_ray.{name}: {error}: install raffm-ray with all that it depends on", name=error.name) from error
+        raise ModuleNotFoundError(
+            f"raffm_ray.{name}: {error}: install raffm-ray with all that it depends on", name=error.name
+        ) from error
 
 
 def __dir__() -> list[str]:

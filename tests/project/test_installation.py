@@ -30,7 +30,12 @@ def test_the_loader_has_the_packages_that_loading_needs() -> None:
 
 def test_the_loader_allows_the_versions_that_the_package_allows() -> None:
     assert set(LOADER["project"]["dependencies"]) < set(FULL["project"]["dependencies"])
-    assert {re.match(r"\w+", one)[0] for one in LOADER["project"]["dependencies"]} == {"numpy", "safetensors", "torch", "transformers"}
+    assert {re.match(r"\w+", one)[0] for one in LOADER["project"]["dependencies"]} == {
+        "numpy",
+        "safetensors",
+        "torch",
+        "transformers",
+    }
     assert LOADER["project"]["requires-python"] == FULL["project"]["requires-python"]
     versions = (ROOT / "loader" / LOADER["tool"]["hatch"]["version"]["path"]).read_text()
     assert f'__version__ = "{__version__}"' in versions
@@ -40,7 +45,9 @@ def test_every_file_of_the_package_is_in_the_repository_and_so_in_the_wheel() ->
     found = {path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert found <= set(tracked())
     assert {path.suffix for path in found} == {".py", ".yaml", ".typed"}
-    ignored = subprocess.run(["git", "check-ignore", "--no-index", *map(str, found)], cwd=ROOT, capture_output=True, text=True, check=False)
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--no-index", *map(str, found)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert ignored.stdout == ""
 
 

@@ -40,11 +40,13 @@ def told_of_raffm(*runs: tuple[str, str, str | None]) -> list[str]:
     """The notes about RaFFM below a comparison of runs (label, strategy, salience)."""
     tier = {"client_rounds": 1, "flops": 1.0, "over_budget": 0, "metric": 0.5}
     summary = {
-        **{name: 1 for name in ("rounds", "clients", "params", "start", "global", "curve_area", "bytes_down", "bytes_up", "flops")},
+        **dict.fromkeys(("rounds", "clients", "params", "start", "global", "curve_area", "bytes_down", "bytes_up", "flops"), 1),
         **{"name": "digits", "metric": "accuracy", "simulated_seconds": 1.0, "energy_joules": 1.0, "rejected_updates": 0},
         **{"curve": [], "tiers": {"laptop": tier}, "worst_class": {"metric": 0.5}},
     }
-    content = comparison_content({label: {0: {**summary, "strategy": name, "salience": salience}} for label, name, salience in runs})
+    content = comparison_content(
+        {label: {0: {**summary, "strategy": name, "salience": salience}} for label, name, salience in runs}
+    )
     return [note for note in notes(content) if note.startswith("RaFFM")]
 
 

@@ -87,7 +87,21 @@ SIMULATOR = sorted(
     {path.name for path in PACKAGE.iterdir() if path.is_dir()}
     - {"__pycache__", "axes", "basics", "data", "models", "settings", "subnetworks"}
 )
-ABSENT = ["datasets", "jinja2", "matplotlib", "optuna", "pandas", "pyarrow", "pydantic", "ray", "rich", "scipy", "sklearn", "tensorboard", "tyro"]
+ABSENT = [
+    "datasets",
+    "jinja2",
+    "matplotlib",
+    "optuna",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "ray",
+    "rich",
+    "scipy",
+    "sklearn",
+    "tensorboard",
+    "tyro",
+]
 """Libraries of the simulator that torch, transformers and safetensors run without."""
 
 
