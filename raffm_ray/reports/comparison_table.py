@@ -213,7 +213,7 @@ def _told_of_the_paper(content: Mapping[str, Any]) -> list[str]:
         elif one["strategy"] == "raffm":
             salience = "with the paper's salience (l1)" if one["salience"] == "l1" else "not the paper's"
             found.append(f"{name} is this project's variant, {salience}")
-    return [f"RaFFM (arXiv 2310.00247): {', '.join(found)}"] if found else []
+    return [f"RaFFM (arXiv 2310.00247): {'; '.join(found)}"] if found else []
 
 
 def _told_of_equals(content: Mapping[str, Any]) -> list[str]:

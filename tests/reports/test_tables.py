@@ -52,7 +52,7 @@ def told_of_raffm(*runs: tuple[str, str, str | None]) -> list[str]:
 
 def test_a_comparison_says_which_strategy_is_the_papers() -> None:
     (told,) = told_of_raffm(("raffm", "raffm", "outputs"), ("full", "full", "outputs"), ("code", "raffm_reference", None))
-    assert told.endswith("raffm is this project's variant, not the paper's, code is close to its published code")
+    assert told.endswith("raffm is this project's variant, not the paper's; code is close to its published code")
     (told,) = told_of_raffm(("by norm", "raffm", "l1"))
     assert told.endswith("by norm is this project's variant, with the paper's salience (l1)")
     assert told_of_raffm(("full", "full", "l1"), ("fiarse", "fiarse", None)) == []  # control
