@@ -1,6 +1,7 @@
 """A deployed subnetwork is a model of its own: transformers loads it, in every family, and it answers as it did before, to the bit."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -134,7 +135,8 @@ except ModuleNotFoundError as error:
     print(error)
 import ray
 """
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False)
+    shown = {**os.environ, "TRANSFORMERS_VERBOSITY": "warning"}  # other tests have turned warnings off
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False, env=shown)
     first, second = done.stdout.splitlines()
     assert first == "ViTForImageClassification", done.stderr
     assert second.startswith("raffm_ray.simulate: ")
