@@ -81,7 +81,7 @@ def _needed() -> list[str]:
         'pip install "raffm-ray-load @ git+URL#subdirectory=loader"   # URL: the git repository of raffm_ray',
         "```",
         "",
-        "`import raffm_ray` tells transformers of such models. No code of this folder is run, so `trust_remote_code` is not needed and does not help.",
+        "`import raffm_ray` tells transformers of such models. This folder holds no code, so there is none to run or to trust.",
     ]
 
 
