@@ -75,7 +75,12 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         told = f"; it is now {_RENAMED[name]!r}" if name in _RENAMED else ""
         raise AttributeError(f"module 'raffm_ray' has no attribute {name!r}{told}")
-    return getattr(import_module(f"raffm_ray.{_HOMES[name]}"), name)
+    try:
+        return getattr(import_module(f"raffm_ray.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"raffm_ray.{name}: {error}: install raffm-ray with all that it depends on", name=error.name
+        ) from error
 
 
 def __dir__() -> list[str]:

@@ -25,7 +25,18 @@ ROOT = Path(__file__).parents[1]
 STARTS_PROCESSES = re.compile(r"four_cores|import ray\b|subprocess|Popen|\bnodes\b")
 ALONE_EVEN_SO = {
     f"test_{name}.py"
-    for name in ("api", "cluster_files", "docs_site", "documentation", "drawing", "notebooks", "pages", "standalone", "structure")
+    for name in (
+        "api",
+        "cluster_files",
+        "docs_site",
+        "documentation",
+        "drawing",
+        "installation",
+        "notebooks",
+        "pages",
+        "standalone",
+        "structure",
+    )
 }
 """Files whose processes start no Ray and leave nothing."""
 CLUSTERS = {f"test_{name}.py" for name in ("nodes", "chaos", "mirror", "resume", "hung", "speed_suite")}

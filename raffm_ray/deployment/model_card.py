@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.version import __version__
 from raffm_ray.data.metrics import shown, unit
 from raffm_ray.deployment.supernet import FILE, Supernet
 from raffm_ray.models.architecture import HEADS, Architecture
@@ -71,6 +72,19 @@ def _exported(told: Mapping[str, Any]) -> list[str]:
     return [*lines, "```", ""]
 
 
+def _needed() -> list[str]:
+    """What loads a folder that transformers alone does not."""
+    return [
+        f"**transformers alone cannot load this folder.** It needs the Python package raffm-ray ({__version__} or newer), or only the part of it that loads models:",
+        "",
+        "```bash",
+        'pip install "raffm-ray-load @ git+URL#subdirectory=loader"   # URL: the git repository of raffm_ray',
+        "```",
+        "",
+        "`import raffm_ray` tells transformers of such models. This folder holds no code, so there is none to run or to trust.",
+    ]
+
+
 def card(origin: str, architecture: Architecture, told: Mapping[str, Any]) -> str:
     """The card's text. `told`: what was measured."""
     auto, metric = HEADS[architecture.head].__name__, told["metric_name"]
@@ -86,21 +100,19 @@ def card(origin: str, architecture: Architecture, told: Mapping[str, Any]) -> st
     )
     lines = [
         "---",
-        "library_name: transformers",
+        f"library_name: {'transformers' if told['plain'] else 'raffm_ray'}",
         "tags: [raffm_ray, subnetwork]",
         "---",
         "",
         f"# A subnetwork of a {architecture.config.model_type} model: {100 * told['params_fraction']:.0f}% of its parameters",
         "",
-        f"Cut out of {origin}, {further}.",
+        *(["It is a plain checkpoint: transformers loads it without raffm_ray."] if told["plain"] else _needed()),
         "",
         "```python",
         *use,
         "```",
         "",
-        "It is a plain checkpoint: transformers loads it without raffm_ray."
-        if told["plain"]
-        else "`import raffm_ray` tells transformers of such models; no code of this folder is run.",
+        f"Cut out of {origin}, {further}.",
         "",
         f"{told['params']:,} parameters, {told['macs']:,} multiply-accumulates an example, about {told['inference_bytes']:,} bytes of memory to answer one (estimated, in 32 bit floats).",
         "",

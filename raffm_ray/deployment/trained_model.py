@@ -32,7 +32,7 @@ from raffm_ray.subnetworks.norm_correction import correct_norms, norm_factors
 from raffm_ray.subnetworks.rotation import rotatable
 from raffm_ray.subnetworks.salience import METRICS
 from raffm_ray.subnetworks.size_specific import with_copies
-from raffm_ray.subnetworks.standalone_config import MODEL_TYPE
+from raffm_ray.subnetworks.standalone_config import MODEL_TYPES
 
 DATA = ("--task.name", "--task.kind", "--task.data")
 """Of these flags, one says what a checkpoint is ranked and measured on."""
@@ -164,7 +164,7 @@ def _is_subnetwork(folder: Path) -> bool:
         described = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
         return False  # whoever reads it says why
-    return isinstance(described, dict) and described.get("model_type") == MODEL_TYPE
+    return isinstance(described, dict) and described.get("model_type") in MODEL_TYPES
 
 
 def find_trained_model(source: str, flags: Sequence[str]) -> TrainedModel:

@@ -58,6 +58,8 @@ def comparison_content(summaries: Summaries) -> dict[str, Any]:
         own = list(by_seed.values())
         strategies[name] = {
             "rounds": own[0]["rounds"],
+            "strategy": own[0]["strategy"],
+            "salience": own[0].get("salience"),
             **{measure: statistic([value(summary) for summary in own]) for measure, value in MEASURES.items()},
             "classes": {device: statistic([summary["tiers"][device]["metric"] for summary in own]) for device in first["tiers"]},
             "rejected_updates": sum(summary["rejected_updates"] for summary in own),
@@ -177,6 +179,7 @@ def notes(content: Mapping[str, Any]) -> list[str]:
     return [
         start,
         *_told_of_seeds(content),
+        *_told_of_the_paper(content),
         *NOTES,
         *_told_of_equals(content),
         *_told_of_tuning(content),
@@ -202,6 +205,18 @@ def _told_of_seeds(content: Mapping[str, Any]) -> list[str]:
             f"with {examples:,} held-out examples an accuracy of {shown(metric, full)} has a standard error of {shown(metric, error)}"
         )
     return lines
+
+
+def _told_of_the_paper(content: Mapping[str, Any]) -> list[str]:
+    """What of a strategy is RaFFM as its paper or its published code has it."""
+    found = []
+    for name, one in content["strategies"].items():
+        if one["strategy"] == "raffm_reference":
+            found.append(f"{name} is close to its published code")
+        elif one["strategy"] == "raffm":
+            salience = "with the paper's salience (l1)" if one["salience"] == "l1" else "not the paper's"
+            found.append(f"{name} is this project's variant, {salience}")
+    return [f"RaFFM (arXiv 2310.00247): {'; '.join(found)}"] if found else []
 
 
 def _told_of_equals(content: Mapping[str, Any]) -> list[str]:

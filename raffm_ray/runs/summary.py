@@ -184,6 +184,7 @@ def summarize(
     return {
         "name": setup.experiment.name,
         "strategy": setup.experiment.strategy.name,
+        "salience": setup.experiment.salience.metric if setup.strategy.salience else None,
         "seed": setup.experiment.seed,
         "revisions": {"task": setup.experiment.task.revision, "model": setup.experiment.model.revision},
         "rounds": rounds[-1].round,

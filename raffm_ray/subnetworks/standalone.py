@@ -68,7 +68,7 @@ def config_class_of(fields: Mapping[str, Any]) -> type[PretrainedConfig]:
     """The configuration class of a deployed subnetwork's family. Raises UserError where the fields are not those of one."""
     missing = [name for name in OWN_FIELDS if name not in fields]
     if missing:
-        raise UserError(f"config.json of a {MODEL_TYPE} must have {', '.join(missing)}")
+        raise UserError(f"config.json of a deployed subnetwork must have {', '.join(missing)}")
     check_model_type(fields["base_model_type"])
     return _config_class(str(fields["base_model_type"]))
 

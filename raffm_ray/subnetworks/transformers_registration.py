@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from raffm_ray.subnetworks.standalone_config import MODEL_TYPE
+from raffm_ray.subnetworks.standalone_config import MODEL_TYPES
 
 TOLD = "transformers.models.auto.configuration_auto"
 """The module of the table that a folder's `model_type` is looked up in."""
@@ -23,9 +23,7 @@ def _tell() -> None:
     from transformers.models.auto.configuration_auto import AutoConfig
 
     class SubnetworkConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is not followed
-        """What `model_type: raffm_subnetwork` stands for. What it is read from decides which stock configuration it is one of."""
-
-        model_type = MODEL_TYPE
+        """What the model types of subnetworks stand for. What it is read from decides which stock configuration it is one of."""
 
         @classmethod
         def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -34,7 +32,8 @@ def _tell() -> None:
 
             return config_class_of(config_dict).from_dict(config_dict, **kwargs)
 
-    AutoConfig.register(MODEL_TYPE, SubnetworkConfig, exist_ok=True)
+    for name in MODEL_TYPES:
+        AutoConfig.register(name, type("SubnetworkConfig", (SubnetworkConfig,), {"model_type": name}), exist_ok=True)
 
 
 class _WhenImported(MetaPathFinder):

@@ -108,7 +108,10 @@ def test_forms_agree_and_the_card_says_what_was_measured(run: Path, tmp_path: Pa
     assert formats["int8"]["bytes"] < formats["onnx"]["bytes"]
     text = (tmp_path / "half" / "README.md").read_text()
     assert f"{told['params']:,} parameters" in text
-    assert "import raffm_ray" in text
+    needs = "**transformers alone cannot load this folder.** It needs the Python package raffm-ray"
+    assert text.splitlines()[7].startswith(needs)
+    assert "library_name: raffm_ray" in text
+    assert "import raffm_ray\n" in text
     assert json.loads((tmp_path / "half" / "deployed.json").read_text()) == told
     loaded = torch.export.load(tmp_path / "half" / "model.pt2").module()
     assert loaded(torch.zeros(5, 1, 8, 8))[0].shape == (5, 10)
@@ -267,6 +270,10 @@ def test_the_full_model_is_a_plain_checkpoint_that_is_deployed_again(run: Path, 
     told = deploy(run, tmp_path / "full", {"params": 1.0})
     assert told["plain"] is (json.loads((tmp_path / "full" / "config.json").read_text())["model_type"] == "vit")
     assert told["plain"]
+    text = (tmp_path / "full" / "README.md").read_text()
+    assert text.splitlines()[7] == "It is a plain checkpoint: transformers loads it without raffm_ray."
+    assert "library_name: transformers" in text
+    assert "import raffm_ray" not in text
     again = deploy(
         tmp_path / "full",
         tmp_path / "again",

@@ -1,6 +1,6 @@
 """Tables and pages: values stand under their own headings, and texts are shown as texts."""
 
-from raffm_ray.reports.comparison_table import headings_and_rows
+from raffm_ray.reports.comparison_table import comparison_content, headings_and_rows, notes
 from raffm_ray.reports.run_report import PAGE
 
 
@@ -34,3 +34,25 @@ def test_a_name_in_the_page_of_a_run_is_text() -> None:
     page = PAGE.render(summary={"name": "<script>alert(1)</script>"}, images={}, headings=["<b>"], rows=[["<i>"]], share=0.5)
     assert not any(tag in page for tag in ("<script>", "<b>", "<i>"))
     assert "&lt;script&gt;" in page
+
+
+def told_of_raffm(*runs: tuple[str, str, str | None]) -> list[str]:
+    """The notes about RaFFM below a comparison of runs (label, strategy, salience)."""
+    tier = {"client_rounds": 1, "flops": 1.0, "over_budget": 0, "metric": 0.5}
+    summary = {
+        **dict.fromkeys(("rounds", "clients", "params", "start", "global", "curve_area", "bytes_down", "bytes_up", "flops"), 1),
+        **{"name": "digits", "metric": "accuracy", "simulated_seconds": 1.0, "energy_joules": 1.0, "rejected_updates": 0},
+        **{"curve": [], "tiers": {"laptop": tier}, "worst_class": {"metric": 0.5}},
+    }
+    content = comparison_content(
+        {label: {0: {**summary, "strategy": name, "salience": salience}} for label, name, salience in runs}
+    )
+    return [note for note in notes(content) if note.startswith("RaFFM")]
+
+
+def test_a_comparison_says_which_strategy_is_the_papers() -> None:
+    (told,) = told_of_raffm(("raffm", "raffm", "outputs"), ("full", "full", "outputs"), ("code", "raffm_reference", None))
+    assert told.endswith("raffm is this project's variant, not the paper's; code is close to its published code")
+    (told,) = told_of_raffm(("by norm", "raffm", "l1"))
+    assert told.endswith("by norm is this project's variant, with the paper's salience (l1)")
+    assert told_of_raffm(("full", "full", "l1"), ("fiarse", "fiarse", None)) == []  # control

@@ -1,6 +1,7 @@
 """A deployed subnetwork is a model of its own: transformers loads it, in every family, and it answers as it did before, to the bit."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -13,12 +14,15 @@ from conftest import architecture_case, outputs
 from plans import random_cut
 from transformers import AutoModel
 
+import raffm_ray
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError
 from raffm_ray.models.architecture import HEADS, Architecture, build, new_model
 from raffm_ray.subnetworks.standalone import kept_of, load_standalone, plan_from, save_standalone
+from raffm_ray.subnetworks.standalone_config import MODEL_TYPE
 
+PACKAGE = Path(raffm_ray.__file__).parent
 KINDS = ("groups", "heads", "qk", "vo", "ffn", "residual")
 
 
@@ -71,20 +75,88 @@ def test_a_loaded_model_writes_as_before(name: str, head: str, tmp_path: Path) -
     assert torch.equal(*written)
 
 
-@pytest.mark.parametrize("order", ["import raffm_ray, transformers", "import transformers, raffm_ray"])
-def test_importing_the_package_is_all_that_a_stranger_does(order: str, tmp_path: Path) -> None:
+def saved_vit(folder: Path) -> None:
+    """A subnetwork that transformers alone cannot load."""
     architecture = architecture_case("vit", "image_classification")
     plan = Plan({"0/ffn": np.arange(8), "layers": np.array([0, 2])})
-    save_standalone(
-        tmp_path, architecture, plan, take_all(dict(new_model(architecture, 0).named_parameters()), architecture.layout, plan)
-    )
-    told = (
-        f"{order}\n"
-        f"model = transformers.AutoModelForImageClassification.from_pretrained({str(tmp_path)!r})\n"
-        "print(type(model).__name__, sum(one.numel() for one in model.parameters()))"
-    )
+    cut = take_all(dict(new_model(architecture, 0).named_parameters()), architecture.layout, plan)
+    assert not save_standalone(folder, architecture, plan, cut)
+
+
+LOAD = "model = transformers.AutoModelForImageClassification.from_pretrained(FOLDER)\nprint(type(model).__name__)\n"
+SIMULATOR = sorted(
+    {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    - {"__pycache__", "axes", "basics", "data", "models", "settings", "subnetworks"}
+)
+ABSENT = [
+    "datasets",
+    "jinja2",
+    "matplotlib",
+    "optuna",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "ray",
+    "rich",
+    "scipy",
+    "sklearn",
+    "tensorboard",
+    "tyro",
+]
+"""Libraries of the simulator that torch, transformers and safetensors run without."""
+
+
+def test_importing_the_package_is_all_that_a_stranger_does(tmp_path: Path) -> None:
+    saved_vit(tmp_path)
+    told = f"import raffm_ray, transformers\nFOLDER = {str(tmp_path)!r}\n{LOAD}"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False)
-    assert done.stdout.split()[0] == "ViTForImageClassification", done.stderr
+    assert done.stdout.split() == ["ViTForImageClassification"], done.stderr
+
+
+def test_a_model_is_loaded_where_the_simulator_and_its_libraries_are_not_installed(tmp_path: Path) -> None:
+    """And transformers alone says what is missing, however the model is asked for."""
+    saved_vit(tmp_path)
+    absent = [*ABSENT, *(f"raffm_ray.{name}" for name in SIMULATOR)]
+    told = f"""
+import sys
+sys.modules |= dict.fromkeys({absent!r})  # an import of such a name fails, and it is not found
+import transformers
+FOLDER = {str(tmp_path)!r}
+for one in (transformers.AutoModelForImageClassification, transformers.ViTForImageClassification):
+    try:
+        one.from_pretrained(FOLDER)
+    except (ValueError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+import raffm_ray
+{LOAD}
+try:
+    raffm_ray.simulate
+except ModuleNotFoundError as error:
+    print(error)
+import ray
+"""
+    shown = {**os.environ, "TRANSFORMERS_VERBOSITY": "warning"}  # other tests have turned warnings off
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=False, env=shown)
+    first, second = done.stdout.splitlines()
+    assert first == "ViTForImageClassification", done.stderr
+    assert second.startswith("raffm_ray.simulate: ")
+    assert second.endswith("install raffm-ray with all that it depends on")
+    assert done.stderr.count(f"model type `{MODEL_TYPE}`") == done.stderr.count(f"model of type `{MODEL_TYPE}`") == 1
+    assert "import of ray halted" in done.stderr.splitlines()[-1]  # control: what is said to be absent is
+
+
+def test_folders_of_earlier_versions_are_loaded(tmp_path: Path) -> None:
+    saved_vit(tmp_path)
+    expected = load_standalone(tmp_path, "image_classification").state_dict()
+    path = tmp_path / "config.json"
+    for name, known in (("raffm_subnetwork", True), ("raffm_other", False)):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": name}))
+        if known:
+            found = load_standalone(tmp_path, "image_classification").state_dict()
+            assert all(torch.equal(values, expected[key]) for key, values in found.items())
+        else:
+            with pytest.raises(UserError, match="raffm_other"):  # control
+                load_standalone(tmp_path, "image_classification")
 
 
 @pytest.mark.parametrize(
