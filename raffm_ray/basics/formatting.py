@@ -17,6 +17,11 @@ def standard_output() -> Console:
     return out if out.is_terminal else Console(width=100)
 
 
+def counted(count: int, noun: str) -> str:
+    """(1, "round") -> `1 round`; (2000, "round") -> `2,000 rounds`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def human_bytes(count: float) -> str:
     """1536 -> `1.5 kB` (powers of 1000)."""
     for name in ("B", "kB", "MB", "GB", "TB"):

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from raffm_ray.basics.formatting import counted
 from raffm_ray.data.metrics import METRICS, scaled
 from raffm_ray.reports.drawing import plt, save
 from raffm_ray.reports.run_picture import GREY, draw_sizes, label_of, style
@@ -131,5 +132,7 @@ def draw_comparison(content: Mapping[str, Any], path: Path) -> None:
         one.spines[["top", "right"]].set_visible(False)
     seeds = len(content["seeds"])
     spread = f"{seeds} seeds, bands and bars: standard error" if seeds > 1 else f"seed {content['seeds'][0]}"
-    figure.suptitle(f"{content['name']}: {content['clients']} clients, {content['rounds']} rounds, {spread}")
+    figure.suptitle(
+        f"{content['name']}: {counted(content['clients'], 'client')}, {counted(content['rounds'], 'round')}, {spread}"
+    )
     save(figure, path)

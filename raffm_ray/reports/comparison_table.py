@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from raffm_ray.basics.formatting import human_bytes, human_flops, human_joules, human_seconds
+from raffm_ray.basics.formatting import counted, human_bytes, human_flops, human_joules, human_seconds
 from raffm_ray.data.metrics import shown, unit
 from raffm_ray.reports.seed_statistics import (
     Statistic,
@@ -139,7 +139,7 @@ def title(content: Mapping[str, Any]) -> str:
     """What was compared, in a line."""
     metric, seeds = content["metric"], content["seeds"]
     sign = " in %" if unit(metric) else ""
-    return f"{content['name']}: {metric}{sign}, {content['rounds']} rounds, {content['clients']} clients, {_seeds(seeds)}"
+    return f"{content['name']}: {metric}{sign}, {counted(content['rounds'], 'round')}, {counted(content['clients'], 'client')}, {_seeds(seeds)}"
 
 
 def _seeds(seeds: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from raffm_ray.basics.formatting import human_bytes, magnitude, time_unit
+from raffm_ray.basics.formatting import counted, human_bytes, magnitude, time_unit
 from raffm_ray.data.metrics import scaled, unit, worst
 from raffm_ray.reports.drawing import plt
 from raffm_ray.runs.reader import read_rounds, read_summary
@@ -193,5 +193,7 @@ def picture(folder: Path) -> Figure:
         one.legend(fontsize=8 if len(runs) < 4 else 6, loc="best")
     for one in panels.flat:
         one.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{summary['name']}: {summary['clients']} clients, {summary['rounds']} rounds, seed {summary['seed']}")
+    figure.suptitle(
+        f"{summary['name']}: {counted(summary['clients'], 'client')}, {counted(summary['rounds'], 'round')}, seed {summary['seed']}"
+    )
     return figure

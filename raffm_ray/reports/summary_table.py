@@ -6,7 +6,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
+from raffm_ray.basics.formatting import counted, human_bytes, human_joules, human_seconds
 from raffm_ray.data.metrics import shown, unit
 
 
@@ -23,7 +23,7 @@ def extended(summary: Mapping[str, Any]) -> str:
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """The table at a run's end: the full model and every class, this strategy and its baselines. It fits 80 columns."""
     baselines, metric = summary.get("baselines", {}), summary["metric"]
-    title = f"{summary['name']}: {metric}{' in %' if unit(metric) else ''} after {summary['rounds']} rounds, {summary['clients']} clients"
+    title = f"{summary['name']}: {metric}{' in %' if unit(metric) else ''} after {counted(summary['rounds'], 'round')}, {counted(summary['clients'], 'client')}"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     table.add_column("model", no_wrap=True)
     for heading in ("params", "start", summary["strategy"], *baselines, "bytes", "time*", "energy*", "peak*"):

@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from raffm_ray.basics.errors import BadUpdateError, ClientError, UserError
+from raffm_ray.basics.formatting import counted
 from raffm_ray.clients.messages import Call, Update
 from raffm_ray.data.shares import by_device, write_shares
 from raffm_ray.pool.worker_pool import Pool
@@ -227,7 +228,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
     ended: FinishedRound | None = None
     with Display(console, experiment.strategy.name, experiment.rounds) as display:
         display.stage(
-            f"{experiment.rounds} rounds of {experiment.clients.per_round} of {experiment.clients.count} clients",
+            f"{counted(experiment.rounds, 'round')} of {experiment.clients.per_round} of {counted(experiment.clients.count, 'client')}",
             experiment.rounds,
         )
         pool.profile.taken()

@@ -1,4 +1,4 @@
-"""The progress bar of a run on a terminal; elsewhere one line for each evaluation."""
+"""The progress of a run: a line for each evaluation, and below them a bar where there is a terminal or a notebook."""
 
 from collections.abc import Mapping
 
@@ -9,13 +9,14 @@ from raffm_ray.data.metrics import shown, unit, worst
 
 
 class Display:
-    """The progress of one run. Without a terminal it prints a plain line for every evaluation instead of a bar."""
+    """The progress of one run. Without a terminal or a notebook it prints plain lines only."""
 
     def __init__(self, console: Console, title: str, rounds: int) -> None:
         self.console, self.title, self.rounds = console, title, rounds
+        self._has_bar = console.is_terminal or console.is_jupyter
         columns = (TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
         eta = (TextColumn("left"), TimeRemainingColumn(compact=True))
-        self._progress = Progress(*columns, *eta, console=console, disable=not console.is_terminal, transient=True)
+        self._progress = Progress(*columns, *eta, console=console, disable=not self._has_bar, transient=True)
         self._task: TaskID | None = None
         self._metric = ""
 
@@ -31,7 +32,7 @@ class Display:
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(self.title, total=total, detail=description)
-        if not self.console.is_terminal:
+        if not self._has_bar:
             self.console.print(f"{self.title}: {description}", highlight=False)
 
     def advance(self, done: float, detail: str = "") -> None:
@@ -43,6 +44,5 @@ class Display:
         """Shows an evaluation."""
         lowest = shown(name, worst(name, list(class_metrics.values()) or [metric]))
         self._metric = f"{name} {shown(name, metric)}{unit(name)}"
-        if not self.console.is_terminal:
-            line = f"{self.title}: round {round_number}/{self.rounds}  {self._metric}  worst class {lowest}{unit(name)}"
-            self.console.print(line, highlight=False)
+        line = f"{self.title}: round {round_number}/{self.rounds}  {self._metric}  worst class {lowest}{unit(name)}"
+        self.console.print(line, highlight=False)

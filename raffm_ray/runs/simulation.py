@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raffm_ray.basics.files import locked
 from raffm_ray.clients.local_training import one_thread
+from raffm_ray.data.data_summary import data_summary
 from raffm_ray.pool.worker_pool import Pool, check_pool, open_pool
 from raffm_ray.preparation.baselines import check_baselines, with_protocol, with_strategy
 from raffm_ray.preparation.prepare import Prepared, prepare
@@ -148,6 +149,8 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
     if pool is None:
         check_pool(experiment.pool)
     beside = {one.shown: with_strategy(prepared, one) for one in experiment.baselines}
+    for line in data_summary(prepared.task, prepared.shares, experiment.task.max_length):
+        console.print(line, highlight=False, soft_wrap=True)
     for line in prepared.task.notes:
         console.print(f"note: {line}", highlight=False)
     for name in sorted(set(experiment.fleet.budgets) - set(prepared.setup.budgets)):

@@ -1,0 +1,49 @@
+"""What a task's data looks like, in a few lines that a user can check before anything is trained."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raffm_ray.basics.formatting import counted
+from raffm_ray.data.tasks import Task
+
+MOST_LABELS = 8
+"""How many labels are named with their counts; of more, only the rarest and the most frequent are."""
+
+
+def data_summary(task: Task, shares: Sequence[NDArray[np.int64]], max_length: int) -> list[str]:
+    """Lines on the parts, labels, lengths of texts, and clients. `shares`: every client's examples; `max_length`: where texts are cut."""
+    parts = ", ".join(f"{len(part):,} {name}" for name, part in task.parts.items())
+    lines = [f"data: {task.name}: examples: {parts}"]
+    labels = task.clients.labels
+    if task.labels not in (None, 1) and isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind == "i":
+        lines.append(f"labels of the clients' examples: {_labels(labels, task.class_names)}")
+    lengths = task.clients.lengths()
+    if lengths is not None and len(lengths):
+        cut = np.mean(lengths >= max_length)
+        longest = f"; {100 * cut:.1f}% fill max_length {max_length} or were cut there" if cut else ""
+        lines.append(
+            f"texts: {lengths.min():,} to {lengths.max():,} tokens, half of them at most {np.median(lengths):.0f}{longest}"
+        )
+    sizes = np.array([len(share) for share in shares])
+    empty = f"; {int((sizes == 0).sum()):,} without any" if (sizes == 0).any() else ""
+    groups = (
+        "" if task.clients.groups is None else f"; {counted(len(np.unique(task.clients.groups)), 'group')} in task.columns.group"
+    )
+    lines.append(
+        f"{counted(len(sizes), 'client')} with {sizes.min():,} to {sizes.max():,} examples, half of them at most {np.median(sizes):.0f}{empty}{groups}"
+    )
+    return lines
+
+
+def _labels(labels: NDArray[np.int64], names: Sequence[str]) -> str:
+    counts = np.bincount(labels, minlength=len(names))
+    known = [*names, *map(str, range(len(names), len(counts)))]
+
+    def told(number: int) -> str:
+        return f"{known[number]} {counts[number]:,} ({100 * counts[number] / max(1, counts.sum()):.1f}%)"
+
+    if len(counts) <= MOST_LABELS:
+        return ", ".join(told(number) for number in range(len(counts)))
+    return f"{len(counts)} labels, from {told(int(counts.argmin()))} to {told(int(counts.argmax()))}"
