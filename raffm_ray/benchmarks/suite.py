@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from raffm_ray.basics.errors import UserError, near_miss
-from raffm_ray.basics.flags import take_flag
 from raffm_ray.basics.machine import memory_bytes, processor
 from raffm_ray.basics.version import __version__
+from raffm_ray.benchmarks.descriptions import CASES as SAYS
 from raffm_ray.benchmarks.empty_rounds import noop_large, noop_small
 from raffm_ray.benchmarks.gpu import gpu, why_no_gpu
 from raffm_ray.benchmarks.measurement import Backend, Bench, Row
@@ -41,20 +41,21 @@ class Case:
 
 
 CASES: dict[str, Case] = {
-    "noop-small": Case(noop_small, "500 clients of 10 kB that do nothing / bare Ray: one put, one sum a worker"),
-    "noop-large": Case(noop_large, "50 clients of 45 MB that do nothing / bare Ray"),
-    "digits": Case(training("digits"), "ViT of 39 thousand parameters, 100 clients of 2 steps / a plain PyTorch loop"),
-    "cifar": Case(training("cifar"), "ViT of 2.7 million, 10 clients of 3 steps / a plain PyTorch loop"),
-    "sst2": Case(training("sst2"), "MiniLM of 22.7 million, 10 clients of 4 steps / a plain PyTorch loop"),
-    "subnet": Case(subnet, "a training step's time and memory at 75, 50, 35% of the encoder / at 100%"),
-    "extract-aggregate": Case(extract_aggregate, "bytes cut and added a second / copied"),
-    "scale": Case(scale, "registered clients, clients a round, workers: the most / the fewest"),
-    "start": Case(start, "raffm-ray run to the end of round 1 / libraries and Ray alone"),
-    "gpu": Case(gpu, "BERT-base and ViT-B/16 in bfloat16, 10 clients of 4 steps / a plain loop on the same GPU", why_no_gpu),
+    "noop-small": Case(noop_small, SAYS["noop-small"]),
+    "noop-large": Case(noop_large, SAYS["noop-large"]),
+    "digits": Case(training("digits"), SAYS["digits"]),
+    "cifar": Case(training("cifar"), SAYS["cifar"]),
+    "sst2": Case(training("sst2"), SAYS["sst2"]),
+    "subnet": Case(subnet, SAYS["subnet"]),
+    "extract-aggregate": Case(extract_aggregate, SAYS["extract-aggregate"]),
+    "scale": Case(scale, SAYS["scale"]),
+    "start": Case(start, SAYS["start"]),
+    "gpu": Case(gpu, SAYS["gpu"], why_no_gpu),
 }
 
 
-FLAGS = ("--workers", "--repetitions", "--quick", "--out")
+OTHERS, FLAGS = ("extraction",), ("--workers", "--repetitions", "--quick", "--out")
+"""What may also follow `raffm-ray bench`."""
 
 
 def machine(workers: int) -> dict[str, Any]:
@@ -168,57 +169,23 @@ def run_suite(
     return {**content, "rows": rows}
 
 
-def _whole(text: str | None, flag: str, otherwise: int) -> int:
-    if text is None:
-        return otherwise
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UserError(f"{flag}: expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def usage() -> str:
-    """What `raffm-ray bench --help` says."""
-    width = max(map(len, CASES))
-    lines = [f"  {name:{width}}  {case.says}" for name, case in CASES.items()]
-    return "\n".join(
-        [
-            "raffm-ray bench [NAME ...] [--workers N] [--repetitions N] [--quick] [--out DIR]",
-            "",
-            "All cases, or those named: ours / the limit that is measured beside it. --quick: in small; its numbers mean nothing.",
-            "",
-            *lines,
-        ]
-    )
-
-
-def command(words: Sequence[str], fresh: Callable[[str], Path], others: Sequence[str]) -> int:
-    """`raffm-ray bench [NAME ...] [--workers N] [--repetitions N] [--quick] [--out DIR]`; `others`: benchmarks that are not cases.
-
-    Raises UserError for a case or flag that is not known.
-    """
-    rest = list(words)
-    if {"-h", "--help"} & set(rest):
-        print(usage())
-        return 0
-    out, asked, most = (take_flag(rest, flag) for flag in ("--out", "--repetitions", "--workers"))
-    quick = "--quick" in rest
-    names = [word for word in rest if word != "--quick"]
+def check_names(names: Sequence[str]) -> None:
+    """Raises UserError for what is no case and no flag."""
     for name in names:
         if name not in CASES:
-            raise UserError(f"bench: {name!r} is not one of them{near_miss(name, [*CASES, *others, *FLAGS], listed=True)}")
-    workers = _whole(most, "--workers", os.cpu_count() or 1)
-    repetitions = _whole(asked, "--repetitions", 1 if quick else 5)
-    folder = Path(out) if out else fresh("bench")
+            raise UserError(f"bench: {name!r} is not one of them{near_miss(name, [*CASES, *OTHERS, *FLAGS], listed=True)}")
+
+
+def bench(names: Sequence[str], options: Options, folder: Path) -> int:
+    """Runs the named cases, or all of them, and prints a table. Raises UserError for a case that is not known."""
+    check_names(names)
     began = perf_counter()
     content = run_suite(
-        names=list(dict.fromkeys(names)) or list(CASES),
-        folder=folder,
-        console=Console(stderr=True),
-        options=Options(workers, repetitions, quick),
+        names=list(dict.fromkeys(names)) or list(CASES), folder=folder, console=Console(stderr=True), options=options
     )
     console = Console()
     console = console if console.is_terminal else Console(width=130)
-    title = f"{workers} workers on {content['machine']['processor']}, {perf_counter() - began:.0f} s"
-    console.print(table_of(content["rows"], f"shortened, the numbers mean nothing: {title}" if quick else title))
+    title = f"{options.workers} workers on {content['machine']['processor']}, {perf_counter() - began:.0f} s"
+    console.print(table_of(content["rows"], f"shortened, the numbers mean nothing: {title}" if options.quick else title))
     console.print(f"written to {folder}", highlight=False, soft_wrap=True)
     return 0

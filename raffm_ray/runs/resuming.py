@@ -19,7 +19,7 @@ from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.runs.recorder import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
 from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
-from raffm_ray.settings.loading import load, pairs_of
+from raffm_ray.settings.loading import load_recorded, pairs_of
 
 Row = TypeVar("Row")
 Tell = Callable[[str], None]
@@ -37,8 +37,16 @@ FREE = (
     "pool.device",
     "pool.placement",
     "pool.deterministic",
+    "task.data",
+    "model.pretrained",
+    "model.tokenizer",
+    "fleet.profiles",
+    "clock.trace",
 )
-"""Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
+"""Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others; of
+another place, what is there must be what it was (`origin_of`, and the model that the run began with)."""
+FREE_WITHOUT_PLACES = FREE[:-5]
+"""Those of runs whose checkpoints hold a digest of the places too."""
 FREE_AT_FIRST = (
     *FREE[:8],
     "pool.deterministic",
@@ -86,7 +94,7 @@ def experiment_in(folder: Path, flags: Sequence[str] = ()) -> Experiment:
     for flag, _ in pairs_of(flags):
         if not any(f"{flag}.".startswith(f"--{key}.") for key in FREE):
             raise UserError(f"resume: {flag}: a run goes on as it began; only {', '.join(FREE)} may be others")
-    return load(path, flags)
+    return load_recorded(path, flags)
 
 
 def opened(folder: Path, experiment: Experiment, tell: Tell) -> Recorder:
@@ -101,7 +109,9 @@ def opened(folder: Path, experiment: Experiment, tell: Tell) -> Recorder:
         recorder.made_from(digest)
         return recorder
     recorder = Recorder(folder, experiment, _past(folder, tell))
-    if recorder.origin.get("config.yaml") == experiment_digest(experiment, FREE_AT_FIRST):
+    if recorder.origin.get("config.yaml") in [
+        experiment_digest(experiment, free) for free in (FREE_WITHOUT_PLACES, FREE_AT_FIRST)
+    ]:
         recorder.origin |= digest
     recorder.made_from(digest)
     if recorder.rounds:
