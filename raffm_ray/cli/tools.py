@@ -116,7 +116,12 @@ def fleet_calibrate(
 
 def settings(
     prefix: Annotated[
-        str, Parameter(name="PREFIX", help="a setting or a group, such as clients or local.learning_rate; default: all")
+        str,
+        Parameter(
+            name="PREFIX",
+            allow_leading_hyphen=True,
+            help="a setting or a group, such as clients or local.learning_rate; default: all",
+        ),
     ] = "",
     /,
 ) -> int:

@@ -8,8 +8,8 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from raffm_ray.basics.errors import UserError
-from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.base import FILE, Settings
+from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import one_line, override, parse, read_mapping
 from raffm_ray.settings.paths import absolute, absolute_at, place
 
