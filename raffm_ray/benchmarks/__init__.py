@@ -3,7 +3,6 @@
 Open to other packages:
 
 - `suite`: the cases and the command
-- `descriptions`: what they are, in words
 - `extraction`: accuracy of cut subnetworks without training
 - `measurement`: repeats two sides in turns
 - `rounds`: rounds without records
@@ -28,4 +27,4 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`
 Start reading at `suite`.
 """
 
-__all__ = ["descriptions", "extraction", "measurement", "rounds", "subnetworks", "suite", "synthetic_data"]
+__all__ = ["extraction", "measurement", "rounds", "subnetworks", "suite", "synthetic_data"]

@@ -22,7 +22,6 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import Layout
 from raffm_ray.basics.seeding import generator
-from raffm_ray.benchmarks.descriptions import DEFAULTS
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.data.metrics import scaled, shown, unit
 from raffm_ray.models.architecture import Architecture, build, skeleton
@@ -56,6 +55,19 @@ REFERENCE = {
     "reference, VO only": ("vo",),
 }
 """Rows of the reference code's cut: of which kinds of axes. The columns are then the rate of those axes."""
+DEFAULTS: dict[str, Any] = {
+    "name": "extraction",
+    "task": {"name": "sst2", "data": "$RAFFM_DATA/sst2", "max_length": 64, "public": 67000},
+    "model": {
+        "pretrained": "all-MiniLM-L6-v2",
+        "pretrain": {"epochs": 2, "batch_size": 32, "learning_rate": 1e-4, "weight_decay": 0.01, "warmup": 0.06},
+    },
+    "clients": {"count": 1, "per_round": 1, "partition": "iid"},
+    "salience": {"source": "public", "rotation": "calibrated", "rotation_examples": 64},
+    "extraction": {"steps": {"heads": 1, "qk": 4, "vo": 4, "ffn": 16}, "floors": {}},
+    "evaluation": {"batch_size": 109},
+}
+"""MiniLM fine-tuned on 67,000 sentences of SST-2 for two epochs, once; flags change any of it."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ Used inside only:
 - `submit`: a run as a job on a Ray cluster
 - `signals`: Ctrl-C and SIGTERM
 
-Imports `basics`, `settings`, `data`, `pool`, `preparation`, `runs`, `reports`, `studies`, `deployment`, `benchmarks`,
+Imports `basics`, `settings`, `data`, `models`, `pool`, `preparation`, `runs`, `reports`, `studies`, `deployment`, `benchmarks`,
 `fleet`.
 
 Start reading at `main`.

@@ -6,7 +6,6 @@ Every mistake is a UserError of one line. Settings, such as `--local.learning_ra
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from textwrap import wrap
 from typing import Any
 
 import cyclopts
@@ -17,7 +16,6 @@ from rich.console import Console
 
 from raffm_ray.basics.errors import UserError, near_miss
 from raffm_ray.basics.flags import is_url
-from raffm_ray.benchmarks.descriptions import CASES
 from raffm_ray.cli import commands, tools
 
 RUNS, LOOKING, DEVICES = map(Group.create_ordered, ("Runs", "Before and after a run", "Devices and speed"))
@@ -58,17 +56,6 @@ FORM = DefaultFormatter(panel_spec=PanelSpec(box=HORIZONTALS, padding=(0, 0)))
 def _paragraphs(function: Callable[..., int]) -> str:
     """A function's docstring, each paragraph in one line."""
     return "\n\n".join(" ".join(part.split()) for part in (function.__doc__ or "").split("\n\n"))
-
-
-def _cases() -> str:
-    """The cases of the speed suite, as their help lists them."""
-    width = max(map(len, CASES)) + 4
-    lines = [
-        line
-        for name, says in CASES.items()
-        for line in wrap(says, NARROW, initial_indent=f"  {name}".ljust(width), subsequent_indent=" " * width)
-    ]
-    return "\n".join(["Cases (ours / the limit):", *lines])
 
 
 def _tree() -> App:
@@ -115,9 +102,7 @@ def _tree() -> App:
     add(
         tools.fleet_calibrate, f"calibrate [CONFIG.yaml {ANY_SETTINGS}] [--out FILE.yaml] [--name NAME] [--watts WATTS]", to=fleet
     )
-    bench = add(
-        tools.bench, "bench [CASE ...] [--workers N] [--repetitions N] [--quick] [--out DIR]", DEVICES, help_epilogue=_cases()
-    )
+    bench = add(tools.bench, "bench [CASE ...] [--workers N] [--repetitions N] [--quick] [--out DIR]", DEVICES)
     add(tools.bench_extraction, f"extraction {ANY_SETTINGS} [--out DIR]", to=bench)
     return app
 
@@ -216,6 +201,10 @@ def show_help(words: Sequence[str]) -> None:
     with console.capture() as written:
         TREE.help_print(command.split(), console=console)
     print(written.get(), end="")
+    if command == "bench":
+        from raffm_ray.benchmarks.suite import cases_text
+
+        print(f"\n{cases_text(NARROW)}")
     if command not in SETTINGS_OF:
         return
     from raffm_ray.cli.settings_text import settings_help

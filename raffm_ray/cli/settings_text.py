@@ -85,7 +85,7 @@ def settings_help(command: str, kind: str, first: str, flags: Sequence[str]) -> 
         return f"Settings that may be others, as --key.path value:\n\n{_grouped(Experiment, only=FREE)}"
     values, of = None, ""
     if kind == "extraction":
-        from raffm_ray.benchmarks.descriptions import DEFAULTS
+        from raffm_ray.benchmarks.extraction import DEFAULTS
         from raffm_ray.settings.loading import override, parse
 
         values, of = parse(override(DEFAULTS, flags)).model_dump(mode="json"), f" of {command}"

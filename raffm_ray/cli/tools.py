@@ -2,11 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.errors import UserError, near_miss
 from raffm_ray.basics.flags import whole
 from raffm_ray.cli.flags import Config, Out, Settings, Switch
 from raffm_ray.deployment.options import DeployOptions
@@ -15,6 +15,7 @@ from raffm_ray.runs.locations import fresh_folder
 Source = Annotated[str, Parameter(name="DIR", help="folder of a finished run, or of a checkpoint of transformers")]
 Options = Annotated[DeployOptions, Parameter(name="*")]
 AS_GIVEN = DeployOptions()
+FLEET = ("show", "calibrate")
 
 
 def _deploy(source: str, settings: tuple[str, ...], options: DeployOptions, comparing: bool) -> int:
@@ -50,8 +51,17 @@ Repetitions = Annotated[
 ]
 
 
+def _no_case(_: Any, name: str) -> None:
+    from raffm_ray.benchmarks.suite import check_case
+
+    check_case(name)
+
+
 def bench(
-    *cases: Annotated[str, Parameter(name="CASE", allow_leading_hyphen=True, help="default: all of them")],
+    *cases: Annotated[
+        str,
+        Parameter(name="CASE", allow_leading_hyphen=True, validator=_no_case, help="default: all of them"),
+    ],
     workers: Workers = None,
     repetitions: Repetitions = None,
     quick: Annotated[
@@ -154,9 +164,10 @@ def init(
     return command(data, task, model, Path(out))
 
 
-def fleet(*words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]) -> int:
-    """Show the devices of an experiment, or measure this machine as one."""
-    from raffm_ray.basics.errors import near_miss
+def _no_fleet_command(_: Any, word: str) -> None:
+    raise UserError(f"fleet: {word!r} is not one of them{near_miss(word, FLEET, listed=True)}")
 
-    told = f"{words[0]!r} is not one of them" if words else "name one"
-    raise UserError(f"fleet: {told}{near_miss(words[0] if words else '', ('show', 'calibrate'), listed=True)}")
+
+def fleet(*words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True, validator=_no_fleet_command)]) -> int:
+    """Show the devices of an experiment, or measure this machine as one."""
+    raise UserError(f"fleet: name one{near_miss('', FLEET, listed=True)}")

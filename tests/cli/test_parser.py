@@ -80,7 +80,7 @@ def test_help_with_a_file_that_is_not_there_is_one_line(capsys) -> None:
 def test_help_and_settings_import_nothing_heavy() -> None:
     program = (
         "import sys; from raffm_ray.cli.main import main; "
-        "main(['--help']), main(['run', '--help']), main(['settings']), main(['deploy', '--help']), main(['bench', '--help']); "
+        "main(['--help']), main(['run', '--help']), main(['settings']), main(['deploy', '--help']); "
         "print([name for name in ('torch', 'ray', 'transformers', 'datasets', 'pandas', 'matplotlib') if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -20,11 +20,12 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError
 from raffm_ray.cli.main import main
-from raffm_ray.deployment.command import FLAGS, parse_budget, parse_sizes
+from raffm_ray.deployment.command import parse_budget, parse_sizes
 from raffm_ray.deployment.deploy import deploy, plan_for
 from raffm_ray.deployment.exports import export_onnx, largest_difference, onnx_answer
 from raffm_ray.deployment.inference import latencies, metric_of, torch_answer
 from raffm_ray.deployment.model_folder import ExportFormats, answers_of, tuned, write_model
+from raffm_ray.deployment.options import FLAGS
 from raffm_ray.deployment.supernet import open_supernet
 from raffm_ray.deployment.trained_model import TrainedModel, find_trained_model, of_run
 from raffm_ray.models.architecture import Architecture, architecture_of, build, new_model
