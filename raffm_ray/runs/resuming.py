@@ -23,6 +23,9 @@ from raffm_ray.settings.loading import load_recorded, pairs_of
 
 Row = TypeVar("Row")
 Tell = Callable[[str], None]
+PLACES = ("task.data", "model.pretrained", "model.tokenizer", "fleet.profiles", "clock.trace")
+"""Settings that name a file or folder: it may be in another place, if what is there is what it was (`origin_of`, and the model that the run
+began with)."""
 FREE = (
     "pool.backend",
     "pool.workers",
@@ -37,15 +40,10 @@ FREE = (
     "pool.device",
     "pool.placement",
     "pool.deterministic",
-    "task.data",
-    "model.pretrained",
-    "model.tokenizer",
-    "fleet.profiles",
-    "clock.trace",
+    *PLACES,
 )
-"""Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others; of
-another place, what is there must be what it was (`origin_of`, and the model that the run began with)."""
-FREE_WITHOUT_PLACES = FREE[:-5]
+"""Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
+FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
 """Those of runs whose checkpoints hold a digest of the places too."""
 FREE_AT_FIRST = (
     *FREE[:8],

@@ -35,6 +35,8 @@ from raffm_ray.runs.simulation import simulate
 from raffm_ray.subnetworks.budgets import budget_from
 from raffm_ray.subnetworks.costs import costs_of
 
+PROFILES = Path(__file__).parents[2] / "raffm_ray" / "devices" / "profiles.yaml"
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -397,6 +399,18 @@ def test_damaged_and_foreign_folders_are_one_line(run: Path, tmp_path: Path) -> 
     (folder / "summary.json").unlink()
     with pytest.raises(UserError, match="not finished"):
         of_run(folder)
+
+
+def test_files_of_a_run_may_lie_in_another_place_if_they_are_the_same(run: Path, tmp_path: Path) -> None:
+    text = PROFILES.read_text()
+    (tmp_path / "same.yaml").write_text(text)
+    start = text.index("memory_bytes:", text.index("laptop:"))
+    (tmp_path / "other.yaml").write_text(f"{text[:start]}memory_bytes: 1.25e+9 #{text[start:]}")
+    assert find_trained_model(str(run), ["--fleet.profiles", str(tmp_path / "same.yaml")]).origin
+    with pytest.raises(UserError, match="fleet.profiles is not what it was when the run began"):
+        find_trained_model(str(run), ["--fleet.profiles", str(tmp_path / "other.yaml")])
+    with pytest.raises(UserError, match="--seed: a run is deployed as it is; only task.data, "):
+        find_trained_model(str(run), ["--seed", "3"])
 
 
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
