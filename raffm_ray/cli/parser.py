@@ -182,7 +182,9 @@ def _told(error: cyclopts.CycloptsError, command: str, rest: Sequence[str], flag
         return UserError(f"{flag}: expected a value after it{f', got {after[0]!r}' if after else ''}")
     if isinstance(error, cyclopts.MissingArgumentError | cyclopts.UnknownOptionError):
         (name,) = [one.name for one in _arguments(command) if one.required] or [""]
-        expected = FOLDERS.get(command.split()[0], "") if name == "DIR" else EXPECTED[name].format(command)
+        expected = (
+            FOLDERS.get(command.split()[0], "") if name == "DIR" else EXPECTED.get(name, "another argument").format(command)
+        )
         return UserError(f"{command}: expected {expected}")
     if isinstance(error, cyclopts.RepeatArgumentError):
         return UserError(f"{error.token.keyword}: given more than once")

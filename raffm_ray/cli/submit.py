@@ -18,8 +18,9 @@ from raffm_ray.basics.flags import is_url
 from raffm_ray.pool.ray_start import connect
 from raffm_ray.runs.locations import fresh_folder
 from raffm_ray.runs.recorder import check_output
+from raffm_ray.runs.resuming import PLACES
 from raffm_ray.settings.experiment import Experiment
-from raffm_ray.settings.loading import load
+from raffm_ray.settings.loading import load, load_recorded
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -62,6 +63,7 @@ def command(path: Path, settings: Sequence[str], address: str | None, out: str |
     if path.resolve() not in files:
         raise UserError(f"submit: {path}: left out by a .gitignore or .rayignore, so the cluster would not get it")
     check_size(here, files)
+    check_places(path, here)
     fresh = fresh_folder(experiment.name)
     name, folder = fresh.name, Path(out) if out and not there else fresh
     check_output(folder)
@@ -77,6 +79,16 @@ def command(path: Path, settings: Sequence[str], address: str | None, out: str |
     except KeyboardInterrupt:
         raise KeyboardInterrupt(stopped(client, name, there or f"$HOME/raffm-ray-runs/{name}")) from None
     return ended(client, job, name, folder)
+
+
+def check_places(path: Path, folder: Path) -> None:
+    """Raises UserError where an experiment names a file, relative to itself, that a working directory does not hold."""
+    written, whole = load_recorded(path), load(path)
+    for name in PLACES:
+        section, key = name.split(".")
+        given, place = (getattr(getattr(one, section), key) for one in (written, whole))
+        if given != place and not Path(given).expanduser().is_absolute() and not Path(place).is_relative_to(folder):
+            raise UserError(f"submit: {name}: {given}: outside of the working directory {folder}, which is what the cluster gets")
 
 
 def dashboard(address: str | None) -> str:

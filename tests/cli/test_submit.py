@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import tiny_experiment
 
 from raffm_ray.basics.errors import UserError
@@ -87,6 +88,20 @@ def test_a_relative_folder_is_here_and_a_whole_path_on_the_cluster(here, out, th
     assert sent["entrypoint"].startswith("raffm-ray run tiny.yaml --rounds 1 --hand-over ")
     assert "runs/mine" not in sent["entrypoint"]
     assert str(folders[0]).startswith(brought)
+
+
+def test_a_file_that_the_cluster_would_not_get_is_told(here) -> None:
+    (here.parent / "fleet.yaml").write_text("mixes: {}")
+    (here / "fleet.yaml").write_text("mixes: {}")
+    path = here / "tiny.yaml"
+    for place, told in (("../fleet.yaml", True), ("./fleet.yaml", False), (str(here.parent / "fleet.yaml"), False)):
+        values = tiny_experiment().model_dump(mode="json")
+        path.write_text(yaml.safe_dump(values | {"fleet": values["fleet"] | {"profiles": place}}))
+        if told:
+            with pytest.raises(UserError, match=r"submit: fleet.profiles: \.\./fleet.yaml: outside of the working directory"):
+                submit.check_places(path, here)
+        else:
+            submit.check_places(path, here)
 
 
 def test_what_is_too_large_is_named(here, monkeypatch) -> None:
