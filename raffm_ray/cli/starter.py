@@ -32,7 +32,11 @@ KNOWN = {
 }
 TEXT_MODELS = ("distilbert-base-uncased", "bert-base-uncased", "roberta-base")
 """Pretrained models that one would name, the first where nothing is on this machine; `KNOWN`: for kinds of tasks that need others."""
-MOST_CLIENTS = 100
+MOST_CLIENTS, FEW = 100, 20
+FEW_RANK = (
+    "salience:",
+    "  source: public   # who ranks the parameters: of few clients, maybe none has a device that holds the full model",
+)
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,7 @@ def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapp
         "    raspberry_pi_5: {layer_params: 0.35}",
         "    laptop: {layer_params: 0.6}",
         "    jetson_agx_orin: {layer_params: 1.0}",
+        *(FEW_RANK if clients < FEW else ()),
         "local:",
         f"  learning_rate: {'5.0e-5' if model.pretrained else '1.0e-3'}",
         "  batch_size: 16",

@@ -231,12 +231,12 @@ def command(path: Path, flags: Sequence[str], out: str | None, fresh_folder: Cal
     except KeyboardInterrupt:
         told = f"; raffm-ray study {quote(str(folder))} goes on" if (folder / STUDY).is_file() else ""
         raise KeyboardInterrupt(told) from None
-    out = standard_output()
+    printer = standard_output()
     if content["front"]:
-        out.print(table(content), "")
+        printer.print(table(content), "")
     for note in notes(content):
-        out.print(note, style="dim", highlight=False)
-    out.print(
+        printer.print(note, style="dim", highlight=False)
+    printer.print(
         f"picture: {folder / 'study.png'}\nbest:    {folder / 'best.yaml'}\nstudy:   {folder}", highlight=False, soft_wrap=True
     )
     return 0

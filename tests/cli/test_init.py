@@ -15,8 +15,21 @@ from raffm_ray.cli.main import main as cli
 from raffm_ray.data.inspection import columns_of, roles_of, task_of
 from raffm_ray.data.sources import open_splits, split_of
 from raffm_ray.models.model_config import parse_config
+from raffm_ray.runs.simulation import simulate
+from raffm_ray.settings.loading import load
 
-QUICK = ["--rounds", "1", "--pool.backend", "in_process", "--evaluation.sizes", "0", "--salience.clients", "1"]
+QUICK = [
+    "--rounds",
+    "1",
+    "--pool.backend",
+    "in_process",
+    "--evaluation.sizes",
+    "0",
+    "--salience.clients",
+    "1",
+    "--model.pretrain.epochs",
+    "1",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +107,7 @@ def test_a_folder_of_images_runs(here, capsys) -> None:
         "public": 0,
     }
     assert "vit-base" in text
-    assert cli(["run", "experiment.yaml", *QUICK, "--out", "run"]) == 0
+    assert simulate(load("experiment.yaml", QUICK), here / "run")["rounds"] == 1
 
 
 def test_nothing_is_overwritten(here, capsys) -> None:
