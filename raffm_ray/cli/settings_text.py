@@ -35,7 +35,8 @@ def _lines(setting: Setting, values: Any = None, tables: bool = False) -> Iterat
         for key in setting.path.split("."):
             values = values[key]
         here = f"; here: {'none' if values is None else values if isinstance(values, str) else json.dumps(values)}"
-    told = f"--{setting.path}  {setting.type.replace('`', '')}; default: {setting.default.strip('`')}{here}"
+    kind = setting.type.replace("`", "").replace("≥", ">=").replace("≤", "<=")  # whatever a terminal's letters are
+    told = f"--{setting.path}  {kind}; default: {setting.default.strip('`')}{here}"
     yield from wrap(told, _width(), initial_indent="  ", subsequent_indent=" " * 8, break_on_hyphens=False)
     meaning = setting.meaning
     for name in TABLE.findall(meaning) if tables else ():

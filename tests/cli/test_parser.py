@@ -65,7 +65,7 @@ def test_help_with_a_file_shows_its_values(command, capsys, monkeypatch) -> None
     monkeypatch.chdir(ROOT)
     assert cli([*command.split(), "experiments/digits.yaml", "--local.learning_rate=0.0625", "--help"]) == 0
     told = capsys.readouterr().out
-    assert "--rounds  integer, ≥ 1; default: 40; here: 100" in told
+    assert "--rounds  integer, >= 1; default: 40; here: 100" in told
     assert "here: 0.0625" in told
     assert narrow(told)
     assert cli([*command.split(), "--help"]) == 0
@@ -135,6 +135,11 @@ def test_settings_are_named_with_type_default_and_meaning(capsys) -> None:
     assert "--local.optimizer  one of adamw, sgd, momentum; default: adamw" in told
     assert "optimizer of a client" in told
     assert "--local.learning_rate" not in told
+
+
+def test_settings_and_help_are_plain_letters(capsys) -> None:
+    assert cli(["settings"]) == 0
+    assert capsys.readouterr().out.isascii()
 
 
 def test_settings_of_a_table_list_its_names(capsys) -> None:
