@@ -32,7 +32,7 @@ KNOWN = {
 }
 TEXT_MODELS = ("distilbert-base-uncased", "bert-base-uncased", "roberta-base")
 """Pretrained models that one would name, the first where nothing is on this machine; `KNOWN`: for kinds of tasks that need others."""
-MOST_CLIENTS, FEW = 100, 20
+MOST_CLIENTS, FEW, MANY_GROUPS = 100, 20, 10
 FEW_RANK = (
     "salience:",
     "  source: public   # who ranks the parameters: of few clients, maybe none has a device that holds the full model",
@@ -173,7 +173,8 @@ def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapp
     training = rows - round(held_out * rows) if isinstance(held_out, float) else rows
     public = max(1, min(200, training // 5))
     groups = columns[roles["group"]].distinct if "group" in roles else 0
-    clients = min(MOST_CLIENTS, groups or max(2, (training - public) // 20))
+    dealt = max(2, (training - public) // 20)
+    clients = min(MOST_CLIENTS, groups if groups >= MANY_GROUPS else max(groups, dealt))
     words = [length for role, column in roles.items() if role not in ("label", "group") for length in columns[column].lengths]
     classes = "label" in roles and kind.endswith("classification")
     lines = [
@@ -207,7 +208,8 @@ def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapp
         lines.append("  pretrain: {epochs: 2, learning_rate: 5.0e-5}   # of the new head and the model, on the public rows")
     lines += ["clients:", f"  count: {clients}", f"  per_round: {max(1, min(10, clients // 2))}"]
     if groups:
-        lines.append(f"  partition: natural   # each client owns the rows of whole groups: {groups:,} values of {roles['group']}")
+        told = "the rows of whole groups" if clients <= groups else "a part of the rows of one group"
+        lines.append(f"  partition: natural   # each client owns {told}: {roles['group']} has {groups:,} values")
     elif classes:
         lines += [
             "  partition: dirichlet_by_class   # no column says whose a row is: clients get unequal shares of the classes",
