@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raffm_ray.basics.flags import take_flag
-from raffm_ray.cli.commands import COMMANDS
+from raffm_ray.basics.errors import UserError
 from raffm_ray.cli.main import main
-from raffm_ray.settings.loading import load
+from raffm_ray.cli.parser import SETTINGS_OF, command_of, parsed
+from raffm_ray.settings.loading import load, pairs_of
+from raffm_ray.studies.study_settings import load_study
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"(?:<!-- not run: ([^>]+?) -->\n+)?^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-LOADS_EXPERIMENT = ("run", "submit", "compare", "shares")
-NO_SETTINGS = ("--equal", "--tune", "--out", "--address", "--pip", "--seeds", "--cluster")
-"""Flags of commands that are no settings."""
+CALL = re.compile(r"(?<![\w/.-])raffm-ray ([a-z][^`\n|]*)")
+"""A call of the command line, in a text or in a block."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,10 @@ def blocks_of(page: str) -> list[Block]:
 
 def _starts_ray(words: list[str]) -> bool:
     """Whether a command of `raffm-ray` has a pool of Ray's workers."""
-    if words[0] not in ("run", "compare"):
+    if words[0] not in ("run", "compare") or "--help" in words:
         return False
-    flags = words[2:]
-    for name in NO_SETTINGS:
-        take_flag(flags, name)
-    return load(Path(words[1]), flags).pool.backend == "ray"
+    config, *settings = parsed(words).args
+    return load(Path(config), settings).pool.backend == "ray"
 
 
 def run_command(command: str) -> None:
@@ -76,17 +74,35 @@ def check_command(command: str) -> None:
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(words[1:]) <= set(targets), f"{command}: the Makefile has {targets}"
-    if "raffm-ray" not in words:
+    if "raffm-ray" in words:
+        check_call(words[words.index("raffm-ray") + 1 :])
+
+
+def calls_in(text: str) -> list[list[str]]:
+    """The calls of `raffm-ray` that a page or a file shows, as words; what only names a command is none."""
+    found = [shlex.split(call, comments=True) for call in CALL.findall(re.sub(r"\\\n\s*#?\s*", "", text))]
+    return [words for words in found if words != command_of(words).split()]
+
+
+def check_call(words: list[str]) -> None:
+    """Raises UserError for a call that is none, and for settings that the file in `experiments` does not take."""
+    if {"-h", "--help", "--version"} & set(words):
+        command_of(words) if words[0] != "--version" else None
         return
-    rest = words[words.index("raffm-ray") + 1 :]
-    name = rest.pop(0)
-    assert name in COMMANDS, f"{command}: raffm-ray has {sorted(COMMANDS)}"
-    if name == "fleet" and rest.pop(0) == "show":
-        name = "run"
-    if name in LOADS_EXPERIMENT and rest[0].startswith("experiments/"):
-        for flag in NO_SETTINGS:
-            take_flag(rest, flag)
-        load(ROOT / rest[0], rest[1:])
+    call, kind = parsed(words), SETTINGS_OF.get(command_of(words))
+    if call.args and str(call.args[0]).startswith("experiments/"):
+        path, *settings = call.args
+        if kind == "experiment":
+            load(ROOT / path, settings)
+        elif kind == "study":
+            load_study(ROOT / path, settings)
+    elif kind in ("experiment", "checkpoint", "run"):
+        settings = [str(word) for word in call.args[1:]]
+        try:
+            load(ROOT / "experiments" / "digits.yaml", settings)
+        except UserError as error:  # with another file, other values may go together
+            if not set(pairs_of(settings)) or "unknown key" in str(error):
+                raise
 
 
 def run_page(page: str) -> None:

@@ -43,7 +43,7 @@ SETTINGS = {
     "HF_HUB_OFFLINE": "1",
 }
 SLOW = (
-    "torch torch.utils.tensorboard transformers transformers.modeling_utils ray optuna pandas datasets tokenizers tyro jinja2 "
+    "torch torch.utils.tensorboard transformers transformers.modeling_utils ray optuna pandas datasets tokenizers cyclopts jinja2 "
     "pyarrow.parquet scipy.optimize sklearn.metrics matplotlib.pyplot rich.console hypothesis.strategies"
 )
 """What takes long to import: it is imported once, before the process of each fault is forked."""

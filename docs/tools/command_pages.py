@@ -1,47 +1,48 @@
-"""The reference of the commands as Markdown: what `raffm-ray --help` and each command's own help say."""
+"""The reference of the commands as Markdown: how each is called, and what its own help says."""
 
-import re
+import os
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 from raffm_ray.cli.main import main
+from raffm_ray.cli.parser import TREE
 
-WITH_HELP = ("deploy", "bench", "study")
-"""Commands whose `--help` needs no configuration."""
+SETTINGS = "\nSettings"
+"""How the part of a help begins that the reference of the settings has too."""
 
 
 def help_of(*words: str) -> str:
-    """What a command prints when it is asked for help. Raises RuntimeError where it has none."""
-    with redirect_stdout(StringIO()) as printed:
-        code = main([*words, "--help"])
+    """What a command prints when it is asked for help, without its settings. Raises RuntimeError where it has none."""
+    before, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), "80"
+    try:
+        with redirect_stdout(StringIO()) as printed:
+            code = main([*words, "--help"])
+    finally:
+        os.environ.pop("COLUMNS")
+        if before is not None:
+            os.environ["COLUMNS"] = before
     if code or not printed.getvalue().strip():
         raise RuntimeError(f"raffm-ray {' '.join(words)} --help: exit code {code}, printed {printed.getvalue()!r}")
-    return printed.getvalue().strip("\n")
+    text = printed.getvalue().split(SETTINGS)[0].split("\nKeys of a study")[0]
+    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
 
 
-def usages(text: str) -> Iterator[tuple[str, str, str]]:
-    """(command, how it is called, what it does) of every entry of `raffm-ray --help`, in its order."""
-    for block in re.split(r"\n(?=  raffm-ray )", text)[1:]:
-        first, *more = block.split("\n\n")[0].splitlines()
-        called, _, does = first.strip().partition("   ") if "   " in first.strip() else first.strip().partition("  ")
-        yield called.split()[1], called, " ".join(" ".join([does, *more]).split())
+def commands() -> Iterator[str]:
+    """The names of all commands, those below others after them."""
+    for name in TREE:
+        if not name.startswith("-"):
+            yield name
+            yield from (f"{name} {inner}" for inner in TREE[name] if not inner.startswith("-"))
 
 
-def command_page(name: str, text: str) -> str:
-    """A command's lines of `raffm-ray --help`, and its own help where it has one."""
-    parts = []
-    for command, called, does in usages(text):
-        if command == name and not called.endswith("--help"):
-            parts.append(f"```text\n{called}\n```\n\n{does[:1].upper()}{does[1:]}.\n")
-    if name in WITH_HELP:
-        parts.append(f"`raffm-ray {name} --help`:\n\n```text\n{help_of(name)}\n```\n")
-    return "\n".join(parts)
+def command_page(name: str) -> str:
+    """The help of a command and of those below it."""
+    own = [command for command in commands() if command.split()[0] == name]
+    return "\n".join(f"```text\n{help_of(*command.split())}\n```\n" for command in own)
 
 
 def write_pages(folder: Path) -> dict[Path, str]:
     """File -> content: one for each command."""
-    text = help_of()
-    names = dict.fromkeys(command for command, *_ in usages(text) if not command.startswith("-"))
-    return {folder / f"{name}.md": command_page(name, text) for name in names}
+    return {folder / f"{name}.md": command_page(name) for name in commands() if " " not in name}

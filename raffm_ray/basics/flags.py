@@ -1,6 +1,8 @@
-"""Flags of a command that are not settings."""
+"""Words of the command line that are not settings."""
 
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from raffm_ray.basics.errors import UserError
 
@@ -13,19 +15,14 @@ def is_url(text: str) -> bool:
     return URL.match(text) is not None
 
 
-def take_flag(words: list[str], name: str) -> str | None:
-    """Removes `name VALUE` or `name=VALUE` from the words; returns the value. Raises UserError where it has none."""
-    for position, word in enumerate(words):
-        if word == name:
-            if position + 1 == len(words):
-                raise UserError(f"{name}: expected a value after it")
-            value = words[position + 1]
-            del words[position : position + 2]
-        elif word.startswith(f"{name}="):
-            value = words.pop(position).split("=", 1)[1]
-        else:
-            continue
-        if not value or value.startswith("--"):
-            raise UserError(f"{name}: expected a value after it, got {value!r}")
-        return value
-    return None
+def whole(expected: str = "a whole number from 1") -> Callable[[Any, Sequence[Any]], int]:
+    """Reads the value of a flag, as a converter of cyclopts; it raises UserError, with what is `expected` in words, for anything but a
+    whole number from 1."""
+
+    def read(_: Any, tokens: Sequence[Any]) -> int:
+        text = str(tokens[0].value)
+        if not text.isascii() or not text.isdigit() or int(text) < 1:
+            raise UserError(f"{tokens[0].keyword}: expected {expected}, got {text!r}")
+        return int(text)
+
+    return read

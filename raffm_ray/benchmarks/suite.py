@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from textwrap import wrap
 from time import perf_counter
 from typing import Any
 
@@ -15,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from raffm_ray.basics.errors import UserError, near_miss
-from raffm_ray.basics.flags import take_flag
 from raffm_ray.basics.machine import memory_bytes, processor
 from raffm_ray.basics.version import __version__
 from raffm_ray.benchmarks.empty_rounds import noop_large, noop_small
@@ -54,7 +54,8 @@ CASES: dict[str, Case] = {
 }
 
 
-FLAGS = ("--workers", "--repetitions", "--quick", "--out")
+OTHERS, FLAGS = ("extraction",), ("--workers", "--repetitions", "--quick", "--out")
+"""What may also follow `raffm-ray bench`."""
 
 
 def machine(workers: int) -> dict[str, Any]:
@@ -168,57 +169,32 @@ def run_suite(
     return {**content, "rows": rows}
 
 
-def _whole(text: str | None, flag: str, otherwise: int) -> int:
-    if text is None:
-        return otherwise
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UserError(f"{flag}: expected a whole number of at least 1, got {text!r}")
-    return int(text)
+def cases_text(width: int) -> str:
+    """The cases as the help lists them, in lines of at most `width` characters."""
+    edge = max(map(len, CASES)) + 4
+    lines = [
+        line
+        for name, case in CASES.items()
+        for line in wrap(case.says, width, initial_indent=f"  {name}".ljust(edge), subsequent_indent=" " * edge)
+    ]
+    return "\n".join(["Cases (ours / the limit that is measured beside it):", *lines])
 
 
-def usage() -> str:
-    """What `raffm-ray bench --help` says."""
-    width = max(map(len, CASES))
-    lines = [f"  {name:{width}}  {case.says}" for name, case in CASES.items()]
-    return "\n".join(
-        [
-            "raffm-ray bench [NAME ...] [--workers N] [--repetitions N] [--quick] [--out DIR]",
-            "",
-            "All cases, or those named: ours / the limit that is measured beside it. --quick: in small; its numbers mean nothing.",
-            "",
-            *lines,
-        ]
-    )
+def check_case(name: str) -> None:
+    """Raises UserError for what is no case and no flag."""
+    if name not in CASES:
+        raise UserError(f"bench: {name!r} is not one of them{near_miss(name, [*CASES, *OTHERS, *FLAGS], listed=True)}")
 
 
-def command(words: Sequence[str], fresh: Callable[[str], Path], others: Sequence[str]) -> int:
-    """`raffm-ray bench [NAME ...] [--workers N] [--repetitions N] [--quick] [--out DIR]`; `others`: benchmarks that are not cases.
-
-    Raises UserError for a case or flag that is not known.
-    """
-    rest = list(words)
-    if {"-h", "--help"} & set(rest):
-        print(usage())
-        return 0
-    out, asked, most = (take_flag(rest, flag) for flag in ("--out", "--repetitions", "--workers"))
-    quick = "--quick" in rest
-    names = [word for word in rest if word != "--quick"]
-    for name in names:
-        if name not in CASES:
-            raise UserError(f"bench: {name!r} is not one of them{near_miss(name, [*CASES, *others, *FLAGS], listed=True)}")
-    workers = _whole(most, "--workers", os.cpu_count() or 1)
-    repetitions = _whole(asked, "--repetitions", 1 if quick else 5)
-    folder = Path(out) if out else fresh("bench")
+def bench(names: Sequence[str], options: Options, folder: Path) -> int:
+    """Runs the named cases, or all of them, and prints a table."""
     began = perf_counter()
     content = run_suite(
-        names=list(dict.fromkeys(names)) or list(CASES),
-        folder=folder,
-        console=Console(stderr=True),
-        options=Options(workers, repetitions, quick),
+        names=list(dict.fromkeys(names)) or list(CASES), folder=folder, console=Console(stderr=True), options=options
     )
     console = Console()
     console = console if console.is_terminal else Console(width=130)
-    title = f"{workers} workers on {content['machine']['processor']}, {perf_counter() - began:.0f} s"
-    console.print(table_of(content["rows"], f"shortened, the numbers mean nothing: {title}" if quick else title))
+    title = f"{options.workers} workers on {content['machine']['processor']}, {perf_counter() - began:.0f} s"
+    console.print(table_of(content["rows"], f"shortened, the numbers mean nothing: {title}" if options.quick else title))
     console.print(f"written to {folder}", highlight=False, soft_wrap=True)
     return 0

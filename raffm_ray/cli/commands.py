@@ -1,33 +1,20 @@
-"""What each command does with its words. What is heavy is imported where it is needed: `raffm-ray --help` takes a tenth of a second."""
+"""What each command about runs does. What is heavy is imported where it is needed: a command's help is shown at once."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from raffm_ray.basics.errors import UserError, without_secrets
-from raffm_ray.basics.flags import take_flag
+from raffm_ray.basics.flags import whole
+from raffm_ray.cli.flags import Config, Out, Run, RunOut, Settings
 from raffm_ray.cli.signals import telling_how_to_resume
 from raffm_ray.runs.locations import fetched, fresh_folder, mirror_at
 
 if TYPE_CHECKING:
     from raffm_ray.runs.mirror import Mirror
     from raffm_ray.settings.experiment import Experiment
-
-
-def _config_path(command: str, rest: list[str]) -> Path:
-    """Removes the YAML file's path from a command's words; shows every setting there where help is asked for."""
-    if not rest or rest[0].startswith("-"):
-        raise UserError(f"{command}: expected the path of a YAML file, for example: raffm-ray {command} experiments/digits.yaml")
-    path = Path(rest.pop(0))
-    if {"-h", "--help"} & set(rest):
-        import tyro
-
-        from raffm_ray.settings.experiment import Experiment
-        from raffm_ray.settings.loading import load
-
-        tyro.cli(Experiment, default=load(path), args=["--help"], prog=f"raffm-ray {command} {path}")
-    return path
 
 
 def _start_ahead(experiment: "Experiment") -> None:
@@ -64,16 +51,19 @@ def _show(summary: dict[str, Any], folder: Path, mirror: "Mirror | None" = None)
     return 0
 
 
-def run(words: Sequence[str]) -> int:
-    """`raffm-ray run CONFIG.yaml [--key.path value ...] [--out DIR|URL]`."""
-    rest = list(words)
-    path = _config_path("run", rest)
+def run(
+    config: Config,
+    /,
+    *settings: Settings,
+    out: RunOut = None,
+    hand_over: Annotated[str | None, Parameter(show=False)] = None,
+) -> int:
+    """Run an experiment: a simulation, its records, a picture and a report."""
     from raffm_ray.settings.loading import load
 
-    chosen, handed = take_flag(rest, "--out"), take_flag(rest, "--hand-over")
-    experiment = load(path, rest)
-    mirror = mirror_at(chosen)
-    folder = Path(chosen) if chosen and mirror is None else fresh_folder(experiment.name)
+    experiment = load(config, settings)
+    mirror = mirror_at(out)
+    folder = Path(out) if out and mirror is None else fresh_folder(experiment.name)
     _start_ahead(experiment)
 
     from rich.console import Console
@@ -82,34 +72,52 @@ def run(words: Sequence[str]) -> int:
 
     with telling_how_to_resume(folder, mirror.url if mirror else ""):
         code = _show(simulate(experiment, folder, Console(stderr=True), mirror=mirror), folder, mirror)
-    if handed:
-        from raffm_ray.cli.submit import hand_over
+    if hand_over:
+        from raffm_ray.cli.submit import hand_over as leave
 
-        hand_over(folder, handed, experiment)
+        leave(folder, hand_over, experiment)
     return code
 
 
-def submit(words: Sequence[str]) -> int:
-    """`raffm-ray submit CONFIG.yaml [--address URL] [--key.path value ...] [--out DIR|URL] [--pip PACKAGE,...]`."""
-    rest = list(words)
-    path = _config_path("submit", rest)
+def submit(
+    config: Config,
+    /,
+    *settings: Settings,
+    address: Annotated[
+        str | None,
+        Parameter(metavar="URL", help="the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, then RAY_ADDRESS"),
+    ] = None,
+    out: Annotated[
+        str | None,
+        Parameter(
+            metavar="DIR|URL",
+            help="relative: folder here for the report that is brought back; absolute path or URL: folder of the whole run on the cluster",
+        ),
+    ] = None,
+    pip: Annotated[str | None, Parameter(metavar="PACKAGE,...", help="Python packages that the job needs")] = None,
+) -> int:
+    """Run an experiment as a job on a Ray cluster: shows its log, and brings its report back.
+
+    The current folder is sent to the cluster, but for what .gitignore and .rayignore exclude.
+    """
     from raffm_ray.cli.submit import command
 
-    return command(rest, path)
+    return command(Path(config), settings, address, out, pip)
 
 
-def resume(words: Sequence[str]) -> int:
-    """`raffm-ray resume DIR|URL [--rounds N] [--key.path value ...]`."""
-    if not words or words[0].startswith("-"):
-        raise UserError("resume: expected the folder of a run, for example: raffm-ray resume runs/digits-20250101-120000")
-    folder, mirror = fetched(words[0])
+def resume(run: Run, /, *settings: Settings) -> int:
+    """Go on with a run that was interrupted; with --rounds N, also with one that is finished, to more rounds.
+
+    Otherwise only settings that change no result may be others, such as --pool.workers.
+    """
+    folder, mirror = fetched(run)
 
     from rich.console import Console
 
     from raffm_ray.runs.simulation import resume as go_on
 
     with telling_how_to_resume(folder, mirror.url if mirror else ""):
-        return _show(go_on(folder, words[1:], Console(stderr=True), mirror=mirror), folder, mirror)
+        return _show(go_on(folder, settings, Console(stderr=True), mirror=mirror), folder, mirror)
 
 
 def _seeds(text: str) -> list[int]:
@@ -123,18 +131,36 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def compare(words: Sequence[str]) -> int:
-    """`raffm-ray compare CONFIG.yaml [--seeds 0,1,2] [--equal compute|bytes|memory|time] [--tune TRIALS] [--key.path value ...] [--out DIR]`."""
-    rest = list(words)
-    path = _config_path("compare", rest)
+def compare(
+    config: Config,
+    /,
+    *settings: Settings,
+    seeds: Annotated[
+        str | None, Parameter(metavar="0,1,2", help="seeds of every strategy's runs; default: the experiment's")
+    ] = None,
+    equal: Annotated[
+        str | None,
+        Parameter(metavar="compute|bytes|memory|time", help="what is held equal: budgets and rounds are converted to it"),
+    ] = None,
+    tune: Annotated[
+        int | None,
+        Parameter(
+            metavar="TRIALS",
+            converter=whole("a number of trials, at least 1"),
+            help="chooses each strategy's learning rate before, with that many trials",
+        ),
+    ] = None,
+    out: Out = None,
+) -> int:
+    """Compare an experiment's strategy with its baselines, over seeds: one table, one picture.
+
+    The same command with the same --out goes on with a comparison that was interrupted.
+    """
     from raffm_ray.settings.loading import load
 
-    chosen, asked, equal, trials = (take_flag(rest, flag) for flag in ("--out", "--seeds", "--equal", "--tune"))
-    if trials is not None and not (trials.isascii() and trials.isdigit() and int(trials) > 0):
-        raise UserError(f"--tune: expected a number of trials, at least 1, got {trials!r}")
-    experiment = load(path, rest)
-    seeds = _seeds(asked) if asked else [experiment.seed]
-    folder = Path(chosen) if chosen else fresh_folder(f"compare-{experiment.name}")
+    experiment = load(config, settings)
+    chosen = _seeds(seeds) if seeds else [experiment.seed]
+    folder = Path(out) if out else fresh_folder(f"compare-{experiment.name}")
     _start_ahead(experiment)
 
     from rich.console import Console
@@ -144,37 +170,58 @@ def compare(words: Sequence[str]) -> int:
     from raffm_ray.studies.comparison import compare as compare_strategies
 
     try:
-        content = compare_strategies(experiment, seeds, folder, Console(stderr=True), equal, int(trials) if trials else None)
+        content = compare_strategies(experiment, chosen, folder, Console(stderr=True), equal, tune)
     except KeyboardInterrupt:
         told = f"; the same command with --out {quote(str(folder))} goes on where it stopped" if folder.exists() else ""
         raise KeyboardInterrupt(told) from None
-    out = standard_output()
+    console = standard_output()
     for table in tables(content):
-        out.print(table, "")
+        console.print(table, "")
     for note in notes(content):
-        out.print(note, style="dim", highlight=False)
-    out.print(f"picture: {folder / 'comparison.png'}\ntable:   {folder / 'comparison.md'}", highlight=False, soft_wrap=True)
-    out.print(f"runs:    {folder}", highlight=False, soft_wrap=True)
+        console.print(note, style="dim", highlight=False)
+    console.print(
+        f"picture: {folder / 'comparison.png'}\ntable:   {folder / 'comparison.md'}\nruns:    {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 
-def report(words: Sequence[str]) -> int:
-    """`raffm-ray report DIR|URL [DIR|URL ...] [--out DIR]`."""
-    rest = list(words)
-    chosen = take_flag(rest, "--out")
-    if not rest or any(word.startswith("-") for word in rest):
+def study(
+    study: Annotated[str, Parameter(name="STUDY|DIR", help="file with a study, or the folder of one to go on with")],
+    /,
+    *settings: Settings,
+    out: Out = None,
+) -> int:
+    """Search for the best settings with Optuna.
+
+    --key value overrides keys of the file. The same command with the same --out goes on with a study that was interrupted.
+    """
+    from raffm_ray.studies.study import command
+
+    return command(Path(study), settings, out, fresh_folder)
+
+
+def report(
+    *runs: Annotated[str, Parameter(name="DIR", help="folders of finished runs, or URLs of their copies")],
+    out: Annotated[
+        str | None, Parameter(metavar="DIR", help="with several runs: folder of the comparison; default: a new one in runs/")
+    ] = None,
+) -> int:
+    """Draw the pictures and the HTML page of a finished run, or of several side by side."""
+    if not runs:
         raise UserError("report: expected folders of finished runs")
-    if len(rest) > 1:
+    if len(runs) > 1:
         from raffm_ray.reports.multi_run_report import write_comparison
 
-        folders = [fetched(word, checkpoints=False)[0] for word in rest]
-        print(write_comparison(folders, Path(chosen) if chosen else fresh_folder("report")))
+        folders = [fetched(word, checkpoints=False)[0] for word in runs]
+        print(write_comparison(folders, Path(out) if out else fresh_folder("report")))
         return 0
-    if chosen:
+    if out:
         raise UserError("report: --out is for several runs; the report of one is written into its own folder")
     from raffm_ray.reports.run_report import write_report
 
-    folder, mirror = fetched(rest[0], checkpoints=False)
+    folder, mirror = fetched(runs[0], checkpoints=False)
     for path in write_report(folder):
         print(path)
     if mirror is not None:
@@ -182,15 +229,19 @@ def report(words: Sequence[str]) -> int:
     return 0
 
 
-def shares(words: Sequence[str]) -> int:
-    """`raffm-ray shares CONFIG.yaml [--key.path value ...] [--out FILE.png]`."""
-    rest = list(words)
-    path = _config_path("shares", rest)
+def shares(
+    config: Config,
+    /,
+    *settings: Settings,
+    out: Annotated[
+        str | None, Parameter(metavar="FILE", help="the picture: a new file .png, .svg or .pdf; default: a new one in runs/")
+    ] = None,
+) -> int:
+    """Show who owns which data, as a table and a picture. Nothing is trained."""
     from raffm_ray.settings.loading import load
 
-    chosen = take_flag(rest, "--out")
-    experiment = load(path, rest)
-    image = Path(chosen) if chosen else Path(f"{fresh_folder(f'{experiment.name}-shares')}.png")
+    experiment = load(config, settings)
+    image = Path(out) if out else Path(f"{fresh_folder(f'{experiment.name}-shares')}.png")
     if image.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--out {image}: expected a name that ends in .png, .svg or .pdf")
     if image.exists():
@@ -211,76 +262,9 @@ def shares(words: Sequence[str]) -> int:
         save(figure, image)
     except OSError as error:
         raise UserError(f"--out {image}: cannot be written: {error.strerror}") from None
-    out = standard_output()
-    out.print(share_table(label_distribution, devices, title))
+    console = standard_output()
+    console.print(share_table(label_distribution, devices, title))
     if left := len(prepared.task.clients) - int(label_distribution.sizes.sum()):
-        out.print(f"{left:,} of {len(prepared.task.clients):,} examples are nobody's", highlight=False)
-    out.print(f"picture: {image}", highlight=False, soft_wrap=True)
+        console.print(f"{left:,} of {len(prepared.task.clients):,} examples are nobody's", highlight=False)
+    console.print(f"picture: {image}", highlight=False, soft_wrap=True)
     return 0
-
-
-def bench(words: Sequence[str]) -> int:
-    """`raffm-ray bench [NAME ...] [flags]`: the speed suite, or `raffm-ray bench extraction [--key.path value ...]`."""
-    rest = list(words)
-    if rest[:1] != ["extraction"]:
-        from raffm_ray.benchmarks.suite import command
-
-        return command(rest, fresh_folder, ["extraction"])
-    name = rest.pop(0)
-    from raffm_ray.benchmarks.extraction import extraction
-
-    if {"-h", "--help"} & set(rest):
-        import tyro
-
-        from raffm_ray.benchmarks.extraction import DEFAULTS
-        from raffm_ray.settings.experiment import Experiment
-        from raffm_ray.settings.loading import parse
-
-        tyro.cli(Experiment, default=parse(DEFAULTS), args=["--help"], prog=f"raffm-ray bench {name}")
-    chosen = take_flag(rest, "--out")
-    folder = Path(chosen) if chosen else fresh_folder(f"bench-{name}")
-
-    from rich.console import Console
-
-    from raffm_ray.basics.formatting import standard_output
-
-    table = extraction(rest, folder, Console(stderr=True))
-    out = standard_output()
-    out.print(table)
-    out.print(f"written to {folder}", highlight=False, soft_wrap=True)
-    return 0
-
-
-def fleet(words: Sequence[str]) -> int:
-    """`raffm-ray fleet show CONFIG.yaml [...]`, `raffm-ray fleet calibrate [...]`."""
-    from raffm_ray.fleet.command import fleet as command
-
-    return command(words)
-
-
-def study(words: Sequence[str]) -> int:
-    """`raffm-ray study STUDY.yaml|DIR [--key.path value ...] [--out DIR]`."""
-    from raffm_ray.studies.study import command
-
-    return command(words, fresh_folder)
-
-
-def deploy(words: Sequence[str]) -> int:
-    """`raffm-ray deploy RUN|CHECKPOINT --budget KIND=VALUE|--device NAME|--sizes LIST [--out DIR]`, `raffm-ray deploy compare ...`."""
-    from raffm_ray.deployment.command import command
-
-    return command(words, fresh_folder)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": run,
-    "submit": submit,
-    "resume": resume,
-    "compare": compare,
-    "study": study,
-    "shares": shares,
-    "report": report,
-    "bench": bench,
-    "fleet": fleet,
-    "deploy": deploy,
-}

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raffm_ray.basics.errors import UserError, in_short
-from raffm_ray.basics.flags import is_url, take_flag
+from raffm_ray.basics.flags import is_url
 from raffm_ray.pool.ray_start import connect
 from raffm_ray.runs.locations import fresh_folder
+from raffm_ray.runs.recorder import check_output
+from raffm_ray.runs.resuming import PLACES
 from raffm_ray.settings.experiment import Experiment
-from raffm_ray.settings.loading import load
+from raffm_ray.settings.loading import load, load_recorded
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -47,13 +49,13 @@ def hand_over(folder: Path, name: str, experiment: Experiment) -> None:
         shutil.copyfile(folder / file, place / file)
 
 
-def command(words: Sequence[str], path: Path) -> int:
-    """`raffm-ray submit CONFIG.yaml [--address URL] [--key.path value ...] [--out DIR|URL] [--pip PACKAGE,...]`: the job's exit code."""
-    rest = list(words)
-    address, out, pip = (take_flag(rest, flag) for flag in ("--address", "--out", "--pip"))
-    experiment = load(path, rest)
-    if out and not is_url(out) and not Path(out).is_absolute():
-        raise UserError(f"submit: --out {out}: expected a URL or a whole path: the job's own folder goes away with it")
+def command(path: Path, settings: Sequence[str], address: str | None, out: str | None, pip: str | None) -> int:
+    """Sends the current folder and runs an experiment of it there: the job's exit code. Raises UserError.
+
+    `out`: where a relative path, the folder here of what is brought back; otherwise where the whole run is on the cluster.
+    """
+    experiment = load(path, settings)
+    there = out if out and (is_url(out) or Path(out).is_absolute()) else None
     here = Path.cwd()
     if not path.resolve().is_relative_to(here):
         raise UserError(f"submit: {path}: outside of the working directory {here}, which is what the cluster gets")
@@ -61,11 +63,13 @@ def command(words: Sequence[str], path: Path) -> int:
     if path.resolve() not in files:
         raise UserError(f"submit: {path}: left out by a .gitignore or .rayignore, so the cluster would not get it")
     check_size(here, files)
-    folder = fresh_folder(experiment.name)
-    name = folder.name
+    check_places(path, here)
+    fresh = fresh_folder(experiment.name)
+    name, folder = fresh.name, Path(out) if out and not there else fresh
+    check_output(folder)
     client = client_at(dashboard(address))
-    told = ["raffm-ray", "run", path.resolve().relative_to(here).as_posix(), *rest, "--hand-over", name]
-    where = shlex.quote(out) if out else f'"$HOME"/raffm-ray-runs/{shlex.quote(name)}'
+    told = ["raffm-ray", "run", path.resolve().relative_to(here).as_posix(), *settings, "--hand-over", name]
+    where = shlex.quote(there) if there else f'"$HOME"/raffm-ray-runs/{shlex.quote(name)}'
     environment: dict[str, Any] = {"working_dir": str(here)} | ({"pip": pip.split(",")} if pip else {})
     with _one_line("submit: the job was refused"):
         client.submit_job(entrypoint=f"{shlex.join(told)} --out {where}", submission_id=name, runtime_env=environment)
@@ -73,8 +77,18 @@ def command(words: Sequence[str], path: Path) -> int:
     try:
         job = followed(client, name)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(stopped(client, name, out or f"$HOME/raffm-ray-runs/{name}")) from None
+        raise KeyboardInterrupt(stopped(client, name, there or f"$HOME/raffm-ray-runs/{name}")) from None
     return ended(client, job, name, folder)
+
+
+def check_places(path: Path, folder: Path) -> None:
+    """Raises UserError where an experiment names a file, relative to itself, that a working directory does not hold."""
+    written, whole = load_recorded(path), load(path)
+    for name in PLACES:
+        section, key = name.split(".")
+        given, place = (getattr(getattr(one, section), key) for one in (written, whole))
+        if given != place and not Path(given).expanduser().is_absolute() and not Path(place).is_relative_to(folder):
+            raise UserError(f"submit: {name}: {given}: outside of the working directory {folder}, which is what the cluster gets")
 
 
 def dashboard(address: str | None) -> str:
@@ -191,7 +205,7 @@ def ended(client: "JobSubmissionClient", job: Any, name: str, folder: Path) -> i
         if job.driver_exit_code is None:
             raise UserError(f"submit: job {name} did not start: {in_short(job.message)}")
         return int(job.driver_exit_code)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with _one_line(f"submit: job {name} went well, but its report cannot be fetched"):
         for file in BROUGHT:
             asked = {"node_id": job.driver_node_id, "filename": f"{PLACE}/{name}/{file}", "lines": -1}

@@ -6,15 +6,17 @@ Open to other packages:
 - `examples`: columns of arrays, and batches of them
 - `encoding`: tokenizes texts and decodes images into cached, memory-mapped columns
 - `sources`: reads data with the `datasets` library
+- `inspection`: what is in a data set that nobody has described
 - `metrics`: accuracy, F1, perplexity and others
+- `data_summary`: what the data looks like, before anything is trained
 - `partition`: which client owns which examples
 - `label_distribution`: how many examples of each label a client owns
 - `shares`: the record and the table of who owns what
+- `task_types`: classification, regression, question answering, language modelling: rows to model inputs
 
 Used inside only:
 
 - `labels`: how many classes there are, and what is odd about them
-- `task_types`: classification, regression, question answering, language modelling: rows to model inputs
 - `packing`: texts of one owner as blocks of equal length
 
 Imports `basics`, `settings`.
@@ -22,4 +24,16 @@ Imports `basics`, `settings`.
 Start reading at `tasks`.
 """
 
-__all__ = ["encoding", "examples", "label_distribution", "metrics", "partition", "shares", "sources", "tasks"]
+__all__ = [
+    "data_summary",
+    "encoding",
+    "examples",
+    "inspection",
+    "label_distribution",
+    "metrics",
+    "partition",
+    "shares",
+    "sources",
+    "task_types",
+    "tasks",
+]

@@ -4,6 +4,7 @@ Open to other packages:
 
 - `deploy`: cuts, writes and measures a subnetwork
 - `command`: `raffm-ray deploy`
+- `options`: what can be asked of it
 - `model_folder`: a folder that loads on its own
 - `supernet`: one file of which every beginning is a subnetwork
 
@@ -23,4 +24,4 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`
 Start reading at `deploy`.
 """
 
-__all__ = ["command", "deploy", "model_folder", "supernet"]
+__all__ = ["command", "deploy", "model_folder", "options", "supernet"]

@@ -1,7 +1,6 @@
-"""`raffm-ray deploy`: reads its arguments and prints its table."""
+"""`raffm-ray deploy`: checks what is asked for, and prints its table."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -10,50 +9,19 @@ from rich.console import Console
 from rich.table import Table
 
 from raffm_ray.basics.errors import UserError
-from raffm_ray.basics.flags import take_flag
 from raffm_ray.basics.formatting import human_bytes, standard_output
 from raffm_ray.data.metrics import shown
 from raffm_ray.deployment.deploy import LATENCY, check_forms, plan_for, write_models
 from raffm_ray.deployment.model_card import at_once
 from raffm_ray.deployment.model_folder import ExportFormats
+from raffm_ray.deployment.options import DeployOptions
 from raffm_ray.deployment.supernet import DESCRIBED, FILE, check_supernet
 from raffm_ray.deployment.trained_model import find_trained_model
 from raffm_ray.runs.recorder import check_output
 
 SHORT = {"torch": "PyTorch", "onnx": "ONNX", "int8": "int8"}
-HELP = """\
-raffm-ray deploy RUN|CHECKPOINT --budget KIND=VALUE ... | --device NAME | --sizes 0.75,0.5 | --elastic  [--out DIR] [flags]
-raffm-ray deploy compare RUN|CHECKPOINT [--sizes 1,0.75,0.5,0.35,0.25] [--out DIR]      torch, ONNX and int8: a table and a picture
-
-The part of a finished run's model, or of a plain checkpoint, that fits, as a folder that transformers loads after `import raffm_ray`.
-
-  --budget KIND=VALUE  params, layer_params, bytes, macs, inference_bytes, training_flops, memory_bytes: up to 1 a fraction of the full
-                       model's; latency_ms: of an answer on this machine, by real timings of the last form asked for (torch, ONNX, int8)
-  --device NAME        what a device class of the run gets, or a profile's memory allows
-  --sizes LIST         several, by fractions of the parameters in layers
-  --elastic            one file of which every beginning is a subnetwork
-  --onnx, --int8       ONNX in 32 bit floats; in 8 bit integers too (pip install 'raffm-ray[onnx]')
-  --torch-export       torch's exported program
-  --tune STEPS         further training on the public part's labels; --distill STEPS: on the full model's answers
-  --examples N         how many are answered at once where times are taken (1)
-  --task.*, --salience.*, --extraction.*   settings, for a checkpoint: the data that ranks and measures it is named by --task.name
-
-docs/how_to/deploy.md has the rest."""
 SIZES = "1,0.75,0.5,0.35,0.25"
 """Of `deploy compare`, where it is told no others: parts of the parameters in layers."""
-FLAGS = (
-    "--budget",
-    "--device",
-    "--sizes",
-    "--out",
-    "--examples",
-    "--tune",
-    "--distill",
-    "--onnx",
-    "--int8",
-    "--torch-export",
-    "--elastic",
-)
 
 
 def _number(text: str, what: str) -> float:
@@ -113,70 +81,49 @@ def table_of(told: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def _take_switch(words: list[str], name: str) -> bool:
-    if name in words:
-        words.remove(name)
-        return True
-    return False
+def deploy(source: str, flags: Sequence[str], options: DeployOptions, folder: Path, comparing: bool = False) -> int:
+    """Writes what is asked for of a run or checkpoint into a new folder, and prints a table. Raises UserError.
 
-
-def command(words: Sequence[str], fresh: Any) -> int:
-    """`raffm-ray deploy SOURCE --budget KIND=VALUE ... --out DIR`, `raffm-ray deploy compare SOURCE`. Raises UserError."""
-    rest = list(words)
-    if {"-h", "--help"} & set(rest):
-        print(HELP)
-        return 0
-    comparing = bool(rest) and rest[0] == "compare"
-    rest = rest[comparing:]
-    if not rest or rest[0].startswith("-"):
-        raise UserError(
-            "deploy: expected first the folder of a finished run, or of a checkpoint: raffm-ray deploy runs/mine --budget params=0.5 --out small"
-        )
-    source, budgets = rest.pop(0), dict[str, float]()
-    while (text := take_flag(rest, "--budget")) is not None:
+    `flags`: settings of the task, for a checkpoint; `comparing`: all forms of several sizes, and a picture of them.
+    """
+    budgets, sizes = dict[str, float](), options.sizes
+    for text in options.budget:
         kind, value = parse_budget(text)
         if kind in budgets:
             raise UserError(f"--budget {kind}: given twice, as {budgets[kind]:g} and {value:g}")
         budgets[kind] = value
-    device, sizes, out, many = (take_flag(rest, name) for name in ("--device", "--sizes", "--out", "--examples"))
-    steps = {name: _whole(name, take_flag(rest, name), 0) for name in ("--tune", "--distill")}
-    if all(steps.values()):
+    if options.tune and options.distill:
         raise UserError("--tune and --distill: on labels, or on what the full model answers; not both")
-    onnx, int8, exported, elastic = (_take_switch(rest, name) for name in ("--onnx", "--int8", "--torch-export", "--elastic"))
-    for word in rest:
-        if close := get_close_matches(word, FLAGS, 1, 0.8):
-            raise UserError(f"{word}: unknown flag (did you mean {close[0]!r}?)")
     formats = ExportFormats(
-        onnx=onnx or comparing,
-        int8=int8 or comparing,
-        torch_export=exported,
-        tune=sum(steps.values()),
-        elastic=elastic,
-        examples=_whole("--examples", many, 1),
-        distill=steps["--distill"] > 0,
+        onnx=options.onnx or comparing,
+        int8=options.int8 or comparing,
+        torch_export=options.torch_export,
+        tune=options.tune or options.distill or 0,
+        elastic=options.elastic,
+        examples=options.examples,
+        distill=options.distill is not None,
     )
-    if comparing and (budgets or device):
+    if comparing and (budgets or options.device):
         raise UserError("deploy compare: over --sizes; leave out --budget and --device")
-    if sizes and (budgets or device):
+    if sizes and (budgets or options.device):
         raise UserError("--sizes: says how small by itself; leave out --budget and --device")
     if comparing:
         sizes = sizes or SIZES
-    check_forms(formats, sizes=bool(sizes or budgets or device))
+    check_forms(formats, sizes=bool(sizes or budgets or options.device))
     asked = parse_sizes(sizes) if sizes else []
-    folder = Path(out) if out else fresh(f"deployed-{Path(source).name}")
     check_output(folder)
     console = Console(stderr=True)
     with console.status(f"reading {source}"):
-        trained = find_trained_model(source, rest)
-    if elastic:
+        trained = find_trained_model(source, flags)
+    if options.elastic:
         check_supernet(trained)
     plans = {f"size-{size:g}": plan_for(trained, {"layer_params": size}) for size in asked}
-    if budgets or device:
-        plans = {"": plan_for(trained, budgets, device, formats)}
+    if budgets or options.device:
+        plans = {"": plan_for(trained, budgets, options.device, formats)}
     told = write_models(trained, plans, folder, formats, console)
     if told:
         standard_output().print(table_of(told))
-    if elastic:
+    if options.elastic:
         print(
             f"all sizes: {folder / FILE} and {folder / DESCRIBED}: raffm_ray.open_supernet({str(folder)!r}).read({{'params': 0.5}})"
         )
@@ -187,11 +134,3 @@ def command(words: Sequence[str], fresh: Any) -> int:
         print(f"picture: {folder / 'compare.png'}\ntable:   {folder / 'compare.md'}")
     print(f"models:  {folder}" if asked else f"model:   {folder}")
     return 0
-
-
-def _whole(flag: str, text: str | None, default: int) -> int:
-    if text is None:
-        return default
-    if not text.isdecimal() or not int(text):
-        raise UserError(f"{flag}: expected a whole number from 1, got {text!r}")
-    return int(text)

@@ -20,11 +20,12 @@ from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.public_calibration import public_statistics
 from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs.reader import SUMMARY, how_to_resume, read_summary
-from raffm_ray.runs.resuming import experiment_in
+from raffm_ray.runs.recorder import check_origin
+from raffm_ray.runs.resuming import PLACES, experiment_in, origin_of
 from raffm_ray.server.class_plans import class_plans, copies, view_of
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.state import ServerState, new_state
-from raffm_ray.settings.loading import override, parse
+from raffm_ray.settings.loading import override, pairs_of, parse
 from raffm_ray.subnetworks.budgets import Budget
 from raffm_ray.subnetworks.calibration import rankable
 from raffm_ray.subnetworks.costs import costs_of
@@ -85,13 +86,16 @@ def _arrays(path: Path) -> dict[str, Tensor]:
     return arrays
 
 
-def of_run(folder: Path) -> TrainedModel:
-    """What a finished run left. Raises UserError for a folder that is none, and for files that are damaged or of another model."""
-    experiment = experiment_in(folder)
+def of_run(folder: Path, flags: Sequence[str] = ()) -> TrainedModel:
+    """What a finished run left. `flags`: other places of its files. Raises UserError for a folder that is none, and for files that are
+    damaged, of another model, or not what they were."""
+    experiment = experiment_in(folder, flags)
     if not (folder / SUMMARY).is_file():
         raise UserError(f"{folder}: the run is not finished: only what it ends with can be deployed{how_to_resume(folder)}")
     summary, final = read_summary(folder), folder / "checkpoints" / "final"
     prepared = prepare(experiment)
+    if flags:
+        check_origin(folder, summary["made_from"], origin_of(prepared))
     architecture = prepared.setup.architecture
     named, ranked = _arrays(final / "model.safetensors"), _arrays(final / "salience.safetensors")
     shapes = {name: tuple(values.shape) for name, values in named.items()}
@@ -174,9 +178,10 @@ def find_trained_model(source: str, flags: Sequence[str]) -> TrainedModel:
         beside = [str(one) for one in folder.parent.iterdir() if one.is_dir()] if folder.parent.is_dir() else []
         raise UserError(f"{source}: no such folder{near_miss(str(folder), beside) if beside else ''}")
     if (folder / "config.yaml").is_file() or (folder / "rounds").is_dir():
-        if flags:
-            raise UserError(f"{flags[0]}: a run is deployed as it is; settings are for plain checkpoints")
-        return of_run(folder)
+        for flag, _ in pairs_of(flags):
+            if flag.removeprefix("--") not in PLACES:
+                raise UserError(f"{flag}: a run is deployed as it is; only {', '.join(PLACES)} may be in another place")
+        return of_run(folder, flags)
     if _is_subnetwork(folder):
         raise UserError(f"{source}: is a subnetwork already; another size is deployed from what it was cut out of")
     if folder.is_dir() and not (folder / "config.json").is_file():

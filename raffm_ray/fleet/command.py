@@ -11,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raffm_ray.axes.indexing import Plan
-from raffm_ray.basics.errors import UserError, near_miss
-from raffm_ray.basics.flags import take_flag
+from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
 from raffm_ray.devices.profiles import Device
 from raffm_ray.devices.round_costs import compute_seconds, training_work
@@ -98,14 +97,13 @@ def _table(title: str) -> Table:
     return Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
 
 
-def show(words: Sequence[str]) -> int:
-    """`raffm-ray fleet show CONFIG.yaml [--cluster FILE.yaml] [--key.path value ...]`. Nothing is trained or written."""
-    rest = list(words)
-    described = take_flag(rest, "--cluster")
-    if not rest or rest[0].startswith("-"):
-        raise UserError("fleet show: expected the path of a YAML file, for example: raffm-ray fleet show experiments/digits.yaml")
-    cluster = load_cluster(Path(described)) if described else None
-    prepared = prepare(load(Path(rest[0]), rest[1:]))
+def show(path: Path, flags: Sequence[str], described: Path | None) -> int:
+    """Prints what every device class may use, trains and pays. Nothing is trained or written.
+
+    `flags`: settings that differ from those of the file at `path`; `described`: a cluster's YAML file.
+    """
+    cluster = load_cluster(described) if described else None
+    prepared = prepare(load(path, flags))
     setup = prepared.setup
     placement = placed(prepared, cluster) if cluster else None
     examples = int(np.median([count for count in setup.examples if count]))
@@ -117,7 +115,7 @@ def show(words: Sequence[str]) -> int:
     console.print(width_table(setup, rows))
     if placement is not None:
         rounds = predicted(prepared, state, placement)
-        title = f"{setup.experiment.name} on {Path(str(described)).name}: {len(placement.slots)} workers"
+        title = f"{setup.experiment.name} on {described.name if described else ''}: {len(placement.slots)} workers"
         console.print()
         console.print(
             placement_table(placement, rounds, _table(title)), notes(placement, rounds, setup.experiment.rounds), sep="\n"
@@ -166,21 +164,15 @@ def compare(prepared: Prepared, device: Device, seconds: float, progress: Progre
     )
 
 
-def calibrate(words: Sequence[str]) -> int:
-    """`raffm-ray fleet calibrate [CONFIG.yaml [--key.path value ...]] [--out FILE.yaml] [--name NAME] [--watts WATTS]`.
-
-    The profile is printed, or written where `--out` says; with a configuration, a table of estimates and measurements follows.
-    """
-    rest = list(words)
-    out, name, watts = (take_flag(rest, flag) for flag in ("--out", "--name", "--watts"))
-    name, power, path = name or "this_machine", _watts(watts), Path(out) if out else None
+def calibrate(flags: Sequence[str], path: Path | None, out: str | None, name: str, watts: str | None) -> int:
+    """Measures this machine; the profile is printed, or written where `out` says. With the configuration at `path`, a table of estimates and
+    measurements follows. `watts`: this machine's power, as given. Raises UserError."""
+    power, place = _watts(watts), Path(out) if out else None
     if not re.fullmatch(r"[\w.-]+", name):
         raise UserError(f"--name: expected letters, digits, '.', '_' and '-', got {name!r}")
-    if path is not None and (path.exists() or not path.parent.is_dir()):
-        raise UserError(f"--out {path}: {'is there already' if path.exists() else 'its folder is not there'}")
-    if rest and rest[0].startswith("-"):
-        raise UserError(f"fleet calibrate: {rest[0]!r} is not a flag of it{near_miss(rest[0], ('--out', '--name', '--watts'))}")
-    prepared = prepare(load(Path(rest[0]), rest[1:])) if rest else None
+    if place is not None and (place.exists() or not place.parent.is_dir()):
+        raise UserError(f"--out {place}: {'is there already' if place.exists() else 'its folder is not there'}")
+    prepared = prepare(load(path, flags)) if path else None
     stages = 2 + (len(SIZES) if prepared else 0)
     with Display(Console(stderr=True), "calibrate", 1) as display:
         display.stage("measuring this machine, some seconds", stages)
@@ -192,14 +184,14 @@ def calibrate(words: Sequence[str]) -> int:
         device = measure(power, progress)
         table = compare(prepared, device, STEP_SECONDS, progress) if prepared else None
     text = profile_text(name, device)
-    if path is None:
+    if place is None:
         print(text)
     else:
         try:
-            path.write_text(text, encoding="utf-8")
+            place.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise UserError(f"--out {path}: cannot be written: {error.strerror}") from None
-        print(f"written to {path}: name it in fleet.profiles, and {name} in fleet.shares")
+            raise UserError(f"--out {place}: cannot be written: {error.strerror}") from None
+        print(f"written to {place}: name it in fleet.profiles, and {name} in fleet.shares")
     if table is not None:
         _console().print(table)
     return 0
@@ -213,14 +205,3 @@ def _watts(given: str | None) -> float | None:
     if watts is not None and not 0 < watts < float("inf"):
         raise UserError(f"--watts: expected a positive number, got {given!r}")
     return watts
-
-
-COMMANDS = {"show": show, "calibrate": calibrate}
-
-
-def fleet(words: Sequence[str]) -> int:
-    """`raffm-ray fleet show|calibrate ...`."""
-    if not words or words[0] not in COMMANDS:
-        told = f"{words[0]!r} is not one of them" if words else "name one"
-        raise UserError(f"fleet: {told}{near_miss(words[0] if words else '', COMMANDS, listed=True)}")
-    return COMMANDS[words[0]](words[1:])

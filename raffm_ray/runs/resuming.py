@@ -22,10 +22,13 @@ from raffm_ray.runs.reader import SUMMARY
 from raffm_ray.runs.recorder import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
 from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
-from raffm_ray.settings.loading import load, pairs_of
+from raffm_ray.settings.loading import load_recorded, pairs_of
 
 Row = TypeVar("Row")
 Tell = Callable[[str], None]
+PLACES = ("task.data", "model.pretrained", "model.tokenizer", "fleet.profiles", "clock.trace")
+"""Settings that name a file or folder: it may be in another place, if what is there is what it was (`origin_of`, and the model that the run
+began with)."""
 FREE = (
     "pool.backend",
     "pool.workers",
@@ -40,8 +43,11 @@ FREE = (
     "pool.device",
     "pool.placement",
     "pool.deterministic",
+    *PLACES,
 )
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
+FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
+"""Those of runs whose checkpoints hold a digest of the places too."""
 FREE_AT_FIRST = (
     *FREE[:8],
     "pool.deterministic",
@@ -101,7 +107,7 @@ def experiment_in(folder: Path, flags: Sequence[str] = ()) -> Experiment:
             raise UserError(
                 f"resume: {flag}: a run goes on as it began; only {', '.join(FREE)} may be others, and rounds may be more"
             )
-    experiment = load(path, flags)
+    experiment = load_recorded(path, flags)
     if "pack" not in experiment.task.model_fields_set:
         return experiment.model_copy(update={"task": experiment.task.model_copy(update={"pack": False})})
     return experiment
@@ -123,7 +129,9 @@ def opened(folder: Path, experiment: Experiment, tell: Tell, begun: Experiment |
     recorder = Recorder(folder, experiment, past)
     before = begun or experiment
     same = [experiment, before, *earlier_experiments(folder, before)]
-    if recorder.origin.get("config.yaml") in {experiment_digest(one, free) for one in same for free in (FREE, FREE_AT_FIRST)}:
+    if recorder.origin.get("config.yaml") in {
+        experiment_digest(one, free) for one in same for free in (FREE_WITHOUT_PLACES, FREE_AT_FIRST)
+    }:
         recorder.origin |= digest
     recorder.made_from(digest)
     if recorder.rounds:

@@ -6,6 +6,8 @@ Open to other packages:
 - `strategy`: settings of a strategy, and of its baselines
 - `execution`: settings of the pool and of checkpoints
 - `loading`: reads YAML and flags; every mistake is one line
+- `paths`: makes paths of files and folders absolute
+- `description`: what each setting may be, as text
 - `base`: the base class of all settings, and types that they have
 
 Used inside only:
@@ -17,4 +19,4 @@ Imports `basics`.
 Start reading at `experiment`.
 """
 
-__all__ = ["base", "execution", "experiment", "loading", "strategy"]
+__all__ = ["base", "description", "execution", "experiment", "loading", "paths", "strategy"]

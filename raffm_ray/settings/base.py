@@ -1,6 +1,6 @@
-"""The base class of all settings, and types that settings have."""
+"""The base class of all settings, types that they have, and what marks those that name a place."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -23,3 +23,9 @@ def _weights_by_name(value: Any) -> Any:
 
 ClassWeights = Annotated[Literal["none", "balanced"] | dict[str, float], BeforeValidator(_weights_by_name)]
 """What examples of a class count."""
+FILE: Final[dict[str, Any]] = {"place": "file", "names": []}
+"""Marks a setting that names a file."""
+DATA: Final[dict[str, Any]] = {"place": "data", "names": []}
+"""Marks a setting that names a file or folder of data, or a data set `owner/name` on the hub."""
+MODEL: Final[dict[str, Any]] = {"place": "model", "names": ["all-MiniLM-L6-v2"]}
+"""Marks a setting that names the folder of a model, a model on the hub, or one of `names`, which a Python package carries."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raffm_ray.settings.base import Settings
+from raffm_ray.settings.base import FILE, Settings
 
 
 class FleetSettings(Settings):
@@ -13,7 +13,11 @@ class FleetSettings(Settings):
     mix: str = Field(
         "medium", description="a mix of device classes that raffm_ray/devices/profiles.yaml or the file of `profiles` defines"
     )
-    profiles: str | None = Field(None, description="a YAML file like raffm_ray/devices/profiles.yaml that adds devices and mixes")
+    profiles: str | None = Field(
+        None,
+        json_schema_extra=FILE,
+        description="a YAML file like raffm_ray/devices/profiles.yaml that adds devices and mixes",
+    )
     shares: dict[str, float] = Field(
         {}, description="mapping from a device class to its share of the clients; the mix is scaled to the remaining clients"
     )

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from raffm_ray.settings.base import ClassWeights, Settings
+from raffm_ray.settings.base import DATA, FILE, MODEL, ClassWeights, Settings
 from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
 from raffm_ray.settings.execution import CheckpointSettings, PoolSettings
 from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
@@ -15,7 +15,9 @@ class TaskSettings(Settings):
 
     name: str = Field("digits", description="`digits`, or a task or a kind of task of raffm_ray.data.tasks.TASKS")
     data: str | None = Field(
-        None, description="local file or folder, or a name on the Hugging Face hub; $NAME is replaced by the environment variable"
+        None,
+        json_schema_extra=DATA,
+        description="local file or folder, or a name on the Hugging Face hub; $NAME is replaced by the environment variable",
     )
     subset: str | None = Field(None, description="name of a configuration of the data set on the hub")
     revision: str | None = Field(
@@ -95,6 +97,7 @@ class ModelSettings(Settings):
 
     pretrained: str | None = Field(
         None,
+        json_schema_extra=MODEL,
         description="pretrained model: a local folder, a name on the hub, or `all-MiniLM-L6-v2` where its Python package is installed; default: none",
     )
     revision: str | None = Field(
@@ -110,7 +113,9 @@ class ModelSettings(Settings):
         description="whether the task head is drawn anew although the pretrained model has one, such as one of other classes",
     )
     tokenizer: str | None = Field(
-        None, description="tokenizer: a local folder, a packaged model or a name on the hub; default: the pretrained model's own"
+        None,
+        json_schema_extra=MODEL,
+        description="tokenizer: a local folder, a packaged model or a name on the hub; default: the pretrained model's own",
     )
     freeze: tuple[str, ...] = Field(
         (),
@@ -278,6 +283,7 @@ class ClockSettings(Settings):
     )
     trace: str | None = Field(
         None,
+        json_schema_extra=FILE,
         description="for `trace`: a Parquet file with the columns `client`, `start_seconds` and `end_seconds`, sorted; it repeats after its latest end",
     )
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from raffm_ray.basics.errors import UserError, in_short, near_miss, shortened
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.paths import Absolute, absolute, absolute_at
 
 
 def _field_names(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
@@ -90,8 +91,13 @@ def _check_text(text: str, where: str) -> None:
 
 
 def parse(values: Mapping[str, Any]) -> Experiment:
-    """Validates nested settings. Raises UserError with one line that names the key, the rule and the value."""
+    """Validates nested settings, in which paths are relative to the working directory. Raises UserError with one line that names the key,
+    the rule and the value."""
     check_plain(values)
+    return _validated(absolute(values, Path.cwd()))
+
+
+def _validated(values: Mapping[str, Any]) -> Experiment:
     try:
         return Experiment.model_validate(dict(values))
     except ValidationError as error:
@@ -148,8 +154,11 @@ def pairs_of(flags: Sequence[str]) -> list[tuple[str, str]]:
     return list(zip(words[::2], words[1::2], strict=True))
 
 
-def override(values: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
-    """Sets `pairs_of` flags, values read as YAML, in a copy of nested settings."""
+def override(values: Mapping[str, Any], flags: Sequence[str], within: Absolute = absolute) -> dict[str, Any]:
+    """Sets `pairs_of` flags, values read as YAML, in a copy of nested settings; paths in flags are relative to the working directory.
+
+    `within`: what makes paths of such settings absolute.
+    """
     result: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     for flag, word in pairs_of(flags):
         target = result
@@ -160,7 +169,7 @@ def override(values: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
                 raise UserError(f"{flag}: {part!r} has no keys below it")
             target[part] = dict(child or {})
             target = target[part]
-        target[last] = _flag_value(word, flag)
+        target[last] = absolute_at([*path, last], _flag_value(word, flag), Path.cwd(), within)
     return result
 
 
@@ -181,8 +190,20 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path | str, flags: Sequence[str] = ()) -> Experiment:
-    """Reads a YAML file and applies flags. Raises UserError for anything wrong with either."""
-    return parse(override(read_mapping(Path(path)), flags))
+    """Reads a YAML file, in which paths are relative to its folder, and applies flags, of which they are relative to the working directory.
+
+    Raises UserError for anything wrong with either.
+    """
+    values = override(absolute(read_mapping(Path(path)), Path(path).parent), flags)
+    check_plain(values)
+    return _validated(values)
+
+
+def load_recorded(path: Path, flags: Sequence[str] = ()) -> Experiment:
+    """As `load`, of what a run recorded: its paths stay as they are there."""
+    values = override(read_mapping(path), flags)
+    check_plain(values)
+    return _validated(values)
 
 
 def dump(experiment: Experiment) -> str:

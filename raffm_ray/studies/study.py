@@ -19,7 +19,6 @@ from rich.console import Console
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import locked, write_atomically
-from raffm_ray.basics.flags import take_flag
 from raffm_ray.basics.formatting import standard_output
 from raffm_ray.reports.seed_statistics import statistic
 from raffm_ray.runs.recorder import check_output
@@ -28,7 +27,7 @@ from raffm_ray.studies.checked_study import CheckedStudy, check_study
 from raffm_ray.studies.samplers import pruner_of, sampler_of
 from raffm_ray.studies.search_space import changed
 from raffm_ray.studies.study_report import notes, said, table, write_analysis
-from raffm_ray.studies.study_settings import FREE, Study, described, dump_study, load_study
+from raffm_ray.studies.study_settings import FREE, Study, dump_study, load_study
 from raffm_ray.studies.trial import Outcome, TrialTask, run_trial
 
 STUDY, JOURNAL = "study.yaml", "journal.log"
@@ -221,29 +220,23 @@ def _outcomes(driver: _Driver, study: Study, search: CheckedStudy) -> Iterator[t
     yield from run_trials_in_parallel(driver.works(), study.parallel, search.base.pool, driver.report, bool(search.watched))
 
 
-def command(words: Sequence[str], fresh_folder: Callable[[str], Path]) -> int:
-    """`raffm-ray study STUDY.yaml|DIR [--key.path value ...] [--out DIR]`."""
-    rest = list(words)
-    if {"-h", "--help"} & set(rest):
-        print(f"raffm-ray study STUDY.yaml|DIR [--key.path value ...] [--out DIR]; the file's keys:\n{described()}")
-        return 0
-    if not rest or rest[0].startswith("-"):
-        raise UserError("study: expected the path of a YAML file, or the folder of a study to go on with")
-    path = Path(rest.pop(0))
-    chosen = take_flag(rest, "--out") or (str(path) if path.is_dir() else None)
-    study, base = load_study(path / STUDY if path.is_dir() else path, rest)
+def command(path: Path, flags: Sequence[str], out: str | None, fresh_folder: Callable[[str], Path]) -> int:
+    """Runs the study of a YAML file, or goes on with the one in a folder, and prints its best trials. `out`: the study's folder, a
+    `fresh_folder` by its name where None; `flags`: keys of the file that are others."""
+    chosen = out or (str(path) if path.is_dir() else None)
+    study, base = load_study(path / STUDY if path.is_dir() else path, flags)
     folder = Path(chosen or fresh_folder(study.name))
     try:
         content = run_study(study, base, folder, Console(stderr=True))
     except KeyboardInterrupt:
         told = f"; raffm-ray study {quote(str(folder))} goes on" if (folder / STUDY).is_file() else ""
         raise KeyboardInterrupt(told) from None
-    out = standard_output()
+    printer = standard_output()
     if content["front"]:
-        out.print(table(content), "")
+        printer.print(table(content), "")
     for note in notes(content):
-        out.print(note, style="dim", highlight=False)
-    out.print(
+        printer.print(note, style="dim", highlight=False)
+    printer.print(
         f"picture: {folder / 'study.png'}\nbest:    {folder / 'best.yaml'}\nstudy:   {folder}", highlight=False, soft_wrap=True
     )
     return 0

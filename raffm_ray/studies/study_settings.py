@@ -8,9 +8,10 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from raffm_ray.basics.errors import UserError
-from raffm_ray.settings.base import Settings
+from raffm_ray.settings.base import FILE, Settings
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import one_line, override, parse, read_mapping
+from raffm_ray.settings.paths import absolute, absolute_at, place
 
 
 class Study(Settings):
@@ -18,7 +19,7 @@ class Study(Settings):
 
     name: str = Field("study", pattern=r"^[\w.-]+$", description="name of the study; default: the name of the file")
     experiment: str | dict[str, Any] = Field(
-        description="the configuration of every trial: a YAML file beside this one, or its content"
+        description="the configuration of every trial: a YAML file, relative to the folder of this one, or its content"
     )
     settings: dict[str, Any] = Field({}, description="settings in which all trials differ from `experiment`")
     space: dict[str, Any] = Field(
@@ -59,11 +60,6 @@ class Study(Settings):
         return given
 
 
-def described() -> str:
-    """The keys of a study's file, a line each."""
-    return "\n".join(f"  {name}: {field.description}" for name, field in Study.model_fields.items())
-
-
 FREE = ("trials", "parallel")
 """Settings of a study that may be others when it goes on."""
 
@@ -77,16 +73,41 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return result
 
 
+def _absolute(values: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """As `paths.absolute`, of a study's settings: also in those that it searches. What has another form is left to the validation."""
+    result = dict(values)
+    given, space, first = (values.get(name) for name in ("experiment", "space", "enqueue"))
+    if isinstance(given, str):
+        result["experiment"] = place(given, base, FILE, "experiment")
+    for name in ("experiment", "settings"):
+        if isinstance(inside := values.get(name), Mapping):
+            result[name] = absolute(inside, base)
+
+    def one(key: Any, value: Any) -> Any:
+        return absolute_at(key.split("."), value, base) if isinstance(key, str) else value
+
+    if isinstance(space, Mapping):
+        result["space"] = {
+            key: [one(key, value) for value in values] if isinstance(values, list) else values for key, values in space.items()
+        }
+    if isinstance(first, list):
+        result["enqueue"] = [
+            {key: one(key, value) for key, value in trial.items()} if isinstance(trial, Mapping) else trial for trial in first
+        ]
+    return result
+
+
 def load_study(path: Path | str, flags: Sequence[str] = ()) -> tuple[Study, Experiment]:
-    """A study and the configuration that its trials change. Raises UserError for anything wrong with either."""
+    """A study and the configuration that its trials change. Paths in a file are relative to its folder, paths in flags to the working
+    directory. Raises UserError for anything wrong with either."""
     path = Path(path)
-    values = {"name": path.stem, **override(read_mapping(path), flags)}
+    values = {"name": path.stem, **override(_absolute(read_mapping(path), path.parent), flags, _absolute)}
     try:
         study = Study.model_validate(values)
     except ValidationError as error:
         raise UserError(one_line(error, Study)) from None
     given = study.experiment
-    base = read_mapping(path.parent / given) if isinstance(given, str) else given
+    base = absolute(read_mapping(Path(given)), Path(given).parent) if isinstance(given, str) else given
     return study, parse(merged(base, study.settings))
 
 

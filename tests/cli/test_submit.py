@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import tiny_experiment
 
 from raffm_ray.basics.errors import UserError
@@ -43,19 +44,64 @@ def test_what_is_sent_is_all_that_no_ignore_file_names(here) -> None:
         (["tiny.yaml", "--address"], "--address: expected a value after it"),
         (["tiny.yml", "--address", "a:1"], "tiny.yml: no such file (did you mean 'tiny.yaml'?)"),
         (["tiny.yaml", "--address", "a:1", "--rounds", "0"], "rounds: input should be greater than or equal to 1, got 0"),
-        (["tiny.yaml", "--address", "a:1", "--out", "runs/x"], "--out runs/x: expected a URL or a whole path"),
+        (["tiny.yaml", "--address", "a:1", "--out", "there"], "--out there: exists and is not an empty folder"),
         (["../out.yaml", "--address", "a:1"], "../out.yaml: outside of the working directory"),
         (["left.yaml", "--address", "a:1"], "left.yaml: left out by a .gitignore or .rayignore"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_sent(here, words, told, capsys) -> None:
-    for name in ("../out.yaml", "left.yaml"):
+    (here / "there").mkdir()
+    for name in ("../out.yaml", "left.yaml", "there/tiny.yaml"):
         (here / name).write_text((here / "tiny.yaml").read_text())
     (here / ".rayignore").write_text("left.yaml\n")
     assert cli(["submit", *words]) == 2
     error = capsys.readouterr().err
     assert told in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("out", "there", "brought"),
+    [
+        ([], '"$HOME"/raffm-ray-runs/', "runs/"),
+        (["--out", "runs/mine"], '"$HOME"/raffm-ray-runs/', "runs/mine"),
+        (["--out", "/shared/mine"], "--out /shared/mine", "runs/tiny-"),
+        (["--out", "s3://bucket/mine"], "--out s3://bucket/mine", "runs/tiny-"),
+    ],
+)
+def test_a_relative_folder_is_here_and_a_whole_path_on_the_cluster(here, out, there, brought, monkeypatch) -> None:
+    sent: dict[str, str] = {}
+
+    class Client:
+        def submit_job(self, **job) -> None:
+            sent.update(job)
+
+        def get_address(self) -> str:
+            return "http://a:1"
+
+    monkeypatch.setattr(submit, "client_at", lambda _: Client())
+    monkeypatch.setattr(submit, "followed", lambda *_: None)
+    folders: list[Path] = []
+    monkeypatch.setattr(submit, "ended", lambda client, job, name, folder: folders.append(folder) or 0)
+    assert cli(["submit", "tiny.yaml", "--address", "a:1", "--rounds", "1", *out]) == 0
+    assert there in sent["entrypoint"]
+    assert sent["entrypoint"].startswith("raffm-ray run tiny.yaml --rounds 1 --hand-over ")
+    assert "runs/mine" not in sent["entrypoint"]
+    assert str(folders[0]).startswith(brought)
+
+
+def test_a_file_that_the_cluster_would_not_get_is_told(here) -> None:
+    (here.parent / "fleet.yaml").write_text("mixes: {}")
+    (here / "fleet.yaml").write_text("mixes: {}")
+    path = here / "tiny.yaml"
+    for place, told in (("../fleet.yaml", True), ("./fleet.yaml", False), (str(here.parent / "fleet.yaml"), False)):
+        values = tiny_experiment().model_dump(mode="json")
+        path.write_text(yaml.safe_dump(values | {"fleet": values["fleet"] | {"profiles": place}}))
+        if told:
+            with pytest.raises(UserError, match=r"submit: fleet.profiles: \.\./fleet.yaml: outside of the working directory"):
+                submit.check_places(path, here)
+        else:
+            submit.check_places(path, here)
 
 
 def test_what_is_too_large_is_named(here, monkeypatch) -> None:

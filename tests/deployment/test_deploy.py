@@ -20,11 +20,12 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError
 from raffm_ray.cli.main import main
-from raffm_ray.deployment.command import FLAGS, parse_budget, parse_sizes
+from raffm_ray.deployment.command import parse_budget, parse_sizes
 from raffm_ray.deployment.deploy import deploy, plan_for
 from raffm_ray.deployment.exports import export_onnx, largest_difference, onnx_answer
 from raffm_ray.deployment.inference import latencies, metric_of, torch_answer
 from raffm_ray.deployment.model_folder import ExportFormats, answers_of, tuned, write_model
+from raffm_ray.deployment.options import FLAGS
 from raffm_ray.deployment.supernet import open_supernet
 from raffm_ray.deployment.trained_model import TrainedModel, find_trained_model, of_run
 from raffm_ray.models.architecture import Architecture, architecture_of, build, new_model
@@ -33,6 +34,8 @@ from raffm_ray.models.model_config import parse_config
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.subnetworks.budgets import budget_from
 from raffm_ray.subnetworks.costs import costs_of
+
+PROFILES = Path(__file__).parents[2] / "raffm_ray" / "devices" / "profiles.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -403,6 +406,18 @@ def test_damaged_and_foreign_folders_are_one_line(run: Path, tmp_path: Path) -> 
     (folder / "summary.json").unlink()
     with pytest.raises(UserError, match="not finished"):
         of_run(folder)
+
+
+def test_files_of_a_run_may_lie_in_another_place_if_they_are_the_same(run: Path, tmp_path: Path) -> None:
+    text = PROFILES.read_text()
+    (tmp_path / "same.yaml").write_text(text)
+    start = text.index("memory_bytes:", text.index("laptop:"))
+    (tmp_path / "other.yaml").write_text(f"{text[:start]}memory_bytes: 1.25e+9 #{text[start:]}")
+    assert find_trained_model(str(run), ["--fleet.profiles", str(tmp_path / "same.yaml")]).origin
+    with pytest.raises(UserError, match="fleet.profiles is not what it was when the run began"):
+        find_trained_model(str(run), ["--fleet.profiles", str(tmp_path / "other.yaml")])
+    with pytest.raises(UserError, match="--seed: a run is deployed as it is; only task.data, "):
+        find_trained_model(str(run), ["--seed", "3"])
 
 
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,13 +19,14 @@ from conftest import tiny_experiment
 
 import raffm_ray
 from raffm_ray import Experiment, Study, run_study, simulate, write_comparison
-from raffm_ray.cli.commands import COMMANDS
+from raffm_ray.cli.parser import flags_of
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 DOCS, PACKAGE = ROOT / "docs", ROOT / "raffm_ray"
 sys.path.insert(0, str(DOCS / "tools"))
 
-import package_graph  # noqa: E402  (docs/tools is on the path from here on)
+import command_pages  # noqa: E402  (docs/tools is on the path from here on)
+import package_graph  # noqa: E402
 
 PAGE = (DOCS / "reference" / "run_folder.md").read_text(encoding="utf-8")
 needs_sphinx = pytest.mark.skipif(
@@ -168,21 +169,18 @@ def test_every_setting_is_in_the_reference(site: Path) -> None:
 
 def test_every_command_and_flag_is_in_the_reference() -> None:
     page = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
-    assert [name for name in COMMANDS if f"## `raffm-ray {name}`" not in page] == []
-    flags = set()
-    for file in (
-        "cli/commands.py",
-        "cli/submit.py",
-        "deployment/command.py",
-        "fleet/command.py",
-        "benchmarks/suite.py",
-        "studies/study.py",
-    ):
-        for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"--[a-z][a-z-]*", node.value):
-                flags.add(node.value)
+    names = list(command_pages.commands())
+    assert [name for name in names if " " not in name and f"## `raffm-ray {name}`" not in page] == []
+    flags = {flag for name in names for flag in flags_of(name)}
     assert len(flags) > 15
     assert [flag for flag in sorted(flags) if not re.search(rf"`{flag}\b", page)] == []
+
+
+def test_the_page_of_a_command_is_its_help_and_that_of_commands_below_it() -> None:
+    page = command_pages.command_page("fleet")
+    assert page.count("```text\nUsage: raffm-ray fleet") == 3
+    assert "--clients.count" not in page
+    assert max(map(len, page.splitlines())) <= 80
 
 
 def rows_of(section: str, page: str = PAGE) -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 import yaml
 from conftest import TINY, TOKENS
 from cut_models import cut, logits, masked
-from documents import DOCS, ROOT, blocks_of, check_command, run_page
+from documents import DOCS, ROOT, blocks_of, calls_in, check_call, check_command, run_page
 from plans import legal_order, random_cut
 
 import raffm_ray
@@ -87,6 +87,49 @@ def test_commands_that_are_shown_could_be_run(path: Path) -> None:
         assert block.language in ("bash", "python", "yaml", "text", ""), f"line {block.line}"
         for command in block.commands if block.language == "bash" else []:
             check_command(command)
+
+
+def _check(text: str) -> int:
+    """How many calls a text shows. Raises UserError for the first that is none."""
+    found = calls_in(text)
+    for words in found:
+        check_call(words)
+    return len(found)
+
+
+def test_every_call_that_is_shown_anywhere_is_one() -> None:
+    """In pages, comments of experiments, cluster files and notebooks; generated pages are made from the commands themselves."""
+    others = [*ROOT.glob("experiments/*.yaml"), *ROOT.glob("notebooks/*.py"), ROOT / "Makefile", *DOCS.glob("reference/*.md")]
+    cluster = [path for path in ROOT.glob("cluster/**/*") if path.is_file()]
+    calls = 0
+    for path in {*ALL_PAGES, *others, *cluster} - {ROOT / "CHANGELOG.md"}:
+        try:
+            calls += _check(path.read_text(encoding="utf-8"))
+        except UserError as error:
+            pytest.fail(f"{path.relative_to(ROOT)}: {error}")
+    assert calls > 100
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "run experiments/digits.yaml --rouns 2",
+        "run experiments/digits.yaml --rounds",
+        "rnu experiments/digits.yaml",
+        "submit experiments/digits.yaml --addres http://127.0.0.1:8265",
+        "study experiments/study_digits.yaml --trails 3",
+        "fleet shwo experiments/digits.yaml",
+        "report --outt x runs/a",
+        "bench digits --quik",
+        "run mine.yaml --clients.cuont 3",
+        "run mine.yaml --rounds",
+    ],
+)
+def test_control_a_call_with_a_mistake_is_seen(call: str) -> None:
+    with pytest.raises(UserError):
+        _check(f"Then `raffm-ray {call}` does it.")
+    assert calls_in("`raffm-ray run` and `raffm-ray fleet show` are no calls") == []
+    assert calls_in("raffm-ray run a.yaml \\\n    --rounds 3   # again\n") == [["run", "a.yaml", "--rounds", "3"]]
 
 
 def test_settings_that_guides_show_are_settings(tmp_path: Path) -> None:

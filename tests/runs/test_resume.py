@@ -336,6 +336,28 @@ def test_data_that_changed_is_refused_before_any_training(tmp_path, out, monkeyp
     assert outcome_of_files(out) == before
 
 
+def test_a_run_goes_on_with_its_files_in_another_place(tmp_path, out, monkeypatch) -> None:
+    here, there = tmp_path / "profiles.yaml", tmp_path / "moved.yaml"
+    text = (ROOT / "raffm_ray" / "devices" / "profiles.yaml").read_text()
+    here.write_text(text)
+    fleet = tiny_experiment().fleet.model_dump() | {"profiles": str(here)}
+    finish = Recorder.finish
+    monkeypatch.setattr(Recorder, "finish", lambda *_: (_ for _ in ()).throw(Interrupted))
+    with pytest.raises(Interrupted):
+        simulate(tiny_experiment(**{**REALLY, "baselines": (), "fleet": fleet}), out)
+    here.rename(there)
+    with pytest.raises(UserError, match="profiles.yaml: no such file"):
+        resume(out)
+    changed = tmp_path / "changed.yaml"
+    laptop = text.index("memory_bytes:", text.index("laptop:"))
+    changed.write_text(f"{text[:laptop]}memory_bytes: 1.25e+9 #{text[laptop:]}")
+    with pytest.raises(UserError, match="fleet.profiles is not what it was when the run began"):
+        resume(out, ["--fleet.profiles", str(changed)])
+    monkeypatch.setattr(Recorder, "finish", finish)
+    monkeypatch.chdir(tmp_path)
+    assert resume(out, ["--fleet.profiles", "moved.yaml"])["rounds"] == 2
+
+
 def test_only_settings_that_change_no_result_may_be_others(copy, capsys) -> None:
     assert cli(["resume", str(copy), "--clients.count", "9"]) == 2
     assert "--clients.count: a run goes on as it began; only pool.backend" in capsys.readouterr().err
@@ -365,11 +387,12 @@ def test_a_run_goes_on_elsewhere(undisturbed, copy) -> None:
     assert outcome(copy) == undisturbed
 
 
-def test_a_checkpoint_of_a_version_with_fewer_free_settings_goes_on(undisturbed, copy, monkeypatch) -> None:
+@pytest.mark.parametrize("before", ["FREE_AT_FIRST", "FREE_WITHOUT_PLACES"])
+def test_a_checkpoint_of_a_version_with_fewer_free_settings_goes_on(undisturbed, copy, before, monkeypatch) -> None:
     from raffm_ray.runs import resuming
 
     text = (copy / "config.yaml").read_text()
-    early, now = (experiment_digest(experiment_in(copy), free) for free in (resuming.FREE_AT_FIRST, resuming.FREE))
+    early, now = (experiment_digest(experiment_in(copy), free) for free in (getattr(resuming, before), resuming.FREE))
     assert early != now
     real = checkpoint.read
     monkeypatch.setattr(
