@@ -80,3 +80,14 @@ class ExtractionSettings(Settings):
     floors: dict[str, float] = Field(
         {"residual": 0.5}, description="mapping from a kind of axis to the fraction of its units that is always kept"
     )
+    reserves: dict[str, float] = Field(
+        {"groups": 0.25, "heads": 0.25, "qk": 0.25, "vo": 0.25, "ffn": 0.125},
+        description="mapping from a kind of axis of layers to the fraction of its units that the ranked list gives up only when the residual stream is at "
+        "its floor",
+    )
+    pace: float | None = Field(
+        None,
+        ge=0,
+        description="how fast the ranked list gives up the residual stream beside the layers: 0: only when layers are at their reserves, 1: both arrive "
+        "together, 2: twice as fast; default: chosen with each ranking, 0 where that leaves no class hollow layers",
+    )
