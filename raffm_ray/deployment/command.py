@@ -13,7 +13,7 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.flags import take_flag
 from raffm_ray.basics.formatting import human_bytes, standard_output
 from raffm_ray.data.metrics import shown
-from raffm_ray.deployment.deploy import LATENCY, check_forms, plan_for, write_models
+from raffm_ray.deployment.deploy import LATENCY, budget_for, check_forms, fitted, hollow_note, plan_for, write_models
 from raffm_ray.deployment.model_card import at_once
 from raffm_ray.deployment.model_folder import ExportFormats
 from raffm_ray.deployment.supernet import DESCRIBED, FILE, check_supernet
@@ -70,7 +70,7 @@ def parse_budget(text: str) -> tuple[str, float]:
     """`params=0.5` -> ("params", 0.5). Raises UserError for anything else."""
     kind, equals, value = text.partition("=")
     if not equals:
-        raise UserError(f"--budget: expected KIND=VALUE, such as params=0.5 or {LATENCY}=20, got {text!r}")
+        raise UserError(f"--budget: expected KIND=VALUE, such as layer_params=0.5 or {LATENCY}=20, got {text!r}")
     return kind, _number(value, f"--budget {kind}")
 
 
@@ -130,7 +130,7 @@ def command(words: Sequence[str], fresh: Any) -> int:
     rest = rest[comparing:]
     if not rest or rest[0].startswith("-"):
         raise UserError(
-            "deploy: expected first the folder of a finished run, or of a checkpoint: raffm-ray deploy runs/mine --budget params=0.5 --out small"
+            "deploy: expected first the folder of a finished run, or of a checkpoint: raffm-ray deploy runs/mine --budget layer_params=0.5 --out small"
         )
     source, budgets = rest.pop(0), dict[str, float]()
     while (text := take_flag(rest, "--budget")) is not None:
@@ -172,13 +172,16 @@ def command(words: Sequence[str], fresh: Any) -> int:
         check_supernet(trained)
     plans = {f"size-{size:g}": plan_for(trained, {"layer_params": size}) for size in asked}
     if budgets or device:
+        trained = fitted(trained, budgets, device)
         plans = {"": plan_for(trained, budgets, device, formats)}
+        if note := hollow_note(trained, plans[""], budget_for(trained, budgets, device)):
+            console.print(f"note: {note}", highlight=False, soft_wrap=True)
     told = write_models(trained, plans, folder, formats, console)
     if told:
         standard_output().print(table_of(told))
     if elastic:
         print(
-            f"all sizes: {folder / FILE} and {folder / DESCRIBED}: raffm_ray.open_supernet({str(folder)!r}).read({{'params': 0.5}})"
+            f"all sizes: {folder / FILE} and {folder / DESCRIBED}: raffm_ray.open_supernet({str(folder)!r}).read({{'layer_params': 0.5}})"
         )
     if comparing:
         from raffm_ray.deployment.picture import write_picture

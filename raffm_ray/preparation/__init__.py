@@ -9,6 +9,7 @@ Open to other packages:
 - `pretraining`: trains the starting model on public examples
 - `starting_parameters`: the parameters of round 1
 - `public_calibration`: salience statistics of public examples
+- `pace_search`: how fast the residual stream is cut, by public examples
 
 Used inside only:
 
@@ -19,4 +20,13 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `devices`
 Start reading at `prepare`.
 """
 
-__all__ = ["baselines", "equal_resources", "pinning", "prepare", "pretraining", "public_calibration", "starting_parameters"]
+__all__ = [
+    "baselines",
+    "equal_resources",
+    "pace_search",
+    "pinning",
+    "prepare",
+    "pretraining",
+    "public_calibration",
+    "starting_parameters",
+]

@@ -82,12 +82,12 @@ class ExtractionSettings(Settings):
     )
     reserves: dict[str, float] = Field(
         {"groups": 0.25, "heads": 0.25, "qk": 0.25, "vo": 0.25, "ffn": 0.125},
-        description="mapping from a kind of axis of layers to the fraction of its units that the ranked list gives up only when the residual stream is at "
-        "its floor",
+        description="mapping from a kind of axis of layers to the fraction of its units that is kept until the residual stream is at its floor, where `pace` is not 0",
     )
     pace: float | None = Field(
         None,
         ge=0,
-        description="how fast the ranked list gives up the residual stream beside the layers: 0: only when layers are at their reserves, 1: both arrive "
-        "together, 2: twice as fast; default: chosen with each ranking, 0 where that leaves no class hollow layers",
+        description="how fast the ranked list gives up the residual stream: 0: only when all layers are at their floors, 1: beside the layers, so that both "
+        "arrive at what they keep together, 2: twice as fast; default: 0 where it leaves enough of every class's layers, else chosen with each ranking, "
+        "by the loss on public examples",
     )

@@ -41,9 +41,9 @@ class Cutting:
     """Which kinds of axes may be cut, in what steps, and how far.
 
     `steps`: indices cut together (a kind without a step is never cut). `floors`: the fraction of an axis that always stays, at
-    least one step. `reserves`: the fraction of a layer's axis that the ranked list gives up only when the residual stream is at its
-    floor. `pace`: when layers have given up a share s of what is above their reserves, the residual stream has given up `pace` s of what
-    is above its floor: with 0 it waits for all of them, with 1 both arrive together.
+    least one step. `pace`: where the ranked list gives up the residual stream. With 0 it waits until all layers are at their floors. Else
+    it has given up `pace` s of what is above its floor when layers have given up a share s of what is above their `reserves`: with 1 both
+    arrive together. `reserves`: the fraction of a layer's axis that is then given up only when the residual stream is at its floor.
     """
 
     steps: Mapping[str, int]
@@ -61,7 +61,8 @@ class Cutting:
 
     def reserve(self, name: str, layout: Layout) -> int:
         """How many indices of an axis stay until the residual stream is at its floor: whole steps, at least its own floor."""
-        return max(self.floor(name, layout), self._share(self.reserves, name, layout))
+        shares = self.reserves if self.pace else {}
+        return max(self.floor(name, layout), self._share(shares, name, layout))
 
     def _share(self, shares: Mapping[str, float], name: str, layout: Layout) -> int:
         size, step = layout.axes[name].size, self.step(name, layout)
@@ -123,8 +124,8 @@ def ranked_list(architecture: Architecture, scores: Scores, cutting: Cutting) ->
 
     It is made backwards: from the full model, the step is dropped that loses least salience per parameter that it saves *by then*: a
     head whose query and value sizes are cut saves less than a whole one. What is dropped last stands first. Inside an axis units
-    follow its own order. Layers give up what is above their reserves, the residual stream beside it at the cutting's pace, and only
-    then their reserves.
+    follow its own order. Layers give up what is above their reserves, the residual stream beside them at the cutting's pace, and only
+    then the reserves.
     """
     layout = architecture.layout
     names = cutting.axes(layout)
