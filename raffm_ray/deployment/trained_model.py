@@ -165,6 +165,7 @@ def of_checkpoint(place: str, flags: Sequence[str]) -> TrainedModel:
     state = new_state(starting_parameters(prepared, lambda *_: None, lambda _: None))
     statistic = METRICS[settings.salience.metric].statistic
     state = rank_again(prepared.setup, state, public_statistics(prepared, state, statistic or "square"))
+    state = replace(state, pace=prepared.setup.cutting.pace)  # no device class was trained whose budget would matter
     return TrainedModel(
         prepared, state, f"{Path(place).name}, ranked on {len(prepared.task.public)} examples of {settings.task.name}"
     )

@@ -16,13 +16,11 @@ from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.server.class_plans import copies
 from raffm_ray.server.ranking import rank_again
-from raffm_ray.server.residual_pace import PROPORTIONAL, Answers, class_answers, wants_pace
+from raffm_ray.server.residual_pace import PACES, Answers, class_answers, ruled_pace, wants_pace
 from raffm_ray.server.state import ServerState
 from raffm_ray.subnetworks.calibration import Statistics
 from raffm_ray.subnetworks.norm_correction import correct_norms, norm_factors
 
-PACES = (0.0, 0.5, 1.0, 2.0)
-"""That are compared, the first of equal ones first."""
 EXAMPLES = 256
 """Public examples that a subnetwork is measured on, at most: a search is at most len(PACES) x EXAMPLES forward passes a budget, of
 subnetworks."""
@@ -47,12 +45,12 @@ def public_loss(prepared: Prepared, state: ServerState, plan: Plan) -> float:
 
 
 def with_best_pace(prepared: Prepared, state: ServerState, answers: Answers) -> ServerState:
-    """The state with the pace whose plans have the least public loss, on average over the answers, where `wants_pace`; `PROPORTIONAL` where
-    there are no public examples; else as it is."""
+    """The state with the pace whose plans have the least public loss, on average over the answers, where `wants_pace` (of equal ones the
+    slowest); that of `ruled_pace` where there are no public examples; else as it is."""
     if not wants_pace(prepared.setup, state, answers):
         return state
     if not len(prepared.task.public):
-        return replace(state, pace=PROPORTIONAL)
+        return replace(state, pace=ruled_pace(prepared.setup, state, answers))
     asked = {pace: [plan for _, plan in answers(replace(state, pace=pace))] for pace in PACES}
     if all(plans == asked[0.0] for plans in asked.values()):  # plans of another kind, such as whole layers
         return state

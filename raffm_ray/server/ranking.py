@@ -83,7 +83,7 @@ def plain_state(architecture: Architecture) -> ServerState:
 
 
 def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) -> ServerState:
-    """The state with scores computed from the current parameters and these statistics, and the pace of `ruled_pace` for its device classes."""
+    """The state with scores computed from the current parameters and these statistics, and the pace of `with_ruled_pace`."""
     metric = METRICS[setup.experiment.salience.metric]
     if not setup.strategy.salience:
         scores = plain_scores(setup.architecture)

@@ -14,8 +14,8 @@ from raffm_ray.subnetworks.budgets import HOLLOW, Budget, balance, hollow_in_wor
 
 LEAN = 0.75
 """A balance (see `budgets.balance`) below which another pace may be better."""
-PROPORTIONAL = 1.0
-"""The pace at which layers and residual stream arrive at what they keep together: where there is nothing to measure others with."""
+PACES = (0.0, 0.5, 1.0, 2.0)
+"""That are compared (see `Cutting`): the residual stream last, at half the layers' pace, at theirs, at twice it."""
 Answers = Callable[[ServerState], Sequence[tuple[Budget, Plan]]]
 """The plans of a state, with the budgets that they answer."""
 
@@ -25,18 +25,28 @@ def class_answers(setup: Setup) -> Answers:
     return lambda state: [(setup.budgets[name], plan) for name, plan in class_plans(setup, state).items()]
 
 
+def _least_balance(setup: Setup, state: ServerState, answers: Answers) -> float:
+    full = setup.costs(Plan())
+    return min(balance(budget, setup.costs(plan), full) for budget, plan in answers(state))
+
+
 def wants_pace(setup: Setup, state: ServerState, answers: Answers) -> bool:
     """Whether the residual stream comes last, no setting says so, and that leaves the layers of an answer lean."""
     if setup.experiment.extraction.pace is not None or state.pace:
         return False
-    full = setup.costs(Plan())
-    return any(balance(budget, setup.costs(plan), full) < LEAN for budget, plan in answers(state))
+    return _least_balance(setup, state, answers) < LEAN
+
+
+def ruled_pace(setup: Setup, state: ServerState, answers: Answers) -> float:
+    """The pace where nothing can be measured: the slowest, but for 0, that leaves no layers hollow, or the one that leaves most of them."""
+    least = {pace: _least_balance(setup, replace(state, pace=pace), answers) for pace in PACES[1:]}
+    return next((pace for pace, one in least.items() if one >= HOLLOW), max(PACES[1:], key=lambda pace: least[pace]))
 
 
 def with_ruled_pace(setup: Setup, state: ServerState) -> ServerState:
-    """The state with the pace of its device classes where nothing is measured: the setting's, else `PROPORTIONAL` where layers would be lean."""
-    state = replace(state, pace=setup.experiment.extraction.pace or 0.0)
-    return replace(state, pace=PROPORTIONAL) if wants_pace(setup, state, class_answers(setup)) else state
+    """The state with the pace of its device classes where nothing is measured: the setting's, else `ruled_pace` where layers would be lean."""
+    state, answers = replace(state, pace=setup.experiment.extraction.pace or 0.0), class_answers(setup)
+    return replace(state, pace=ruled_pace(setup, state, answers)) if wants_pace(setup, state, answers) else state
 
 
 def hollow_notes(setup: Setup, state: ServerState) -> list[str]:

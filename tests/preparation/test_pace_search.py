@@ -16,12 +16,12 @@ from text_data import WORDS, glue_folder, text_experiment
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.nesting import within
 from raffm_ray.cli.main import main
-from raffm_ray.deployment.deploy import fitted, plan_for
+from raffm_ray.deployment.deploy import budget_for, fitted, hollow_note, plan_for
 from raffm_ray.deployment.supernet import open_supernet, write_supernet
 from raffm_ray.deployment.trained_model import of_run
 from raffm_ray.models.architecture import build
 from raffm_ray.preparation import pace_search
-from raffm_ray.preparation.pace_search import PACES, public_loss, rank_with_pace, with_best_pace
+from raffm_ray.preparation.pace_search import public_loss, rank_with_pace, with_best_pace
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.public_calibration import public_statistics
 from raffm_ray.preparation.starting_parameters import starting_parameters
@@ -31,11 +31,11 @@ from raffm_ray.runs.serialization import pack, unpack
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.server.class_plans import class_plans
 from raffm_ray.server.ranking import plain_state
-from raffm_ray.server.residual_pace import LEAN, PROPORTIONAL, class_answers, with_ruled_pace
+from raffm_ray.server.residual_pace import LEAN, PACES, class_answers, with_ruled_pace
 from raffm_ray.server.state import ServerState, new_state
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import dump
-from raffm_ray.subnetworks.budgets import Budget, balance, budget_from
+from raffm_ray.subnetworks.budgets import HOLLOW, Budget, balance, budget_from
 from raffm_ray.subnetworks.costs import costs_of
 
 STEPS = {"heads": 1, "qk": 2, "vo": 2, "ffn": 4, "residual": 4}
@@ -96,12 +96,14 @@ def test_a_balance_is_of_the_unit_that_binds(of_layers) -> None:
 
 
 def test_the_rule_moves_the_pace_only_where_layers_would_be_lean(wordy, of_params, of_layers) -> None:
-    for (prepared, _), pace in ((of_params, PROPORTIONAL), (of_layers, 0.0)):
+    for (prepared, _), moved in ((of_params, True), (of_layers, False)):
         last = plain_state(prepared.setup.architecture)
         state = with_ruled_pace(prepared.setup, last)
-        assert state.pace == pace
-        assert (min(balances(prepared, last)) >= LEAN) == (pace == 0.0)
-        assert min(balances(prepared, state)) >= min(balances(prepared, last))
+        assert (state.pace > 0) == moved == (min(balances(prepared, last)) < LEAN)
+        if moved:  # the slowest of those that leave enough
+            slower = [pace for pace in PACES if pace < state.pace]
+            assert min(balances(prepared, state)) >= HOLLOW
+            assert all(min(balances(prepared, replace(last, pace=pace))) < HOLLOW for pace in slower)
     setup = of_params[0].setup
     for pace in (0.0, 0.25):
         fixed = replace(setup, experiment=wordy(extraction={"steps": STEPS, "pace": pace}))
@@ -142,7 +144,7 @@ def test_budgets_of_layers_measure_nothing_and_neither_does_who_has_no_public_ex
     assert rank_with_pace(prepared, state, statistics).pace == 0.0
     prepared, state = of_params
     without = replace(prepared, task=replace(prepared.task, public=prepared.task.public.part(np.arange(0))))
-    assert rank_with_pace(without, state, statistics).pace == PROPORTIONAL
+    assert rank_with_pace(without, state, statistics).pace == with_ruled_pace(prepared.setup, state).pace > 0
     with pytest.raises(TypeError):  # control
         rank_with_pace(prepared, state, statistics)
 
@@ -217,8 +219,8 @@ def test_a_run_deploys_the_plans_of_its_own_pace_and_other_budgets_at_theirs(run
         assert fitted(last, {kind: 0.5}).state.pace == 0.0
     assert main(["deploy", str(folder), "--budget", "params=0.3", "--out", str(tmp_path / "hollow")]) == 0
     assert "note: params <= " in capsys.readouterr().err
-    assert main(["deploy", str(folder), "--budget", "layer_params=0.5", "--out", str(tmp_path / "half")]) == 0
-    assert "note: " not in capsys.readouterr().err
+    half = budget_for(trained, {"layer_params": 0.5})
+    assert hollow_note(trained, trained.plan(half), half) is None  # control
 
 
 def test_one_file_of_all_sizes_is_in_the_order_of_the_pace(run, tmp_path) -> None:
