@@ -78,7 +78,7 @@ def hollow_in_words(budget: Budget, costs: Costs, full: Costs) -> str:
     return (
         f"{name} <= {getattr(budget, str(name)):,.0f} leaves {costs.layer_params / full.layer_params:.1%} of the layers' parameters and "
         f"{costs.macs / full.macs:.1%} of the multiply-accumulates: {outside:,} of {costs.params:,} parameters are outside the layers "
-        "(embeddings, head); layer_params or training_flops limit the layers themselves"
+        "(embeddings, head); a limit of layer_params is of the layers alone"
     )
 
 

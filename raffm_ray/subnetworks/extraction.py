@@ -1,8 +1,9 @@
 """Extraction: a budget becomes a plan.
 
 `ranked_list` puts the units of every layer into one list by salience per parameter saved; a subnetwork is its longest prefix that
-fits, so smaller plans are nested in larger ones. Where the residual stream's units stand among those of the layers is the list's `pace`. `common_rate` cuts all axes by one rate, as width-scaling methods do. Both are
-answered by a bisection over the closed formulas of costs.py, so a budget may be in any of their units.
+fits, so smaller plans are nested in larger ones; where the units of the residual stream stand in it is a matter of its pace.
+`common_rate` cuts all axes by one rate, as width-scaling methods do. Both are answered by a bisection over the closed formulas of
+costs.py, so a budget may be in any of their units.
 """
 
 from collections.abc import Callable, Mapping, Sequence
