@@ -7,7 +7,7 @@ Everything that the commands do, from Python:
     experiment = raffm_ray.load("experiments/digits.yaml", ["--rounds", "20"])
     summary = raffm_ray.simulate(experiment, "runs/mine", on_round=lambda row: print(row.round, row.metric))
     raffm_ray.write_report("runs/mine")
-    raffm_ray.deploy("runs/mine", "small", {"params": 0.35})
+    raffm_ray.deploy("runs/mine", "small", {"layer_params": 0.35})
 """
 
 from importlib import import_module

@@ -27,7 +27,7 @@ EXPECTED = {
 """What a command expects first, by the name of the argument."""
 FOLDERS = {
     "resume": "the folder of a run, for example: raffm-ray resume runs/digits-20250101-120000",
-    "deploy": "first the folder of a finished run, or of a checkpoint: raffm-ray deploy runs/mine --budget params=0.5 --out small",
+    "deploy": "first the folder of a finished run, or of a checkpoint: raffm-ray deploy runs/mine --budget layer_params=0.5 --out small",
 }
 """The same of commands that expect the folder of a run."""
 SETTINGS_OF = {

@@ -11,7 +11,7 @@ from rich.table import Table
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.formatting import human_bytes, standard_output
 from raffm_ray.data.metrics import shown
-from raffm_ray.deployment.deploy import LATENCY, check_forms, plan_for, write_models
+from raffm_ray.deployment.deploy import LATENCY, budget_for, check_forms, fitted, hollow_note, plan_for, write_models
 from raffm_ray.deployment.model_card import at_once
 from raffm_ray.deployment.model_folder import ExportFormats
 from raffm_ray.deployment.options import DeployOptions
@@ -38,7 +38,7 @@ def parse_budget(text: str) -> tuple[str, float]:
     """`params=0.5` -> ("params", 0.5). Raises UserError for anything else."""
     kind, equals, value = text.partition("=")
     if not equals:
-        raise UserError(f"--budget: expected KIND=VALUE, such as params=0.5 or {LATENCY}=20, got {text!r}")
+        raise UserError(f"--budget: expected KIND=VALUE, such as layer_params=0.5 or {LATENCY}=20, got {text!r}")
     return kind, _number(value, f"--budget {kind}")
 
 
@@ -119,13 +119,16 @@ def deploy(source: str, flags: Sequence[str], options: DeployOptions, folder: Pa
         check_supernet(trained)
     plans = {f"size-{size:g}": plan_for(trained, {"layer_params": size}) for size in asked}
     if budgets or options.device:
+        trained = fitted(trained, budgets, options.device)
         plans = {"": plan_for(trained, budgets, options.device, formats)}
+        if note := hollow_note(trained, plans[""], budget_for(trained, budgets, options.device)):
+            console.print(f"note: {note}", highlight=False, soft_wrap=True)
     told = write_models(trained, plans, folder, formats, console)
     if told:
         standard_output().print(table_of(told))
     if options.elastic:
         print(
-            f"all sizes: {folder / FILE} and {folder / DESCRIBED}: raffm_ray.open_supernet({str(folder)!r}).read({{'params': 0.5}})"
+            f"all sizes: {folder / FILE} and {folder / DESCRIBED}: raffm_ray.open_supernet({str(folder)!r}).read({{'layer_params': 0.5}})"
         )
     if comparing:
         from raffm_ray.deployment.picture import write_picture

@@ -18,10 +18,29 @@ from raffm_ray.deployment.model_folder import ExportFormats, answers_of, save_in
 from raffm_ray.deployment.supernet import check_supernet, open_supernet, write_supernet
 from raffm_ray.deployment.trained_model import TrainedModel, find_trained_model
 from raffm_ray.runs.recorder import check_output, write_json
-from raffm_ray.subnetworks.budgets import Budget, budget_from, positive
+from raffm_ray.subnetworks.budgets import HOLLOW, Budget, balance, budget_from, hollow_in_words, positive
 from raffm_ray.subnetworks.costs import costs_of
 
 LATENCY = "latency_ms"
+
+
+def budget_for(trained: TrainedModel, budgets: Mapping[str, float], device: str | None = None) -> Budget:
+    """What all budgets but `latency_ms`, and a device, allow. Raises UserError for an unknown kind or device."""
+    setup = trained.prepared.setup
+    limits = {kind: value for kind, value in budgets.items() if kind != LATENCY}
+    budget = budget_from(limits, costs_of(setup.architecture, Plan()), [LATENCY])
+    if device is not None:
+        profile = look_up(setup.devices, device, "--device")
+        memory = profile.memory_bytes * setup.experiment.fleet.memory_fraction
+        budget = budget.both(setup.budgets.get(device, Budget(memory_bytes=memory)))
+    return budget
+
+
+def fitted(trained: TrainedModel, budgets: Mapping[str, float], device: str | None = None) -> TrainedModel:
+    """The model with the ranked list that answers the budgets best; a device class of a run has the run's own. Raises UserError, TooSmallError."""
+    if not set(budgets) - {LATENCY} and (device is None or device in trained.prepared.setup.budgets):
+        return trained
+    return trained.paced_for(budget_for(trained, budgets, device))
 
 
 def plan_for(
@@ -30,17 +49,17 @@ def plan_for(
     """The subnetwork that all budgets, and a device, allow; `latency_ms` is that of the last of `formats`. Raises UserError for an unknown kind or device, TooSmallError for too little."""
     setup = trained.prepared.setup
     limit_ms = positive(LATENCY, budgets[LATENCY]) if LATENCY in budgets else None
-    limits = {kind: value for kind, value in budgets.items() if kind != LATENCY}
-    budget = budget_from(limits, costs_of(setup.architecture, Plan()), [LATENCY])
-    if device is not None:
-        profile = look_up(setup.devices, device, "--device")
-        memory = profile.memory_bytes * setup.experiment.fleet.memory_fraction
-        budget = budget.both(setup.budgets.get(device, Budget(memory_bytes=memory)))
-    plan = trained.plan(budget)
+    plan = trained.plan(budget_for(trained, budgets, device))
     if limit_ms is not None:
         fast = within_latency(trained, limit_ms, formats or ExportFormats())
         plan = min(plan, fast, key=lambda one: costs_of(setup.architecture, one).params)
     return plan
+
+
+def hollow_note(trained: TrainedModel, plan: Plan, budget: Budget) -> str | None:
+    """A line about a budget's subnetwork whose layers are hollow."""
+    costs, full = (costs_of(trained.prepared.setup.architecture, one) for one in (plan, Plan()))
+    return hollow_in_words(budget, costs, full) if balance(budget, costs, full) < HOLLOW else None
 
 
 def check_forms(formats: ExportFormats, sizes: bool) -> None:
@@ -135,5 +154,6 @@ def deploy(
     trained = find_trained_model(str(source), flags)
     if formats.elastic:
         check_supernet(trained)
+    trained = fitted(trained, budgets or {}, device)
     plans = {"": plan_for(trained, budgets or {}, device, formats)} if budgets or device else {}
     return write_models(trained, plans, Path(folder), formats, console).get("", {})

@@ -145,7 +145,7 @@ def supernet_card(origin: str, supernet: Supernet) -> str:
         "```python",
         "import raffm_ray",
         "",
-        'module, bytes_read = raffm_ray.open_supernet("DIR").read({"params": 0.5})',
+        'module, bytes_read = raffm_ray.open_supernet("DIR").read({"layer_params": 0.5})',
         "```",
         "",
         "| parameters | bytes of parameters read | multiply-accumulates an example | bytes of memory to answer one (estimated) |",

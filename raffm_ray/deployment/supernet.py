@@ -27,11 +27,12 @@ from raffm_ray.deployment.partial_safetensors import Place, places, read
 from raffm_ray.deployment.trained_model import TrainedModel
 from raffm_ray.models.architecture import Architecture, architecture_of
 from raffm_ray.models.model_config import parse_config
+from raffm_ray.server.class_plans import view_of
 from raffm_ray.server.strategies import ranked
 from raffm_ray.subnetworks.budgets import budget_from
 from raffm_ray.subnetworks.calibration import rankable
 from raffm_ray.subnetworks.costs import costs_of
-from raffm_ray.subnetworks.extraction import Cutting, longest, plan_of, ranked_list
+from raffm_ray.subnetworks.extraction import longest, plan_of
 from raffm_ray.subnetworks.norm_correction import correct_norms, norm_factors
 from raffm_ray.subnetworks.salience import Orders, rank
 from raffm_ray.subnetworks.standalone import load_standalone, save_standalone
@@ -156,8 +157,8 @@ def write_supernet(trained: TrainedModel, folder: Path) -> Path:
     """Writes the file, and what describes the model beside it. Raises UserError as `check_supernet`."""
     check_supernet(trained)
     setup, state = trained.prepared.setup, trained.state
-    architecture, cutting = setup.architecture, Cutting(setup.experiment.extraction.steps, setup.experiment.extraction.floors)
-    units = ranked_list(architecture, state.scores, cutting)
+    architecture, view = setup.architecture, view_of(setup, state, state.round)
+    units, cutting = view.units, view.cutting
     floors = {name: cutting.floor(name, architecture.layout) for name in cutting.axes(architecture.layout)}
     orders = {name: order for name, order in rank(state.scores).items() if name in floors}
     levels = entry_levels(architecture, levels_of(orders, floors, units), Plan())

@@ -16,6 +16,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError, in_short, near_miss
 from raffm_ray.models.foundation import PACKAGED
+from raffm_ray.preparation.pace_search import with_best_pace
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.public_calibration import public_statistics
 from raffm_ray.preparation.starting_parameters import starting_parameters
@@ -63,10 +64,18 @@ class TrainedModel:
 
     def plan(self, budget: Budget) -> Plan:
         """The subnetwork that the run's strategy has for a budget. Raises TooSmallError below its smallest one."""
+        return self._plan(self.state, budget)
+
+    def _plan(self, state: ServerState, budget: Budget) -> Plan:
         setup = self.prepared.setup
-        plan = setup.strategy.deploy(view_of(setup, self.state, self.state.round), budget, -1)
+        plan = setup.strategy.deploy(view_of(setup, state, state.round), budget, -1)
         assert plan is not None
         return plan
+
+    def paced_for(self, budget: Budget) -> "TrainedModel":
+        """This model, with the residual stream cut at the pace that suits a budget best (`with_best_pace`). Raises TooSmallError."""
+        state = with_best_pace(self.prepared, self.state, lambda state: [(budget, self._plan(state, budget))])
+        return replace(self, state=state)
 
     def cut(self, plan: Plan) -> dict[str, Tensor]:
         """A plan's parameters, by name, its norms corrected and its own copies in place."""
@@ -107,7 +116,9 @@ def of_run(folder: Path, flags: Sequence[str] = ()) -> TrainedModel:
         raise UserError(f"{final / 'salience.safetensors'}: no ranking of {lacking[0]}")
     scores = {name: ranked.pop(name).numpy() for name in names}
     flat = flatten(named, architecture.shapes)
-    state = replace(new_state(flat), round=int(summary["rounds"]), scores=scores, norms=ranked)
+    state = replace(
+        new_state(flat), round=int(summary["rounds"]), scores=scores, norms=ranked, pace=float(summary.get("residual_pace", 0.0))
+    )
     if (own := final / "own.safetensors").is_file():
         state = _with_own(prepared, state, _arrays(own))
     least = min(costs_of(architecture, plan).params for plan in class_plans(prepared.setup, state).values())
@@ -158,6 +169,7 @@ def of_checkpoint(place: str, flags: Sequence[str]) -> TrainedModel:
     state = new_state(starting_parameters(prepared, lambda *_: None, lambda _: None))
     statistic = METRICS[settings.salience.metric].statistic
     state = rank_again(prepared.setup, state, public_statistics(prepared, state, statistic or "square"))
+    state = replace(state, pace=prepared.setup.cutting.pace)  # no device class was trained whose budget would matter
     return TrainedModel(
         prepared, state, f"{Path(place).name}, ranked on {len(prepared.task.public)} examples of {settings.task.name}"
     )

@@ -22,6 +22,7 @@ from raffm_ray.fleet.device_plans import ClassRow, class_rows, provisional_metri
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.runs.progress import Display
 from raffm_ray.server.class_plans import view_of
+from raffm_ray.server.residual_pace import hollow_notes
 from raffm_ray.server.state import Setup
 from raffm_ray.server.strategies import ranked
 from raffm_ray.settings.loading import load
@@ -113,6 +114,8 @@ def show(path: Path, flags: Sequence[str], described: Path | None) -> int:
     console.print(cost_table(setup, rows, examples))
     console.print()
     console.print(width_table(setup, rows))
+    for line in hollow_notes(setup, state):
+        console.print(f"note: {line}", highlight=False, soft_wrap=True)
     if placement is not None:
         rounds = predicted(prepared, state, placement)
         title = f"{setup.experiment.name} on {described.name if described else ''}: {len(placement.slots)} workers"

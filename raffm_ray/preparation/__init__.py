@@ -10,6 +10,7 @@ Open to other packages:
 - `pretraining`: trains the starting model on public examples
 - `starting_parameters`: the parameters of round 1
 - `public_calibration`: salience statistics of public examples
+- `pace_search`: how fast the residual stream is cut, by public examples
 
 Used inside only:
 
@@ -24,6 +25,7 @@ __all__ = [
     "baselines",
     "defaults",
     "equal_resources",
+    "pace_search",
     "pinning",
     "prepare",
     "pretraining",

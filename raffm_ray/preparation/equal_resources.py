@@ -11,6 +11,7 @@ from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.server.class_plans import class_plans
 from raffm_ray.server.clock import VirtualClock, Visit
 from raffm_ray.server.ranking import begin_calibration, plain_state
+from raffm_ray.server.residual_pace import with_ruled_pace
 from raffm_ray.server.rounds import begin_round
 from raffm_ray.server.state import Round, Setup
 from raffm_ray.settings.experiment import Experiment
@@ -61,7 +62,7 @@ def with_equal_budgets(prepared: Prepared, resource: str) -> Experiment:
     kind = look_up(RESOURCES, resource, "--equal").kind
     setup = prepared.setup
     setup = replace(setup, strategy=replace(setup.strategy, prefix="none", distill=0.0))
-    plans = class_plans(setup, plain_state(setup.architecture))
+    plans = class_plans(setup, with_ruled_pace(setup, plain_state(setup.architecture)))
     budgets = {name: {kind: float(getattr(setup.costs(plan), kind))} for name, plan in plans.items()}
     experiment = setup.experiment
     fleet = experiment.fleet.model_copy(update={"budgets": budgets})
@@ -71,7 +72,7 @@ def with_equal_budgets(prepared: Prepared, resource: str) -> Experiment:
 def predicted(setup: Setup, rounds: int) -> list[Round]:
     """The rounds of an experiment as they will be charged, from the first calibration on: clients are drawn as they will be. A plain
     ranking stands in for the real one, which hardly changes what a plan costs."""
-    state = plain_state(setup.architecture)
+    state = with_ruled_pace(setup, plain_state(setup.architecture))
     first = begin_calibration(setup, state)
     found = [first] if first else []
     for number in range(1, rounds + 1):

@@ -28,6 +28,7 @@ from raffm_ray.server.class_plans import class_plans, training_view
 from raffm_ray.server.clock import LATE_POLICIES
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.ranking import begin_calibration, plain_state
+from raffm_ray.server.residual_pace import with_ruled_pace
 from raffm_ray.server.round_schedule import check_clock
 from raffm_ray.server.state import ServerState, Setup, setup_strategy, stack_sizes
 from raffm_ray.settings.experiment import Experiment
@@ -54,7 +55,8 @@ class Prepared:
         """What a worker needs."""
         setup, needed = self.setup, 0
         if setup.experiment.pool.gpus_per_worker == "auto":
-            plans = [Plan(), *class_plans(setup, plain_state(setup.architecture)).values()]
+            state = with_ruled_pace(setup, plain_state(setup.architecture))
+            plans = [Plan(), *class_plans(setup, state).values()]
             stacks = list(zip(plans, stack_sizes(setup, plans) or [1] * len(plans), strict=True))
             strategy = setup.strategy
             needed = worker_bytes(setup.architecture, stacks, setup.experiment.local, strategy.prefix, bool(strategy.distill))
@@ -130,11 +132,11 @@ def _budgets(
 
 def _check_cutting(experiment: Experiment, architecture: Architecture) -> None:
     kinds = sorted({kind_of(name) for name in rankable(architecture.layout)})
-    for key in ("steps", "floors"):
+    for key in ("steps", "floors", "reserves"):
         for kind, value in getattr(experiment.extraction, key).items():
             if kind not in AXIS_KINDS:
                 raise UserError(f"extraction.{key}: {kind!r} is not a kind of axis of this model{near_miss(kind, kinds)}")
-            if value < (1 if key == "steps" else 0) or (key == "floors" and value > 1):
+            if value < (1 if key == "steps" else 0) or (key != "steps" and value > 1):
                 raise UserError(
                     f"extraction.{key}.{kind}: must be {'at least 1' if key == 'steps' else 'between 0 and 1'}, got {value}"
                 )
@@ -239,7 +241,7 @@ def check_start(setup: Setup) -> None:
 
     A plain ranking stands in for the real one, and zeros for the parameters: the smallest subnetwork costs the same whatever comes first.
     """
-    state = plain_state(setup.architecture)
+    state = with_ruled_pace(setup, plain_state(setup.architecture))
     plans = class_plans(setup, state)
     for name, plan in plans.items():
         if not setup.costs(plan).bytes_up:

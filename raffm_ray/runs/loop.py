@@ -14,6 +14,7 @@ from raffm_ray.basics.formatting import counted
 from raffm_ray.clients.messages import Call, Update
 from raffm_ray.data.shares import by_device, write_shares
 from raffm_ray.pool.worker_pool import Pool
+from raffm_ray.preparation.pace_search import rank_with_pace
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.public_calibration import public_statistics
 from raffm_ray.runs.evaluation import EvaluationRequest, evaluate, request_evaluation, run_request
@@ -26,7 +27,7 @@ from raffm_ray.runs.size_curve import curve_of
 from raffm_ray.runs.summary import Evaluation, client_rows, recorded_evaluation, round_row, summarize
 from raffm_ray.server.class_plans import class_plans, copies
 from raffm_ray.server.early_stopping import chosen_state, is_evaluated, is_finished, with_best_round
-from raffm_ray.server.ranking import begin_calibration, plain_scores, rank_again, ranking_is_due
+from raffm_ray.server.ranking import begin_calibration, plain_scores, ranking_is_due
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import Round, ServerState, Setup, new_state
 from raffm_ray.server.workload import block_costs
@@ -147,7 +148,7 @@ def _first_ranking(
         with pool.profile.during("calibrate"):
             statistics = public_statistics(prepared, state, statistic)
     with pool.profile.during("plan"):
-        return rank_again(setup, state, statistics), work, updates
+        return rank_with_pace(prepared, state, statistics), work, updates
 
 
 def _next_round(
@@ -158,7 +159,7 @@ def _next_round(
     with pool.profile.during("plan"):
         if ranked := ranking_is_due(setup, state):
             public = METRICS[experiment.salience.metric].statistic if experiment.salience.source == "public" else None
-            state = rank_again(setup, state, public_statistics(prepared, state, public) if public else state.pending)
+            state = rank_with_pace(prepared, state, public_statistics(prepared, state, public) if public else state.pending)
         work = begin_round(setup, state)
     summed, updates, late, before = run_round(setup=setup, work=work, state=state, pool=pool, display=display, beside=beside)
     with pool.profile.during("add"):

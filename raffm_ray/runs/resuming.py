@@ -62,6 +62,8 @@ FREE_AT_FIRST = (
     "task.class_weights",
     "local.crop_padding",
     "local.flip",
+    "extraction.reserves",
+    "extraction.pace",
 )
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 

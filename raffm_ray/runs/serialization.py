@@ -1,7 +1,7 @@
 """Nested dataclasses as plain JSON and named arrays, and back by their annotations alone: no file ever says what code to run."""
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -68,7 +68,8 @@ def unpack(hint: Any, value: Any, arrays: Mapping[str, Tensor]) -> Any:
         return Plan({name: arrays[one[ARRAY]].numpy() for name, one in value.items()})
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
-        if set(value) != set(hints):
+        optional = {one.name for one in fields(kind) if one.default is not MISSING}  # a field that is newer than the checkpoint
+        if not set(hints) - optional <= set(value) <= set(hints):
             raise ValueError(f"{kind.__name__} has other fields: {sorted(set(value) ^ set(hints))}")
         return kind(**{name: unpack(hints[name], inner, arrays) for name, inner in value.items()})
     if kind in (dict, Mapping):

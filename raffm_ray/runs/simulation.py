@@ -27,6 +27,8 @@ from raffm_ray.runs.reader import SUMMARY, of_a_run, read_summary
 from raffm_ray.runs.recorder import Recorder, RoundRow, check_origin, check_output, write_json
 from raffm_ray.runs.resuming import experiment_in, opened, origin_of
 from raffm_ray.server.early_stopping import last_common_round
+from raffm_ray.server.ranking import plain_state
+from raffm_ray.server.residual_pace import hollow_notes, with_ruled_pace
 from raffm_ray.settings.experiment import Experiment
 
 
@@ -148,6 +150,7 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
     check_origin(folder, origin, origin_of(prepared))
     if pool is None:
         check_pool(experiment.pool)
+    setup = prepared.setup
     beside = {one.shown: with_strategy(prepared, one) for one in experiment.baselines}
     for line in data_summary(prepared.task, prepared.shares, experiment.task.max_length):
         console.print(line, highlight=False, soft_wrap=True)
@@ -155,6 +158,8 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
         console.print(f"note: {line}", highlight=False)
     for name in sorted(set(experiment.fleet.budgets) - set(prepared.setup.budgets)):
         console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)
+    for line in hollow_notes(setup, with_ruled_pace(setup, plain_state(setup.architecture))):
+        console.print(f"note: {line}", highlight=False, soft_wrap=True)
     begun = monotonic()
     start = starting(prepared, console)
     return _Ready(prepared=prepared, baselines=beside, start=start, seconds=monotonic() - begun)

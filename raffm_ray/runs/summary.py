@@ -193,6 +193,7 @@ def summarize(
         "held_out_examples": held_out,
         "metric": metric,
         "params": full.params,
+        "residual_pace": state.pace,
         "start": rounds[0].metric,
         "global": final.metric,
         "tiers": tiers,

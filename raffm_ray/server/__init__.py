@@ -7,6 +7,7 @@ Open to other packages:
 - `optimizers`: FedAvg's step, momentum, Adam, Yogi
 - `ranking`: when parameters are ranked, and by what
 - `class_plans`: which subnetwork every device class trains and gets
+- `residual_pace`: how fast the residual stream is cut beside the layers
 - `state`: what the next round depends on
 - `clock`: the virtual clock, and late updates
 - `round_schedule`: predicts a round's work, seconds and joules
@@ -28,6 +29,7 @@ __all__ = [
     "early_stopping",
     "optimizers",
     "ranking",
+    "residual_pace",
     "round_schedule",
     "rounds",
     "state",

@@ -1,6 +1,7 @@
 """Which subnetwork every device class trains and gets, so that all that a client does with it keeps within the class's budget."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
@@ -16,7 +17,7 @@ def view_of(setup: Setup, state: ServerState, round_number: int) -> StrategyView
     return StrategyView(
         architecture=setup.architecture,
         scores=state.scores,
-        cutting=setup.cutting,
+        cutting=replace(setup.cutting, pace=state.pace),
         kind=experiment.extraction.kind,
         seed=experiment.seed,
         round=round_number,

@@ -13,6 +13,7 @@ from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.server.class_plans import class_plans, holds_full_model
+from raffm_ray.server.residual_pace import with_ruled_pace
 from raffm_ray.server.round_schedule import schedule_round
 from raffm_ray.server.state import Round, ServerState, Setup
 from raffm_ray.settings.experiment import Experiment
@@ -83,7 +84,7 @@ def plain_state(architecture: Architecture) -> ServerState:
 
 
 def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) -> ServerState:
-    """The state with scores computed from the current parameters and these statistics."""
+    """The state with scores computed from the current parameters and these statistics, and the pace of `with_ruled_pace`."""
     metric = METRICS[setup.experiment.salience.metric]
     if not setup.strategy.salience:
         scores = plain_scores(setup.architecture)
@@ -91,7 +92,8 @@ def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) 
         named = views(state.parameters, setup.architecture.shapes)
         rng = generator(setup.experiment.seed, "salience", state.round)
         scores = metric.score(setup.architecture.layout, named, statistics or {}, rng)
-    return replace(state, scores=scores, pending=None, norms=norm_part(statistics) or state.norms, ranked_at=state.round)
+    norms = norm_part(statistics) or state.norms
+    return with_ruled_pace(setup, replace(state, scores=scores, pending=None, norms=norms, ranked_at=state.round))
 
 
 def next_ranking(experiment: Experiment, round_number: int, ranked_at: int) -> int | None:

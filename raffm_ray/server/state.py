@@ -51,8 +51,9 @@ class Setup:
 
     @property
     def cutting(self) -> Cutting:
-        """How plans may be cut."""
-        return Cutting(self.experiment.extraction.steps, self.experiment.extraction.floors)
+        """How plans may be cut, where no ranking has chosen another pace."""
+        settings = self.experiment.extraction
+        return Cutting(settings.steps, settings.floors, settings.reserves, settings.pace or 0.0)
 
     @cached_property
     def size_specific(self) -> tuple[str, ...]:
@@ -80,7 +81,8 @@ class Best:
 @dataclass(frozen=True)
 class ServerState:
     """All that the next round depends on. `pending`: statistics reported since the last ranking; `norms`: from before it; `moments`:
-    the server optimizer's; `best`: None before a first validation; `reached`: of `reached_weight`, the weight of all updates so far."""
+    the server optimizer's; `best`: None before a first validation; `reached`: of `reached_weight`, the weight of all updates so far; `pace`: of
+    the ranked list, chosen with the scores (see `Cutting`)."""
 
     round: int
     parameters: Tensor
@@ -93,6 +95,7 @@ class ServerState:
     clock: VirtualClock = field(default_factory=VirtualClock)
     reached: Reached = field(default_factory=dict)
     reached_weight: float = 0.0
+    pace: float = 0.0
 
 
 @dataclass(frozen=True)

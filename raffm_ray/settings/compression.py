@@ -84,3 +84,14 @@ class ExtractionSettings(Settings):
     floors: dict[str, float] = Field(
         {"residual": 0.5}, description="mapping from a kind of axis to the fraction of its units that is always kept"
     )
+    reserves: dict[str, float] = Field(
+        {"groups": 0.25, "heads": 0.25, "qk": 0.25, "vo": 0.25, "ffn": 0.125},
+        description="mapping from a kind of axis of layers to the fraction of its units that is kept until the residual stream is at its floor, where `pace` is not 0",
+    )
+    pace: float | None = Field(
+        None,
+        ge=0,
+        description="how fast the ranked list gives up the residual stream: 0: only when all layers are at their floors, 1: beside the layers, so that both "
+        "arrive at what they keep together, 2: twice as fast; default: 0 where it leaves enough of every class's layers, else chosen with each ranking, "
+        "by the loss on public examples",
+    )

@@ -42,12 +42,44 @@ class Budget:
             if (limit := getattr(self, name)) is not None and value > limit
         ]
 
+    def binding(self, costs: Costs) -> str | None:
+        """The limit that these costs come nearest to; None where there is none."""
+        limits = {name: limit for name, limit in vars(self).items() if limit is not None}
+        return max(limits, key=lambda name: getattr(costs, name) / limits[name], default=None)
+
     def both(self, other: "Budget") -> "Budget":
         """The budget that allows what both allow."""
         limits = {
             name: [limit for limit in (getattr(self, name), getattr(other, name)) if limit is not None] for name in vars(self)
         }
         return Budget(**{name: min(both, default=None) for name, both in limits.items()})
+
+
+HOLLOW = 0.5
+"""A balance below which layers are hollow."""
+
+
+def balance(budget: Budget, costs: Costs, full: Costs) -> float:
+    """The share that a budget's subnetwork keeps of its layers' parameters, as a part of the share that it keeps of what binds it.
+
+    1 where layers are all that costs anything; near 0 where what stands outside the layers takes up the budget. `costs`, `full`: of the
+    subnetwork, and of the full model.
+    """
+    name = budget.binding(costs)
+    if name is None or not full.layer_params:
+        return 1.0
+    return float(costs.layer_params / full.layer_params * getattr(full, name) / getattr(costs, name))
+
+
+def hollow_in_words(budget: Budget, costs: Costs, full: Costs) -> str:
+    """One line about a subnetwork with hollow layers, and what to limit instead."""
+    name = budget.binding(costs)
+    outside = costs.params - costs.layer_params
+    return (
+        f"{name} <= {getattr(budget, str(name)):,.0f} leaves {costs.layer_params / full.layer_params:.1%} of the layers' parameters and "
+        f"{costs.macs / full.macs:.1%} of the multiply-accumulates: {outside:,} of {costs.params:,} parameters are outside the layers "
+        "(embeddings, head); a limit of layer_params is of the layers alone"
+    )
 
 
 def positive(kind: str, value: object) -> float:

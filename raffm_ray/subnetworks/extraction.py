@@ -1,16 +1,17 @@
 """Extraction: a budget becomes a plan.
 
 `ranked_list` puts the units of every layer into one list by salience per parameter saved; a subnetwork is its longest prefix that
-fits, so smaller plans are nested in larger ones. `common_rate` cuts all axes by one rate, as width-scaling methods do. Both are
-answered by a bisection over the closed formulas of costs.py, so a budget may be in any of their units.
+fits, so smaller plans are nested in larger ones; where the units of the residual stream stand in it is a matter of its pace.
+`common_rate` cuts all axes by one rate, as width-scaling methods do. Both are answered by a bisection over the closed formulas of
+costs.py, so a budget may be in any of their units.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from heapq import heapify, heappop, heappush
 from itertools import chain, product
-from math import ceil, prod
+from math import ceil, floor, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ from raffm_ray.subnetworks.salience import Orders, Scores
 
 AXIS_KINDS = ("groups", "heads", "qk", "vo", "ffn", "residual")
 """The kinds of axes that some family has: key/value heads with their query heads, (query) heads, and so on."""
+RESIDUAL = "residual"
+"""The kind of the one axis that runs through all layers, the embeddings and the head."""
 
 
 def kind_of(name: str) -> str:
@@ -39,12 +42,15 @@ class Cutting:
     """Which kinds of axes may be cut, in what steps, and how far.
 
     `steps`: indices cut together (a kind without a step is never cut). `floors`: the fraction of an axis that always stays, at
-    least one step. `last`: kinds that are cut only once nothing else can be.
+    least one step. `pace`: where the ranked list gives up the residual stream. With 0 it waits until all layers are at their floors. Else
+    it has given up `pace` s of what is above its floor when layers have given up a share s of what is above their `reserves`: with 1 both
+    arrive together. `reserves`: the fraction of a layer's axis that is then given up only when the residual stream is at its floor.
     """
 
     steps: Mapping[str, int]
     floors: Mapping[str, float]
-    last: tuple[str, ...] = ("residual",)
+    reserves: Mapping[str, float] = field(default_factory=dict)
+    pace: float = 0.0
 
     def step(self, name: str, layout: Layout) -> int:
         """The step of an axis, at most its size."""
@@ -52,8 +58,16 @@ class Cutting:
 
     def floor(self, name: str, layout: Layout) -> int:
         """How many indices of an axis always stay: whole steps, at least one."""
+        return self._share(self.floors, name, layout)
+
+    def reserve(self, name: str, layout: Layout) -> int:
+        """How many indices of an axis stay until the residual stream is at its floor: whole steps, at least its own floor."""
+        shares = self.reserves if self.pace else {}
+        return max(self.floor(name, layout), self._share(shares, name, layout))
+
+    def _share(self, shares: Mapping[str, float], name: str, layout: Layout) -> int:
         size, step = layout.axes[name].size, self.step(name, layout)
-        return min(size, max(1, ceil(self.floors.get(kind_of(name), 0.0) * size / step)) * step)
+        return min(size, max(1, ceil(shares.get(kind_of(name), 0.0) * size / step)) * step)
 
     def axes(self, layout: Layout) -> list[str]:
         """The axes that may be cut."""
@@ -102,12 +116,17 @@ def unit_cost(architecture: Architecture, name: str, counts: Counts) -> int:
     return sum(fixed * prod(counts[one] for one in others) for fixed, others in _shares(architecture)[name])
 
 
-def ranked_list(architecture: Architecture, scores: Scores, cutting: Cutting) -> list[tuple[str, int]]:
-    """(axis, count reached) of every unit above the floors, most salient first.
+Unit = tuple[str, int]
+"""(axis, count reached): what a step of the ranked list adds."""
+
+
+def ranked_list(architecture: Architecture, scores: Scores, cutting: Cutting) -> list[Unit]:
+    """Every unit above the floors, most salient first.
 
     It is made backwards: from the full model, the step is dropped that loses least salience per parameter that it saves *by then*: a
     head whose query and value sizes are cut saves less than a whole one. What is dropped last stands first. Inside an axis units
-    follow its own order. Kinds in `cutting.last` are dropped only when nothing else is left, so a prefix gives them up last.
+    follow its own order. Layers give up what is above their reserves, the residual stream beside them at the cutting's pace, and only
+    then the reserves.
     """
     layout = architecture.layout
     names = cutting.axes(layout)
@@ -123,15 +142,17 @@ def ranked_list(architecture: Architecture, scores: Scores, cutting: Cutting) ->
         # Steps are counted from the floor, so the last one of an axis may be shorter.
         return floor + (counts[name] - floor - 1) // step * step
 
-    def entry(position: int) -> tuple[bool, float, int]:
+    def entry(position: int) -> tuple[int, float, int]:
         name = names[position]
         start, stop = next_count(name), counts[name]
         lost = float(below[name][stop] - below[name][start])
-        return kind_of(name) in cutting.last, lost / (unit_cost(architecture, name, counts) * (stop - start)), -position
+        stage = 1 if kind_of(name) == RESIDUAL else 0 if start >= cutting.reserve(name, layout) else 2
+        return stage, lost / (unit_cost(architecture, name, counts) * (stop - start)), -position
 
     waiting = [entry(position) for position, name in enumerate(names) if counts[name] > cutting.floor(name, layout)]
     heapify(waiting)
-    dropped = []
+    dropped: list[list[Unit]] = [[], [], []]
+    saved: list[int] = []
     while waiting:
         first = heappop(waiting)
         name = names[-first[2]]
@@ -139,11 +160,27 @@ def ranked_list(architecture: Architecture, scores: Scores, cutting: Cutting) ->
         if (now := entry(-first[2])) != first:
             heappush(waiting, now)
             continue
-        dropped.append((name, counts[name]))
+        dropped[now[0]].append((name, counts[name]))
+        if now[0] == 0:
+            saved.append(unit_cost(architecture, name, counts) * (counts[name] - next_count(name)))
         counts[name] = next_count(name)
         if counts[name] > cutting.floor(name, layout):
             heappush(waiting, entry(-first[2]))
-    return dropped[::-1]
+    above, residual, reserved = dropped
+    return [*_beside(above, saved, residual, cutting.pace), *reserved][::-1]
+
+
+def _beside(layers: list[Unit], saved: Sequence[int], residual: list[Unit], pace: float) -> list[Unit]:
+    """Units of layers and of the residual stream in the order in which both are dropped. `saved`: parameters of each unit of a layer."""
+    merged: list[Unit] = []
+    given, total, done = 0, sum(saved), 0
+    for unit, parameters in zip(layers, saved, strict=True):
+        merged.append(unit)
+        given += parameters
+        due = floor(min(1.0, pace * given / total) * len(residual))
+        merged += residual[done:due]
+        done = max(done, due)
+    return merged + residual[done:]
 
 
 def longest(
@@ -168,7 +205,7 @@ def longest(
 
 def longest_prefix(
     architecture: Architecture,
-    units: list[tuple[str, int]],
+    units: list[Unit],
     orders: Orders,
     cutting: Cutting,
     budget: Budget,

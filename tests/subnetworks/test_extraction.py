@@ -1,5 +1,6 @@
 """Budgets become plans: they fit, they are nested, and what cannot be is said."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -29,13 +30,13 @@ def noise(seed: int):
     return METRICS["random"].score(ARCHITECTURE.layout, {}, {}, np.random.default_rng(seed))
 
 
-def prefix(seed: int, budget: Budget) -> Plan:
-    scores = noise(seed)
+def prefix(seed: int, budget: Budget, pace: float = 0.0) -> Plan:
+    scores, cutting = noise(seed), replace(CUTTING, pace=pace)
     return longest_prefix(
         architecture=ARCHITECTURE,
-        units=ranked_list(ARCHITECTURE, scores, CUTTING),
+        units=ranked_list(ARCHITECTURE, scores, cutting),
         orders=rank(scores),
-        cutting=CUTTING,
+        cutting=cutting,
         budget=budget,
         costs=partial(costs_of, ARCHITECTURE, batch_size=16),
     )
@@ -47,9 +48,10 @@ def prefix(seed: int, budget: Budget) -> Plan:
     st.sampled_from(["params", "bytes", "training_flops", "memory_bytes"]),
     st.floats(0.45, 1.0),
     st.floats(0.45, 1.0),
+    st.sampled_from([0.0, 0.5, 1.0, 2.0, 50.0]),
 )
-def test_a_prefix_fits_its_budget_and_smaller_ones_are_nested_in_larger(seed, kind, first, second) -> None:
-    small, large = (prefix(seed, budget_from({kind: share}, FULL)) for share in sorted((first, second)))
+def test_a_prefix_fits_its_budget_and_smaller_ones_are_nested_in_larger(seed, kind, first, second, pace) -> None:
+    small, large = (prefix(seed, budget_from({kind: share}, FULL), pace) for share in sorted((first, second)))
     for plan, share in ((small, min(first, second)), (large, max(first, second))):
         check_plan(plan, ARCHITECTURE.layout.axes)
         assert getattr(costs_of(ARCHITECTURE, plan, 16), kind) <= share * getattr(FULL, kind)
@@ -60,6 +62,63 @@ def test_nested_control_another_ranking_s_plan_is_not_nested() -> None:
     small, large = prefix(1, budget_from({"params": 0.6}, FULL)), prefix(2, budget_from({"params": 0.7}, FULL))
     with pytest.raises(ValueError, match="inner plan keeps indices"):
         within(small, large, ARCHITECTURE.layout)
+
+
+def test_nested_control_of_two_paces_the_smaller_plan_is_not_nested_in_the_larger() -> None:
+    small, large = prefix(1, budget_from({"params": 0.6}, FULL)), prefix(1, budget_from({"params": 0.7}, FULL), pace=2.0)
+    with pytest.raises(ValueError, match="inner plan keeps indices"):
+        within(small, large, ARCHITECTURE.layout)
+
+
+def given_up(architecture, cutting: Cutting, scores):
+    """After every drop of a list: the residual stream's kept size, and the parameters that layers, whose other sizes are whole, have given
+    up above what they keep, as a part of all of those; and the counts of all axes."""
+    layout = architecture.layout
+    counts = {name: layout.axes[name].size for name in cutting.axes(layout)}
+    least = {name: cutting.reserve(name, layout) for name in counts if name != "residual"}
+    units = ranked_list(architecture, scores, cutting)
+    removed, steps = 0, []
+    for name, count in reversed(units):
+        assert counts[name] == count
+        floor, step = cutting.floor(name, layout), cutting.step(name, layout)
+        fewer = floor + (count - floor - 1) // step * step
+        if name != "residual" and fewer >= least[name]:
+            whole = {one: axis.size for one, axis in layout.axes.items()} | counts | {"residual": layout.axes["residual"].size}
+            removed += unit_cost(architecture, name, whole) * (count - fewer)
+        counts[name] = fewer
+        steps.append((dict(counts), removed))
+    return [(kept, gone / removed) for kept, gone in steps]
+
+
+@pytest.mark.parametrize("pace", [0.5, 1.0, 2.0])
+def test_the_residual_stream_is_given_up_at_the_pace_and_reserves_after_it(architecture, rng, pace) -> None:
+    layout = architecture.layout
+    floors = {"residual": 0.5}
+    reserves = {"groups": 0.4, "heads": 0.4, "qk": 0.5, "vo": 0.5, "ffn": 0.25}
+    cutting = Cutting({"groups": 1, "heads": 1, "qk": 2, "vo": 2, "ffn": 8, "residual": 4}, floors, reserves, pace)
+    scores = {name: rng.random(np.shape(values)) for name, values in plain_scores(architecture).items()}
+    size, least = layout.axes["residual"].size, cutting.floor("residual", layout)
+    units = (size - least) // 4
+    kept_reserve = []
+    for counts, share in given_up(architecture, cutting, scores):
+        gone, above = (size - counts["residual"]) // 4, {name: cutting.reserve(name, layout) for name in counts}
+        inside = all(counts[name] >= above[name] for name in counts)
+        kept_reserve.append(inside)
+        if inside and share < 1:  # within the units that are due at this moment and the one before
+            assert gone <= min(1.0, pace * share) * units + 1e-9
+        if not inside:
+            assert counts["residual"] == least
+    assert kept_reserve == sorted(kept_reserve, reverse=True)
+    assert not kept_reserve[-1]
+
+
+def test_pace_control_where_the_residual_stream_comes_last_reserves_do_not_hold(architecture, rng) -> None:
+    layout = architecture.layout
+    cutting = Cutting({"heads": 1, "qk": 2, "vo": 2, "ffn": 8, "residual": 4}, {"residual": 0.5}, {"ffn": 0.9}, 0.0)
+    scores = {name: rng.random(np.shape(values)) for name, values in plain_scores(architecture).items()}
+    assert ranked_list(architecture, scores, cutting) == ranked_list(architecture, scores, replace(cutting, reserves={}))
+    seen = [counts for counts, _ in given_up(architecture, cutting, scores) if counts["residual"] == layout.axes["residual"].size]
+    assert any(counts[name] == cutting.floor(name, layout) for counts in seen for name in counts if name.endswith("/ffn"))
 
 
 def test_the_prefix_is_the_longest() -> None:
