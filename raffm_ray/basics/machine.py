@@ -22,6 +22,22 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+BFLOAT16_FEATURES = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
+"""Names, in Linux' /proc/cpuinfo, of instructions that multiply bfloat16: of Intel and AMD, and of ARM."""
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor has instructions for products of bfloat16, as Linux says; elsewhere it is taken to have none.
+
+    torch says it in functions that are its own and differ by version.
+    """
+    if not os.path.exists("/proc/cpuinfo"):
+        return False
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        lines = [line.split(":", 1)[1].split() for line in file if line.startswith(("flags", "Features"))]
+    return any(BFLOAT16_FEATURES.intersection(line) for line in lines[:1])
+
+
 def peak_rss_bytes() -> int:
     """The most memory that this process has held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

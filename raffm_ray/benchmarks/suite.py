@@ -168,12 +168,20 @@ def run_suite(
     return {**content, "rows": rows}
 
 
-def _whole(text: str | None, flag: str, otherwise: int) -> int:
+def whole(text: str | None, flag: str, otherwise: int) -> int:
+    """A flag's value. Raises UserError unless it is a whole number of at least 1."""
     if text is None:
         return otherwise
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise UserError(f"{flag}: expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def only_known(words: Sequence[str], flags: Sequence[str], command: str) -> None:
+    """Raises UserError for a word that is none of these flags."""
+    for word in words:
+        if word not in flags:
+            raise UserError(f"{command}: {word!r} is not one of its flags{near_miss(word, flags, listed=True)}")
 
 
 def usage() -> str:
@@ -206,8 +214,8 @@ def command(words: Sequence[str], fresh: Callable[[str], Path], others: Sequence
     for name in names:
         if name not in CASES:
             raise UserError(f"bench: {name!r} is not one of them{near_miss(name, [*CASES, *others, *FLAGS], listed=True)}")
-    workers = _whole(most, "--workers", os.cpu_count() or 1)
-    repetitions = _whole(asked, "--repetitions", 1 if quick else 5)
+    workers = whole(most, "--workers", os.cpu_count() or 1)
+    repetitions = whole(asked, "--repetitions", 1 if quick else 5)
     folder = Path(out) if out else fresh("bench")
     began = perf_counter()
     content = run_suite(

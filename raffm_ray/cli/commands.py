@@ -220,12 +220,16 @@ def shares(words: Sequence[str]) -> int:
 
 
 def bench(words: Sequence[str]) -> int:
-    """`raffm-ray bench [NAME ...] [flags]`: the speed suite, or `raffm-ray bench extraction [--key.path value ...]`."""
+    """`raffm-ray bench [NAME ...] [flags]`: the speed suite, or `raffm-ray bench attention|extraction [flags]`."""
     rest = list(words)
+    if rest[:1] == ["attention"]:
+        from raffm_ray.benchmarks import attention
+
+        return attention.command(rest[1:])
     if rest[:1] != ["extraction"]:
         from raffm_ray.benchmarks.suite import command
 
-        return command(rest, fresh_folder, ["extraction"])
+        return command(rest, fresh_folder, ["attention", "extraction"])
     name = rest.pop(0)
     from raffm_ray.benchmarks.extraction import extraction
 

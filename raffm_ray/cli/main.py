@@ -26,6 +26,7 @@ USAGE = f"""raffm-ray {__version__}: federated fine-tuning of one foundation mod
                                                                  a finished run's model, or a checkpoint's, in the size that fits
   raffm-ray deploy compare DIR [--sizes 1,0.5] [--out DIR]       metric, bytes, MACs, memory and time of every size in three forms
   raffm-ray bench [CASE ...] [--quick] [--out DIR]               how fast it is, beside limits measured in the same run; --help: the cases
+  raffm-ray bench attention [--json]                             attention by shape: fused or plain, float32 or bfloat16
   raffm-ray bench extraction [--key.path value ...] [--out DIR]  what each way of cutting keeps of a fine-tuned model
   raffm-ray fleet show CONFIG.yaml [--cluster FILE.yaml] [--key.path value ...]
                                                                  every device class: its budget, its plan, what a round costs it; and a

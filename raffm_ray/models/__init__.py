@@ -7,6 +7,7 @@ Open to other packages:
 - `foundation`: configuration and tokenizer of the full model
 - `pretrained_weights`: its pretrained weights
 - `attention`: attention whose head sizes differ from the configuration's
+- `attention_choice`: whether attention is fused or two products: a rule and its measurements
 - `modules`: stock modules without weights, resized
 - `freezing`: parameters that nobody trains
 - `hooks`: reads activations while a model runs
@@ -26,6 +27,7 @@ Start reading at `architecture`.
 __all__ = [
     "architecture",
     "attention",
+    "attention_choice",
     "foundation",
     "freezing",
     "hooks",

@@ -72,6 +72,11 @@ def _sdpa(
     return context[..., :vo_size], weights
 
 
+def _rounded_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the scores' precision, which it would raise; the least float32 number would be rounded to minus infinity."""
+    return mask if mask.dtype == dtype else mask.clamp(min=torch.finfo(dtype).min).to(dtype)
+
+
 def _eager(
     module: nn.Module,
     query: Tensor,
@@ -87,12 +92,14 @@ def _eager(
     shared = query.shape[1] // key.shape[1]
     if shared > 1:
         key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))  # queries are fewer numbers to scale than scores
     bias = _bias_of_kept_heads(module, position_bias)
-    for added in (bias, mask):
-        if added is not None:
-            scores = scores + added
-    weights = nn.functional.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = scores + _rounded_mask(mask, scores.dtype)
+    # In bfloat16 a softmax is summed up in float32, without a copy of all scores in float32.
+    weights = nn.functional.dropout(scores.softmax(-1).to(value.dtype), dropout, module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 

@@ -33,6 +33,11 @@ def with_dropout(saved: SavedActivations, hidden: float, attention: float, ffn: 
     return replace(saved, residual=saved.residual + (hidden > 0), ffn=saved.ffn + 2 * (ffn > 0), scores=scores)
 
 
+def keeping_scores(saved: SavedActivations) -> SavedActivations:
+    """With the attention weights that an attention of plain products keeps, and a fused one computes again."""
+    return replace(saved, scores=max(saved.scores, 1))
+
+
 def ffn_widths(activation: str, gated: bool = False) -> int:
     """FFN widths that are kept per token: by the activation, its result, and for a gate the gated values and the product."""
     return ACTIVATIONS.get(activation, 1) + 1 + (2 if gated else 0)

@@ -37,7 +37,8 @@ def starting_model(architecture: Architecture, source: Source | None, seed: int)
     """The full model with the weights of `source` and a fresh head, or all freshly drawn. Raises UserError as `pretrained_weights`."""
     if source is None:
         return new_model(architecture, torch_seed(seed, "weights"))
-    return build(architecture, pretrained_weights(source, architecture, torch_seed(seed, "weights")), Plan())
+    # In float32 and fused whatever the federation computes with: it is cached, and all runs are to begin alike.
+    return build(architecture, pretrained_weights(source, architecture, torch_seed(seed, "weights")), Plan(), "sdpa")
 
 
 def pretrain(

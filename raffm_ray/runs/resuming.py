@@ -47,6 +47,7 @@ FREE_AT_FIRST = (
     "model.revision",
     "model.new_head",
     "local.warmup_rounds",
+    "local.attention",
 )
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 

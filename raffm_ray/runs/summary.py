@@ -185,6 +185,8 @@ def summarize(
         "name": setup.experiment.name,
         "strategy": setup.experiment.strategy.name,
         "seed": setup.experiment.seed,
+        "attention": setup.architecture.attention,
+        "precision": setup.experiment.local.precision,
         "revisions": {"task": setup.experiment.task.revision, "model": setup.experiment.model.revision},
         "rounds": rounds[-1].round,
         "best_round": state.best.round if state.best else None,

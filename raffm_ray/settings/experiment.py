@@ -150,7 +150,12 @@ class LocalSettings(Settings):
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="precision of products in forward passes, also in evaluation; parameters, gradients and sums are always float32",
+        description="precision of matrix products, also in evaluation; parameters, their gradients, the optimizer and all sums over clients are always float32",
+    )
+    attention: Literal["auto", "sdpa", "eager"] = Field(
+        "auto",
+        description="how attention is computed: `sdpa` by PyTorch's fused kernels, `eager` by two matrix products and a softmax; `auto`: by a rule over "
+        "device, precision and positions (raffm_ray.models.attention_choice)",
     )
 
 
