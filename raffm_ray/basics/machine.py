@@ -5,6 +5,8 @@ import platform
 import resource
 import sys
 
+CPUINFO = "/proc/cpuinfo"
+
 
 def memory_bytes() -> tuple[int, int]:
     """All of the machine's memory, and what of it is free."""
@@ -14,8 +16,8 @@ def memory_bytes() -> tuple[int, int]:
 
 def processor() -> str:
     """What the machine calls its processor."""
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
+    if os.path.exists(CPUINFO):
+        with open(CPUINFO, encoding="utf-8") as file:
             names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
         if names:
             return names[0]
@@ -31,9 +33,9 @@ def fast_bfloat16() -> bool:
 
     torch says it in functions that are its own and differ by version.
     """
-    if not os.path.exists("/proc/cpuinfo"):
+    if not os.path.exists(CPUINFO):
         return False
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
+    with open(CPUINFO, encoding="utf-8") as file:
         lines = [line.split(":", 1)[1].split() for line in file if line.startswith(("flags", "Features"))]
     return any(BFLOAT16_FEATURES.intersection(line) for line in lines[:1])
 

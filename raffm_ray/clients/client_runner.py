@@ -259,7 +259,7 @@ class ClientRunner:
         ]
 
     def _calibrate(self, parameters: Parameters, context: RoundContext, client: int, statistic: str) -> dict[str, Tensor]:
-        model, layout = self.module_factory.module(parameters, Plan(), context.norms), self.architecture.layout
+        model, layout = self.module_factory.module(parameters, Plan(), context.norms, observed=True), self.architecture.layout
         order = generator(context.seed, "calibration", context.round, client).permutation(self.shares[client])
         chosen = np.sort(order[: context.calibration_examples])
         asked = [self.examples.batch(part, self.device) for part in np.split(chosen, range(32, len(chosen), 32))]

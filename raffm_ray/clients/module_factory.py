@@ -13,6 +13,7 @@ from raffm_ray.axes.nesting import cut_layout, within
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.clients.local_training import Prefix
 from raffm_ray.models.architecture import Architecture, skeleton, skeleton_key
+from raffm_ray.models.first_position import compute_first_position
 from raffm_ray.models.freezing import only_trained
 from raffm_ray.models.modules import install
 from raffm_ray.models.stacked_modules import StackedModule, stacked_skeleton
@@ -78,8 +79,11 @@ class ModuleFactory:
         cut = {name: take_selected(parameters[name], selected) for name, selected in self.selections(plan).items()}
         return correct_norms(cut, norm_factors(plan, self.architecture.layout, norms))
 
-    def module(self, parameters: Parameters, plan: Plan, norms: Statistics) -> nn.Module:
-        """The plan's module with its own copy of the weights, until `release`; frozen tables may be the given ones, which nobody writes to."""
+    def module(self, parameters: Parameters, plan: Plan, norms: Statistics, observed: bool = False) -> nn.Module:
+        """The plan's module with its own copy of the weights, until `release`; frozen tables may be the given ones, which nobody writes to.
+
+        `observed`: it computes all activations, also those that nobody but hooks reads.
+        """
         with self.watch.during("cut"):
             cut = self.cut(parameters, plan, norms)
             # How a shared operand is aligned could change how a matrix product rounds; looking up rows of it cannot.
@@ -88,15 +92,18 @@ class ModuleFactory:
                 name: values.to(self.device, copy=values is parameters[name] and name not in tables)
                 for name, values in cut.items()
             }
-            return self._installed(plan, owned)
+            return self._installed(plan, owned, observed)
 
-    def _installed(self, plan: Plan, parameters: Parameters) -> nn.Module:
-        chosen = _remember(self.skeletons, skeleton_key(self.architecture, plan), lambda: self._skeleton(plan))
+    def _installed(self, plan: Plan, parameters: Parameters, observed: bool = False) -> nn.Module:
+        key = (observed, skeleton_key(self.architecture, plan))
+        chosen = _remember(self.skeletons, key, lambda: self._skeleton(plan, observed))
         self.in_use.append(chosen)
         return install(chosen.module, parameters)
 
-    def _skeleton(self, plan: Plan) -> Skeleton:
+    def _skeleton(self, plan: Plan, observed: bool) -> Skeleton:
         module = skeleton(self.architecture, plan)
+        if not observed:
+            compute_first_position(self.architecture, plan, module)
         return Skeleton(module, dict(module.named_parameters()))
 
     def stacked(self, plan: Plan) -> StackedModule:

@@ -9,6 +9,7 @@ Open to other packages:
 - `attention`: attention whose head sizes differ from the configuration's
 - `attention_choice`: whether attention is fused or two products: a rule and its measurements
 - `modules`: stock modules without weights, resized
+- `first_position`: the last layer of a classifier that looks at one position
 - `freezing`: parameters that nobody trains
 - `hooks`: reads activations while a model runs
 - `objectives`: losses and answers of each task head
@@ -28,6 +29,7 @@ __all__ = [
     "architecture",
     "attention",
     "attention_choice",
+    "first_position",
     "foundation",
     "freezing",
     "hooks",

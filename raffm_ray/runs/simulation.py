@@ -11,8 +11,9 @@ from rich.console import Console
 from torch import Tensor
 
 from raffm_ray.basics.files import locked
+from raffm_ray.basics.machine import fast_bfloat16
 from raffm_ray.clients.local_training import one_thread
-from raffm_ray.pool.worker_pool import Pool, check_pool, open_pool
+from raffm_ray.pool.worker_pool import Pool, check_pool, device_of, open_pool
 from raffm_ray.preparation.baselines import check_baselines, with_strategy
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
@@ -117,7 +118,19 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
         console.print(f"note: {line}", highlight=False)
     for name in sorted(set(experiment.fleet.budgets) - set(prepared.setup.budgets)):
         console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)
+    if line := slow_precision(experiment):
+        console.print(f"note: {line}", highlight=False, soft_wrap=True)
     return _Ready(prepared, beside, starting(prepared, console))
+
+
+def slow_precision(experiment: Experiment) -> str | None:
+    """What to tell of a precision in which this processor, taken for the workers', is slower than in float32; None of others.
+
+    It is no mistake: the same run may go on elsewhere, and a small part of it be tried here.
+    """
+    if experiment.local.precision == "float32" or device_of(experiment.pool) != "cpu" or fast_bfloat16():
+        return None
+    return f"local.precision: {experiment.local.precision} is slower than float32 on this processor, which computes it by other instructions"
 
 
 @contextmanager
