@@ -27,10 +27,11 @@ from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
 from raffm_ray.clients.module_factory import ModuleFactory, Parameters
 from raffm_ray.clients.stacked_training import Part, stack_of, stacking_groups, train_stack
 from raffm_ray.clients.update_checks import is_finite, refusal
-from raffm_ray.data.examples import Examples, step_sizes, steps_of
+from raffm_ray.data.examples import Examples, Ragged, step_sizes, steps_of
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import only_trained
 from raffm_ray.models.objectives import OBJECTIVES, Objective
+from raffm_ray.models.word_rows import WordRows, word_rows
 from raffm_ray.subnetworks.calibration import add_statistics, collect
 from raffm_ray.subnetworks.norm_correction import norm_factors, norm_statistics, undo_correction
 
@@ -201,9 +202,17 @@ class ClientRunner:
         batches, prefixes = (generator(context.seed, what, context.round, job.client) for what in ("batches", "prefixes"))
         return ClientData(self.shares[job.client], batches, prefixes)
 
+    def _word_rows(self, context: RoundContext, client: int) -> WordRows | None:
+        """Of the words that a client has; None where all rows are trained: weight decay shrinks also those that no text uses."""
+        column = self.examples.inputs.get("input_ids")
+        if context.local.weight_decay or not isinstance(column, Ragged):
+            return None
+        words = np.append(column.part(self.shares[client]).values, column.fill)
+        return word_rows(self.architecture, words, self.device)
+
     def _train(self, parameters: Parameters, context: RoundContext, job: Job, number: int) -> TrainingResult:
-        plan = context.plans[number]
-        module = self.module_factory.module(parameters, plan, context.norms).train()
+        plan, rows = context.plans[number], self._word_rows(context, job.client)
+        module = self.module_factory.module(parameters, plan, context.norms, rows=rows).train()
         own = dict(module.named_parameters())
         trained = only_trained(own, self.architecture.layout)
         given = {name: parameter.detach().clone() for name, parameter in trained.items()}
@@ -212,7 +221,7 @@ class ClientRunner:
         def prefix_at(position: int) -> tuple[nn.Module, Prefix]:
             if position not in made:
                 smaller = context.plans[job.prefixes[position]]
-                made[position] = self.module_factory.inside(smaller, plan, own, context.norms)
+                made[position] = self.module_factory.inside(smaller, plan, own, context.norms, rows)
             return made[position]
 
         loss, seen = train(
@@ -223,7 +232,10 @@ class ClientRunner:
             prefix_at=prefix_at,
             given=given,
         )
-        change = torch.cat([parameter.detach().sub_(given[name]).flatten() for name, parameter in trained.items()])
+        changed = {name: parameter.detach().sub_(given[name]) for name, parameter in trained.items()}
+        if rows is not None:
+            changed[rows.table] = rows.in_table(changed[rows.table])
+        change = torch.cat([values.flatten() for values in changed.values()])
         return TrainingResult(loss, _by_plan(seen, job), change)
 
     def _train_together(

@@ -13,6 +13,7 @@ Open to other packages:
 - `freezing`: parameters that nobody trains
 - `hooks`: reads activations while a model runs
 - `objectives`: losses and answers of each task head
+- `word_rows`: the rows of a table of words that a client's texts use
 - `stacked_modules`: several clients' modules as one
 
 Used inside only:
@@ -38,4 +39,5 @@ __all__ = [
     "objectives",
     "pretrained_weights",
     "stacked_modules",
+    "word_rows",
 ]
