@@ -43,6 +43,9 @@ SHAPES: tuple[tuple[int, int, int, int], ...] = (
     (2048, 64, 1, 12),
 )
 """Positions, head size, examples, heads: stacked digits, the suite's models, BERT-base and ViT-B/16, longer texts."""
+DROPPING = ((32, 32, 16, 12), (128, 64, 8, 12), (512, 64, 2, 12))
+"""Shapes that are measured with dropout too."""
+DROPOUT = 0.1
 PRECISIONS = ("float32", "bfloat16")
 Action = Callable[[], None]
 
@@ -80,15 +83,17 @@ def milliseconds_of(actions: Mapping[str, Action], repetitions: int, device: str
     return {name: 1000 * median(values) for name, values in taken.items()}
 
 
-def _alone(name: str, inputs: list[torch.Tensor], direction: torch.Tensor) -> None:
+def _alone(name: str, inputs: list[torch.Tensor], direction: torch.Tensor, dropout: float) -> None:
     module = nn.Module().train()
     module.is_causal = False  # type: ignore[assignment]  # what transformers' attention modules say
     size = inputs[0].shape[-1]
-    context, _ = ALL_ATTENTION_FUNCTIONS[IMPLEMENTATIONS[name]](module, *inputs, None, scaling=size**-0.5, dropout=0.0)
+    context, _ = ALL_ATTENTION_FUNCTIONS[IMPLEMENTATIONS[name]](module, *inputs, None, scaling=size**-0.5, dropout=dropout)
     torch.autograd.grad(context, inputs, direction)
 
 
-def kernel_row(shape: tuple[int, int, int, int], precision: str, device: str, repetitions: int) -> AttentionRow:
+def kernel_row(
+    shape: tuple[int, int, int, int], precision: str, device: str, repetitions: int, drops: bool = False
+) -> AttentionRow:
     """Forward and backward of one attention."""
     positions, size, examples, heads = shape
     options = {"dtype": getattr(torch, precision), "device": device}
@@ -98,12 +103,12 @@ def kernel_row(shape: tuple[int, int, int, int], precision: str, device: str, re
         for _ in ("query", "key", "value")
     ]
     direction = torch.randn(examples, positions, heads, size, **options)
-    actions = {name: partial(_alone, name, inputs, direction) for name in IMPLEMENTATIONS}
+    actions = {name: partial(_alone, name, inputs, direction, DROPOUT * drops) for name in IMPLEMENTATIONS}
     return AttentionRow(
-        what=f"{positions} positions, head size {size}, {examples} x {heads} heads",
+        what=f"{positions} positions, head size {size}, {examples} x {heads} heads{', dropout' if drops else ''}",
         precision=precision,
         milliseconds=milliseconds_of(actions, repetitions, device),
-        chosen=attention_for(AttentionShape(device, precision, positions, size)),
+        chosen=attention_for(AttentionShape(device, precision, drops, positions, size)),
     )
 
 
@@ -141,6 +146,9 @@ def rows_of(device: str, repetitions: int, quick: bool = False) -> list[Attentio
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         alone = [kernel_row(shape, one, device, repetitions) for one in PRECISIONS for shape in shapes]
+        alone += [
+            kernel_row(shape, one, device, repetitions, True) for one in PRECISIONS for shape in (() if quick else DROPPING)
+        ]
         steps = [step_row(name, model, one, device, repetitions) for one in PRECISIONS for name, model in models.items()]
     return alone + steps
 

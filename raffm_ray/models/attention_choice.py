@@ -12,21 +12,23 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.saved_activations import keeping_scores
 
-LONGEST_EAGER = 1024
-"""Keys up to which bfloat16 on a CPU is computed by two matrix products and a softmax."""
+LONGEST_EAGER = 2048
+"""Keys up to which bfloat16 on a CPU was measured, and is computed by two matrix products and a softmax."""
 
 
 class AttentionShape(NamedTuple):
-    """What the rule goes by. `positions`: keys that a query looks at, at most; `head_size`: of the full model, the larger of its two."""
+    """What the rule goes by. `drops`: whether training drops attention weights; `positions`: keys that a query looks at, at most; `head_size`:
+    of the full model, the larger of its two."""
 
     device: str
     precision: str
+    drops: bool
     positions: int
     head_size: int
 
 
 class Measured(NamedTuple):
-    """Median CPU milliseconds, forward and backward, without mask and dropout, of so many examples and heads on one thread."""
+    """Median CPU milliseconds, forward and backward, without a mask, of so many examples and heads on one thread."""
 
     shape: AttentionShape
     examples: int
@@ -42,12 +44,14 @@ MEASURED: tuple[Measured, ...] = ()
 def attention_for(shape: AttentionShape) -> str:
     """ "sdpa" or "eager".
 
-    float32 on a CPU: the fused kernel wins at every shape, and keeps no matrix of scores. bfloat16 on a CPU: the fused kernel takes a tenth
-    of a millisecond for every head of every example before it computes anything, and the plain products use the processor's matrix
-    units; only where scores no longer fit into the caches it wins. On a GPU PyTorch's fused kernels are left to choose among themselves.
+    On a CPU in float32 the fused kernel wins at every shape, and keeps no matrix of scores. It knows no dropout: with it PyTorch computes
+    plain products as well, in more steps than "eager" does. In bfloat16 the fused kernel takes a tenth of a millisecond for every head of
+    every example before it computes anything, and plain products use the processor's matrix units; beyond what was measured it is
+    taken for the memory of all scores. On a GPU PyTorch's fused kernels, which know dropout, are left to choose among themselves.
     """
-    plain = shape.device == "cpu" and shape.precision == "bfloat16" and shape.positions <= LONGEST_EAGER
-    return "eager" if plain else "sdpa"
+    if shape.device != "cpu":
+        return "sdpa"
+    return "eager" if shape.drops or (shape.precision == "bfloat16" and shape.positions <= LONGEST_EAGER) else "sdpa"
 
 
 def shape_of(architecture: Architecture, precision: str, device: str) -> AttentionShape:
@@ -56,6 +60,7 @@ def shape_of(architecture: Architecture, precision: str, device: str) -> Attenti
     return AttentionShape(
         device=device,
         precision=precision,
+        drops=architecture.saved.drops,
         positions=max(architecture.positions[site.keys] for site in sites),
         head_size=max(kept_length(dim, axes, Plan()) for site in sites for dim in (site.qk, site.vo)),
     )

@@ -155,7 +155,7 @@ class LocalSettings(Settings):
     attention: Literal["auto", "sdpa", "eager"] = Field(
         "auto",
         description="how attention is computed: `sdpa` by PyTorch's fused kernels, `eager` by two matrix products and a softmax; `auto`: by a rule over "
-        "device, precision and positions (raffm_ray.models.attention_choice)",
+        "device, precision, dropout and positions (raffm_ray.models.attention_choice)",
     )
 
 

@@ -36,17 +36,20 @@ def test_the_rule_takes_what_was_measured_to_be_faster() -> None:
 
 
 def test_the_rule_goes_by_precision_positions_and_device() -> None:
-    shape = AttentionShape("cpu", "bfloat16", 64, 32)
+    shape = AttentionShape("cpu", "bfloat16", False, 64, 32)
     assert attention_for(shape) == "eager"
     others = ({"precision": "float32"}, {"positions": LONGEST_EAGER + 1}, {"device": "cuda"})
     assert [attention_for(shape._replace(**change)) for change in others] == ["sdpa"] * 3
+    assert [attention_for(shape._replace(drops=True, **change)) for change in others] == ["eager", "eager", "sdpa"]
 
 
 def test_a_shape_is_the_model_s_largest() -> None:
     cifar = architecture_of(parse_config(REALISTIC["cifar"]), "image_classification")
-    assert shape_of(cifar, "float32", "cpu") == ("cpu", "float32", 65, 32)
+    assert shape_of(cifar, "float32", "cpu") == ("cpu", "float32", False, 65, 32)
+    dropping = architecture_of(parse_config(REALISTIC["cifar_dropping"]), "image_classification")
+    assert shape_of(dropping, "float32", "cpu").drops
     summed_up = architecture_of(parse_config(REALISTIC["t5"]), "sequence_to_sequence", 64, 32)
-    assert shape_of(summed_up, "bfloat16", "cuda") == ("cuda", "bfloat16", 64, 16)
+    assert shape_of(summed_up, "bfloat16", "cuda") == ("cuda", "bfloat16", False, 64, 16)
 
 
 def test_memory_knows_the_attention_and_work_does_not() -> None:
