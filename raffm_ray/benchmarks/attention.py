@@ -186,7 +186,7 @@ def command(words: Sequence[str]) -> int:
     if "--json" in rest:
         print(json.dumps({**machine, "repetitions": repetitions, "rows": [vars(row) for row in rows]}, indent=2))
         return 0
-    said = "" if fast_bfloat16() or device == "cuda" else ", which has no instructions for bfloat16"
+    said = "" if fast_bfloat16() or device == "cuda" else ", which has no AMX"
     console = Console()
     console = console if console.is_terminal else Console(width=130)
     console.print(table_of(rows, f"{device}, one thread, torch {torch.__version__}, {processor()}{said}"))

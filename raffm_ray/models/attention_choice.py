@@ -37,7 +37,38 @@ class Measured(NamedTuple):
     eager: float
 
 
-MEASURED: tuple[Measured, ...] = ()
+MEASURED: tuple[Measured, ...] = (
+    Measured(AttentionShape("cpu", "float32", False, 5, 8), 320, 4, 3.04, 3.67),
+    Measured(AttentionShape("cpu", "float32", False, 17, 32), 16, 6, 0.86, 1.10),
+    Measured(AttentionShape("cpu", "float32", False, 32, 32), 16, 12, 3.03, 3.89),
+    Measured(AttentionShape("cpu", "float32", False, 65, 32), 16, 6, 4.74, 5.40),
+    Measured(AttentionShape("cpu", "float32", False, 65, 64), 16, 12, 18.76, 18.24),
+    Measured(AttentionShape("cpu", "float32", False, 128, 32), 8, 12, 14.66, 16.49),
+    Measured(AttentionShape("cpu", "float32", False, 128, 64), 8, 12, 24.10, 26.81),
+    Measured(AttentionShape("cpu", "float32", False, 197, 64), 4, 12, 25.72, 30.22),
+    Measured(AttentionShape("cpu", "float32", False, 256, 64), 4, 12, 34.25, 41.01),
+    Measured(AttentionShape("cpu", "float32", False, 512, 64), 2, 12, 61.28, 75.42),
+    Measured(AttentionShape("cpu", "float32", False, 1024, 64), 1, 12, 108.67, 150.04),
+    Measured(AttentionShape("cpu", "float32", False, 2048, 64), 1, 12, 446.33, 573.44),
+    Measured(AttentionShape("cpu", "bfloat16", False, 5, 8), 320, 4, 5.67, 3.10),
+    Measured(AttentionShape("cpu", "bfloat16", False, 17, 32), 16, 6, 9.26, 1.61),
+    Measured(AttentionShape("cpu", "bfloat16", False, 32, 32), 16, 12, 19.46, 3.39),
+    Measured(AttentionShape("cpu", "bfloat16", False, 65, 32), 16, 6, 19.62, 4.62),
+    Measured(AttentionShape("cpu", "bfloat16", False, 65, 64), 16, 12, 65.35, 11.79),
+    Measured(AttentionShape("cpu", "bfloat16", False, 128, 32), 8, 12, 41.94, 11.03),
+    Measured(AttentionShape("cpu", "bfloat16", False, 128, 64), 8, 12, 50.07, 14.20),
+    Measured(AttentionShape("cpu", "bfloat16", False, 197, 64), 4, 12, 34.01, 14.63),
+    Measured(AttentionShape("cpu", "bfloat16", False, 256, 64), 4, 12, 36.45, 19.56),
+    Measured(AttentionShape("cpu", "bfloat16", False, 512, 64), 2, 12, 54.26, 32.14),
+    Measured(AttentionShape("cpu", "bfloat16", False, 1024, 64), 1, 12, 79.73, 60.79),
+    Measured(AttentionShape("cpu", "bfloat16", False, 2048, 64), 1, 12, 296.05, 199.95),
+    Measured(AttentionShape("cpu", "float32", True, 32, 32), 16, 12, 5.96, 4.88),
+    Measured(AttentionShape("cpu", "float32", True, 128, 64), 8, 12, 42.09, 38.68),
+    Measured(AttentionShape("cpu", "float32", True, 512, 64), 2, 12, 148.17, 126.22),
+    Measured(AttentionShape("cpu", "bfloat16", True, 32, 32), 16, 12, 6.45, 4.29),
+    Measured(AttentionShape("cpu", "bfloat16", True, 128, 64), 8, 12, 48.81, 26.30),
+    Measured(AttentionShape("cpu", "bfloat16", True, 512, 64), 2, 12, 161.62, 82.89),
+)
 """`raffm-ray bench attention` on an Intel Xeon with AMX, torch 2.13."""
 
 
