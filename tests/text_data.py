@@ -10,8 +10,9 @@ from conftest import TINY
 
 from raffm_ray.data.encoding import Pictures, Words
 from raffm_ray.data.tasks import TASKS, load_task
-from raffm_ray.settings.experiment import Experiment, TaskSettings
+from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import parse
+from raffm_ray.settings.task_and_model import TaskSettings
 
 WORDS = [
     "a",

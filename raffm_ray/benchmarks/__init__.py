@@ -3,6 +3,7 @@
 Open to other packages:
 
 - `suite`: the cases and the command
+- `attention`: attention by shape and precision
 - `extraction`: accuracy of cut subnetworks without training
 - `measurement`: repeats two sides in turns
 - `rounds`: rounds without records
@@ -27,4 +28,4 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`
 Start reading at `suite`.
 """
 
-__all__ = ["extraction", "measurement", "rounds", "subnetworks", "suite", "synthetic_data"]
+__all__ = ["attention", "extraction", "measurement", "rounds", "subnetworks", "suite", "synthetic_data"]

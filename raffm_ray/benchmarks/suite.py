@@ -54,7 +54,7 @@ CASES: dict[str, Case] = {
 }
 
 
-OTHERS, FLAGS = ("extraction",), ("--workers", "--repetitions", "--quick", "--out")
+OTHERS, FLAGS = ("attention", "extraction"), ("--workers", "--repetitions", "--quick", "--out")
 """What may also follow `raffm-ray bench`."""
 
 

@@ -103,6 +103,7 @@ def _tree() -> App:
         tools.fleet_calibrate, f"calibrate [CONFIG.yaml {ANY_SETTINGS}] [--out FILE.yaml] [--name NAME] [--watts WATTS]", to=fleet
     )
     bench = add(tools.bench, "bench [CASE ...] [--workers N] [--repetitions N] [--quick] [--out DIR]", DEVICES)
+    add(tools.bench_attention, "attention [--repetitions N] [--quick] [--json]", to=bench)
     add(tools.bench_extraction, f"extraction {ANY_SETTINGS} [--out DIR]", to=bench)
     return app
 

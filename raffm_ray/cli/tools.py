@@ -77,6 +77,18 @@ def bench(
     return measure(cases, measuring, Path(out) if out else fresh_folder("bench"))
 
 
+def bench_attention(
+    *,
+    repetitions: Repetitions = None,
+    quick: Annotated[Switch, Parameter(help="small sizes and one repetition, to see that all works")] = False,
+    json: Annotated[Switch, Parameter(help="print JSON instead of a table")] = False,
+) -> int:
+    """Measure attention by shape: fused or plain, in float32 and bfloat16."""
+    from raffm_ray.benchmarks.attention import bench_attention as measure
+
+    return measure(repetitions, quick, json)
+
+
 def bench_extraction(*settings: Settings, out: Out = None) -> int:
     """Measure what each way of cutting keeps of a fine-tuned model."""
     from rich.console import Console

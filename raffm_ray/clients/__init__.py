@@ -11,6 +11,7 @@ Open to other packages:
 
 Used inside only:
 
+- `block_sums`: the sum of a block's updates
 - `explained_errors`: whose an error is, and what to do about it
 - `update_checks`: refuses changes that are not finite or too large
 - `module_factory`: makes subnetwork modules and caches their skeletons

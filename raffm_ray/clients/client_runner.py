@@ -18,23 +18,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raffm_ray.axes.flat_parameters import Flat, views
-from raffm_ray.axes.indexing import Plan, scatter_add_selected, selected_shape
+from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.basics.seeding import generator, torch_seed
+from raffm_ray.clients.block_sums import add_updates
 from raffm_ray.clients.explained_errors import explaining_kernels, naming_clients
 from raffm_ray.clients.local_training import ClientData, Prefix, Training, computing, train
 from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
 from raffm_ray.clients.module_factory import ModuleFactory, Parameters
 from raffm_ray.clients.stacked_training import Part, stack_of, stacking_groups, train_stack
 from raffm_ray.clients.update_checks import is_finite, refusal
-from raffm_ray.data.examples import Examples, step_sizes, steps_of
+from raffm_ray.data.examples import Examples, Ragged, step_sizes, steps_of
 from raffm_ray.data.metrics import Writing
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import only_trained
 from raffm_ray.models.objectives import OBJECTIVES, Objective, training_objective
+from raffm_ray.models.word_rows import WordRows, word_rows
 from raffm_ray.models.writing import write_greedily
 from raffm_ray.subnetworks.calibration import add_statistics, collect
-from raffm_ray.subnetworks.norm_correction import norm_factors, norm_statistics, undo_correction
+from raffm_ray.subnetworks.norm_correction import norm_statistics
 
 
 class TrainingResult(NamedTuple):
@@ -137,19 +139,7 @@ class ClientRunner:
                 self.module_factory.release()
         with self.watch.during("return"):
             total = torch.zeros(flat.shape[0], device=self.device)
-            for number, summed in sorted(sums.items()):
-                named = views(total, self.architecture.shapes, context.size_specific, context.copy_of(number))
-                chosen = self.module_factory.selections(context.plans[number])
-                specs = self.architecture.layout.parameters
-                shapes = {
-                    name: selected_shape(self.architecture.shapes[name], selected)
-                    for name, selected in chosen.items()
-                    if not specs[name].frozen
-                }
-                changes = views(summed, shapes)
-                undo_correction(changes, norm_factors(context.plans[number], self.architecture.layout, context.norms))
-                for name, values in changes.items():
-                    scatter_add_selected(named[name], values, chosen[name])
+            add_updates(total, sums, context, self.architecture, self.module_factory)
             added = total.cpu().numpy()
         return Update(weights, tuple(reports), statistics), added
 
@@ -211,9 +201,17 @@ class ClientRunner:
             self.shares[job.client], *(generator(context.seed, what, context.round, job.client) for what in purposes)
         )
 
+    def _word_rows(self, context: RoundContext, client: int) -> WordRows | None:
+        """Of the words that a client has; None where all rows are trained: weight decay shrinks also those that no text uses."""
+        column = self.examples.inputs.get("input_ids")
+        if context.local.weight_decay or not isinstance(column, Ragged):
+            return None
+        words = np.append(column.part(self.shares[client]).values, column.fill)
+        return word_rows(self.architecture, words, self.device)
+
     def _train(self, parameters: Parameters, context: RoundContext, job: Job, number: int) -> TrainingResult:
-        plan = context.plans[number]
-        module = self.module_factory.module(parameters, plan, context.norms).train()
+        plan, rows = context.plans[number], self._word_rows(context, job.client)
+        module = self.module_factory.module(parameters, plan, context.norms, rows=rows).train()
         own = dict(module.named_parameters())
         trained = only_trained(own, self.architecture.layout)
         given = {name: parameter.detach().clone() for name, parameter in trained.items()}
@@ -222,7 +220,7 @@ class ClientRunner:
         def prefix_at(position: int) -> tuple[nn.Module, Prefix]:
             if position not in made:
                 smaller = context.plans[job.prefixes[position]]
-                made[position] = self.module_factory.inside(smaller, plan, own, context.norms)
+                made[position] = self.module_factory.inside(smaller, plan, own, context.norms, rows)
             return made[position]
 
         loss, seen = train(
@@ -233,7 +231,10 @@ class ClientRunner:
             prefix_at=prefix_at,
             given=given,
         )
-        change = torch.cat([parameter.detach().sub_(given[name]).flatten() for name, parameter in trained.items()])
+        changed = {name: parameter.detach().sub_(given[name]) for name, parameter in trained.items()}
+        if rows is not None:
+            changed[rows.table] = rows.in_table(changed[rows.table])
+        change = torch.cat([values.flatten() for values in changed.values()])
         return TrainingResult(loss, _by_plan(seen, job), change)
 
     def _train_together(
@@ -269,7 +270,7 @@ class ClientRunner:
         ]
 
     def _calibrate(self, parameters: Parameters, context: RoundContext, client: int, statistic: str) -> dict[str, Tensor]:
-        model, layout = self.module_factory.module(parameters, Plan(), context.norms), self.architecture.layout
+        model, layout = self.module_factory.module(parameters, Plan(), context.norms, observed=True), self.architecture.layout
         order = generator(context.seed, "calibration", context.round, client).permutation(self.shares[client])
         chosen = np.sort(order[: context.calibration_examples])
         asked = [self.examples.batch(part, self.device) for part in np.split(chosen, range(32, len(chosen), 32))]

@@ -13,9 +13,11 @@ from raffm_ray.axes.nesting import cut_layout, within
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.clients.local_training import Prefix
 from raffm_ray.models.architecture import Architecture, skeleton, skeleton_key
+from raffm_ray.models.first_position import compute_first_position
 from raffm_ray.models.freezing import only_trained
 from raffm_ray.models.modules import install
 from raffm_ray.models.stacked_modules import StackedModule, stacked_skeleton
+from raffm_ray.models.word_rows import WordRows, look_up_places, use_rows
 from raffm_ray.subnetworks.calibration import Statistics
 from raffm_ray.subnetworks.norm_correction import correct_norms, norm_factors, relative_factors
 
@@ -38,12 +40,14 @@ def _remember(memory: dict[object, T], key: object, make: Callable[[], T]) -> T:
 class Skeleton:
     """A module for plans of the same widths, and the weightless parameters that it holds while it is not used."""
 
+    architecture: Architecture
     module: nn.Module
     empty: dict[str, Tensor]
 
     def release(self) -> None:
         """Takes weights and gradients out of the module."""
         install(self.module, self.empty)
+        use_rows(self.architecture, self.module, None)
 
 
 @dataclass
@@ -78,26 +82,37 @@ class ModuleFactory:
         cut = {name: take_selected(parameters[name], selected) for name, selected in self.selections(plan).items()}
         return correct_norms(cut, norm_factors(plan, self.architecture.layout, norms))
 
-    def module(self, parameters: Parameters, plan: Plan, norms: Statistics) -> nn.Module:
-        """The plan's module with its own copy of the weights, until `release`; frozen tables may be the given ones, which nobody writes to."""
+    def module(
+        self, parameters: Parameters, plan: Plan, norms: Statistics, observed: bool = False, rows: WordRows | None = None
+    ) -> nn.Module:
+        """The plan's module with its own copy of the weights, until `release`; frozen tables may be the given ones, which nobody writes to.
+
+        `observed`: it computes all activations, also those that nobody but hooks reads. `rows`: what it has of its table of words, None for all.
+        """
         with self.watch.during("cut"):
             cut = self.cut(parameters, plan, norms)
+            if rows is not None:
+                cut[rows.table] = cut[rows.table][rows.rows]
             # How a shared operand is aligned could change how a matrix product rounds; looking up rows of it cannot.
             tables = {name for name, spec in self.architecture.layout.parameters.items() if spec.frozen and not spec.matmul}
             owned = {
                 name: values.to(self.device, copy=values is parameters[name] and name not in tables)
                 for name, values in cut.items()
             }
-            return self._installed(plan, owned)
+            return self._installed(plan, owned, rows, observed)
 
-    def _installed(self, plan: Plan, parameters: Parameters) -> nn.Module:
-        chosen = _remember(self.skeletons, skeleton_key(self.architecture, plan), lambda: self._skeleton(plan))
+    def _installed(self, plan: Plan, parameters: Parameters, rows: WordRows | None, observed: bool = False) -> nn.Module:
+        key = (observed, skeleton_key(self.architecture, plan))
+        chosen = _remember(self.skeletons, key, lambda: self._skeleton(plan, observed))
         self.in_use.append(chosen)
+        use_rows(self.architecture, chosen.module, rows)
         return install(chosen.module, parameters)
 
-    def _skeleton(self, plan: Plan) -> Skeleton:
-        module = skeleton(self.architecture, plan)
-        return Skeleton(module, dict(module.named_parameters()))
+    def _skeleton(self, plan: Plan, observed: bool) -> Skeleton:
+        module = look_up_places(self.architecture, skeleton(self.architecture, plan))
+        if not observed:
+            compute_first_position(self.architecture, plan, module)
+        return Skeleton(self.architecture, module, dict(module.named_parameters()))
 
     def stacked(self, plan: Plan) -> StackedModule:
         """The plan's module for several clients at once; it takes its weights with every call."""
@@ -106,11 +121,14 @@ class ModuleFactory:
         self.in_use.append(chosen)
         return chosen
 
-    def inside(self, plan: Plan, outer: Plan, own: Parameters, norms: Statistics) -> tuple[nn.Module, Prefix]:
-        """The module of a plan inside `outer`, whose parameters are `own`, and how it shares them. It has no values until they are read."""
+    def inside(
+        self, plan: Plan, outer: Plan, own: Parameters, norms: Statistics, rows: WordRows | None = None
+    ) -> tuple[nn.Module, Prefix]:
+        """The module of a plan inside `outer`, whose parameters are `own`, with these rows of words, and how it shares them. It has no values
+        until they are read."""
         prefix = self.prefix(plan, outer, own, norms)
         prefix.read()
-        module = self._installed(plan, prefix.parameters).train()
+        module = self._installed(plan, prefix.parameters, rows).train()
         prefix.free()
         return module, prefix
 

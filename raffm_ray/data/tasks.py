@@ -18,7 +18,7 @@ from raffm_ray.data.labels import label_count, labels_beyond_two, notes_on_class
 from raffm_ray.data.metrics import METRICS, Answers, Writing
 from raffm_ray.data.sources import Rows, class_names, divide, open_splits, split_of, told_parts
 from raffm_ray.data.task_types import TASK_TYPES, Loading, TaskType, scorer
-from raffm_ray.settings.experiment import TaskSettings
+from raffm_ray.settings.task_and_model import TaskSettings
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,14 @@ Open to other packages:
 - `foundation`: configuration and tokenizer of the full model
 - `pretrained_weights`: its pretrained weights
 - `attention`: attention whose head sizes differ from the configuration's
+- `attention_choice`: whether attention is fused or two products: a rule and its measurements
 - `modules`: stock modules without weights, resized
+- `first_position`: the last layer of a classifier that looks at one position
 - `freezing`: parameters that nobody trains
 - `hooks`: reads activations while a model runs
 - `objectives`: losses and answers of each task head
 - `writing`: answers in words, token by token
+- `word_rows`: the rows of a table of words that a client's texts use
 - `stacked_modules`: several clients' modules as one
 
 Used inside only:
@@ -27,6 +30,8 @@ Start reading at `architecture`.
 __all__ = [
     "architecture",
     "attention",
+    "attention_choice",
+    "first_position",
     "foundation",
     "freezing",
     "hooks",
@@ -35,5 +40,6 @@ __all__ = [
     "objectives",
     "pretrained_weights",
     "stacked_modules",
+    "word_rows",
     "writing",
 ]

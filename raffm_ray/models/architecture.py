@@ -101,7 +101,10 @@ HEADS: dict[str, Any] = {
 @dataclass(frozen=True, eq=False)
 class Architecture:
     """One concrete model, described: everything needed to build and train any subnetwork of it, but no weights. `class_weights`: what an
-    example of each class counts in the loss that it is trained for, empty where all count the same."""
+    example of each class counts in the loss that it is trained for, empty where all count the same.
+
+    `attention`: how its modules compute attention, "sdpa" or "eager" (see attention_choice.py); `saved` is what autograd keeps with it.
+    """
 
     config: PretrainedConfig
     head: str
@@ -111,6 +114,7 @@ class Architecture:
     saved: SavedActivations
     fit: Fit
     class_weights: tuple[float, ...] = ()
+    attention: str = "sdpa"
 
 
 def check_head(model_type: str, head: str) -> None:
@@ -179,8 +183,9 @@ def new_model(architecture: Architecture, seed: int) -> nn.Module:
         return _stock(architecture.config, architecture.head, "sdpa")
 
 
-def skeleton(architecture: Architecture, plan: Plan, attention: str = "sdpa") -> nn.Module:
-    """The module of a plan's subnetwork with parameters on the meta device; `install` gives it weights. `attention`: "sdpa" or "eager".
+def skeleton(architecture: Architecture, plan: Plan, attention: str | None = None) -> nn.Module:
+    """The module of a plan's subnetwork with parameters on the meta device; `install` gives it weights. `attention`: "sdpa", "eager", or None
+    for the architecture's own.
 
     It is the stock transformers model with dropped layers removed (the others keep their numbers, so a parameter has one name
     in every subnetwork) and its attention modules fitted to the plan.
@@ -188,7 +193,9 @@ def skeleton(architecture: Architecture, plan: Plan, attention: str = "sdpa") ->
     # Not on the meta device as a whole: what a model computes when it is built (positions, frequencies) must be there.
     # Some of it is drawn at random, and a worker that builds a module must not draw otherwise than one that remembers it.
     with no_init_weights(), torch.random.fork_rng(devices=[]):
-        model = without_weights(_stock(architecture.config, architecture.head, IMPLEMENTATIONS[attention]))
+        model = without_weights(
+            _stock(architecture.config, architecture.head, IMPLEMENTATIONS[attention or architecture.attention])
+        )
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             # Training needs no cache, and what has been through one is laid out so that fused attention refuses it on a CPU.
@@ -218,6 +225,6 @@ def skeleton_key(architecture: Architecture, plan: Plan) -> object:
     return widths, tuple((name, plan[name].shape, plan[name].tobytes()) for name in known if name in plan)
 
 
-def build(architecture: Architecture, tensors: Mapping[str, Tensor], plan: Plan, attention: str = "sdpa") -> nn.Module:
+def build(architecture: Architecture, tensors: Mapping[str, Tensor], plan: Plan, attention: str | None = None) -> nn.Module:
     """The subnetwork's module with its weights (`take_all`'s result)."""
     return install(skeleton(architecture, plan, attention), tensors)

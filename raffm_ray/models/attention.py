@@ -43,6 +43,13 @@ def _split(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tupl
     return query, key, value if values is None else _split_values(value, *values)
 
 
+def _asked(module: nn.Module, query: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The queries that are computed, and their mask: all, or of the first position alone (see first_position.py)."""
+    if not getattr(module, "subnetwork_first", False):
+        return query, mask
+    return query[:, :, :1], mask if mask is None or mask.shape[-2] == 1 else mask[..., :1, :]
+
+
 def _bias_of_kept_heads(module: nn.Module, bias: Tensor | None) -> Tensor | None:
     """A position bias, [1, heads of the full model, queries, keys], for the heads that this module has."""
     rows: Tensor | None = getattr(module, "subnetwork_bias_rows", None)
@@ -59,17 +66,30 @@ def _sdpa(
     **kwargs: Any,
 ) -> Any:
     query, key, value = _split(module, query, key, value)
+    positions = query.shape[2]
+    query, mask = _asked(module, query, mask)
     if position_bias is not None:
         kwargs["position_bias"] = _bias_of_kept_heads(module, position_bias)
     qk_size, vo_size = query.shape[-1], value.shape[-1]
     if qk_size == vo_size:
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
+        context, weights = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
+        return _at_all(context, positions), weights
     # Fused kernels want one size; zeros add nothing to a score, and the zero columns of the context are cut off again.
     query, key, value = (
         nn.functional.pad(states, (0, max(qk_size, vo_size) - states.shape[-1])) for states in (query, key, value)
     )
     context, weights = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)
-    return context[..., :vo_size], weights
+    return _at_all(context[..., :vo_size], positions), weights
+
+
+def _at_all(context: Tensor, positions: int) -> Tensor:
+    """What stock modules take: as many positions as they gave. A single one stands for all, of which they read the first."""
+    return context if context.shape[1] == positions else context.expand(-1, positions, -1, -1)
+
+
+def _rounded_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the scores' precision, which it would raise; the least float32 number would be rounded to minus infinity."""
+    return mask if mask.dtype == dtype else mask.clamp(min=torch.finfo(dtype).min).to(dtype)
 
 
 def _eager(
@@ -84,16 +104,20 @@ def _eager(
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
     query, key, value = _split(module, query, key, value)
+    positions = query.shape[2]
+    query, mask = _asked(module, query, mask)
     shared = query.shape[1] // key.shape[1]
     if shared > 1:
         key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))  # queries are fewer numbers to scale than scores
     bias = _bias_of_kept_heads(module, position_bias)
-    for added in (bias, mask):
-        if added is not None:
-            scores = scores + added
-    weights = nn.functional.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = scores + _rounded_mask(mask, scores.dtype)
+    # In bfloat16 a softmax is summed up in float32, without a copy of all scores in float32.
+    weights = nn.functional.dropout(scores.softmax(-1).to(value.dtype), dropout, module.training)
+    return _at_all(torch.matmul(weights, value).transpose(1, 2).contiguous(), positions), weights
 
 
 AttentionInterface.register("raffm_sdpa", _sdpa)

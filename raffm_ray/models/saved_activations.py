@@ -15,7 +15,8 @@ class SavedActivations:
 
     `residual`: residual streams per token and norm, what reads the norm included. `norm`: single numbers per token and norm. `ffn`:
     FFN widths per token. `qk`: queries and (unrepeated) keys, besides those that attention keeps. `scores`: attention matrices per
-    head. `logits`: copies of what the model says, where it says something at every position.
+    head. `logits`: copies of what the model says, where it says something at every position. `drops`: whether attention weights
+    are dropped.
     """
 
     residual: int = 2
@@ -24,13 +25,21 @@ class SavedActivations:
     qk: int = 0
     scores: int = 0
     logits: int = 1
+    drops: bool = False
 
 
 def with_dropout(saved: SavedActivations, hidden: float, attention: float, ffn: float = 0.0) -> SavedActivations:
     """With masks, which a CPU keeps as floats, where probabilities are above 0: of the residual stream before every norm, of FFN widths (and what
     they leave); an attention that drops weights is not fused, and keeps the weights, their mask and what it leaves."""
     scores = max(saved.scores, 1) + 2 if attention else saved.scores
-    return replace(saved, residual=saved.residual + (hidden > 0), ffn=saved.ffn + 2 * (ffn > 0), scores=scores)
+    return replace(
+        saved, residual=saved.residual + (hidden > 0), ffn=saved.ffn + 2 * (ffn > 0), scores=scores, drops=attention > 0
+    )
+
+
+def keeping_scores(saved: SavedActivations) -> SavedActivations:
+    """With the attention weights that an attention of plain products keeps, and a fused one computes again."""
+    return replace(saved, scores=max(saved.scores, 1))
 
 
 def ffn_widths(activation: str, gated: bool = False) -> int:

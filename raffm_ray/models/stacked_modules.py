@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.models.architecture import Architecture, skeleton
+from raffm_ray.models.first_position import compute_first_position
 from raffm_ray.models.modules import owners_of
 
 
@@ -201,11 +202,11 @@ def _places(architecture: Architecture, model: nn.Module) -> list[tuple[str, nn.
 
 
 def stacked_skeleton(architecture: Architecture, plan: Plan) -> StackedModule:
-    """The stacked module of a plan's subnetwork, without weights. Attention is eager: it suits few positions and small heads.
+    """The stacked module of a plan's subnetwork, without weights. For attention, clients are more examples.
 
     Raises ValueError where `why_not_stacked` has a reason.
     """
-    model = skeleton(architecture, plan, "eager")
+    model = compute_first_position(architecture, plan, skeleton(architecture, plan))
     places = _places(architecture, model)
     if reasons := [reason for *_, reason in places if reason]:
         raise ValueError(f"not stacked: {reasons[0]}")

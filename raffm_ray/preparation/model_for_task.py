@@ -13,8 +13,10 @@ from raffm_ray.basics.errors import UserError, in_short, near_miss
 from raffm_ray.data.examples import Examples
 from raffm_ray.data.tasks import Task, check_labels
 from raffm_ray.models.architecture import Architecture, architecture_of, new_model
+from raffm_ray.models.attention_choice import with_attention
 from raffm_ray.models.foundation import Foundation
 from raffm_ray.models.freezing import freeze
+from raffm_ray.pool.worker_pool import device_of
 from raffm_ray.settings.experiment import Experiment
 
 
@@ -40,6 +42,8 @@ def architecture_for(experiment: Experiment, foundation: Foundation, task: Task)
         layout=freeze(architecture.layout, experiment.model.freeze),
         class_weights=class_weights(experiment.task.class_weights, task, config.num_labels),
     )
+    local, device = experiment.local, device_of(experiment.pool)
+    architecture = with_attention(architecture, local.attention, local.precision, device)
     needed = 4 * sum(prod(shape) for shape in architecture.shapes.values())
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:

@@ -34,7 +34,7 @@ from raffm_ray.models.architecture import Architecture, build, new_model
 from raffm_ray.models.freezing import for_training
 from raffm_ray.models.objectives import OBJECTIVES, training_objective
 from raffm_ray.models.pretrained_weights import Source, new_parameters, pretrained_weights
-from raffm_ray.settings.experiment import PretrainSettings
+from raffm_ray.settings.task_and_model import PretrainSettings
 
 Progress = Callable[[int, int, float], None]
 """(steps done, steps in all, loss of the last one)."""
@@ -86,7 +86,8 @@ def starting_model(architecture: Architecture, source: Source | None, seed: int)
     """The full model with the weights of `source` and a fresh head, or all freshly drawn. Raises UserError as `pretrained_weights`."""
     if source is None:
         return new_model(architecture, torch_seed(seed, "weights"))
-    return build(architecture, pretrained_weights(source, architecture, torch_seed(seed, "weights")), Plan())
+    # In float32 and fused whatever the federation computes with: it is cached, and all runs are to begin alike.
+    return build(architecture, pretrained_weights(source, architecture, torch_seed(seed, "weights")), Plan(), "sdpa")
 
 
 def _held_out_loss(model: nn.Module, work: Pretraining) -> float:

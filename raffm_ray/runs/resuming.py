@@ -64,6 +64,7 @@ FREE_AT_FIRST = (
     "local.flip",
     "extraction.reserves",
     "extraction.pace",
+    "local.attention",
 )
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 

@@ -12,9 +12,10 @@ from rich.console import Console
 from torch import Tensor
 
 from raffm_ray.basics.files import locked
+from raffm_ray.basics.machine import fast_bfloat16
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.data.data_summary import data_summary
-from raffm_ray.pool.worker_pool import Pool, check_pool, open_pool
+from raffm_ray.pool.worker_pool import Pool, check_pool, device_of, open_pool
 from raffm_ray.preparation.baselines import check_baselines, with_protocol, with_strategy
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters
@@ -160,9 +161,21 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
         console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)
     for line in hollow_notes(setup, with_ruled_pace(setup, plain_state(setup.architecture))):
         console.print(f"note: {line}", highlight=False, soft_wrap=True)
+    if slow := slow_precision(experiment):
+        console.print(f"note: {slow}", highlight=False, soft_wrap=True)
     begun = monotonic()
     start = starting(prepared, console)
     return _Ready(prepared=prepared, baselines=beside, start=start, seconds=monotonic() - begun)
+
+
+def slow_precision(experiment: Experiment) -> str | None:
+    """What to tell of a precision that does not pay on this processor, which is taken for the workers'; None of others.
+
+    It is no mistake: the same run may go on elsewhere, and a small part of it be tried here.
+    """
+    if experiment.local.precision == "float32" or device_of(experiment.pool) != "cpu" or fast_bfloat16():
+        return None
+    return f"local.precision: {experiment.local.precision} pays on processors with AMX; on this one float32 is faster, as far as was measured"
 
 
 @contextmanager

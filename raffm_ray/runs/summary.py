@@ -186,6 +186,8 @@ def summarize(
         "strategy": setup.experiment.strategy.name,
         "salience": setup.experiment.salience.metric if setup.strategy.salience else None,
         "seed": setup.experiment.seed,
+        "attention": setup.architecture.attention,
+        "precision": setup.experiment.local.precision,
         "revisions": {"task": setup.experiment.task.revision, "model": setup.experiment.model.revision},
         "rounds": rounds[-1].round,
         "best_round": state.best.round if state.best else None,

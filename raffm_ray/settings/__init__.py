@@ -3,6 +3,7 @@
 Open to other packages:
 
 - `experiment`: every setting of an experiment
+- `task_and_model`: settings of the data and of the model
 - `strategy`: settings of a strategy, and of its baselines
 - `execution`: settings of the pool and of checkpoints
 - `loading`: reads YAML and flags; every mistake is one line
@@ -19,4 +20,4 @@ Imports `basics`.
 Start reading at `experiment`.
 """
 
-__all__ = ["base", "description", "execution", "experiment", "loading", "paths", "strategy"]
+__all__ = ["base", "description", "execution", "experiment", "loading", "paths", "strategy", "task_and_model"]

@@ -1,134 +1,14 @@
 """The experiment: every setting, typed, frozen, validated."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raffm_ray.settings.base import DATA, FILE, MODEL, ClassWeights, Settings
+from raffm_ray.settings.base import FILE, Settings
 from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
 from raffm_ray.settings.execution import CheckpointSettings, PoolSettings
 from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
-
-
-class TaskSettings(Settings):
-    """Which data, and how it is split once, whatever the run's seed."""
-
-    name: str = Field("digits", description="`digits`, or a task or a kind of task of raffm_ray.data.tasks.TASKS")
-    data: str | None = Field(
-        None,
-        json_schema_extra=DATA,
-        description="local file or folder, or a name on the Hugging Face hub; $NAME is replaced by the environment variable",
-    )
-    subset: str | None = Field(None, description="name of a configuration of the data set on the hub")
-    revision: str | None = Field(
-        None,
-        description="branch, tag or commit of a data set on the hub; the commit that it is at is written into the run's config.yaml",
-    )
-    columns: dict[str, str] = Field(
-        {},
-        description="mapping from a role to the column that has it; roles are `text`, `text_pair`, `label`, `image`, `group` and others",
-    )
-    train: str = Field("train", description="split of the data set from which the examples of server and clients come")
-    held_out: str | float | None = Field(
-        None,
-        description="held-out examples for evaluation: the name of a split, or a fraction of `train`; default: the task's own split, or 0.25",
-    )
-    metric: str | None = Field(None, description="a metric of raffm_ray.data.metrics.METRICS; default: the task's own")
-    class_weights: ClassWeights = Field(
-        "none",
-        description="what an example of a class counts in the training loss: `balanced`, every class counts the same in all clients' examples "
-        "together; or a mapping from names of classes (or their numbers) to weights, 1 for the others",
-    )
-    no_answer_threshold: float = Field(
-        0.0, description="question answering with questions that have no answer: by how much no answer must outscore the best one"
-    )
-    max_length: int = Field(128, ge=8, description="most tokens of a text or block; a batch is padded to its longest")
-    pack: bool = Field(
-        True,
-        description="language modelling: whether texts are joined, with an end-of-text token after each, and cut into blocks of `max_length` tokens, which are the "
-        "examples; a block holds texts of one value of `task.columns.group`; false: every text is cut at `max_length`",
-    )
-    examples: int | None = Field(
-        None, ge=1, description="most examples for the public part, the validation part and the clients together; default: all"
-    )
-    public: int = Field(200, ge=1, description="examples that the server holds, for example for pretraining")
-    validation: int = Field(
-        0,
-        ge=0,
-        description="examples for `evaluation.patience` and `evaluation.keep_best`, on which nobody trains; they are not part of the held-out examples",
-    )
-    split_seed: int = Field(0, ge=0, description="seed of the split into public, validation, held-out and clients' examples")
-
-    @model_validator(mode="after")
-    def _fraction(self) -> "TaskSettings":
-        if isinstance(self.held_out, float) and not 0 < self.held_out < 1:
-            raise ValueError(f"held_out {self.held_out} must be a fraction between 0 and 1, or the name of a split")
-        return self
-
-
-class PretrainSettings(Settings):
-    """Training of the full model on the public part, before the federation; cached."""
-
-    epochs: int | None = Field(
-        None,
-        ge=0,
-        description="passes over the public examples in which the whole model is trained; default: 100 for a new model, 0 for a pretrained one",
-    )
-    head_epochs: int | None = Field(
-        None,
-        ge=0,
-        description="passes before these, in which only a task head is trained that is new on a pretrained model; default: as many as show it 2,000 examples, at least 1 and at most 10; 0 where no head is new",
-    )
-    head_learning_rate: float = Field(
-        1e-3, gt=0, description="largest learning rate of the passes of `head_epochs`; it falls to 0 at their end"
-    )
-    batch_size: int = Field(32, ge=1, description="examples of a training step")
-    learning_rate: float | None = Field(
-        None,
-        gt=0,
-        description="largest learning rate of AdamW; it falls to 0 at the end; default: as `local.learning_rate` with `adamw`",
-    )
-    weight_decay: float = Field(0.05, ge=0, description="weight decay of AdamW; none for biases and norms")
-    warmup: float = Field(0.0, ge=0, lt=1, description="fraction of the steps in which the learning rate rises from 0")
-
-
-class ModelSettings(Settings):
-    """The full model: a pretrained one, with a new head for the task, or one drawn from a configuration."""
-
-    pretrained: str | None = Field(
-        None,
-        json_schema_extra=MODEL,
-        description="pretrained model: a local folder, a name on the hub, or `all-MiniLM-L6-v2` where its Python package is installed; default: none",
-    )
-    revision: str | None = Field(
-        None,
-        description="branch, tag or commit of a model on the hub; the commit that it is at is written into the run's config.yaml",
-    )
-    config: dict[str, Any] = Field(
-        {},
-        description="configuration of transformers: `model_type` and its fields; together with `pretrained`, only the fields to change",
-    )
-    new_head: bool = Field(
-        False,
-        description="whether the task head is drawn anew although the pretrained model has one, such as one of other classes",
-    )
-    tokenizer: str | None = Field(
-        None,
-        json_schema_extra=MODEL,
-        description="tokenizer: a local folder, a packaged model or a name on the hub; default: the pretrained model's own",
-    )
-    freeze: tuple[str, ...] = Field(
-        (),
-        description="patterns of names of parameters that are not trained, such as *embeddings*; clients receive them, but compute no "
-        "gradients for them and send nothing back for them",
-    )
-    pretrain: PretrainSettings = Field(PretrainSettings(), description="pretraining on the public examples")
-
-    @model_validator(mode="after")
-    def _source(self) -> "ModelSettings":
-        if not self.pretrained and "model_type" not in self.config:
-            raise ValueError("needs `pretrained`, or `config` with a `model_type`")
-        return self
+from raffm_ray.settings.task_and_model import ModelSettings, TaskSettings
 
 
 class ClientSettings(Settings):
@@ -195,7 +75,12 @@ class LocalSettings(Settings):
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="precision of products in forward passes, also in evaluation; parameters, gradients and sums are always float32",
+        description="precision of matrix products, also in evaluation; parameters, their gradients, the optimizer and all sums over clients are always float32",
+    )
+    attention: Literal["auto", "sdpa", "eager"] = Field(
+        "auto",
+        description="how attention is computed: `sdpa` by PyTorch's fused kernels, `eager` by two matrix products and a softmax; `auto`: by a rule over "
+        "device, precision, dropout and positions (raffm_ray.models.attention_choice)",
     )
 
 

@@ -9,7 +9,7 @@ from raffm_ray.basics.seeding import generator, torch_seed
 from raffm_ray.data.examples import batches, steps_of
 from raffm_ray.data.tasks import load_task
 from raffm_ray.devices.profiles import DEVICES, MIXES, assign_devices, fleet_shares
-from raffm_ray.settings.experiment import TaskSettings
+from raffm_ray.settings.task_and_model import TaskSettings
 
 
 @pytest.mark.parametrize("mix", sorted(MIXES))

@@ -26,8 +26,8 @@ from raffm_ray.models.foundation import load_foundation
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.preparation.prepare import prepare
-from raffm_ray.settings.experiment import ModelSettings, TaskSettings
 from raffm_ray.settings.loading import parse
+from raffm_ray.settings.task_and_model import ModelSettings, TaskSettings
 
 CLASSES = "sequence_classification"
 GLUE = [name for name, recipe in TASKS.items() if recipe.data == "nyu-mll/glue"]

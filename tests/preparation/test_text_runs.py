@@ -24,7 +24,8 @@ from raffm_ray.preparation.prepare import prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs.recorder import parameters_sha256
 from raffm_ray.runs.simulation import simulate
-from raffm_ray.settings.experiment import Experiment, ModelSettings
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.task_and_model import ModelSettings
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from raffm_ray.runs.recorder import Recorder, parameters_sha256
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.server.early_stopping import chosen_state, is_finished, watched_metric, with_best_round
 from raffm_ray.server.state import new_state
-from raffm_ray.settings.experiment import TaskSettings
+from raffm_ray.settings.task_and_model import TaskSettings
 
 
 def digits(validation: int) -> dict[str, list[bytes]]:

@@ -12,7 +12,7 @@ from raffm_ray.data.tasks import load_task
 from raffm_ray.models.architecture import architecture_of, build, new_model
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.models.objectives import OBJECTIVES
-from raffm_ray.settings.experiment import TaskSettings
+from raffm_ray.settings.task_and_model import TaskSettings
 from raffm_ray.subnetworks.calibration import add_statistics, collect
 from raffm_ray.subnetworks.norm_correction import correct_norms, norm_factors, norm_statistics
 from raffm_ray.subnetworks.salience import METRICS, rank
