@@ -15,6 +15,7 @@ Used inside only:
 - `ray_trials`: trials side by side on Ray
 - `search_space`: which settings are searched
 - `samplers`: Optuna's samplers and pruners by name
+- `best_trial`: the front, and which of its trials is the best
 - `study_report`: best trials, importances, `study.json`
 - `study_picture`: the picture of a study
 

@@ -19,6 +19,7 @@ from raffm_ray.reports.comparison_table import with_error
 from raffm_ray.reports.seed_statistics import Statistic
 from raffm_ray.runs.recorder import write_json
 from raffm_ray.settings.loading import dump
+from raffm_ray.studies.best_trial import choose, front_of
 from raffm_ray.studies.checked_study import CheckedStudy, Goal
 from raffm_ray.studies.measures import HELD_OUT
 from raffm_ray.studies.search_space import Space, changed
@@ -26,7 +27,6 @@ from raffm_ray.studies.study_picture import draw_study
 
 ENOUGH = 10
 """Finished trials below which importances say nothing."""
-RULE = "of the front, the trial nearest to the best value of every objective (Euclidean distance, each objective scaled to the front's range)"
 COSTS = {
     "bytes": human_bytes,
     "simulated_seconds": human_seconds,
@@ -42,28 +42,6 @@ def said(measure: str, metric: str, value: Statistic) -> str:
     if measure not in COSTS:
         return f"{measure} {with_error(metric, value)}{unit(metric)}"
     return f"{measure} {COSTS[measure](value['mean'])}" if value["mean"] is not None else f"{measure} -"
-
-
-def front_of(values: Mapping[int, Sequence[float]], higher: Sequence[bool]) -> list[int]:
-    """Trials that no other is at least as good as in every objective and better in one, in ascending order."""
-    signed = {number: [v if up else -v for v, up in zip(own, higher, strict=True)] for number, own in values.items()}
-
-    def beaten(own: list[float]) -> bool:
-        return any(other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in signed.values())
-
-    return sorted(number for number, own in signed.items() if not beaten(own))
-
-
-def nearest(values: Mapping[int, Sequence[float]], higher: Sequence[bool]) -> int:
-    """The trial of a front that `RULE` names; the first of several."""
-    columns = list(zip(*values.values(), strict=True))
-    ideal = [max(column) if up else min(column) for column, up in zip(columns, higher, strict=True)]
-    ranges = [(max(column) - min(column)) or 1.0 for column in columns]
-
-    def distance(number: int) -> float:
-        return float(sum(((v - best) / span) ** 2 for v, best, span in zip(values[number], ideal, ranges, strict=True)))
-
-    return min(sorted(values), key=distance)
 
 
 def importances_of(kept: optuna.Study) -> dict[str, float]:
@@ -96,6 +74,7 @@ def _row(trial: FrozenTrial, space: Space, goals: Sequence[Goal]) -> dict[str, A
         "by_round": {str(round_number): value for round_number, value in trial.intermediate_values.items()},
         "reason": trial.user_attrs.get("reason", ""),
         "folder": trial.user_attrs.get("folder"),
+        "file": "",
     }
 
 
@@ -107,10 +86,13 @@ def analysis(kept: optuna.Study, search: CheckedStudy) -> dict[str, Any]:
     higher = [goal.higher for goal in goals]
     values = {row["number"]: list(row["values"].values()) for row in trials if row["feasible"]}
     front = front_of(values, higher)
+    choice = choose({number: values[number] for number in front}, goals, study.metric_share) if front else None
     chosen, kept_trials = front if len(goals) > 1 else front[:1], {trial.number: trial for trial in kept.trials}
+    ordered = sorted(chosen, key=lambda number: values[number][0], reverse=higher[0])
     for row in trials:  # nobody looks at the held-out part of the others, which might be chosen by it
         if row["number"] in chosen:
             row["held_out"] = kept_trials[row["number"]].user_attrs.get("held_out", {})
+            row["file"] = f"front/{ordered.index(row['number']) + 1:03d}.yaml" if len(goals) > 1 else "best.yaml"
     return {
         "name": study.name,
         "metric": search.metric,
@@ -119,8 +101,10 @@ def analysis(kept: optuna.Study, search: CheckedStudy) -> dict[str, Any]:
         "constraints": [limit.text for limit in search.limits],
         "trials": trials,
         "front": chosen,
-        "best": nearest({number: values[number] for number in front}, higher) if front else None,
-        "rule": RULE if len(goals) > 1 else "the trial with the best value",
+        "best": choice.best if choice else None,
+        "rule": choice.rule if choice else "",
+        "metric_share": study.metric_share,
+        "enough": list(choice.enough) if choice else [],
         "importances": importances_of(kept),
     }
 
@@ -139,7 +123,9 @@ def write_analysis(kept: optuna.Study, search: CheckedStudy, folder: Path) -> di
         raise UserError(f"{folder}: all {len(trials)} trials failed: {_told(row['reason'] for row in trials.values())[:300]}")
 
     def configuration(number: int) -> bytes:
-        return dump(changed(search.base, {**trials[number]["settings"], "seed": study.seeds[0]})).encode()
+        values = ", ".join(said(name, search.metric, trials[number]["measures"][name]) for name in content["objectives"])
+        whole = dump(changed(search.base, {**trials[number]["settings"], "seed": study.seeds[0]}))
+        return f"# Trial {number} of the study {study.name}: {values}, on the validation part.\n{whole}".encode()
 
     rmtree(folder / "front", ignore_errors=True)
     (folder / "best.yaml").unlink(missing_ok=True)
@@ -148,7 +134,7 @@ def write_analysis(kept: optuna.Study, search: CheckedStudy, folder: Path) -> di
     if len(search.goals) > 1:
         (folder / "front").mkdir()
         for number in content["front"]:
-            write_atomically(folder / "front" / f"trial-{number:04d}.yaml", configuration(number))
+            write_atomically(folder / trials[number]["file"], configuration(number))
     draw_study(content, folder / "study.png")
     return content
 
@@ -167,6 +153,8 @@ def table(content: Mapping[str, Any]) -> Table:
     reported = [name for name in content["objectives"] if name in HELD_OUT]
     for measure in reported:
         result.add_column(f"{measure}, held out", justify="right", no_wrap=True)
+    if len(content["objectives"]) > 1:
+        result.add_column("file", no_wrap=True)
     result.add_column("settings", overflow="fold")
     for row in shown:
         marks = ("*" if row["number"] == content["best"] else "") + ("" if row["number"] in content["front"] else "°")
@@ -177,6 +165,8 @@ def table(content: Mapping[str, Any]) -> Table:
         settings = [
             f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row["settings"].items()
         ]
+        if len(content["objectives"]) > 1:
+            cells.append(row["file"].removesuffix(".yaml"))
         result.add_row(f"{row['number']}{marks}", *cells, " ".join(settings))
     return result
 
