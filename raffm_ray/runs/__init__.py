@@ -7,6 +7,7 @@ Open to other packages:
 - `evaluation`: measures subnetworks on held-out examples
 - `recorder`: writes Parquet records, the model and `summary.json`
 - `reader`: reads a run's folder
+- `made_with`: command, versions and hardware of every start
 - `resuming`: checks that a run may go on
 - `mirror`: copies a run's folder to an object store
 - `locations`: folders and URLs of runs
@@ -25,4 +26,15 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`
 Start reading at `simulation`.
 """
 
-__all__ = ["evaluation", "locations", "loop", "mirror", "progress", "reader", "recorder", "resuming", "simulation"]
+__all__ = [
+    "evaluation",
+    "locations",
+    "loop",
+    "made_with",
+    "mirror",
+    "progress",
+    "reader",
+    "recorder",
+    "resuming",
+    "simulation",
+]

@@ -18,6 +18,7 @@ from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.loop import Environment, OnRound, no_callback, train
+from raffm_ray.runs.made_with import record_start
 from raffm_ray.runs.mirror import Mirror
 from raffm_ray.runs.progress import Display
 from raffm_ray.runs.reader import SUMMARY, of_a_run, read_summary
@@ -34,6 +35,8 @@ def completed(
         checkpoint.remove(folder / "checkpoints")  # where it ended in between
         return read_summary(folder)
     recorder = recorder or opened(folder, prepared.setup.experiment, _teller(environment.console))
+    experiment = prepared.setup.experiment
+    record_start(folder, recorder.rounds[-1].round if recorder.rounds else 0, experiment.pool.device)
     return train(prepared, start, recorder, environment)
 
 

@@ -22,6 +22,7 @@ from raffm_ray.basics.files import locked, write_atomically
 from raffm_ray.basics.flags import take_flag
 from raffm_ray.basics.formatting import standard_output
 from raffm_ray.reports.seed_statistics import statistic
+from raffm_ray.runs.made_with import record_start
 from raffm_ray.runs.recorder import check_output
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.studies.checked_study import CheckedStudy, check_study
@@ -201,6 +202,7 @@ def run_study(study: Study, base: Experiment, folder: Path | str, console: Conso
                 _check_same(folder, text)
             write_atomically(folder / STUDY, text.encode())
             kept = _opened(search, folder)
+            record_start(folder, _begun(kept), search.base.pool.device)
             if _begun(kept):
                 console.print(f"{folder}: goes on after {_begun(kept)} trials", highlight=False, soft_wrap=True)
             driver = _Driver(search=search, kept=kept, folder=folder, console=console)
