@@ -11,6 +11,8 @@ from raffm_ray.data.metrics import shown, unit
 Statistic = Mapping[str, Any]
 """{mean, standard_error, values}."""
 CONFIDENCE = 0.95
+SHARES = ("accuracy", "exact_match")
+"""Metrics that are a share of right answers among all held-out examples."""
 
 
 def statistic(values: Sequence[float | None]) -> Statistic:
@@ -59,3 +61,9 @@ def _signed(metric: str, value: float) -> str:
 def standard_error_of_share(share: float, examples: int) -> float:
     """sqrt(p (1 - p) / n): how much a share of right answers varies with the held-out examples that were drawn."""
     return sqrt(share * (1 - share) / examples)
+
+
+def error_of_share(metric: str, value: float, examples: int | None) -> float | None:
+    """The standard error of a metric that is a share of right answers; None of other metrics, which have no such formula, and where the
+    number of held-out examples is not known."""
+    return standard_error_of_share(value, examples) if metric in SHARES and examples else None

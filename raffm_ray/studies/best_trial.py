@@ -61,7 +61,9 @@ def choose(front: Values, goals: Sequence[Goal], share: float) -> Choice:
         return Choice(best, "the trial with the best value", [best])
     lead = next((position for position, goal in enumerate(goals) if goal.measure in HELD_OUT), None)
     if lead is None:
-        return Choice(nearest(front, higher), "of the front, the trial nearest to the best value of every objective", sorted(front))
+        return Choice(
+            nearest(front, higher), "of the front, the trial nearest to the best value of every objective", sorted(front)
+        )
     best_value = (max if higher[lead] else min)(own[lead] for own in front.values())
     enough = sorted(number for number, own in front.items() if keeps(own[lead], best_value, higher[lead], share))
     others = [position for position in range(len(goals)) if position != lead]
