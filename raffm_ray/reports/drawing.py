@@ -6,7 +6,7 @@ import re
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -21,7 +21,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 from matplotlib.transforms import BboxBase
 
-__all__ = ["begins_at", "panels_of", "plt", "save"]
+__all__ = ["begins_at", "panels_of", "plt", "save", "share_heights"]
 
 DOTS_PER_INCH = 110
 MARGIN = 4
@@ -74,6 +74,13 @@ def begins_at(axes: Axes, directions: str = "y") -> None:
             axis.set_label_text(f"{axis.get_label_text()}, axis to {high:.3g}")
 
 
+def share_heights(panels: Sequence[Axes]) -> None:
+    """Gives axes of the same quantity the same range."""
+    lows, highs = zip(*(axes.get_ylim() for axes in panels), strict=True)
+    for axes in panels:
+        axes.set_ylim(min(lows), max(highs))
+
+
 def panels_of(figure: Figure, path: Path | str, groups: Iterable[Iterable[str]]) -> dict[str, bytes]:
     """Panels of a figure that was saved as PNG, each as a PNG of its own, by its label; labels of no panel are left out. Panels of a group,
     whose axes have to be equally large, come out equally large, with their axes at the same place."""
@@ -90,9 +97,11 @@ def panels_of(figure: Figure, path: Path | str, groups: Iterable[Iterable[str]])
             pick(outer[name][at] - inner[name][at] for name in inner) for at, pick in enumerate((min, min, max, max)) if inner
         ]
         for name in inner:
-            left, top, right, bottom = (start + more for start, more in zip(inner[name], around, strict=True))
+            left, top, right, bottom = (edge + more for edge, more in zip(inner[name], around, strict=True))
             panel = Image.new("RGB", (right - left, bottom - top), "white")
-            panel.paste(whole.crop(outer[name]), (outer[name][0] - left, outer[name][1] - top))
+            start = max(0, outer[name][0]), max(0, outer[name][1])
+            end = min(whole.width, outer[name][2]), min(whole.height, outer[name][3])
+            panel.paste(whole.crop((*start, *end)), (start[0] - left, start[1] - top))
             sink = io.BytesIO()
             panel.save(sink, "PNG")
             found[name] = sink.getvalue()

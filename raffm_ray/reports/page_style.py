@@ -46,7 +46,7 @@ footer {{ margin-top: 3rem; color: var(--faint); font-size: .9rem; border-top: 1
   body {{ font-size: 10pt; max-width: none; padding: 0; }} nav, .skip, .data, th button::after {{ display: none; }}
   figure, tr, .facts {{ break-inside: avoid; }} h2, caption {{ break-after: avoid; }}
   .figures {{ grid-template-columns: 1fr 1fr; }} figure.tall img {{ max-height: 200mm; width: auto; }}
-  .scroll {{ overflow: visible; }} table {{ font-size: 8pt; }} th, td {{ padding: .15rem .35rem; }} a {{ color: inherit; text-decoration: none; }}
+  .scroll {{ overflow: visible; }} table {{ font-size: 8pt; }} th, td, td:not(.text) {{ padding: .15rem .3rem; white-space: normal; }} a {{ color: inherit; text-decoration: none; }}
 }}
 """.strip()
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from raffm_ray.basics.formatting import human_bytes, magnitude, time_unit
 from raffm_ray.data.metrics import scaled, unit, worst
-from raffm_ray.reports.drawing import begins_at, plt
+from raffm_ray.reports.drawing import begins_at, plt, share_heights
 from raffm_ray.runs.reader import read_summary
 
 COLORS = (
@@ -190,11 +190,8 @@ def picture(runs: Runs, rounds: Rounds) -> Figure:
     panels["sizes"].grid(alpha=0.25, axis="y")
     _bytes(panels["moved"], runs)
     measured = [panels[name] for name in (*CURVES, "sizes")]
-    low, high = (
-        pick(bound) for pick, bound in zip((min, max), zip(*(one.get_ylim() for one in measured), strict=True), strict=True)
-    )
+    share_heights(measured)
     for one in measured:
-        one.set_ylim(low, high)
         begins_at(one)
         one.legend(fontsize=8 if len(runs) < 4 else 6, loc="best")
     begins_at(panels["sizes"], "x")

@@ -46,15 +46,16 @@ def told_difference(metric: str, names: tuple[str, str], what: str, found: Mappi
     """A paired difference as a sentence, with what can be told from it."""
     first, second = names
     sign, points = ("", " points") if unit(metric) else ("", "")
-    lead = f"{what}, {first} - {second}: {_signed(metric, found['mean'])}{sign}{points}"
+    lead = f"{what}, {first} - {second}: {signed(metric, found['mean'])}{sign}{points}"
     if found["low"] is None:
         return f"{lead}; no difference can be told from 1 seed"
-    span = f"{lead}, {CONFIDENCE:.0%} t-interval {_signed(metric, found['low'])} to {_signed(metric, found['high'])}"
+    span = f"{lead}, {CONFIDENCE:.0%} t-interval {signed(metric, found['low'])} to {signed(metric, found['high'])}"
     told = "" if found["low"] > 0 or found["high"] < 0 else f"; no difference can be told from {found['seeds']} seeds"
     return span + told
 
 
-def _signed(metric: str, value: float) -> str:
+def signed(metric: str, value: float) -> str:
+    """A difference of metrics: `+1.2`."""
     return f"{'-' if value < 0 else '+'}{shown(metric, abs(value))}"
 
 

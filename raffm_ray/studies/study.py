@@ -28,8 +28,9 @@ from raffm_ray.settings.experiment import Experiment
 from raffm_ray.studies.checked_study import CheckedStudy, check_study
 from raffm_ray.studies.samplers import pruner_of, sampler_of
 from raffm_ray.studies.search_space import changed
-from raffm_ray.studies.study_report import notes, said, table, write_analysis
+from raffm_ray.studies.study_report import write_analysis
 from raffm_ray.studies.study_settings import FREE, Study, described, dump_study, load_study
+from raffm_ray.studies.study_text import notes, said, table
 from raffm_ray.studies.trial import Outcome, TrialTask, run_trial
 
 STUDY, JOURNAL = "study.yaml", "journal.log"
@@ -246,6 +247,6 @@ def command(words: Sequence[str], fresh_folder: Callable[[str], Path]) -> int:
     for note in notes(content):
         out.print(note, style="dim", highlight=False)
     out.print(
-        f"picture: {folder / 'study.png'}\nbest:    {folder / 'best.yaml'}\nstudy:   {folder}", highlight=False, soft_wrap=True
+        f"report:  {folder / 'study.html'}\nbest:    {folder / 'best.yaml'}\nstudy:   {folder}", highlight=False, soft_wrap=True
     )
     return 0

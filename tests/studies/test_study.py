@@ -91,7 +91,7 @@ def quick(monkeypatch):
         return Outcome({name: [values.get(name, 1.0) + one.seed for one in work.experiments] for name in CHOSEN_BY})
 
     monkeypatch.setattr(studies, "run_trial", run)
-    monkeypatch.setattr(study_report, "draw_study", lambda content, path: None)
+    monkeypatch.setattr(study_report, "draw_study", lambda content, path: {})
     return given
 
 
@@ -559,11 +559,12 @@ def test_a_study_of_any_number_of_objectives_is_drawn(tmp_path, quick, objective
     study, base = load_study(written(tmp_path, objectives=objectives, trials=12))
     content = run_study(study, base, tmp_path / "out")
     monkeypatch.setattr(study_picture.plt, "close", drawn.append)
-    study_picture.draw_study(content, tmp_path / "study.png")
+    panels = study_picture.draw_study(content, tmp_path / "study.png")
     (figure,) = drawn
     pairs = {1: 1, 2: 1, 3: 3}[len(objectives)]
     assert len(figure.axes) == pairs + 1
-    assert len(figure.legends) == 1
+    assert [bool(axes.get_legend()) for axes in figure.axes] == [True] * pairs + [False]
+    assert len(panels) == pairs + 1
 
 
 def top_level_imports(path: Path) -> set[str]:
