@@ -68,10 +68,9 @@ def begins_at(axes: Axes, directions: str = "y") -> None:
     """Says in the labels of axes that do not hold zero where they begin: differences look larger there than they are."""
     for axis in (axes.xaxis if one == "x" else axes.yaxis for one in directions):
         low, high = sorted(axis.get_view_interval())
-        if low > 0:
-            axis.set_label_text(f"{axis.get_label_text()}, axis from {low:.3g}")
-        elif high < 0:
-            axis.set_label_text(f"{axis.get_label_text()}, axis to {high:.3g}")
+        if low > 0 or high < 0:
+            told = f"axis from {low:.3g}" if low > 0 else f"axis to {high:.3g}"
+            axis.set_label_text(", ".join(filter(None, [axis.get_label_text(), told])))
 
 
 def share_heights(panels: Sequence[Axes]) -> None:

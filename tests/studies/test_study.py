@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, tiny_experiment
+from html_pages import data_of, lacks, rows_of
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -120,11 +121,19 @@ def test_a_study_runs_and_its_best_configuration_is_a_run(tmp_path) -> None:
     best = next(row for row in content["trials"] if row["number"] == content["best"])
     again = simulate(load(tmp_path / "out" / "best.yaml"), tmp_path / "again")
     assert again["params_sha256"] == read_summary(tmp_path / "out" / best["folder"] / "seed-0")["params_sha256"]
-    assert (tmp_path / "out" / "study.png").stat().st_size > 10_000
     ordered = sorted(content["front"], key=lambda number: -content["trials"][number]["values"]["full"])
     assert [content["trials"][number]["file"] for number in ordered] == [f"front/{at + 1:03d}.yaml" for at in range(len(ordered))]
     assert {path.name for path in (tmp_path / "out" / "front").iterdir()} == {f"{at + 1:03d}.yaml" for at in range(len(ordered))}
     assert load(tmp_path / "out" / best["file"]) == load(tmp_path / "out" / "best.yaml")
+    assert (tmp_path / "out" / "study.png").stat().st_size > 10_000
+    page = (tmp_path / "out" / "study.html").read_text()
+    assert lacks(page) == []
+    told = {int(row[0]): row for row in rows_of(page)[1:]}
+    assert list(told) == sorted(content["front"], key=lambda number: content["trials"][number]["file"])
+    assert [number for number, row in told.items() if row[-1] == "best.yaml"] == [content["best"]]
+    assert told[content["best"]][1] == best["file"]
+    assert f"trial {content['best']}: full model" in page
+    assert len(data_of(page)["pair_1.csv"]) == 1 + len(content["trials"])
 
 
 def test_nothing_is_chosen_on_what_it_is_judged_by(tmp_path, monkeypatch) -> None:
