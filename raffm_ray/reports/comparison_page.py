@@ -35,7 +35,7 @@ def lead(content: Mapping[str, Any]) -> list[str]:
     error = None if full is None else error_of_share(metric, full, examples)
     if error is not None:
         lines.append(
-            f"The {examples:,} held-out examples alone give {metric} of {shown(metric, full)}% a standard error of {shown(metric, error)} points. "
+            f"The {examples:,} held-out examples alone give the {metric} of {shown(metric, full)}% a standard error of {shown(metric, error)} points. "
             "All strategies are measured on the same examples."
         )
     return lines

@@ -20,7 +20,7 @@ a {{ color: var(--link); }} :focus-visible {{ outline: 2px solid var(--link); ou
 h1 {{ font-size: 1.75rem; line-height: 1.25; margin: .2rem 0 .6rem; }} h2 {{ font-size: 1.3rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }}
 .kind {{ margin: 0; color: var(--faint); font-size: .95rem; }}
 .lead p {{ max-width: 46rem; margin: .5rem 0; }} .lead p:first-child {{ font-size: 1.15rem; }}
-section > p {{ max-width: 46rem; }} .note, figcaption, caption {{ color: var(--faint); font-size: .9rem; }}
+section > p {{ max-width: 46rem; }} .note + .note {{ margin-top: -.6rem; }} .note, figcaption, caption {{ color: var(--faint); font-size: .9rem; }}
 nav ul {{ list-style: none; display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; margin: 1rem 0 0; }}
 .facts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); gap: .7rem 1.5rem; margin: 1rem 0; background: var(--panel); padding: 1rem; border-radius: 6px; }}
 .facts div {{ min-width: 0; }} .facts .wide {{ grid-column: 1 / -1; }} dt {{ color: var(--faint); font-size: .85rem; }} dd {{ margin: 0; overflow-wrap: anywhere; }}

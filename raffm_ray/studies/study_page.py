@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from raffm_ray.basics.errors import without_secrets
-from raffm_ray.data.metrics import METRICS, unit
+from raffm_ray.data.metrics import METRICS, shown, unit
 from raffm_ray.reports.page import Cell, Page, Picture, Section, Table, csv_text, render
 from raffm_ray.reports.run_story import made_with_facts
+from raffm_ray.reports.seed_statistics import error_of_share
 from raffm_ray.runs.made_with import read_starts
 from raffm_ray.studies.measures import HELD_OUT
 from raffm_ray.studies.study_picture import PANELS
@@ -43,6 +44,15 @@ def verdict(content: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return f"{kept} of the best {_called(lead)}, {'below' if higher else 'above'} {share if higher else 1 / share:.4g}"
 
 
+def _with_error(content: Mapping[str, Any], measure: str, part: str, value: Mapping[str, Any]) -> str:
+    """A value, with the standard error that the number of examples of its part gives it."""
+    text, examples = f"{_called(measure)} {_value(content, measure, value).text}", content["examples"][part]
+    error = error_of_share(content["metric"], value["mean"], examples) if measure in ("full", "worst_class") else None
+    return (
+        text if error is None else f"{text} (standard error from {examples:,} examples: {shown(content['metric'], error)} points)"
+    )
+
+
 def lead(content: Mapping[str, Any]) -> list[str]:
     """The result in sentences."""
     rows, best = content["trials"], next((row for row in content["trials"] if row["number"] == content["best"]), None)
@@ -52,16 +62,20 @@ def lead(content: Mapping[str, Any]) -> list[str]:
             f"{len(rows)} trials, {done} of them complete: none meets every constraint ({', '.join(content['constraints'])})."
         ]
     metric, seeds = content["metric"], content["seeds"]
-    values = ", ".join(f"{_called(name)} {_value(content, name, best['measures'][name]).text}" for name in content["objectives"])
+    values = ", ".join(_with_error(content, name, "validation", best["measures"][name]) for name in content["objectives"])
     lines = [f"The best of {done} complete trials is trial {best['number']}: {values} ({metric} on the validation part)."]
     reported = [name for name in content["objectives"] if name in HELD_OUT and best["held_out"]]
     if reported:
-        told = ", ".join(f"{_called(name)} {_value(content, name, best['held_out'][name]).text}" for name in reported)
+        told = ", ".join(_with_error(content, name, "held_out", best["held_out"][name]) for name in reported)
         lines.append(f"On the held-out part, which decided nothing, it has {told}.")
     if len(content["objectives"]) > 1:
-        lines.append(
-            f"It is best.yaml by this rule: {content['rule']}. No other trial beats any of the {len(content['front'])} trials on the front."
+        count = len(content["front"])
+        front = (
+            f"{count} trials are on the front: no other trial beats one of them"
+            if count > 1
+            else "No other trial is on the front"
         )
+        lines.append(f"It is `best.yaml` by this rule: {content['rule']}. {front}.")
     if len(seeds) > 1:
         lines.append(f"Values are means over seeds {', '.join(map(str, seeds))}, ± standard error.")
     else:
@@ -163,7 +177,9 @@ def study_page(content: Mapping[str, Any], panels: Mapping[str, bytes], folder: 
     sections = [
         *([Section("The front", tables=[_front(content)])] if several and content["front"] else []),
         *([Section("Pictures", pictures=_pictures(content, panels))] if panels else []),
-        Section("Trials", tables=[_trials(content)], notes=[f"{line[:1].upper()}{line[1:]}." for line in notes(content)]),
+        Section(
+            "Trials", tables=[_trials(content)], notes=[f"{line[:1].upper()}{line[1:]}." for line in notes(content, marks=False)]
+        ),
         Section("What was run", facts=facts),
         Section("Settings", folded=[("All settings: `study.yaml`", without_secrets(text))]),
     ]

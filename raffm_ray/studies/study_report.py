@@ -77,6 +77,7 @@ def analysis(kept: optuna.Study, search: CheckedStudy) -> dict[str, Any]:
         "name": study.name,
         "metric": search.metric,
         "seeds": list(study.seeds),
+        "examples": dict(search.examples),
         "objectives": {goal.measure: "maximize" if goal.higher else "minimize" for goal in goals},
         "constraints": [limit.text for limit in search.limits],
         "trials": trials,

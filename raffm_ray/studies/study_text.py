@@ -69,8 +69,8 @@ def table(content: Mapping[str, Any]) -> Table:
     return result
 
 
-def notes(content: Mapping[str, Any]) -> list[str]:
-    """What a reader of the table has to know, a line each."""
+def notes(content: Mapping[str, Any], marks: bool = True) -> list[str]:
+    """What a reader of the table has to know, a line each; with what the `marks` in the table mean."""
     rows = content["trials"]
     ended = {state: [row for row in rows if row["state"] == state] for state in ("complete", "pruned", "failed")}
     counted = ", ".join(f"{len(some)} {state}" for state, some in ended.items() if some)
@@ -80,7 +80,7 @@ def notes(content: Mapping[str, Any]) -> list[str]:
         lines.append(f"failed: {reasons_text(row['reason'] for row in ended['failed'])}")
     if content["best"] is None:
         lines.append(f"no finished trial meets every constraint ({', '.join(content['constraints'])})")
-    else:
+    elif marks:
         lines.append(f"* best: {content['rule']}; ° came first because it was asked for, and is not on the front")
     lines.append("chosen on the validation part; the held-out part is measured for what is chosen, and decides nothing")
     if content["importances"]:
