@@ -69,7 +69,7 @@ def test_every_trial_of_the_front_has_its_reason(tmp_path) -> None:
         ("1", "front/002.yaml", "best.yaml"),
         ("0", "front/003.yaml", "79.0% of the best full model, below 0.99"),
     ]
-    chosen = [one.words.split(" ")[0] for one in of(page, "tr") if one.attributes.get("class") == "chosen"]
+    chosen = [one.words[0] for one in of(page, "tr") if one.attributes.get("class") == "chosen"]
     assert chosen == ["1", "1"], "in the table of the front, and in that of all trials"
     assert rows_of(page, 1)[4][-1] == "a<b"
     assert rows_of(page, 1)[1][4] == "<i>l1"
