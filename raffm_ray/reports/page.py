@@ -145,7 +145,13 @@ PAGE = jinja2.Template(
 {%- for one in section.pictures %}
 {%- set width, height = size(one.image) %}
 <figure{% if one.wide %} class="wide"{% endif %}>
+{%- if one.wide %}
+<div class="pan" role="region" tabindex="0" aria-label="Picture of {{ one.name }}">
+{%- endif %}
 <img src="data:image/png;base64,{{ encoded(one.image) }}" alt="{{ one.alt }}" width="{{ width }}" height="{{ height }}">
+{%- if one.wide %}
+</div>
+{%- endif %}
 <figcaption>{{ coded(one.caption) }}
 {%- if embedded(one) %} <a class="data" download="{{ one.name }}.csv" href="data:text/csv;charset=utf-8;base64,{{ encoded(one.data.encode()) }}">Data as CSV<span class="unseen"> of {{ one.name }}</span></a>
 {%- elif one.source %} <span class="data">Data: {{ one.source }} in the folder of this page.</span>

@@ -30,6 +30,7 @@ code, pre {{ font: .88em/1.5 ui-monospace, monospace; }} p code {{ overflow-wrap
 figure {{ margin: 0; min-width: 0; }} figure.wide {{ grid-column: 1 / -1; }}
 img {{ display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; margin: 0 auto .4rem; }}
 figcaption {{ max-width: 46rem; }}
+@media screen and (max-width: 44rem) {{ .pan {{ overflow-x: auto; }} .pan img {{ max-width: none; width: 46rem; }} }}
 .scroll {{ overflow-x: auto; margin: 1rem 0; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }} caption {{ text-align: left; padding: 0 0 .4rem; max-width: min(46rem, calc(100vw - 2rem)); }}
 th, td {{ padding: .3rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }} thead th {{ vertical-align: bottom; }}

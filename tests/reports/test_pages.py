@@ -176,15 +176,18 @@ PROBE = """<script>addEventListener("load", () => {
   const column = () => [...document.querySelectorAll("tbody")[0].rows].map(row => row.cells[1].dataset.order);
   const button = document.querySelectorAll("th button")[1], before = column(), sorted = [];
   for (const _ of [1, 2]) { button?.click(); sorted.push(column()); }
+  document.documentElement.style.width = "400px";
+  const inside = one => one.closest(".scroll, .pan, pre, .skip, .unseen") === null;
+  const outside = [...document.body.querySelectorAll("*")].filter(one => inside(one) && one.getBoundingClientRect().right > 401).length;
   const told = button?.closest("th").getAttribute("aria-sort"), color = getComputedStyle(document.body).backgroundColor;
-  document.body.dataset.probe = JSON.stringify({images, wide, color, before, sorted, told});
+  document.body.dataset.probe = JSON.stringify({images, wide, color, before, sorted, told, outside});
 })</script>"""
 QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 
 
 def probed(page: Path, profile: Path, *flags: str, width: int = 1280) -> dict[str, Any]:
-    """What a browser says of a page: its pictures' widths, by how much it is too wide, its background, and its first table's second column
-    before and after two clicks on its heading. The page's policy, which refuses foreign scripts, is left out."""
+    """What a browser says of a page: its pictures' widths, by how much it is too wide, its background, what of it is outside of 400 pixels, and its first table's second
+    column before and after two clicks on its heading. The page's policy, which refuses foreign scripts, is left out."""
     copy = page.with_name(f"probed-{page.name}")
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
     copy.write_text(text.replace("</body>", f"{PROBE}</body>"))
@@ -215,6 +218,7 @@ def test_a_browser_shows_every_picture_light_dark_and_narrow_and_sorts_tables(ru
             assert up == sorted(map(float, told["before"]))
             assert down == up[::-1]
             assert told["told"] == "descending"
+        assert narrow["outside"] == 0
         assert light["color"] == "rgb(255, 255, 255)"
         assert dark["color"] == "rgb(24, 24, 24)"
     text = (runs["a0"] / "report.html").read_text()
@@ -224,4 +228,5 @@ def test_a_browser_shows_every_picture_light_dark_and_narrow_and_sorts_tables(ru
     )
     told = probed(broken, tmp_path / "profile", width=500)
     assert min(told["images"]) == 0
+    assert told["outside"] > 0
     assert told["sorted"][0] == told["sorted"][1] == told["before"]
