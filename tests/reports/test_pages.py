@@ -20,7 +20,8 @@ from raffm_ray.reports import comparison_picture
 from raffm_ray.reports.comparison_table import progress
 from raffm_ray.reports.multi_run_report import labels, write_comparison
 from raffm_ray.reports.run_report import write_report
-from raffm_ray.runs.made_with import MADE_WITH, read_starts
+from raffm_ray.reports.run_story import made_with_facts
+from raffm_ray.runs.made_with import read_starts
 from raffm_ray.runs.simulation import simulate
 
 SMALL = {"rounds": 2, "local": {"steps": 1}, "evaluation": {"every": 1, "sizes": 1}, "model": {"pretrain": {"epochs": 1}}}
@@ -33,6 +34,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, changes in asked.items():
         simulate(tiny_experiment(**SMALL, **changes), folder / name)
     return {name: folder / name for name in asked}
+
+
+@pytest.fixture(scope="module")
+def page(runs: dict[str, Path]) -> str:
+    """Of one run."""
+    return write_report(runs["a0"])[1].read_text()
 
 
 def test_several_runs_are_grouped_by_what_differs(runs, tmp_path, capsys) -> None:
@@ -107,9 +114,9 @@ def test_names_of_many_settings_leave_the_panels_room(runs, tmp_path, settings, 
     assert min(wide) > 2.5, "inches"
 
 
-def test_the_page_of_a_run_tells_what_was_found_on_what(runs) -> None:
+def test_the_page_of_a_run_tells_what_was_found_on_what(runs, page) -> None:
     folder = runs["a0"]
-    page, summary = write_report(folder)[1].read_text(), json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
     assert lacks(page) == []
     lead = of(page, "div")[0]
     facts = dict(zip(*([one.words for one in of(page, name)] for name in ("dt", "dd")), strict=True))
@@ -122,14 +129,15 @@ def test_the_page_of_a_run_tells_what_was_found_on_what(runs) -> None:
     assert start["libraries"]["torch"] in facts["Python and libraries"]
     assert facts["Clients"].startswith(f"{summary['clients']}, ")
     assert of(page, "pre")[0].words == " ".join((folder / "config.yaml").read_text().split())
-    (folder / MADE_WITH).rename(folder / "aside")  # of a run of an earlier version
-    assert "not recorded" in write_report(folder)[1].read_text()
-    (folder / "aside").rename(folder / MADE_WITH)
+    assert made_with_facts([]) == [("Command, versions and hardware", "not recorded: an earlier version made this")]
+    twice = dict(made_with_facts([start, {**start, "done": 7, "processor": "Other"}]))
+    assert twice["Processor"] == f"{facts['Processor']}; then Other, {start['cores']} cores"
+    assert twice["Version"] == facts["Version"]
+    assert twice["Started"].endswith(", after 7 rounds")
 
 
-def test_every_picture_of_a_run_has_its_data(runs) -> None:
-    folder = runs["a0"]
-    page, summary = write_report(folder)[1].read_text(), json.loads((folder / "summary.json").read_text())
+def test_every_picture_of_a_run_has_its_data(runs, page) -> None:
+    summary = json.loads((runs["a0"] / "summary.json").read_text())
     found = {name: list(csv.DictReader(lines)) for name, lines in data_of(page).items()}
     over = [f"accuracy_over_{what}.csv" for what in ("rounds", "bytes", "simulated_seconds", "energy_joules")]
     assert list(found) == [*over, "accuracy_over_sizes.csv", "bytes_of_a_round.csv", "units.csv", "shares.csv", "profile.csv"]
@@ -202,15 +210,15 @@ def probed(page: Path, profile: Path, *flags: str, width: int = 1280) -> dict[st
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@pytest.mark.usefixtures("page")
 def test_a_browser_shows_every_picture_light_dark_and_narrow_and_sorts_tables(runs, tmp_path) -> None:
-    pages = {write_report(runs["a0"])[1]: 9, write_comparison(list(runs.values()), tmp_path / "page"): 3}
+    pages = {runs["a0"] / "report.html": 9, write_comparison(list(runs.values()), tmp_path / "page"): 3}
     for page, pictures in pages.items():
-        light, dark = (
-            probed(page, tmp_path / "profile"),
-            probed(page, tmp_path / "profile", "--blink-settings=preferredColorScheme=0"),
-        )
-        narrow = probed(page, tmp_path / "profile", width=500)  # a browser's window is no narrower
-        for told in (light, dark, narrow):
+        light = probed(page, tmp_path / "profile")
+        narrow = probed(
+            page, tmp_path / "profile", "--blink-settings=preferredColorScheme=0", width=500
+        )  # a window is no narrower
+        for told in (light, narrow):
             assert len(told["images"]) == pictures
             assert min(told["images"]) > 400
             assert told["wide"] <= 0
@@ -220,7 +228,7 @@ def test_a_browser_shows_every_picture_light_dark_and_narrow_and_sorts_tables(ru
             assert told["told"] == "descending"
         assert narrow["outside"] == 0
         assert light["color"] == "rgb(255, 255, 255)"
-        assert dark["color"] == "rgb(24, 24, 24)"
+        assert narrow["color"] == "rgb(24, 24, 24)"
     text = (runs["a0"] / "report.html").read_text()
     broken = tmp_path / "broken.html"
     broken.write_text(
