@@ -206,8 +206,7 @@ class ClientRunner:
         column = self.examples.inputs.get("input_ids")
         if context.local.weight_decay or not isinstance(column, Ragged):
             return None
-        words = np.append(column.part(self.shares[client]).values, column.fill)
-        return word_rows(self.architecture, words, self.device)
+        return word_rows(self.architecture, np.append(column.part(self.shares[client]).values, column.fill), self.device)
 
     def _train(self, parameters: Parameters, context: RoundContext, job: Job, number: int) -> TrainingResult:
         plan, rows = context.plans[number], self._word_rows(context, job.client)

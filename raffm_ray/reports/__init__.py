@@ -10,13 +10,17 @@ Open to other packages:
 - `run_picture`: curves of a run and its baselines
 - `share_picture`: who owns which data
 - `drawing`: matplotlib, drawing into files
+- `page`: one HTML page of tables, pictures and their data
+- `run_story`: what is said of a run in words
 
 Used inside only:
 
+- `comparison_page`: the page of several runs
 - `comparison_picture`: the picture of a comparison
 - `profile_picture`: where real time went
 - `unit_picture`: units kept by each device class
-- `page_style`: the style sheet
+- `figure_data`: what pictures are drawn from, as CSV
+- `page_style`: the style sheet and the script
 
 Imports `basics`, `data`, `subnetworks`, `runs`.
 
@@ -27,8 +31,10 @@ __all__ = [
     "comparison_table",
     "drawing",
     "multi_run_report",
+    "page",
     "run_picture",
     "run_report",
+    "run_story",
     "seed_statistics",
     "share_picture",
     "summary_table",

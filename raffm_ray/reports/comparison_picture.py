@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from raffm_ray.basics.formatting import counted
 from raffm_ray.data.metrics import METRICS, scaled
-from raffm_ray.reports.drawing import plt, save
+from raffm_ray.reports.drawing import begins_at, panels_of, plt, save, share_heights
 from raffm_ray.reports.run_picture import GREY, draw_sizes, label_of, style
 
 DRAWN_SIZES = 60
@@ -112,27 +112,28 @@ def _stands(axes: Axes, content: Mapping[str, Any]) -> None:
     axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
 
 
-def draw_comparison(content: Mapping[str, Any], path: Path) -> None:
-    """Writes the picture of a `comparison.json`. Bands and bars are standard errors over seeds."""
+def draw_comparison(content: Mapping[str, Any], path: Path) -> dict[str, bytes]:
+    """Writes the picture of a `comparison.json`; returns its panels `rounds`, `sizes` (where sizes were measured) and `stands`, each as a
+    PNG. Bands and bars are standard errors over seeds."""
     lines = [len(_wrapped(name).splitlines()) for name in content["strategies"]]
     height = max(4.8, 2.6 + sum(max(0.36, 0.22 * count) for count in lines))
-    sizes = any(all(one["curves"]) for one in content["strategies"].values())
-    figure, panels = plt.subplots(1, 2 + sizes, figsize=(19 if sizes else 14, height), layout="constrained")
-    first, *between, right = panels
-    _over_rounds(first, content)
-    for axes in between:
-        _curves(axes, content)
-    _stands(right, content)
-    if max(lines) < 3:  # longer names would leave the panels no room; beside the last one they stand in their colours
-        (between or [first])[0].legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False)
-    for axes in panels[:-1]:
-        axes.grid(alpha=0.25)
-    right.grid(alpha=0.25, axis="x")
-    for one in panels:
-        one.spines[["top", "right"]].set_visible(False)
+    drawn = {"rounds": _over_rounds, "sizes": _curves, "stands": _stands}
+    if not any(all(one["curves"]) for one in content["strategies"].values()):
+        del drawn["sizes"]
+    figure, panels = plt.subplot_mosaic([list(drawn)], figsize=(19 if "sizes" in drawn else 14, height), layout="constrained")
+    for name, draw in drawn.items():
+        draw(panels[name], content)
+    share_heights([panels[name] for name in drawn if name != "stands"])
+    for name in drawn:
+        panels[name].grid(alpha=0.25, axis="x" if name == "stands" else "both")
+        panels[name].spines[["top", "right"]].set_visible(False)
+        begins_at(panels[name], {"rounds": "y", "sizes": "xy", "stands": "x"}[name])
+        if name != "stands" and max(lines) < 3:  # longer names leave no room; beside the last panel they stand in their colours
+            panels[name].legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     seeds = len(content["seeds"])
     spread = f"{seeds} seeds, bands and bars: standard error" if seeds > 1 else f"seed {content['seeds'][0]}"
     figure.suptitle(
         f"{content['name']}: {counted(content['clients'], 'client')}, {counted(content['rounds'], 'round')}, {spread}"
     )
     save(figure, path)
+    return panels_of(figure, path, [("rounds", "sizes"), ("stands",)])

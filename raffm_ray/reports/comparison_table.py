@@ -12,8 +12,8 @@ from raffm_ray.basics.formatting import counted, human_bytes, human_flops, human
 from raffm_ray.data.metrics import shown, unit
 from raffm_ray.reports.seed_statistics import (
     Statistic,
+    error_of_share,
     paired_difference,
-    standard_error_of_share,
     statistic,
     told_difference,
 )
@@ -171,14 +171,14 @@ def tables(content: Mapping[str, Any]) -> list[Table]:
     return [headline, classes]
 
 
-def notes(content: Mapping[str, Any]) -> list[str]:
-    """What a reader of the tables has to know, a line each."""
+def notes(content: Mapping[str, Any], differences: bool = True) -> list[str]:
+    """What a reader of the tables has to know, a line each; with what seeds and held-out examples tell of `differences`."""
     refused = {name: one["rejected_updates"] for name, one in content["strategies"].items() if one["rejected_updates"]}
     told = [f"updates refused (clients' records say why): {', '.join(f'{name} {count}' for name, count in refused.items())}"]
     start = f"before training the full model has {with_error(content['metric'], content['start'])}"
     return [
         start,
-        *_told_of_seeds(content),
+        *(_told_of_seeds(content) if differences else []),
         *_told_of_the_paper(content),
         *NOTES,
         *_told_of_equals(content),
@@ -199,10 +199,10 @@ def _told_of_seeds(content: Mapping[str, Any]) -> list[str]:
         for what, measure in (("full model", "full"), ("worst class", "worst_class"))
     ]
     full, examples = content["strategies"][first]["full"]["mean"], content["held_out_examples"]
-    if metric == "accuracy" and examples and full is not None:
-        error = standard_error_of_share(full, examples)
+    error = None if full is None else error_of_share(metric, full, examples)
+    if error is not None:
         lines.append(
-            f"with {examples:,} held-out examples an accuracy of {shown(metric, full)} has a standard error of {shown(metric, error)}"
+            f"with {examples:,} held-out examples, {metric} of {shown(metric, full)} has a standard error of {shown(metric, error)}"
         )
     return lines
 
@@ -256,6 +256,13 @@ def headings_and_rows(content: Mapping[str, Any]) -> tuple[list[str], list[list[
         full, *others = _metrics(metric, one)
         rows.append([name, full, *(with_error(metric, value) for value in one["classes"].values()), *others, *_costs(one)])
     return ["strategy", METRIC_HEADINGS[0], *classes, *METRIC_HEADINGS[1:], *COST_HEADINGS], rows
+
+
+def orders(one: Mapping[str, Any]) -> list[float | None]:
+    """The numbers that a strategy's cells of `headings_and_rows` are sorted by."""
+    costs = ("flops_a_client", "bytes", "simulated_seconds", "energy_joules", "over_budget")
+    values = [one["full"], *one["classes"].values(), *(one[measure] for measure in ("worst_class", "curve_area", *costs))]
+    return [None, *(value["mean"] for value in values)]
 
 
 def markdown(content: Mapping[str, Any]) -> str:

@@ -1,24 +1,31 @@
 """Matplotlib, drawing into files unless a notebook or `MPLBACKEND` chose another backend."""
 
+import io
 import os
 import re
 import sys
 import unicodedata
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
+from PIL import Image
 
 if not os.environ.get("MPLBACKEND"):
     matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
+from matplotlib.transforms import BboxBase
 
-__all__ = ["plt", "save"]
+__all__ = ["begins_at", "panels_of", "plt", "save", "share_heights"]
 
 DOTS_PER_INCH = 110
+MARGIN = 4
+"""Pixels of the figure around a panel that is cut out."""
 MISSING_GLYPH = re.compile(r"Glyph (\d+) .* missing from")
 
 
@@ -55,3 +62,53 @@ def save(figure: Figure, path: Path | str) -> None:
     for one in told:
         if not MISSING_GLYPH.search(str(one.message)):
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+def begins_at(axes: Axes, directions: str = "y") -> None:
+    """Says in the labels of axes that do not hold zero where they begin: differences look larger there than they are."""
+    for axis in (axes.xaxis if one == "x" else axes.yaxis for one in directions):
+        low, high = sorted(axis.get_view_interval())
+        if low > 0 or high < 0:
+            told = f"axis from {low:.3g}" if low > 0 else f"axis to {high:.3g}"
+            axis.set_label_text(", ".join(filter(None, [axis.get_label_text(), told])))
+
+
+def share_heights(panels: Sequence[Axes]) -> None:
+    """Gives axes of the same quantity the same range."""
+    lows, highs = zip(*(axes.get_ylim() for axes in panels), strict=True)
+    for axes in panels:
+        axes.set_ylim(min(lows), max(highs))
+
+
+def panels_of(figure: Figure, path: Path | str, groups: Iterable[Iterable[str]]) -> dict[str, bytes]:
+    """Panels of a figure that was saved as PNG, each as a PNG of its own, by its label; labels of no panel are left out. Panels of a group,
+    whose axes have to be equally large, come out equally large, with their axes at the same place."""
+    named = {str(axes.get_label()): axes for axes in figure.axes}
+    scale, found = DOTS_PER_INCH / figure.dpi, dict[str, bytes]()
+    whole = Image.open(path).convert("RGB")
+    for group in groups:
+        inner, outer = {}, {}
+        for name in group:
+            box = named[name].get_tightbbox() if name in named else None
+            if box is not None:
+                inner[name], outer[name] = (_pixels(one, scale, whole.height) for one in (named[name].get_window_extent(), box))
+        around = [
+            pick(outer[name][at] - inner[name][at] for name in inner) for at, pick in enumerate((min, min, max, max)) if inner
+        ]
+        for name in inner:
+            left, top, right, bottom = (edge + more for edge, more in zip(inner[name], around, strict=True))
+            panel = Image.new("RGB", (right - left, bottom - top), "white")
+            start = max(0, outer[name][0]), max(0, outer[name][1])
+            end = min(whole.width, outer[name][2]), min(whole.height, outer[name][3])
+            panel.paste(whole.crop((*start, *end)), (start[0] - left, start[1] - top))
+            sink = io.BytesIO()
+            panel.save(sink, "PNG")
+            found[name] = sink.getvalue()
+    return found
+
+
+def _pixels(box: BboxBase, scale: float, height: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a box in the pixels of a picture whose rows begin at the top, with a margin."""
+    left, bottom, right, top = (scale * value for value in box.extents)
+    found = (left - MARGIN, height - top - MARGIN, right + MARGIN, height - bottom + MARGIN)
+    return round(found[0]), round(found[1]), round(found[2]), round(found[3])

@@ -1,50 +1,24 @@
 """One page of several finished runs: grouped by what differs between them, with error bands over their seeds."""
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import yaml
-
 from raffm_ray.basics.errors import UserError, shortened
-from raffm_ray.basics.files import read_whole
+from raffm_ray.reports.comparison_page import comparison_page
 from raffm_ray.reports.comparison_picture import draw_comparison
 from raffm_ray.reports.comparison_table import (
     Summaries,
     comparison_content,
-    headings_and_rows,
     markdown,
-    notes,
     progress,
     rows_of_runs,
-    title,
 )
-from raffm_ray.reports.page_style import STYLE
-from raffm_ray.runs.reader import of_a_run, read_rounds, read_summary
+from raffm_ray.runs.reader import of_a_run, read_configuration, read_rounds, read_summary
 from raffm_ray.runs.recorder import write_json
 
 QUOTE = "'"
-PAGE = jinja2.Template(
-    """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }} - raffm_ray</title>
-<style>
-{{ style }}
-</style></head><body class="wide">
-<h1>{{ title }}</h1>
-<img alt="metric over rounds, by size, and how they stand" src="data:image/png;base64,{{ image }}">
-<table><tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
-{% for note in notes %}<p class="note">{{ note }}</p>{% endfor %}
-<h2>Runs</h2>
-<table><tr><th>run</th><th>seed</th><th>folder</th></tr>
-{% for name, seed, folder in runs %}<tr><td>{{ name }}</td><td>{{ seed }}</td><td>{{ folder }}</td></tr>{% endfor %}</table>
-</body></html>
-""",
-    autoescape=True,
-)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -92,14 +66,7 @@ def _values(values: Sequence[Any]) -> list[str]:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    summary, path = read_summary(folder), folder / "config.yaml"
-    try:
-        configuration = yaml.safe_load(read_whole(path).decode())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(configuration, dict):
-        raise UserError(f"{path}: not a configuration")
-    return configuration, summary, read_rounds(folder)
+    return read_configuration(folder)[1], read_summary(folder), read_rounds(folder)
 
 
 def _check(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) -> None:
@@ -157,17 +124,7 @@ def write_page(
     write_json(out / "comparison.json", json.loads(json.dumps(content)))
     (out / "comparison.csv").write_text(rows_of_runs(summaries), encoding="utf-8")
     (out / "comparison.md").write_text(markdown(content), encoding="utf-8")
-    draw_comparison(content, out / "comparison.png")
-    headings, rows = headings_and_rows(content)
     page = out / "comparison.html"
-    text = PAGE.render(
-        title=title(content),
-        style=STYLE,
-        image=base64.b64encode((out / "comparison.png").read_bytes()).decode(),
-        headings=headings,
-        rows=rows,
-        notes=notes(content),
-        runs=runs,
-    )
-    page.write_text(text, encoding="utf-8")
+    panels = draw_comparison(content, out / "comparison.png")
+    page.write_text(comparison_page(content, panels, rows_of_runs(summaries), runs, out), encoding="utf-8")
     return page

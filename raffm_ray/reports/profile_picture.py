@@ -63,15 +63,18 @@ def picture_of_profile(rounds: Sequence[Mapping[str, Any]]) -> Figure | None:
     before = sum(seconds.get(0, {}).values())
     pretraining = seconds.get(0, {}).get("pretrain") or 0.0
     of_it = f" ({human_seconds(pretraining)} of it pretraining)" if pretraining else ""
+    top = 1.15 * float(np.quantile(floor, 0.98)) if len(floor) > 20 else None
+    higher = 0 if top is None else int((floor > top).sum())
+    cut = f"; {higher} {'columns are' if higher > 1 else 'column is'} higher than shown" if higher else ""
     axes.set_title(
-        f"where real time went: {human_seconds(totals.sum())} of rounds, {human_seconds(before)} before the first{of_it}"
+        f"where real time went: {human_seconds(totals.sum())} of rounds, {human_seconds(before)} before the first{of_it}{cut}"
     )
     axes.set(
         xlabel="round" if each == 1 else f"round (a column: mean of {each})",
         ylabel="seconds a round",
         xlim=(numbers[0] - 0.7, numbers[-1] + 0.7),
     )
-    axes.set_ylim(0, 1.15 * np.quantile(floor, 0.98) if len(floor) > 20 else None)
+    axes.set_ylim(0, top)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25, axis="y")
     axes.set_axisbelow(True)

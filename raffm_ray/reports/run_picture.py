@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from raffm_ray.basics.formatting import counted, human_bytes, magnitude, time_unit
 from raffm_ray.data.metrics import scaled, unit, worst
-from raffm_ray.reports.drawing import plt
-from raffm_ray.runs.reader import read_rounds, read_summary
+from raffm_ray.reports.drawing import begins_at, plt, share_heights
+from raffm_ray.runs.reader import read_summary
 
 COLORS = (
     "#3b6fb6",
@@ -171,27 +171,31 @@ def _bytes(axes: Axes, runs: Runs) -> None:
     axes.margins(x=0.2)
 
 
-def picture(folder: Path) -> Figure:
-    """Metric over rounds, bytes, simulated time and energy; the metric of every size; bytes by class.
+CURVES = {"rounds": _over_rounds, "bytes": _over_bytes, "time": _over_time, "energy": _over_energy}
+"""Panels of the metric over what a run spends. All panels of the metric have the same axis."""
 
-    Raises UserError when the folder holds no finished run.
-    """
-    runs = runs_of(folder)
+
+def picture(runs: Runs, rounds: Rounds) -> Figure:
+    """Metric over rounds, bytes, simulated time and energy; the metric of every size; bytes by class. Its panels are labelled `rounds`,
+    `bytes`, `time`, `energy`, `sizes` and `moved`.
+    `rounds`: of every run."""
     summary = next(iter(runs.values()))[1]
-    rounds = {name: read_rounds(place) for name, (place, _) in runs.items()}
-    figure, panels = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
-    over_rounds, over_bytes, over_size, over_time, over_energy, moved = panels.flat
-    for axes, draw in zip(
-        (over_rounds, over_bytes, over_time, over_energy), (_over_rounds, _over_bytes, _over_time, _over_energy), strict=True
-    ):
-        draw(axes, rounds, summary["metric"])
-        axes.grid(alpha=0.25)
-    _over_size(over_size, runs, summary["metric"])
-    over_size.grid(alpha=0.25, axis="y")
-    _bytes(moved, runs)
-    for one in (over_rounds, over_size):
+    figure, panels = plt.subplot_mosaic(
+        [["rounds", "bytes", "sizes"], ["time", "energy", "moved"]], figsize=(16, 9), layout="constrained"
+    )
+    for name, draw in CURVES.items():
+        draw(panels[name], rounds, summary["metric"])
+        panels[name].grid(alpha=0.25)
+    _over_size(panels["sizes"], runs, summary["metric"])
+    panels["sizes"].grid(alpha=0.25, axis="y")
+    _bytes(panels["moved"], runs)
+    measured = [panels[name] for name in (*CURVES, "sizes")]
+    share_heights(measured)
+    for one in measured:
+        begins_at(one)
         one.legend(fontsize=8 if len(runs) < 4 else 6, loc="best")
-    for one in panels.flat:
+    begins_at(panels["sizes"], "x")
+    for one in panels.values():
         one.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"{summary['name']}: {counted(summary['clients'], 'client')}, {counted(summary['rounds'], 'round')}, seed {summary['seed']}"

@@ -1,110 +1,199 @@
-"""One HTML page of a run that carries its picture (no network needed to read it)."""
+"""The page of one run: its result, what was run, pictures with their data, and all settings."""
 
-import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow.parquet as pq
-from matplotlib.figure import Figure
 
+from raffm_ray.basics.errors import without_secrets
 from raffm_ray.basics.files import read_whole
 from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
 from raffm_ray.data.metrics import shown, unit
 from raffm_ray.data.shares import read_shares
 from raffm_ray.reports.comparison_table import told_of_lacks
-from raffm_ray.reports.drawing import save
-from raffm_ray.reports.page_style import STYLE
+from raffm_ray.reports.drawing import panels_of, save
+from raffm_ray.reports.figure_data import moved_csv, profile_csv, rounds_csv, shares_csv, sizes_csv, units_csv
+from raffm_ray.reports.page import Cell, Page, Picture, Section, Table, render
 from raffm_ray.reports.profile_picture import picture_of_profile
-from raffm_ray.reports.run_picture import picture
+from raffm_ray.reports.run_picture import CURVES, Rounds, Runs, picture, runs_of
+from raffm_ray.reports.run_story import lead, made_with_facts, named, setting_facts
+from raffm_ray.reports.seed_statistics import error_of_share
 from raffm_ray.reports.share_picture import picture_of_shares
 from raffm_ray.reports.summary_table import extended
 from raffm_ray.reports.unit_picture import picture_of_units
-from raffm_ray.runs.reader import of_a_run, read_rounds, read_summary
+from raffm_ray.runs.made_with import read_starts
+from raffm_ray.runs.reader import of_a_run, read_configuration, read_rounds
 from raffm_ray.runs.recorder import ClientRow, RoundRow, schema_of
 from raffm_ray.subnetworks.unit_coverage import read_units
 
-PAGE = jinja2.Template(
-    """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ summary.name }} - raffm_ray</title>
-<style>
-{{ style }}
-</style></head><body>
-<h1>{{ summary.name }}</h1>
-<p>{{ summary.clients }} clients, {{ summary.rounds }} rounds{% if extended %} ({{ extended }}){% endif %}, strategy {{ summary.strategy }}, seed {{ summary.seed }}.
-Moved {{ moved }}, {{ "%.0f"|format(100 * share) }}% of what full-size FedAvg would have moved in the same rounds.
-Simulated time*: {{ simulated }}. {{ wasted }} and {{ wasted_energy }}* went into updates that were never used.</p>
-<img alt="metric over rounds, over simulated time, by size, and bytes by class" src="data:image/png;base64,{{ images.report }}">
-{% if images.units %}<img alt="which heads and neurons each class keeps, by layer, and how much of the training reached them" src="data:image/png;base64,{{ images.units }}">{% endif %}
-{% if images.shares %}<img alt="clients' shares of the data" src="data:image/png;base64,{{ images.shares }}">{% endif %}
-{% if images.profile %}<img alt="where every round's real time went" src="data:image/png;base64,{{ images.profile }}">{% endif %}
-<table><tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
-{% for line in lacks %}<p class="note">{{ line }}.</p>
-{% endfor %}<p class="note">Figures marked * are of simulated devices, estimated from data sheets. Parameters of the final model: sha256 {{ summary.params_sha256 }}.</p>
-</body></html>
-""",
-    autoescape=True,
-)
+ESTIMATED = "Values marked * are of simulated devices, estimated from data sheets."
+OVER = {
+    "rounds": ("rounds", "over rounds"),
+    "bytes": ("bytes", "over the bytes that all clients moved"),
+    "time": ("simulated_seconds", "over the time of the simulated devices"),
+    "energy": ("energy_joules", "over the energy of the simulated devices"),
+}
+"""Panel -> (what its data is called, what the metric is shown over)."""
 
 
-def _rows(summary: Mapping[str, Any], baselines: Sequence[str]) -> list[list[str]]:
-    others, metric = summary.get("baselines", {}), summary["metric"]
-    rows = [["full model", f"{summary['params']:,}", shown(metric, summary["start"]), shown(metric, summary["global"])]]
-    rows[0] += [shown(metric, others[name]["global"]) for name in baselines] + [""] * 4
+def result_table(summary: Mapping[str, Any]) -> Table:
+    """The full model and the subnetwork of every device type, of this run and its baselines, with what a client's round costs."""
+    metric, others = summary["metric"], summary.get("baselines", {})
+    sign, examples = f" ({unit(metric)})" if unit(metric) else "", summary["held_out_examples"]
+    runs = [summary, *others.values()]
+
+    def measured(value: float) -> Cell:
+        error = error_of_share(metric, value, examples)
+        return Cell(shown(metric, value) + (f" ± {shown(metric, error)}" if error is not None else ""), value)
+
+    def costs(tier: Mapping[str, Any]) -> list[Cell]:
+        moved = tier["bytes_down"] + tier["bytes_up"]
+        seconds, joules, peak = (tier[key] for key in ("round_seconds", "energy_joules", "peak_memory_bytes"))
+        return [
+            Cell(human_bytes(moved), moved),
+            Cell(human_seconds(seconds), seconds),
+            Cell(human_joules(joules), joules),
+            Cell(human_bytes(peak), peak),
+        ]
+
+    none = [Cell("")] * 4
+    start = Cell(shown(metric, summary["start"]), summary["start"])
+    full = [Cell("full model"), Cell(f"{summary['params']:,}", summary["params"]), start]
+    rows = [[*full, *(measured(one["global"]) for one in runs), *none]]
     for device, tier in summary["tiers"].items():
-        row = [device, f"{tier['params']:,}", shown(metric, tier["start"]), shown(metric, tier["metric"])]
-        row += [shown(metric, others[name]["tiers"][device]["metric"]) for name in baselines]
-        row += [human_bytes(tier["bytes_down"] + tier["bytes_up"]), human_seconds(tier["round_seconds"])]
-        rows.append([*row, human_joules(tier["energy_joules"]), human_bytes(tier["peak_memory_bytes"])])
-    return rows + _over_classes(summary, [summary, *(others[name] for name in baselines)])
-
-
-def _over_classes(summary: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The rows of the worst class and of the area under the curve of sizes, where the run has them."""
-    metric, rows = summary["metric"], []
+        own = [
+            Cell(named(device)),
+            Cell(f"{tier['params']:,}", tier["params"]),
+            Cell(shown(metric, tier["start"]), tier["start"]),
+        ]
+        rows.append([*own, *(measured(one["tiers"][device]["metric"]) for one in runs), *costs(tier)])
+    footer = []
     if "worst_class" in summary:
-        rows.append(
-            [
-                "worst class",
-                "",
-                "",
-                *(f"{shown(metric, one['worst_class']['metric'])} ({one['worst_class']['name']})" for one in runs),
-            ]
-        )
+        told = [measured(one["worst_class"]["metric"]) for one in runs]
+        footer.append([Cell("worst device type"), Cell(""), Cell(""), *told, *none])
     if summary.get("curve"):
-        rows.append(["mean over sizes (area under the curve)", "", "", *(shown(metric, one["curve_area"]) for one in runs)])
-    return [row + [""] * 4 for row in rows]
+        told = [Cell(shown(metric, one["curve_area"]), one["curve_area"]) for one in runs]
+        footer.append([Cell("mean over sizes"), Cell(""), Cell(""), *told, *none])
+    headings = ["model", "parameters", *(f"{name}{sign}" for name in ("start", summary["strategy"], *others))]
+    headings += ["bytes a round", "device time a round*", "energy a round*", "peak memory*"]
+    error = " ± its standard error from the held-out examples" if error_of_share(metric, summary["start"], examples) else ""
+    area = " Mean over sizes: area under the curve of sizes." if summary.get("curve") else ""
+    caption = (
+        f"Held-out {metric}{sign} of every model{error}. Bytes, time and energy: of one client in one round, both ways.{area}"
+    )
+    return Table(caption=caption, headings=headings, rows=rows, footer=footer)
 
 
-def _saved(figure: Figure, image: Path) -> str:
-    """Writes a picture; its bytes in base 64."""
-    save(figure, image)
-    return base64.b64encode(image.read_bytes()).decode()
+def _change(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    seen = [row["metric"] for row in rows if row["metric"] is not None]
+    return f"from {shown(metric, seen[0])}{unit(metric)} to {shown(metric, seen[-1])}{unit(metric)}"
 
 
-def _shares(folder: Path) -> Figure | None:
+def _curves(panels: Mapping[str, bytes], rounds: Rounds, summary: Mapping[str, Any]) -> Iterator[Picture]:
+    metric, last = summary["metric"], summary["rounds"]
+    lines = ", ".join(f"{name} {_change(rows, metric)}" for name, rows in rounds.items())
+    data = rounds_csv(rounds, metric)
+    for panel, (name, over) in OVER.items():
+        yield Picture(
+            name=f"{metric}_over_{name}",
+            image=panels[panel],
+            alt=f"Line chart of held-out {metric} {over}. The full model goes, in {last} rounds, with {lines}.",
+            caption=f"Held-out {metric} {over}. Solid: the full model. Dashed: the subnetwork of the worst device type.",
+            data=data,
+        )
+
+
+def _sizes(panels: Mapping[str, bytes], runs: Runs, summary: Mapping[str, Any]) -> list[Picture]:
+    metric, tiers = summary["metric"], summary["tiers"]
+    each = ", ".join(
+        f"{named(name)} {100 * tier['params_fraction']:.0f}% of the parameters and {shown(metric, tier['metric'])}{unit(metric)}"
+        for name, tier in tiers.items()
+    )
+    unseen = " Hollow: sizes that no device type trained." if summary.get("curve") else ""
+    bytes_each = ", ".join(f"{named(name)} {human_bytes(tier['bytes_down'] + tier['bytes_up'])}" for name, tier in tiers.items())
+    sizes = Picture(
+        name=f"{metric}_over_sizes",
+        image=panels["sizes"],
+        alt=f"Line chart of held-out {metric} over the size of the model. After training: {each}.",
+        caption=f"Held-out {metric} by size. Vertical lines: the subnetworks of the device types.{unseen}",
+        data=sizes_csv(runs, metric),
+    )
+    moved = Picture(
+        name="bytes_of_a_round",
+        image=panels["moved"],
+        alt=f"Bar chart of the bytes that a client moves in a round: {bytes_each}.",
+        caption="Bytes of a client in a round, both ways, as a share of the full model's. Dashed: of this whole run.",
+        data=moved_csv(summary),
+    )
+    return [sizes, moved]
+
+
+def _shares(folder: Path) -> Picture | None:
     """None where the run has no record of shares."""
     path = folder / "shares.parquet"
-    return picture_of_shares(*read_shares(path), "clients' shares of the data") if path.is_file() else None
+    if not path.is_file():
+        return None
+    label_distribution, devices = read_shares(path)
+    save(picture_of_shares(label_distribution, devices, "clients' shares of the data"), folder / "shares.png")
+    own = label_distribution.sizes[label_distribution.sizes > 0]
+    told = f"from {own.min():,} to {own.max():,} examples" if len(own) else "no examples"
+    return Picture(
+        name="shares",
+        image=(folder / "shares.png").read_bytes(),
+        alt=f"Charts of the clients' shares of the data. {len(own):,} clients have {told}, of {len(label_distribution.class_names)} classes.",
+        caption="Who owns which data: sizes and classes of the clients' shares, and their device types.",
+        data=shares_csv(label_distribution, devices),
+        source="shares.parquet",
+        wide=True,
+    )
 
 
-def _units(folder: Path) -> Figure | None:
-    """None where the run has no record of units."""
+def _units(folder: Path) -> Picture | None:
+    """None where the run has no record of units, or every device type keeps all."""
     path = folder / "units.parquet"
-    return picture_of_units(read_units(path)) if path.is_file() else None
+    units = read_units(path) if path.is_file() else []
+    figure = picture_of_units(units) if units else None
+    if figure is None:
+        return None
+    save(figure, folder / "units.png")
+    return Picture(
+        name="units",
+        image=(folder / "units.png").read_bytes(),
+        alt="Heat maps by layer: which heads and neurons each device type keeps, and how much of the training reached them.",
+        caption="What each device type keeps of every layer, from the most kept unit to the least, and the part of the training that reached it.",
+        data=units_csv(units),
+        source="units.parquet",
+        wide=True,
+    )
 
 
-def _lacking(folder: Path) -> str:
-    """The columns that this version writes into records and the run's lack, separated by commas."""
+def _profile(folder: Path, rounds: Sequence[Mapping[str, Any]]) -> Picture | None:
+    """None where no phases were recorded."""
+    figure = picture_of_profile(rounds)
+    if figure is None:
+        return None
+    save(figure, folder / "profile.png")
+    return Picture(
+        name="profile",
+        image=(folder / "profile.png").read_bytes(),
+        alt="Stacked bar chart: where every round's real time went, by phase; the legend has each phase's share of the whole run.",
+        caption="Real seconds of this machine by round and phase. They say nothing of the simulated devices.",
+        data=profile_csv(rounds),
+        source="rounds/",
+        wide=True,
+    )
+
+
+def _told_of_lacks(folder: Path, summary: Mapping[str, Any]) -> list[str]:
+    """A line on the columns that this version writes into records and the run's lack."""
     columns: dict[str, None] = {}
     for part, row in (("rounds", RoundRow), ("clients", ClientRow)):
         for first in sorted((folder / part).glob("*.parquet"))[:1]:
             there = pq.read_schema(BytesIO(read_whole(first))).names
             columns |= dict.fromkeys(name for name in schema_of(row).names if name not in there)
-    return ", ".join(columns)
+    return [f"{line}." for line in told_of_lacks(", ".join(columns), [summary["name"]] if columns else [])]
 
 
 def write_report(folder: Path | str) -> tuple[Path, Path]:
@@ -118,30 +207,41 @@ def write_report(folder: Path | str) -> tuple[Path, Path]:
 
 
 def _written(folder: Path) -> tuple[Path, Path]:
-    summary = read_summary(folder)
+    runs = runs_of(folder)
+    summary = next(iter(runs.values()))[1]
+    rounds = {name: read_rounds(place) for name, (place, _) in runs.items()}
+    text, configuration = read_configuration(folder)
     image, page = folder / "report.png", folder / "report.html"
-    drawn = {"report": picture(folder), "shares": _shares(folder), "profile": picture_of_profile(read_rounds(folder))}
-    drawn["units"] = _units(folder)
-    images = {name: _saved(figure, folder / f"{name}.png") for name, figure in drawn.items() if figure is not None}
-    baselines = list(summary.get("baselines", {}))
-    sign = f" {unit(summary['metric'])}".rstrip()
-    headings = ["model", "parameters", *(f"{name}{sign}" for name in ("start", summary["strategy"], *baselines))]
-    headings += ["bytes a round", "device time a round*", "energy a round*", "peak memory*"]
-    lacking = _lacking(folder)
-    moved = summary["bytes_down"] + summary["bytes_up"]
-    text = PAGE.render(
-        summary=summary,
-        extended=extended(summary),
-        lacks=told_of_lacks(lacking, [summary["name"]] if lacking else []),
-        style=STYLE,
-        images=images,
-        headings=headings,
-        rows=_rows(summary, baselines),
-        moved=human_bytes(moved),
-        share=moved / max(1, summary["bytes_full_size"]),
-        simulated=human_seconds(summary["simulated_seconds"]),
-        wasted=human_bytes(summary["wasted_bytes"]),
-        wasted_energy=human_joules(summary["wasted_joules"]),
+    figure = picture(runs, rounds)
+    save(figure, image)
+    panels = panels_of(figure, image, [tuple(CURVES), ("sizes", "moved")])
+    own = next(iter(rounds.values()))
+    seed, strategies = ("Seed", str(summary["seed"])), ("Strategy", ", beside it ".join(runs))
+    sections = [
+        Section("Result", tables=[result_table(summary)], notes=[ESTIMATED, *_told_of_lacks(folder, summary)]),
+        Section(
+            "What was run",
+            facts=[*made_with_facts(read_starts(folder)), strategies, *setting_facts(configuration, summary), seed],
+        ),
+        Section("While it trained", pictures=list(_curves(panels, rounds, summary))),
+        Section("By size and device type", pictures=[*_sizes(panels, runs, summary), *_some(_units(folder))]),
+        Section("Who owns which data", pictures=_some(_shares(folder))),
+        Section("Where real time went", pictures=_some(_profile(folder, own))),
+        Section(
+            "Settings",
+            folded=[("All settings: `config.yaml`. `raffm-ray run config.yaml` repeats the run.", without_secrets(text))],
+        ),
+    ]
+    page_content = Page(
+        kind=f"Report of a run: {', '.join(runs)}",
+        title=summary["name"],
+        lead=[*lead(summary), *([f"The run was {told}."] if (told := extended(summary)) else [])],
+        sections=[one for one in sections if one.tables or one.pictures or one.facts or one.folded],
+        footer=[f"Made with raffm_ray. Parameters of the final model: sha256 {summary['params_sha256']}."],
     )
-    page.write_text(text, encoding="utf-8")
+    page.write_text(render(page_content), encoding="utf-8")
     return image, page
+
+
+def _some(one: Picture | None) -> list[Picture]:
+    return [] if one is None else [one]

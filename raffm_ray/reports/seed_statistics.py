@@ -11,6 +11,8 @@ from raffm_ray.data.metrics import shown, unit
 Statistic = Mapping[str, Any]
 """{mean, standard_error, values}."""
 CONFIDENCE = 0.95
+SHARES = ("accuracy", "exact_match")
+"""Metrics that are a share of right answers among all held-out examples."""
 
 
 def statistic(values: Sequence[float | None]) -> Statistic:
@@ -44,18 +46,25 @@ def told_difference(metric: str, names: tuple[str, str], what: str, found: Mappi
     """A paired difference as a sentence, with what can be told from it."""
     first, second = names
     sign, points = ("", " points") if unit(metric) else ("", "")
-    lead = f"{what}, {first} - {second}: {_signed(metric, found['mean'])}{sign}{points}"
+    lead = f"{what}, {first} - {second}: {signed(metric, found['mean'])}{sign}{points}"
     if found["low"] is None:
         return f"{lead}; no difference can be told from 1 seed"
-    span = f"{lead}, {CONFIDENCE:.0%} t-interval {_signed(metric, found['low'])} to {_signed(metric, found['high'])}"
+    span = f"{lead}, {CONFIDENCE:.0%} t-interval {signed(metric, found['low'])} to {signed(metric, found['high'])}"
     told = "" if found["low"] > 0 or found["high"] < 0 else f"; no difference can be told from {found['seeds']} seeds"
     return span + told
 
 
-def _signed(metric: str, value: float) -> str:
+def signed(metric: str, value: float) -> str:
+    """A difference of metrics: `+1.2`."""
     return f"{'-' if value < 0 else '+'}{shown(metric, abs(value))}"
 
 
 def standard_error_of_share(share: float, examples: int) -> float:
     """sqrt(p (1 - p) / n): how much a share of right answers varies with the held-out examples that were drawn."""
     return sqrt(share * (1 - share) / examples)
+
+
+def error_of_share(metric: str, value: float, examples: int | None) -> float | None:
+    """The standard error of a metric that is a share of right answers; None of other metrics, which have no such formula, and where the
+    number of held-out examples is not known."""
+    return standard_error_of_share(value, examples) if metric in SHARES and examples else None

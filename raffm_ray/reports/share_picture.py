@@ -110,6 +110,7 @@ def _sizes_by_device(axes: Axes, label_distribution: LabelDistribution, devices:
         line.set(color="#d1701c", linewidth=2)
     axes.set_xticks(range(1, len(devices) + 1), [name.replace("_", "\n", 1).replace("_", " ") for name in devices], fontsize=8)
     axes.set(title="sizes by device (whiskers: 5% to 95%)", ylabel="examples")
+    axes.set_ylim(bottom=0)
 
 
 def _class_counts(axes: Axes, label_distribution: LabelDistribution) -> None:

@@ -7,6 +7,7 @@ Open to other packages:
 - `evaluation`: measures subnetworks on held-out examples
 - `recorder`: writes Parquet records, the model and `summary.json`
 - `reader`: reads a run's folder
+- `made_with`: command, versions and hardware of every start
 - `resuming`: checks that a run may go on
 - `checkpoint`: writes, reads and removes checkpoints
 - `mirror`: copies a run's folder to an object store
@@ -27,4 +28,16 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`
 Start reading at `simulation`.
 """
 
-__all__ = ["checkpoint", "evaluation", "locations", "loop", "mirror", "progress", "reader", "recorder", "resuming", "simulation"]
+__all__ = [
+    "checkpoint",
+    "evaluation",
+    "locations",
+    "loop",
+    "made_with",
+    "mirror",
+    "progress",
+    "reader",
+    "recorder",
+    "resuming",
+    "simulation",
+]

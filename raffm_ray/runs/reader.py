@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.basics.files import check_path, read_whole
@@ -66,3 +67,16 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if not all(isinstance(summary.get(key, {}), dict) for key in ("baselines", "made_from", "tiers")):
         raise UserError(f"{path}: not the summary of a run")
     return summary
+
+
+def read_configuration(folder: Path) -> tuple[str, dict[str, Any]]:
+    """A run's settings, as the text of `config.yaml` and its content. Raises UserError where it is missing or damaged."""
+    path = folder / "config.yaml"
+    try:
+        text = read_whole(path).decode()
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {in_short(error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a configuration")
+    return text, content

@@ -22,6 +22,7 @@ from raffm_ray.preparation.starting_parameters import pretraining_of, starting_p
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.extending import check_longer, extend, is_extended
 from raffm_ray.runs.loop import Environment, OnRound, no_callback, train
+from raffm_ray.runs.made_with import record_start
 from raffm_ray.runs.mirror import CONFIG, Mirror
 from raffm_ray.runs.progress import Display
 from raffm_ray.runs.reader import SUMMARY, of_a_run, read_summary
@@ -41,6 +42,8 @@ def completed(
         _keep_one(folder, prepared.setup.experiment)
         return read_summary(folder)
     recorder = recorder or opened(folder, prepared.setup.experiment, _teller(environment.console))
+    experiment = prepared.setup.experiment
+    record_start(folder, recorder.rounds[-1].round if recorder.rounds else 0, experiment.pool.device)
     return train(prepared, start, recorder, environment)
 
 

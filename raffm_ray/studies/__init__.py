@@ -15,7 +15,10 @@ Used inside only:
 - `ray_trials`: trials side by side on Ray
 - `search_space`: which settings are searched
 - `samplers`: Optuna's samplers and pruners by name
+- `best_trial`: the front, and which of its trials is the best
 - `study_report`: best trials, importances, `study.json`
+- `study_page`: the page of a study
+- `study_text`: the table of a study, and its words
 - `study_picture`: the picture of a study
 
 Imports `basics`, `settings`, `data`, `models`, `clients`, `pool`, `preparation`, `runs`, `reports`.

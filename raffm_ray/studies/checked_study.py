@@ -43,8 +43,8 @@ class Limit:
 
 @dataclass(frozen=True)
 class CheckedStudy:
-    """A study whose settings can work. `first`: parameters of the trials that come first, as Optuna is given them; `notes`: what a user
-    should know before it starts."""
+    """A study whose settings can work. `first`: parameters of the trials that come first, as Optuna is given them; `examples`: of the
+    `validation` and the `held_out` part; `notes`: what a user should know before it starts."""
 
     study: Study
     base: Experiment
@@ -53,6 +53,7 @@ class CheckedStudy:
     goals: Sequence[Goal]
     limits: Sequence[Limit]
     first: Sequence[Mapping[str, Any]]
+    examples: Mapping[str, int]
     notes: Sequence[str] = ()
 
     @property
@@ -109,6 +110,7 @@ def check_study(study: Study, base: Experiment) -> CheckedStudy:
         metric=metric,
         goals=goals,
         limits=limits,
+        examples={"validation": base.task.validation, "held_out": len(prepared.task.held_out)},
         first=[enqueued(space, base, given) for given in study.enqueue],
         notes=told,
     )

@@ -21,13 +21,15 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import locked, write_atomically
 from raffm_ray.basics.formatting import standard_output
 from raffm_ray.reports.seed_statistics import statistic
+from raffm_ray.runs.made_with import record_start
 from raffm_ray.runs.recorder import check_output
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.studies.checked_study import CheckedStudy, check_study
 from raffm_ray.studies.samplers import pruner_of, sampler_of
 from raffm_ray.studies.search_space import changed
-from raffm_ray.studies.study_report import notes, said, table, write_analysis
+from raffm_ray.studies.study_report import write_analysis
 from raffm_ray.studies.study_settings import FREE, Study, dump_study, load_study
+from raffm_ray.studies.study_text import notes, said, table
 from raffm_ray.studies.trial import Outcome, TrialTask, run_trial
 
 STUDY, JOURNAL = "study.yaml", "journal.log"
@@ -200,6 +202,7 @@ def run_study(study: Study, base: Experiment, folder: Path | str, console: Conso
                 _check_same(folder, text)
             write_atomically(folder / STUDY, text.encode())
             kept = _opened(search, folder)
+            record_start(folder, _begun(kept), search.base.pool.device)
             if _begun(kept):
                 console.print(f"{folder}: goes on after {_begun(kept)} trials", highlight=False, soft_wrap=True)
             driver = _Driver(search=search, kept=kept, folder=folder, console=console)
@@ -237,6 +240,6 @@ def command(path: Path, flags: Sequence[str], out: str | None, fresh_folder: Cal
     for note in notes(content):
         printer.print(note, style="dim", highlight=False)
     printer.print(
-        f"picture: {folder / 'study.png'}\nbest:    {folder / 'best.yaml'}\nstudy:   {folder}", highlight=False, soft_wrap=True
+        f"report:  {folder / 'study.html'}\nbest:    {folder / 'best.yaml'}\nstudy:   {folder}", highlight=False, soft_wrap=True
     )
     return 0

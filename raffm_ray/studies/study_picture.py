@@ -11,10 +11,12 @@ from matplotlib.ticker import MaxNLocator
 
 from raffm_ray.basics.formatting import time_unit
 from raffm_ray.data.metrics import scaled, unit
-from raffm_ray.reports.drawing import plt, save
+from raffm_ray.reports.drawing import begins_at, panels_of, plt, save
 from raffm_ray.reports.run_picture import COLORS, GREY
 
 NAMES = {"full": "full model", "worst_class": "worst class", "curve_area": "mean over sizes"}
+MOST_PAIRS = 3
+PANELS = ("history", *(f"pair {number + 1}" for number in range(MOST_PAIRS)), "importances")
 Row = Mapping[str, Any]
 
 
@@ -23,7 +25,7 @@ def _scale(content: Mapping[str, Any], measure: str) -> tuple[float, str]:
     metric = content["metric"]
     if measure in NAMES:
         sign = f" ({unit(metric)})" if unit(metric) else ""
-        return scaled(metric, 1.0), f"held-out {metric} of the {NAMES[measure]}{sign}".replace("of the mean", "mean")
+        return scaled(metric, 1.0), f"validation {metric} of the {NAMES[measure]}{sign}".replace("of the mean", "mean")
     largest = max(row["values"][measure] for row in content["trials"] if row["values"])
     if measure == "simulated_seconds":
         seconds, name = time_unit(largest)
@@ -121,26 +123,29 @@ def _importances(axes: Axes, content: Mapping[str, Any]) -> None:
     axes.set(title="which settings mattered", xlabel="share in being among the best trials (%, PED-ANOVA)")
 
 
-def draw_study(content: Mapping[str, Any], path: Path) -> None:
-    """Writes the picture of a `study.json`: of one objective its history, of several every pair, three pairs at most. Nothing is drawn
-    where no trial was finished."""
+def draw_study(content: Mapping[str, Any], path: Path) -> dict[str, bytes]:
+    """Writes the picture of a `study.json`: of one objective its history, of several every pair, three pairs at most. Returns its panels
+    `history` or `pair 1` and so on, and `importances`, each as a PNG. Nothing is drawn where no trial was finished."""
     if not any(row["values"] for row in content["trials"]):
-        return
-    pairs = list(combinations(content["objectives"], 2))[:3]
+        return {}
+    pairs = list(combinations(content["objectives"], 2))[:MOST_PAIRS]
     count = max(1, len(pairs)) + bool(content["importances"])
     rows, columns = (2, 2) if count == 4 else (1, count)
     size = (1 + 6.2 * columns, 0.6 + 4.8 * rows)
     figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for axes, pair in zip(panels.flat, pairs, strict=False):
+    for number, (axes, pair) in enumerate(zip(panels.flat, pairs, strict=False)):
         _pair(axes, content, *pair)
+        axes.set_label(f"pair {number + 1}")
     if not pairs:
         _history(panels.flat[0], content)
+        panels.flat[0].set_label("history")
     for axes in panels.flat[: max(1, len(pairs))]:
         axes.grid(alpha=0.25)
-    named = dict(pair for axes in panels.flat for pair in zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+        begins_at(axes, "xy" if pairs else "y")
+        axes.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=3, frameon=False)
     if content["importances"]:
         _importances(panels.flat[-1], content)
-    figure.legend(named.values(), named.keys(), fontsize=9, loc="outside lower center", ncols=6, frameon=False)
+        panels.flat[-1].set_label("importances")
     for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
     seeds, done = content["seeds"], sum(bool(row["values"]) for row in content["trials"])
@@ -148,3 +153,4 @@ def draw_study(content: Mapping[str, Any], path: Path) -> None:
     front = f", {len(content['front'])} of them on the front" if pairs else ""
     figure.suptitle(f"{content['name']}: {done} of {len(content['trials'])} trials finished{front}; {told}")
     save(figure, path)
+    return panels_of(figure, path, [[name for name in PANELS if name != "importances"], ["importances"]])

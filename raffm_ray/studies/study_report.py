@@ -1,6 +1,6 @@
-"""The result of a study: best trials, importances, configurations to run, a table, and `study.json`."""
+"""The result of a study: best trials, importances, configurations to run, `study.json`, its picture and its page."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -8,62 +8,20 @@ from typing import Any
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import write_atomically
-from raffm_ray.basics.formatting import human_bytes, human_flops, human_joules, human_seconds
-from raffm_ray.data.metrics import unit
-from raffm_ray.reports.comparison_table import with_error
-from raffm_ray.reports.seed_statistics import Statistic
 from raffm_ray.runs.recorder import write_json
 from raffm_ray.settings.loading import dump
+from raffm_ray.studies.best_trial import choose, front_of
 from raffm_ray.studies.checked_study import CheckedStudy, Goal
-from raffm_ray.studies.measures import HELD_OUT
 from raffm_ray.studies.search_space import Space, changed
+from raffm_ray.studies.study_page import study_page
 from raffm_ray.studies.study_picture import draw_study
+from raffm_ray.studies.study_text import reasons_text, said
 
 ENOUGH = 10
 """Finished trials below which importances say nothing."""
-RULE = "of the front, the trial nearest to the best value of every objective (Euclidean distance, each objective scaled to the front's range)"
-COSTS = {
-    "bytes": human_bytes,
-    "simulated_seconds": human_seconds,
-    "energy_joules": human_joules,
-    "flops": human_flops,
-    "flops_a_client": human_flops,
-    "over_budget": "{:.0%}".format,
-}
-
-
-def said(measure: str, metric: str, value: Statistic) -> str:
-    """`full 93.1 ± 0.2%`, `bytes 12.3 MB`."""
-    if measure not in COSTS:
-        return f"{measure} {with_error(metric, value)}{unit(metric)}"
-    return f"{measure} {COSTS[measure](value['mean'])}" if value["mean"] is not None else f"{measure} -"
-
-
-def front_of(values: Mapping[int, Sequence[float]], higher: Sequence[bool]) -> list[int]:
-    """Trials that no other is at least as good as in every objective and better in one, in ascending order."""
-    signed = {number: [v if up else -v for v, up in zip(own, higher, strict=True)] for number, own in values.items()}
-
-    def beaten(own: list[float]) -> bool:
-        return any(other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in signed.values())
-
-    return sorted(number for number, own in signed.items() if not beaten(own))
-
-
-def nearest(values: Mapping[int, Sequence[float]], higher: Sequence[bool]) -> int:
-    """The trial of a front that `RULE` names; the first of several."""
-    columns = list(zip(*values.values(), strict=True))
-    ideal = [max(column) if up else min(column) for column, up in zip(columns, higher, strict=True)]
-    ranges = [(max(column) - min(column)) or 1.0 for column in columns]
-
-    def distance(number: int) -> float:
-        return float(sum(((v - best) / span) ** 2 for v, best, span in zip(values[number], ideal, ranges, strict=True)))
-
-    return min(sorted(values), key=distance)
 
 
 def importances_of(kept: optuna.Study) -> dict[str, float]:
@@ -96,6 +54,7 @@ def _row(trial: FrozenTrial, space: Space, goals: Sequence[Goal]) -> dict[str, A
         "by_round": {str(round_number): value for round_number, value in trial.intermediate_values.items()},
         "reason": trial.user_attrs.get("reason", ""),
         "folder": trial.user_attrs.get("folder"),
+        "file": "",
     }
 
 
@@ -107,39 +66,45 @@ def analysis(kept: optuna.Study, search: CheckedStudy) -> dict[str, Any]:
     higher = [goal.higher for goal in goals]
     values = {row["number"]: list(row["values"].values()) for row in trials if row["feasible"]}
     front = front_of(values, higher)
+    choice = choose({number: values[number] for number in front}, goals, study.metric_share) if front else None
     chosen, kept_trials = front if len(goals) > 1 else front[:1], {trial.number: trial for trial in kept.trials}
+    ordered = sorted(chosen, key=lambda number: values[number][0], reverse=higher[0])
     for row in trials:  # nobody looks at the held-out part of the others, which might be chosen by it
         if row["number"] in chosen:
             row["held_out"] = kept_trials[row["number"]].user_attrs.get("held_out", {})
+            row["file"] = f"front/{ordered.index(row['number']) + 1:03d}.yaml" if len(goals) > 1 else "best.yaml"
     return {
         "name": study.name,
         "metric": search.metric,
         "seeds": list(study.seeds),
+        "examples": dict(search.examples),
         "objectives": {goal.measure: "maximize" if goal.higher else "minimize" for goal in goals},
         "constraints": [limit.text for limit in search.limits],
         "trials": trials,
         "front": chosen,
-        "best": nearest({number: values[number] for number in front}, higher) if front else None,
-        "rule": RULE if len(goals) > 1 else "the trial with the best value",
+        "best": choice.best if choice else None,
+        "rule": choice.rule if choice else "",
+        "metric_share": study.metric_share,
+        "enough": list(choice.enough) if choice else [],
         "importances": importances_of(kept),
     }
 
 
-def _told(reasons: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(reasons))
-
-
 def write_analysis(kept: optuna.Study, search: CheckedStudy, folder: Path) -> dict[str, Any]:
-    """Writes `study.json`, `study.png`, `best.yaml` and, of several objectives, the configurations of the front; returns the content of
+    """Writes `study.json`, `study.png`, `study.html`, `best.yaml` and, of several objectives, the configurations of the front; returns the content of
     the first. Raises UserError where every trial failed."""
     content, study = analysis(kept, search), search.study
     trials = {row["number"]: row for row in content["trials"]}
     write_json(folder / "study.json", content)
     if all(row["state"] == "failed" for row in trials.values()):
-        raise UserError(f"{folder}: all {len(trials)} trials failed: {_told(row['reason'] for row in trials.values())[:300]}")
+        raise UserError(
+            f"{folder}: all {len(trials)} trials failed: {reasons_text(row['reason'] for row in trials.values())[:300]}"
+        )
 
     def configuration(number: int) -> bytes:
-        return dump(changed(search.base, {**trials[number]["settings"], "seed": study.seeds[0]})).encode()
+        values = ", ".join(said(name, search.metric, trials[number]["measures"][name]) for name in content["objectives"])
+        whole = dump(changed(search.base, {**trials[number]["settings"], "seed": study.seeds[0]}))
+        return f"# Trial {number} of the study {study.name}: {values}, on the validation part.\n{whole}".encode()
 
     rmtree(folder / "front", ignore_errors=True)
     (folder / "best.yaml").unlink(missing_ok=True)
@@ -148,53 +113,14 @@ def write_analysis(kept: optuna.Study, search: CheckedStudy, folder: Path) -> di
     if len(search.goals) > 1:
         (folder / "front").mkdir()
         for number in content["front"]:
-            write_atomically(folder / "front" / f"trial-{number:04d}.yaml", configuration(number))
-    draw_study(content, folder / "study.png")
+            write_atomically(folder / trials[number]["file"], configuration(number))
+    base = search.base
+    shared = [
+        ("Data", base.task.name),
+        ("Clients", f"{base.clients.count:,}, {base.clients.per_round} a round"),
+        ("Rounds", str(base.rounds)),
+        ("Searched settings", ", ".join(search.space)),
+    ]
+    page = study_page(content, draw_study(content, folder / "study.png"), folder, shared)
+    write_atomically(folder / "study.html", page.encode())
     return content
-
-
-def table(content: Mapping[str, Any]) -> Table:
-    """The best trials, and those that came first because they were asked for, with their values and settings."""
-    shown = [row for row in content["trials"] if row["number"] in content["front"]]
-    first = next(iter(content["objectives"]))
-    shown.sort(key=lambda row: row["values"][first], reverse=content["objectives"][first] == "maximize")
-    shown += [row for row in content["trials"] if row["enqueued"] and row["values"] and row not in shown]
-    title = f"{content['name']}: {'the front' if len(content['objectives']) > 1 else 'the best trial'}"
-    result = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-    result.add_column("trial", justify="right", no_wrap=True)
-    for measure in content["objectives"]:
-        result.add_column(measure, justify="right", no_wrap=True)
-    reported = [name for name in content["objectives"] if name in HELD_OUT]
-    for measure in reported:
-        result.add_column(f"{measure}, held out", justify="right", no_wrap=True)
-    result.add_column("settings", overflow="fold")
-    for row in shown:
-        marks = ("*" if row["number"] == content["best"] else "") + ("" if row["number"] in content["front"] else "°")
-        cells = [said(name, content["metric"], row["measures"][name]).split(" ", 1)[1] for name in content["objectives"]]
-        cells += [
-            said(name, content["metric"], row["held_out"][name]).split(" ", 1)[1] if row["held_out"] else "" for name in reported
-        ]
-        settings = [
-            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in row["settings"].items()
-        ]
-        result.add_row(f"{row['number']}{marks}", *cells, " ".join(settings))
-    return result
-
-
-def notes(content: Mapping[str, Any]) -> list[str]:
-    """What a reader of the table has to know, a line each."""
-    rows = content["trials"]
-    ended = {state: [row for row in rows if row["state"] == state] for state in ("complete", "pruned", "failed")}
-    counted = ", ".join(f"{len(some)} {state}" for state, some in ended.items() if some)
-    missed = sum(row["state"] == "complete" and not row["feasible"] for row in rows)
-    lines = [f"{len(rows)} trials: {counted}" + (f"; {missed} of them do not meet the constraints" if missed else "")]
-    if ended["failed"]:
-        lines.append(f"failed: {_told(row['reason'] for row in ended['failed'])}")
-    if content["best"] is None:
-        lines.append(f"no finished trial meets every constraint ({', '.join(content['constraints'])})")
-    else:
-        lines.append(f"* best: {content['rule']}; ° came first because it was asked for, and is not on the front")
-    lines.append("chosen on the validation part; the held-out part is measured for what is chosen, and decides nothing")
-    if content["importances"]:
-        lines.append("importance: " + ", ".join(f"{key} {100 * share:.0f}%" for key, share in content["importances"].items()))
-    return lines

@@ -43,6 +43,12 @@ class Study(Settings):
         (0,), min_length=1, description="seeds with which every trial is run; its values are means over them"
     )
     seed: int = Field(0, ge=0, description="seed of the sampler")
+    metric_share: float = Field(
+        0.99,
+        gt=0,
+        le=1,
+        description="with several objectives, `best.yaml` is the trial of the front that is best in the others among those with at least this share of the best value of the first metric in `objectives` (at most 1 / share of it where less is better)",
+    )
     sampler: dict[str, Any] = Field({"name": "TPESampler"}, description="name of a sampler of Optuna, and its arguments")
     pruner: dict[str, Any] | None = Field(
         None, description="name of a pruner of Optuna, and its arguments; only with one objective; default: no trial is pruned"
@@ -60,7 +66,12 @@ class Study(Settings):
         return given
 
 
-FREE = ("trials", "parallel")
+def described() -> str:
+    """The keys of a study's file, a line each."""
+    return "\n".join(f"  {name}: {field.description}" for name, field in Study.model_fields.items())
+
+
+FREE = ("trials", "parallel", "metric_share")
 """Settings of a study that may be others when it goes on."""
 
 

@@ -260,6 +260,13 @@ def test_every_key_of_a_summary_is_described(run_folder: Path) -> None:
     assert differences(summary, documented | {"gone", "tiers.<device>.gone"}) == {"-gone", "-tiers.<device>.gone"}
 
 
+def test_every_key_of_what_a_run_was_made_with_is_described(run_folder: Path) -> None:
+    content = json.loads((run_folder / "made_with.json").read_text())
+    for start in content["starts"]:  # a mapping from names that are no keys, and a list of names
+        start["libraries"], start["gpus"] = "", ""
+    assert differences(content, set(rows_of("made-with-json"))) == set()
+
+
 def test_every_key_of_a_comparison_is_described(run_folder: Path, tmp_path: Path) -> None:
     write_comparison([run_folder, run_folder / "baselines" / "smallest"], tmp_path)
     content = json.loads((tmp_path / "comparison.json").read_text())

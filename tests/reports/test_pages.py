@@ -1,16 +1,19 @@
 """Pages of one run and of several: what is compared, by what name, with what error; and that a browser shows them without a network."""
 
+import csv
 import json
 import re
 import shutil
 import subprocess
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_experiment
+from html_pages import data_of, lacks, of, rows_of
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.cli.main import main as cli
@@ -18,6 +21,8 @@ from raffm_ray.reports import comparison_picture
 from raffm_ray.reports.comparison_table import progress
 from raffm_ray.reports.multi_run_report import labels, write_comparison
 from raffm_ray.reports.run_report import write_report
+from raffm_ray.reports.run_story import made_with_facts
+from raffm_ray.runs.made_with import read_starts
 from raffm_ray.runs.simulation import simulate
 
 SMALL = {"rounds": 2, "local": {"steps": 1}, "evaluation": {"every": 1, "sizes": 1}, "model": {"pretrain": {"epochs": 1}}}
@@ -30,6 +35,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, changes in asked.items():
         simulate(tiny_experiment(**SMALL, **changes), folder / name)
     return {name: folder / name for name in asked}
+
+
+@pytest.fixture(scope="module")
+def page(runs: dict[str, Path]) -> str:
+    """Of one run."""
+    return write_report(runs["a0"])[1].read_text()
 
 
 def test_several_runs_are_grouped_by_what_differs(runs, tmp_path, capsys) -> None:
@@ -125,48 +136,127 @@ def test_names_of_many_settings_leave_the_panels_room(runs, tmp_path, settings, 
     assert min(wide) > 2.5, "inches"
 
 
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-PROBE = """<script>addEventListener("load", () => { document.body.dataset.probe = JSON.stringify({
-images: [...document.images].map(one => one.naturalWidth), wide: document.documentElement.scrollWidth - innerWidth,
-color: getComputedStyle(document.body).backgroundColor}) })</script>"""
+def test_the_page_of_a_run_tells_what_was_found_on_what(runs, page) -> None:
+    folder = runs["a0"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert lacks(page) == []
+    lead = of(page, "div")[0]
+    facts = dict(zip(*([one.words for one in of(page, name)] for name in ("dt", "dd")), strict=True))
+    error = 100 * (summary["global"] * (1 - summary["global"]) / summary["held_out_examples"]) ** 0.5
+    assert f"{100 * summary['global']:.1f}% accuracy on {summary['held_out_examples']:,} held-out examples" in lead.words
+    assert f"standard error of {error:.1f} points" in lead.words
+    (start,) = read_starts(folder)
+    assert facts["Processor"] == f"{start['processor']}, {start['cores']} cores"
+    assert facts["Command"] == "started from Python"
+    assert start["libraries"]["torch"] in facts["Python and libraries"]
+    assert facts["Clients"].startswith(f"{summary['clients']}, ")
+    assert of(page, "pre")[0].words == " ".join((folder / "config.yaml").read_text().split())
+    assert made_with_facts([]) == [("Command, versions and hardware", "not recorded: an earlier version made this")]
+    twice = dict(made_with_facts([start, {**start, "done": 7, "processor": "Other"}]))
+    assert twice["Processor"] == f"{facts['Processor']}; then Other, {start['cores']} cores"
+    assert twice["Version"] == facts["Version"]
+    assert twice["Started"].endswith(", after 7 rounds")
 
 
-def probed(page: Path, *flags: str) -> dict[str, object]:
-    """What a browser says of a page: its pictures' widths, by how much it is too wide, its background."""
-    copy = page.with_name(f"probed-{page.name}")
-    copy.write_text(page.read_text().replace("</body>", f"{PROBE}</body>"))
-    assert BROWSER is not None
-    command = [
-        BROWSER,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--window-size=1280,900",
-        *flags,
-        "--dump-dom",
-        copy.as_uri(),
+def test_every_picture_of_a_run_has_its_data(runs, page) -> None:
+    summary = json.loads((runs["a0"] / "summary.json").read_text())
+    found = {name: list(csv.DictReader(lines)) for name, lines in data_of(page).items()}
+    over = [f"accuracy_over_{what}.csv" for what in ("rounds", "bytes", "simulated_seconds", "energy_joules")]
+    assert list(found) == [*over, "accuracy_over_sizes.csv", "bytes_of_a_round.csv", "units.csv", "shares.csv", "profile.csv"]
+    last = found["accuracy_over_rounds.csv"][-1]
+    assert float(last["accuracy_full_model"]) == summary["global"]
+    assert float(last["accuracy_worst_device_type"]) == summary["worst_class"]["metric"]
+    assert int(last["bytes"]) == summary["bytes_down"] + summary["bytes_up"]
+    assert float(last["simulated_seconds"]) == summary["simulated_seconds"]
+    assert float(last["energy_joules"]) == pytest.approx(summary["energy_joules"])
+    trained = [float(row["accuracy"]) for row in found["accuracy_over_sizes.csv"] if row["trained"] == "True"]
+    assert trained == [point["metric"] for point in summary["curve"] if point["trained"]]
+    assert {row["device_type"] for row in found["bytes_of_a_round.csv"]} == set(summary["tiers"])
+    assert len(found["profile.csv"]) == 1 + summary["rounds"]
+    assert len(found["shares.csv"]) > summary["clients"] / 2
+    assert sum(row["kept_v100"] == "1" for row in found["units.csv"]) == len(found["units.csv"])
+    assert all(
+        figure.words.endswith(f"of {name.removesuffix('.csv')}")
+        for figure, name in zip(of(page, "figcaption"), found, strict=True)
+    )
+
+
+def test_the_page_of_several_runs_tells_what_can_be_told(runs, tmp_path) -> None:
+    page = write_comparison(list(runs.values()), tmp_path / "page").read_text()
+    content = json.loads((tmp_path / "page" / "comparison.json").read_text())
+    assert lacks(page) == []
+    said = [one.words for one in of(page, "p")]
+    assert "mean ± standard error over 2 seeds" in said[1]
+    assert "no difference can be told from 1 seed" in said[2]
+    full = content["strategies"]["raffm"]["full"]
+    assert rows_of(page)[1][:2] == ["raffm", f"{100 * full['mean']:.1f} ± {100 * full['standard_error']:.1f}"]
+    assert rows_of(page, 1)[1][2] == "no"
+    assert [row[:2] for row in rows_of(page, 2)[1:]] == [["raffm", "0"], ["raffm", "1"], ["heterofl", "0"]]
+    data = data_of(page)
+    assert list(data) == ["accuracy_over_rounds.csv", "accuracy_over_sizes.csv", "runs.csv"]
+    assert "\n".join(data["runs.csv"]) == (tmp_path / "page" / "comparison.csv").read_text().strip()
+    assert [one.words for one in of(page, "summary")] == [
+        f"All settings of {name} (config.yaml)" for name in ("raffm", "heterofl")
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+PROBE = """<script>addEventListener("load", () => {
+  const wide = document.documentElement.scrollWidth - innerWidth, images = [...document.images].map(one => one.naturalWidth);
+  const column = () => [...document.querySelectorAll("tbody")[0].rows].map(row => row.cells[1].dataset.order);
+  const button = document.querySelectorAll("th button")[1], before = column(), sorted = [];
+  for (const _ of [1, 2]) { button?.click(); sorted.push(column()); }
+  document.documentElement.style.width = "400px";
+  const inside = one => one.closest(".scroll, .pan, pre, .skip, .unseen") === null;
+  const outside = [...document.body.querySelectorAll("*")].filter(one => inside(one) && one.getBoundingClientRect().right > 401).length;
+  const told = button?.closest("th").getAttribute("aria-sort"), color = getComputedStyle(document.body).backgroundColor;
+  document.body.dataset.probe = JSON.stringify({images, wide, color, before, sorted, told, outside});
+})</script>"""
+QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+
+
+def probed(page: Path, profile: Path, *flags: str, width: int = 1280) -> dict[str, Any]:
+    """What a browser says of a page: its pictures' widths, by how much it is too wide, its background, what of it is outside of 400 pixels, and its first table's second
+    column before and after two clicks on its heading. The page's policy, which refuses foreign scripts, is left out."""
+    copy = page.with_name(f"probed-{page.name}")
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
+    copy.write_text(text.replace("</body>", f"{PROBE}</body>"))
+    assert BROWSER is not None
+    given = [*QUIET.split(), f"--user-data-dir={profile}", f"--window-size={width},900", *flags]
+    done = subprocess.run([BROWSER, *given, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     copy.unlink()
     found = re.search(r'data-probe="([^"]*)"', done.stdout)
     assert found is not None, done.stdout[-500:]
-    told: dict[str, object] = json.loads(found[1].replace("&quot;", '"'))
+    told: dict[str, Any] = json.loads(found[1].replace("&quot;", '"'))
     return told
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_a_browser_shows_every_picture_light_and_dark(runs, tmp_path) -> None:
-    cli(["report", str(runs["a0"])])
-    pages = {runs["a0"] / "report.html": 4, write_comparison(list(runs.values()), tmp_path / "page"): 1}
+@pytest.mark.usefixtures("page")
+def test_a_browser_shows_every_picture_light_dark_and_narrow_and_sorts_tables(runs, tmp_path) -> None:
+    pages = {runs["a0"] / "report.html": 9, write_comparison(list(runs.values()), tmp_path / "page"): 3}
     for page, pictures in pages.items():
-        assert "http" not in page.read_text().replace("http-equiv", "")
-        light, dark = probed(page), probed(page, "--blink-settings=preferredColorScheme=0")
-        for told in (light, dark):
-            assert len(told["images"]) == pictures  # type: ignore[arg-type]
-            assert min(told["images"]) > 500  # type: ignore[call-overload]
-            assert told["wide"] <= 0  # type: ignore[operator]
+        light = probed(page, tmp_path / "profile")
+        narrow = probed(
+            page, tmp_path / "profile", "--blink-settings=preferredColorScheme=0", width=500
+        )  # a window is no narrower
+        for told in (light, narrow):
+            assert len(told["images"]) == pictures
+            assert min(told["images"]) > 400
+            assert told["wide"] <= 0
+            up, down = ([float(value) for value in values] for values in told["sorted"])
+            assert up == sorted(map(float, told["before"]))
+            assert down == up[::-1]
+            assert told["told"] == "descending"
+        assert narrow["outside"] == 0
         assert light["color"] == "rgb(255, 255, 255)"
-        assert dark["color"] == "rgb(24, 24, 24)"
+        assert narrow["color"] == "rgb(24, 24, 24)"
+    text = (runs["a0"] / "report.html").read_text()
     broken = tmp_path / "broken.html"
-    broken.write_text((runs["a0"] / "report.html").read_text().replace("base64,iVBOR", "base64,AAAAA"))
-    assert min(probed(broken)["images"]) == 0  # type: ignore[call-overload]
+    broken.write_text(
+        text.replace("base64,iVBOR", "base64,AAAAA").replace("max-width: 100%", "").replace("button.addEventListener", "void ")
+    )
+    told = probed(broken, tmp_path / "profile", width=500)
+    assert min(told["images"]) == 0
+    assert told["outside"] > 0
+    assert told["sorted"][0] == told["sorted"][1] == told["before"]

@@ -9,6 +9,7 @@ from conftest import tiny_experiment
 
 from raffm_ray.basics import profiling as phases
 from raffm_ray.basics.profiling import BY_WORKERS, PHASES, Profile, Stopwatch, explained
+from raffm_ray.reports.drawing import plt
 from raffm_ray.reports.profile_picture import COLORS, picture_of_profile
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.runs.reader import read_rounds
@@ -79,6 +80,15 @@ def test_a_run_s_phases_add_up_to_its_real_seconds_and_are_drawn(out: Path) -> N
         pq.write_table(pq.read_table(path).drop_columns("phase_seconds"), path)
     write_report(out)
     assert "where every round" not in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("slow", "told"), [(1.0, ""), (90.0, "; 1 column is higher than shown")])
+def test_a_column_that_is_cut_off_is_told(slow, told) -> None:
+    rows = [{"round": number, "phase_seconds": [("train", slow if number == 9 else 1.0)]} for number in range(80)]
+    figure = picture_of_profile(rows)
+    assert figure is not None
+    assert figure.axes[0].get_title().endswith(f"before the first{told}")
+    plt.close(figure)
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 250])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import tiny_experiment
+from html_pages import rows_of
 from rich.console import Console
 
 from raffm_ray.basics.errors import UserError
@@ -138,14 +139,16 @@ def test_no_sizes_are_measured_where_none_are_asked_for(compared, out) -> None:
     assert [point["params_fraction"] for point in sizes_of(summary)][-1] == 1.0
     for page in write_report(out):
         assert page.stat().st_size > 10_000
-    assert "area under the curve" not in (out / "report.html").read_text()
+    assert "mean over sizes" not in (out / "report.html").read_text()
 
 
 def test_a_report_shows_the_area_and_the_worst_class(compared) -> None:
     folder = compared[0] / "raffm" / "seed-0"
     summary, page = summary_of(compared[0], "raffm", 0), (folder / "report.html").read_text()
-    assert f"<td>{100 * summary['curve_area']:.1f}</td>" in page
-    assert f"({summary['worst_class']['name']})" in page
+    shown = {row[0]: row for row in rows_of(page)}
+    assert shown["mean over sizes"][3] == f"{100 * summary['curve_area']:.1f}"
+    assert shown["worst device type"][3].split(" ")[0] == f"{100 * summary['worst_class']['metric']:.1f}"
+    assert f"that of {summary['worst_class']['name'].replace('_', ' ')}," in page
 
 
 def test_a_comparison_leaves_every_run_and_one_table(compared) -> None:

@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, tiny_experiment
+from html_pages import data_of, lacks, rows_of
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -39,7 +40,6 @@ from raffm_ray.studies import study as studies
 from raffm_ray.studies import study_picture, study_report
 from raffm_ray.studies.measures import CHOSEN_BY
 from raffm_ray.studies.study import run_study
-from raffm_ray.studies.study_report import front_of, nearest
 from raffm_ray.studies.study_settings import load_study
 from raffm_ray.studies.trial import Outcome
 
@@ -89,10 +89,10 @@ def quick(monkeypatch):
         if experiment.salience.metric == "l1":
             return Outcome(reason="l1 does not work here")
         values = {"full": 1 - 50 * rate, "bytes": 1 / rate, "worst_class": 1 - 60 * rate}
-        return Outcome({name: [values.get(name, 1.0) + one.seed for one in work.experiments] for name in CHOSEN_BY})
+        return Outcome({name: [values.get(name, 1.0) + one.seed / 1000 for one in work.experiments] for name in CHOSEN_BY})
 
     monkeypatch.setattr(studies, "run_trial", run)
-    monkeypatch.setattr(study_report, "draw_study", lambda content, path: None)
+    monkeypatch.setattr(study_report, "draw_study", lambda content, path: {})
     return given
 
 
@@ -123,8 +123,19 @@ def test_a_study_runs_and_its_best_configuration_is_a_run(tmp_path) -> None:
     again = simulate(load(tmp_path / "out" / "best.yaml"), tmp_path / "again")
     assert list((tmp_path / "again").glob("checkpoints/round-*"))  # control
     assert again["params_sha256"] == read_summary(tmp_path / "out" / best["folder"] / "seed-0")["params_sha256"]
+    ordered = sorted(content["front"], key=lambda number: -content["trials"][number]["values"]["full"])
+    assert [content["trials"][number]["file"] for number in ordered] == [f"front/{at + 1:03d}.yaml" for at in range(len(ordered))]
+    assert {path.name for path in (tmp_path / "out" / "front").iterdir()} == {f"{at + 1:03d}.yaml" for at in range(len(ordered))}
+    assert load(tmp_path / "out" / best["file"]) == load(tmp_path / "out" / "best.yaml")
     assert (tmp_path / "out" / "study.png").stat().st_size > 10_000
-    assert len(list((tmp_path / "out" / "front").glob("*.yaml"))) == len(content["front"])
+    page = (tmp_path / "out" / "study.html").read_text()
+    assert lacks(page) == []
+    told = {int(row[0]): row for row in rows_of(page)[1:]}
+    assert list(told) == sorted(content["front"], key=lambda number: content["trials"][number]["file"])
+    assert [number for number, row in told.items() if row[-1] == "best.yaml"] == [content["best"]]
+    assert told[content["best"]][1] == best["file"]
+    assert f"trial {content['best']}: full model" in page
+    assert len(data_of(page)["pair_1.csv"]) == 1 + len(content["trials"])
 
 
 def test_nothing_is_chosen_on_what_it_is_judged_by(tmp_path, monkeypatch) -> None:
@@ -301,8 +312,8 @@ def test_seeds_are_averaged_with_their_error(tmp_path, quick) -> None:
     (row,) = run_study(study, base, tmp_path / "out")["trials"]
     assert [one.seed for one in quick[0].experiments] == [0, 1, 2]
     full = row["measures"]["full"]
-    assert row["values"]["full"] == full["mean"] == pytest.approx(full["values"][0] + 1)
-    assert full["standard_error"] == pytest.approx(3**-0.5)
+    assert row["values"]["full"] == full["mean"] == pytest.approx(full["values"][0] + 0.001)
+    assert full["standard_error"] == pytest.approx(3**-0.5 / 1000)
 
 
 def test_a_failed_trial_is_recorded_and_the_study_goes_on(tmp_path, quick) -> None:
@@ -316,19 +327,14 @@ def test_a_failed_trial_is_recorded_and_the_study_goes_on(tmp_path, quick) -> No
         run_study(*only, tmp_path / "failed")
 
 
-def test_the_front_and_the_rule() -> None:
-    values = {0: [0.9, 10.0], 1: [0.8, 5.0], 2: [0.8, 6.0], 3: [0.95, 30.0], 4: [0.9, 10.0], 5: [0.7, 5.0]}
-    assert front_of(values, [True, False]) == [0, 1, 3, 4]
-    assert front_of(values, [False, False]) == [5]
-    assert nearest({number: values[number] for number in (0, 1, 3)}, [True, False]) == 0
-
-
 def test_another_study_in_the_folder_is_refused_and_more_trials_are_not(tmp_path, quick) -> None:
     study, base = load_study(written(tmp_path, trials=2))
     run_study(study, base, tmp_path / "out")
     with pytest.raises(UserError, match="holds another study: its objectives is not this one's"):
         run_study(study.model_copy(update={"objectives": ("bytes",)}), base, tmp_path / "out")
     assert main(["study", str(tmp_path / "out"), "--trials", "5"]) == 0
+    assert len(quick) == 5
+    assert main(["study", str(tmp_path / "out"), "--trials", "5", "--metric_share", "0.9"]) == 0
     assert len(quick) == 5
     again, _ = load_study(tmp_path / "out" / "study.yaml")
     assert again.name == "small"
@@ -389,6 +395,8 @@ BAD = [
     ({"pruner": {"name": "MedianPruner"}, "objectives": ["bytes"]}, "pruner: prunes by one objective"),
     ({"enqueue": [{RATE: 5.0}]}, "enqueue: local.learning_rate: 5.0 is not in its space"),
     ({"enqueue": [{"local.rate": 5.0}]}, "enqueue: local.rate is not in the space"),
+    ({"metric_share": 0}, "metric_share: input should be greater than 0, got 0"),
+    ({"metric_share": 1.5}, "metric_share: input should be less than or equal to 1, got 1.5"),
     ({"trails": 3}, r"trails: unknown key \(did you mean 'trials'\?\)"),
     ({"settings": {"local": {"epohcs": 3}}}, r"local.epohcs: unknown key \(did you mean 'epochs'\?\)"),
 ]
@@ -562,11 +570,12 @@ def test_a_study_of_any_number_of_objectives_is_drawn(tmp_path, quick, objective
     study, base = load_study(written(tmp_path, objectives=objectives, trials=12))
     content = run_study(study, base, tmp_path / "out")
     monkeypatch.setattr(study_picture.plt, "close", drawn.append)
-    study_picture.draw_study(content, tmp_path / "study.png")
+    panels = study_picture.draw_study(content, tmp_path / "study.png")
     (figure,) = drawn
     pairs = {1: 1, 2: 1, 3: 3}[len(objectives)]
     assert len(figure.axes) == pairs + 1
-    assert len(figure.legends) == 1
+    assert [bool(axes.get_legend()) for axes in figure.axes] == [True] * pairs + [False]
+    assert len(panels) == pairs + 1
 
 
 def top_level_imports(path: Path) -> set[str]:
