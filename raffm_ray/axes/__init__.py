@@ -6,6 +6,7 @@ Open to other packages:
 - `layout`: a model described by the axes of its parameters
 - `dim_sizes`: how large a plan leaves each dimension
 - `nesting`: a plan inside a larger plan
+- `serialization`: values that hold plans and arrays, as JSON and arrays, without pickle
 - `flat_parameters`: all parameters as one flat float32 array
 
 Imports no other package.
@@ -13,4 +14,4 @@ Imports no other package.
 Start reading at `indexing`.
 """
 
-__all__ = ["dim_sizes", "flat_parameters", "indexing", "layout", "nesting"]
+__all__ = ["dim_sizes", "flat_parameters", "indexing", "layout", "nesting", "serialization"]

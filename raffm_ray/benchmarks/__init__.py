@@ -19,7 +19,6 @@ Used inside only:
 - `scale`: growth with clients and workers
 - `startup`: from the command to the end of round 1
 - `gpu`: several workers on one GPU
-- `peak_memory`: peak memory on the CPU
 - `warm_processes`: processes without Ray
 
 Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`, `server`, `pool`, `preparation`,

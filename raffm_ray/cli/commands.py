@@ -30,7 +30,7 @@ def _show(summary: dict[str, Any], folder: Path, mirror: "Mirror | None" = None)
 
     from raffm_ray.basics.formatting import standard_output
     from raffm_ray.reports.run_report import write_report
-    from raffm_ray.reports.summary_table import summary_table
+    from raffm_ray.reports.run_story import summary_table
     from raffm_ray.runs.reader import of_a_run
 
     image, page = folder / "report.png", folder / "report.html"

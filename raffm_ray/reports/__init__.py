@@ -6,12 +6,11 @@ Open to other packages:
 - `multi_run_report`: one page of several runs
 - `comparison_table`: the table of a comparison
 - `seed_statistics`: means, standard errors and paired intervals over seeds
-- `summary_table`: the table at the end of a run
 - `run_picture`: curves of a run and its baselines
 - `share_picture`: who owns which data
 - `drawing`: matplotlib, drawing into files
 - `page`: one HTML page of tables, pictures and their data
-- `run_story`: what is said of a run in words
+- `run_story`: what is said of a run in words, and the table at its end
 
 Used inside only:
 
@@ -37,5 +36,4 @@ __all__ = [
     "run_story",
     "seed_statistics",
     "share_picture",
-    "summary_table",
 ]

@@ -1,6 +1,6 @@
 """What pictures are drawn from, as CSV: a row a point, numbers in full."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 

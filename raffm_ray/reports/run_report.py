@@ -18,10 +18,9 @@ from raffm_ray.reports.figure_data import moved_csv, profile_csv, rounds_csv, sh
 from raffm_ray.reports.page import Cell, Page, Picture, Section, Table, render
 from raffm_ray.reports.profile_picture import picture_of_profile
 from raffm_ray.reports.run_picture import CURVES, Rounds, Runs, picture, runs_of
-from raffm_ray.reports.run_story import lead, made_with_facts, named, setting_facts
+from raffm_ray.reports.run_story import extended, lead, made_with_facts, named, setting_facts
 from raffm_ray.reports.seed_statistics import error_of_share
 from raffm_ray.reports.share_picture import picture_of_shares
-from raffm_ray.reports.summary_table import extended
 from raffm_ray.reports.unit_picture import picture_of_units
 from raffm_ray.runs.made_with import read_starts
 from raffm_ray.runs.reader import of_a_run, read_configuration, read_rounds

@@ -18,8 +18,6 @@ Used inside only:
 
 - `extending`: makes a longer run of one that began with fewer rounds
 - `summary`: computes rows of the records and the content of `summary.json`
-- `serialization`: dataclasses as JSON and arrays, without pickle
-- `size_curve`: the metric over sizes that nobody trained
 - `hints`: what is said where a run learns nothing
 - `telemetry`: rounds as Prometheus metrics
 

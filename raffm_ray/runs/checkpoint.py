@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from safetensors.torch import load
 
+from raffm_ray.axes.serialization import pack, unpack
 from raffm_ray.basics.files import atomic_folder, read_whole
 from raffm_ray.basics.version import __version__
-from raffm_ray.runs.serialization import pack, unpack
 from raffm_ray.server.state import ServerState
 
 SCHEMA = 1

@@ -17,13 +17,12 @@ from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.pace_search import rank_with_pace
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.public_calibration import public_statistics
-from raffm_ray.runs.evaluation import EvaluationRequest, evaluate, request_evaluation, run_request
+from raffm_ray.runs.evaluation import EvaluationRequest, curve_of, evaluate, request_evaluation, run_request
 from raffm_ray.runs.extending import recorded_extensions
 from raffm_ray.runs.hints import hint_at_end, hint_at_start
 from raffm_ray.runs.progress import Display
 from raffm_ray.runs.recorder import Recorder, RoundRow, parameters_sha256
 from raffm_ray.runs.resuming import check_fits, origin_of
-from raffm_ray.runs.size_curve import curve_of
 from raffm_ray.runs.summary import Evaluation, client_rows, recorded_evaluation, round_row, summarize
 from raffm_ray.server.class_plans import class_plans, copies
 from raffm_ray.server.early_stopping import chosen_state, is_evaluated, is_finished, with_best_round

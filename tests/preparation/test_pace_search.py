@@ -15,6 +15,7 @@ from text_data import WORDS, glue_folder, text_experiment
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.nesting import within
+from raffm_ray.axes.serialization import pack, unpack
 from raffm_ray.cli.main import main
 from raffm_ray.deployment.deploy import budget_for, fitted, hollow_note, plan_for
 from raffm_ray.deployment.supernet import open_supernet, write_supernet
@@ -27,7 +28,6 @@ from raffm_ray.preparation.public_calibration import public_statistics
 from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.runs.reader import read_summary
-from raffm_ray.runs.serialization import pack, unpack
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.server.class_plans import class_plans
 from raffm_ray.server.ranking import plain_state

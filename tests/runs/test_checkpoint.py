@@ -21,11 +21,11 @@ from rich.console import Console
 from torch import Tensor
 
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.axes.serialization import pack, unpack
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.runs.checkpoint import ARRAYS, MANIFEST, SUMS, Checkpoint, DamagedError, read, whole, write
 from raffm_ray.runs.loop import Environment, train
 from raffm_ray.runs.recorder import ClientRow, Recorder, RoundRow
-from raffm_ray.runs.serialization import pack, unpack
 from raffm_ray.server.state import Best, ServerState, new_state
 from raffm_ray.server.strategies import STRATEGIES
 

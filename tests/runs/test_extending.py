@@ -19,7 +19,7 @@ from rich.console import Console
 from raffm_ray.basics.errors import UserError
 from raffm_ray.cli.main import main as cli
 from raffm_ray.reports.run_report import write_report
-from raffm_ray.reports.summary_table import summary_table
+from raffm_ray.reports.run_story import summary_table
 from raffm_ray.runs import checkpoint, extending
 from raffm_ray.runs.extending import EXTENSIONS, _same_until
 from raffm_ray.runs.mirror import Mirror

@@ -22,7 +22,7 @@ from raffm_ray.data.examples import step_sizes
 from raffm_ray.pool.worker_pool import InProcessPool
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
-from raffm_ray.reports.summary_table import summary_table
+from raffm_ray.reports.run_story import summary_table
 from raffm_ray.runs.loop import Environment
 from raffm_ray.runs.simulation import completed, resume, simulate
 from raffm_ray.server.ranking import rank_again

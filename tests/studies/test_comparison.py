@@ -20,8 +20,8 @@ from raffm_ray.reports.comparison_table import notes, rows_of_runs
 from raffm_ray.reports.run_picture import sizes_of
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.reports.seed_statistics import statistic
+from raffm_ray.runs.evaluation import area, grid
 from raffm_ray.runs.simulation import simulate
-from raffm_ray.runs.size_curve import area, grid
 from raffm_ray.server.strategies import STRATEGIES
 from raffm_ray.settings.loading import dump, load
 from raffm_ray.studies import comparison
