@@ -17,6 +17,7 @@ from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.data.examples import Examples
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.pretraining import pretrained
+from raffm_ray.preparation.starting_parameters import pretraining_of
 from raffm_ray.settings.experiment import LocalSettings
 
 LOCAL = {"crop_padding": 2, "flip": True}
@@ -109,9 +110,7 @@ def test_nobody_but_clients_in_training_sees_changed_images(seen, monkeypatch) -
     context = replace(seen.context, statistic="square", calibration_examples=8)
     runner.evaluate(context, seen.flat, 0, 0, 32)
     runner.block(context, seen.flat, [Job(seen.jobs[0].client, None, calibrate=True)])
-    settings = prepared.setup.experiment.model.pretrain
-    given = {"architecture": prepared.setup.architecture, "source": None, "public": prepared.task.public}
-    pretrained(**given, settings=settings, seed=9, progress=lambda *_: None)
+    pretrained(replace(pretraining_of(prepared), seed=9), lambda *_: None)
     assert not drawn
     runner.block(context, seen.flat, seen.jobs[:1])
     assert drawn == [min(8, len(prepared.shares[seen.jobs[0].client]))] * 2

@@ -22,6 +22,7 @@ from raffm_ray.models.objectives import OBJECTIVES, training_objective
 from raffm_ray.preparation.model_for_task import class_weights
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.pretraining import pretrain, pretrained
+from raffm_ray.preparation.starting_parameters import pretraining_of
 from raffm_ray.settings.loading import parse
 
 HEAD, GIVEN = "image_classification", {"1": 5.0, "3": 0.2}
@@ -105,11 +106,9 @@ def test_clients_train_with_them_alone_and_stacked_and_evaluation_does_not_count
 def test_central_training_counts_them_too() -> None:
     """Pretraining follows the weighted gradient, and its cache tells weights apart."""
     prepared, plain = weighted(), weighted("none")
-    asked = {"source": None, "public": prepared.task.public, "settings": prepared.setup.experiment.model.pretrain, "seed": 0}
-    asked["progress"] = lambda *_: None
-    one, other = (pretrained(architecture=each.setup.architecture, **asked) for each in (prepared, plain))
+    one, other = (pretrained(pretraining_of(each), lambda *_: None).flat for each in (prepared, plain))
     assert not torch.equal(one, other)
-    assert torch.equal(one, pretrain(architecture=prepared.setup.architecture, **asked))
+    assert torch.equal(one, pretrain(pretraining_of(prepared), lambda *_: None).flat)
 
     architecture = prepared.setup.architecture
     moved = {}

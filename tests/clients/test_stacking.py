@@ -23,6 +23,7 @@ from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.models.stacked_modules import StackedModule, stacked_skeleton, why_not_stacked
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.preparation.pretraining import pretrained
+from raffm_ray.preparation.starting_parameters import pretraining_of
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.server.state import LEAST_BLOCKS, blocks_of, least_clients, new_state, stack_sizes
 from raffm_ray.subnetworks.extraction import AXIS_KINDS
@@ -168,17 +169,7 @@ class System:
     def __init__(self, prefix: str = "none", **local: Any) -> None:
         experiment = tiny_experiment(local={"batch_size": 32, "learning_rate": 0.01, **local})
         self.prepared = prepare(experiment)
-        setup = self.prepared.setup
-        state = new_state(
-            pretrained(
-                architecture=setup.architecture,
-                source=None,
-                public=self.prepared.task.public,
-                settings=experiment.model.pretrain,
-                seed=0,
-                progress=lambda *_: None,
-            )
-        )
+        state = new_state(pretrained(pretraining_of(self.prepared), lambda *_: None).flat)
         self.flat = state.parameters.numpy()
         small = Plan({"residual": np.arange(0, 24, 2), "0/ffn": np.arange(8), "1/heads": [0, 2], "layers": [0, 1]})
         middle = Plan({"residual": [*np.arange(0, 24, 2).tolist(), 1, 5], "0/ffn": np.arange(12)[::-1]})

@@ -26,6 +26,7 @@ from raffm_ray.models.freezing import for_training, freeze, only_trained
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.pretraining import pretrained, starting_model
+from raffm_ray.preparation.starting_parameters import pretraining_of
 from raffm_ray.server.aggregation import AGGREGATION_RULES
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.round_schedule import cost_of, planned_work
@@ -229,10 +230,8 @@ def test_pretraining_leaves_frozen_bits_and_is_cached_apart() -> None:
     starts = {}
     for patterns in (FREEZE, ()):
         prepared = prepared_with(patterns)
-        setup = prepared.setup
-        arguments = (setup.architecture, None, prepared.task.public, setup.experiment.model.pretrain, 0, lambda *_: None)
-        starts[patterns] = pretrained(*arguments)
-        assert torch.equal(pretrained(*arguments), starts[patterns])
+        starts[patterns] = pretrained(pretraining_of(prepared), lambda *_: None).flat
+        assert torch.equal(pretrained(pretraining_of(prepared), lambda *_: None).flat, starts[patterns])
     prepared = prepared_with()
     architecture = prepared.setup.architecture
     fresh = flatten(dict(starting_model(architecture, None, 0).named_parameters()), architecture.shapes)

@@ -53,8 +53,9 @@ def test_all_are_charged_alike_and_what_the_budgets_allow(resource, measure, tmp
 
 def test_memory_adds_up_over_no_rounds() -> None:
     chosen = experiment()
-    found = equalized([prepare(chosen)], "memory")
-    assert (found.experiment, found.allowed) == (chosen, None)
+    prepared = prepare(chosen)
+    found = equalized([prepared], "memory")
+    assert (found.experiment, found.allowed) == (prepared.setup.experiment, None)
 
 
 def test_rounds_are_predicted_as_they_are_charged() -> None:

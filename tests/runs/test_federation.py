@@ -33,6 +33,7 @@ from raffm_ray.pool.ray_pool import RayPool
 from raffm_ray.pool.worker_pool import InProcessPool, open_pool
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.preparation.pretraining import pretrained
+from raffm_ray.preparation.starting_parameters import pretraining_of
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.runs.recorder import Recorder
 from raffm_ray.runs.simulation import simulate
@@ -215,15 +216,7 @@ def one_round(prepared: Any, start: Tensor) -> Tensor:
 
 
 def start_of(prepared: Any) -> Tensor:
-    experiment = prepared.setup.experiment
-    return pretrained(
-        architecture=prepared.setup.architecture,
-        source=None,
-        public=prepared.task.public,
-        settings=experiment.model.pretrain,
-        seed=0,
-        progress=lambda *_: None,
-    )
+    return pretrained(pretraining_of(prepared), lambda *_: None).flat
 
 
 # Adam divides a gradient by its size: of one that is about zero, rounding decides the sign. So stacks are held to it with SGD.

@@ -32,6 +32,7 @@ from raffm_ray.data.metrics import METRICS
 from raffm_ray.preparation import prepare as prepare_module
 from raffm_ray.preparation import pretraining as pretrain
 from raffm_ray.preparation.prepare import prepare
+from raffm_ray.preparation.starting_parameters import pretraining_of
 from raffm_ray.runs.reader import read_rounds, read_summary
 from raffm_ray.runs.simulation import resume, simulate
 from raffm_ray.settings.loading import load
@@ -508,18 +509,17 @@ def pretrain_twice_at_once(monkeypatch) -> int:
     prepared, count, train = prepare(small()), [], pretrain.pretrain
     both = threading.Barrier(2)
 
-    def counted(**arguments):
+    def counted(*arguments):
         count.append(threading.get_ident())
         try:
             both.wait(1.0)
         except threading.BrokenBarrierError:
-            return train(**arguments)
+            return train(*arguments)
         raise BothError
 
     monkeypatch.setattr(pretrain, "pretrain", counted)
-    arguments = (prepared.setup.architecture, None, prepared.task.public, small().model.pretrain, 0, lambda *_: None)
     with ThreadPoolExecutor(2) as threads:
-        first, second = threads.map(lambda _: pretrain.pretrained(*arguments), range(2))
+        first, second = threads.map(lambda _: pretrain.pretrained(pretraining_of(prepared), lambda *_: None).flat, range(2))
     assert torch.equal(first, second)
     return len(count)
 

@@ -5,6 +5,7 @@ import json
 from conftest import tiny_experiment
 
 from raffm_ray.cli.main import main
+from raffm_ray.preparation.defaults import LEARNING_RATES
 from raffm_ray.reports.comparison_table import notes
 from raffm_ray.settings.loading import dump, load
 from raffm_ray.studies.comparison import compare
@@ -25,7 +26,7 @@ def test_every_strategy_has_as_many_trials_and_the_rate_that_was_best_for_it(tmp
     for name, rate in content["tuned"]["learning_rates"].items():
         study = json.loads((tmp_path / "tuning" / name / "study.json").read_text())
         assert len(study["trials"]) == 3
-        assert study["trials"][0]["settings"] == {"local.learning_rate": experiment.local.learning_rate}
+        assert study["trials"][0]["settings"] == {"local.learning_rate": LEARNING_RATES["adamw"].new}
         best = next(row for row in study["trials"] if row["number"] == study["best"])
         assert best["settings"]["local.learning_rate"] == rate
         assert best["values"]["full"] == max(row["values"]["full"] for row in study["trials"])
