@@ -209,7 +209,8 @@ def render(page: Page) -> str:
     """The page as HTML."""
     helpers: dict[str, Any] = {"size": _size, "encoded": _encoded, "embedded": _embedded, "coded": _coded}
     digest = f"sha256-{_encoded(sha256(SCRIPT.encode()).digest())}"
-    return PAGE.render(page=page, style=STYLE, script=SCRIPT, digest=digest, **helpers)
+    text: str = PAGE.render(page=page, style=STYLE, script=SCRIPT, digest=digest, **helpers)
+    return text
 
 
 def csv_text(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
