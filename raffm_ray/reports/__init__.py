@@ -19,7 +19,6 @@ Used inside only:
 - `profile_picture`: where real time went
 - `unit_picture`: units kept by each device class
 - `figure_data`: what pictures are drawn from, as CSV
-- `page_style`: the style sheet and the script
 
 Imports `basics`, `data`, `subnetworks`, `runs`.
 

@@ -13,7 +13,7 @@ from raffm_ray.subnetworks.unit_coverage import Units
 
 MOST_ROWS = 4000
 """Of data that a page holds; more are in a file beside it."""
-SPENT: dict[str, Callable[[Sequence[Mapping[str, Any]]], list[float]]] = {
+SPENT: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], Sequence[float]]] = {
     "bytes": lambda rows: list(accumulate(row["bytes_down"] + row["bytes_up"] for row in rows)),
     "simulated_seconds": lambda rows: [row["simulated_seconds"] for row in rows],
     "energy_joules": lambda rows: list(accumulate(row["energy_joules"] for row in rows)),

@@ -379,6 +379,6 @@ def test_a_run_records_its_shares_and_its_report_shows_them(out) -> None:
     assert sum(map(len, devices.values())) == 12
     _, page = write_report(out)
     assert (out / "shares.png").exists()
-    assert page.read_text().count("clients' shares of the data") == 1
+    assert page.read_text().count("Charts of the clients&#39; shares of the data") == 1
     (out / "shares.parquet").unlink()  # of a run that has no such record
-    assert write_report(out)[1].read_text().count("clients' shares of the data") == 0
+    assert write_report(out)[1].read_text().count("clients&#39; shares of the data") == 0

@@ -8,7 +8,7 @@ import pytest
 from html_pages import contrast, data_of, elements, lacks, of, rows_of
 from PIL import Image
 
-from raffm_ray.reports import page_style
+from raffm_ray.reports import page as page_module
 from raffm_ray.reports.drawing import begins_at, panels_of, plt, save, share_heights
 from raffm_ray.reports.page import Cell, Page, Picture, Section, Table, csv_text, render
 
@@ -70,7 +70,7 @@ def test_all_texts_are_texts() -> None:
     plain, evil = ([one.name for one in elements(text)] for text in (whole(), page))
     assert [name for name in evil if name != "code"] == plain
     assert {one.words for one in of(page, "h1")} == {EVIL}
-    assert of(page, "script")[0].words == " ".join(page_style.SCRIPT.split())
+    assert of(page, "script")[0].words == " ".join(page_module.SCRIPT.split())
     broken = page.replace("&lt;", "<")
     with pytest.raises(AssertionError):
         assert [one.name for one in elements(broken) if one.name != "code"] == plain
@@ -98,7 +98,7 @@ def test_sentences_have_code() -> None:
     assert "<p>run <code>x --y</code> now</p>" in page
 
 
-@pytest.mark.parametrize("colors", [page_style.LIGHT, page_style.DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("colors", [page_module.LIGHT, page_module.DARK], ids=["light", "dark"])
 def test_texts_stand_out(colors) -> None:
     for name in ("ink", "faint", "link"):
         for ground in ("paper", "panel"):

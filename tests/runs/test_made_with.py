@@ -46,15 +46,15 @@ def test_every_start_of_a_run_is_recorded(tmp_path, monkeypatch) -> None:
 
 def test_control_a_text_that_names_the_machine_is_found() -> None:
     assert private_in("made on thebox", machine="thebox") == ["thebox"]
-    assert private_in("--out /srv/ann/x", home="/srv/ann") == ["/srv/ann"]
+    assert private_in("--out /disk/ann/x", home="/disk/ann") == ["/disk/ann"]
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["run", "experiments/digits.yaml", "--rounds", "5"], "raffm-ray run experiments/digits.yaml --rounds 5"),
-        (["run", "/srv/ann/a b.yaml", "--out=/srv/ann/x"], "raffm-ray run 'a b.yaml' --out=x"),
-        (["run", "x.yaml", "--task.data", '{"a": "/srv/ann/a.csv"}'], """raffm-ray run x.yaml --task.data '{"a": "a.csv"}'"""),
+        (["run", "/disk/ann/a b.yaml", "--out=/disk/ann/x"], "raffm-ray run 'a b.yaml' --out=x"),
+        (["run", "x.yaml", "--task.data", '{"a": "/disk/ann/a.csv"}'], """raffm-ray run x.yaml --task.data '{"a": "a.csv"}'"""),
         (["run", "x.yaml", "--out", "s3://bucket/runs/a"], "raffm-ray run x.yaml --out s3://bucket/runs/a"),
         (["resume", "https://ann:secret@host/run"], "raffm-ray resume https://***@host/run"),
         (["run", "~/x.yaml", "--fleet.shares", "{v100: 1/2}"], "raffm-ray run x.yaml --fleet.shares '{v100: 1/2}'"),
