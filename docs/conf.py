@@ -5,7 +5,7 @@ import sys
 from inspect import isclass
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import BaseModel
 from sphinx.application import Sphinx
@@ -86,6 +86,12 @@ def shorten_signature(app: Sphinx, what: str, name: str, value: Any, options: An
     return None
 
 
+def leave_out_flags(app: Sphinx, value: Any, bound: bool) -> None:
+    """What the command line adds to the types of arguments (`Annotated`) is in the reference of the commands."""
+    if "Annotated" in repr(getattr(value, "__annotations__", "")):
+        value.__annotations__ = get_type_hints(value)
+
+
 def hand_out_other_files(app: Sphinx, name: str, source: list[str]) -> None:
     """Links to Markdown files outside `docs/` become downloads: they are no pages of this site."""
     folder = (DOCS / name).parent
@@ -102,4 +108,5 @@ def setup(app: Sphinx) -> None:
     app.connect("builder-inited", write_generated)
     app.connect("source-read", hand_out_other_files)
     app.connect("autodoc-process-docstring", read_docstring)
+    app.connect("autodoc-before-process-signature", leave_out_flags)
     app.connect("autodoc-process-signature", shorten_signature)

@@ -161,7 +161,7 @@ def _model(kind: str, named: str | None, image: Column | None, folder: Path) -> 
         return Model(lines, True, Choice("model", known[0], f"{why}; --model names another")), False
     lines = [
         f"  pretrained: {packaged}   # small, and on this machine: it runs at once",
-        f"  # {others}",
+        f"  # For better results name a larger one: {', '.join(known)} (from the hub), or the folder of a model.",
     ]
     return Model(lines, True, Choice("model", packaged, f"is on this machine; better, from the hub: --model {known[0]}")), True
 

@@ -13,6 +13,8 @@ MOST_ROWS = 50_000
 """Rows that are looked at."""
 MOST_IMAGES = 200
 MOST_CLASSES = 100
+LEAST_WORDS = 3
+"""Of the median text; shorter ones that repeat are names of classes or groups."""
 LABELS = ("label", "labels", "class", "category", "target", "sentiment", "rating", "stars", "score", "y")
 """Names of columns that are labels, whatever else is there."""
 OWNERS = ("user", "client", "owner", "author", "group", "speaker", "writer", "patient", "device", "customer", "member", "worker")
@@ -80,17 +82,18 @@ def _column(table: Any, name: str, feature: Any) -> Column:
     whole = all(isinstance(value, str | int) for value in there)
     texts = there and all(isinstance(value, str) for value in there) and not names
     lengths = [len(str(value).split()) for value in there] if texts else []
-    if texts and (not repeats or (len(counted) > MOST_CLASSES and np.median(lengths) > 3)):
-        kind = "text"
+    if texts:
+        sentences = np.median(lengths) >= LEAST_WORDS and name.lower() not in LABELS
+        kind = "text" if sentences or not repeats else "category"
     else:
-        kind, lengths = ("category" if whole and repeats else "number" if not texts else "text"), []
+        kind = "category" if whole and repeats else "number"
     return Column(
         name=name,
         kind=kind,
         distinct=len(counted),
         missing=len(values) - len(there),
         counts=counts if repeats else {},
-        lengths=lengths or ([len(str(value).split()) for value in there] if kind == "text" else []),
+        lengths=lengths if kind == "text" else (),
     )
 
 

@@ -156,6 +156,12 @@ def test_a_mistake_is_one_line_and_writes_nothing(here, words, told, capsys) -> 
             {"text": "text", "label": "topic", "group": "user_id"},
             "text_classification",
         ),
+        (
+            "remark,sentiment",
+            "one of {c} texts that repeat,very much of {c}",
+            {"text": "remark", "label": "sentiment"},
+            "text_classification",
+        ),
         ("body", "some words {n} and more", {"text": "body"}, "language_modelling"),
         ("source,target", "some words {n},other words {n}", {"source": "source", "target": "target"}, "sequence_to_sequence"),
     ],
