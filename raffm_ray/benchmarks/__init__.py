@@ -5,7 +5,7 @@ Open to other packages:
 - `suite`: the cases and the command
 - `attention`: attention by shape and precision
 - `extraction`: accuracy of cut subnetworks without training
-- `measurement`: repeats two sides in turns
+- `measurement`: repeats two sides in turns, and peak memory on the CPU
 - `rounds`: rounds without records
 - `subnetworks`: training and cutting smaller subnetworks
 - `synthetic_data`: data sets made in memory
@@ -19,7 +19,6 @@ Used inside only:
 - `scale`: growth with clients and workers
 - `startup`: from the command to the end of round 1
 - `gpu`: several workers on one GPU
-- `peak_memory`: peak memory on the CPU
 - `warm_processes`: processes without Ray
 
 Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`, `server`, `pool`, `preparation`,

@@ -9,8 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from raffm_ray.basics.machine import peak_rss_bytes
-from raffm_ray.benchmarks.measurement import Backend, Bench, Row, interleaved, scaled
-from raffm_ray.benchmarks.peak_memory import peak_growth
+from raffm_ray.benchmarks.measurement import Backend, Bench, Row, interleaved, peak_growth, scaled
 from raffm_ray.benchmarks.rounds import federation, nothing_runner, starting_flat
 from raffm_ray.benchmarks.synthetic_data import CIFAR, synthetic, synthetic_on, synthetic_task, vit
 from raffm_ray.benchmarks.training import WORKLOADS

@@ -14,8 +14,7 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan, scatter_add_selected, take_selected
 from raffm_ray.axes.layout import selections
 from raffm_ray.basics.seeding import generator
-from raffm_ray.benchmarks.measurement import Bench, Row, interleaved, scaled
-from raffm_ray.benchmarks.peak_memory import peak_growth, return_memory_at_once
+from raffm_ray.benchmarks.measurement import Bench, Row, interleaved, peak_growth, return_memory_at_once, scaled
 from raffm_ray.benchmarks.rounds import numpy_of, starting_flat
 from raffm_ray.benchmarks.synthetic_data import CIFAR, MINILM, synthetic
 from raffm_ray.benchmarks.training import Workload

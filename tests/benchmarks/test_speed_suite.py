@@ -14,8 +14,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.benchmarks.bare_ray import CHANGE, adders, bare_round, dismiss
 from raffm_ray.benchmarks.empty_rounds import LOCAL
-from raffm_ray.benchmarks.measurement import Bench, Row, interleaved
-from raffm_ray.benchmarks.peak_memory import peak_growth
+from raffm_ray.benchmarks.measurement import Bench, Row, interleaved, peak_growth
 from raffm_ray.benchmarks.plain_loop import train_clients
 from raffm_ray.benchmarks.rounds import Rounds, nothing_runner, numpy_of, starting_flat
 from raffm_ray.benchmarks.scale import registered
