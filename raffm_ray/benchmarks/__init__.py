@@ -5,7 +5,7 @@ Open to other packages:
 - `suite`: the cases and the command
 - `attention`: attention by shape and precision
 - `extraction`: accuracy of cut subnetworks without training
-- `measurement`: repeats two sides in turns
+- `measurement`: repeats two sides in turns, and peak memory on the CPU
 - `rounds`: rounds without records
 - `subnetworks`: training and cutting smaller subnetworks
 - `synthetic_data`: data sets made in memory

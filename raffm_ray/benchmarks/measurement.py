@@ -1,4 +1,7 @@
-"""Measures times of several sides in turns, and how much memory an action takes at its peak."""
+"""Measures two sides in turns: this project, and a limit such as a plain PyTorch loop; and how much memory an action takes at its peak.
+
+On the CPU torch does not count memory: what the process holds is looked at.
+"""
 
 import ctypes
 import gc

@@ -28,12 +28,13 @@ from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
 from raffm_ray.clients.module_factory import ModuleFactory, Parameters
 from raffm_ray.clients.stacked_training import Part, stack_of, stacking_groups, train_stack
 from raffm_ray.clients.update_checks import is_finite, refusal
-from raffm_ray.data.examples import Examples, Ragged, step_sizes, steps_of
+from raffm_ray.data.examples import Examples, step_sizes, steps_of
 from raffm_ray.data.metrics import Writing
 from raffm_ray.models.architecture import Architecture
+from raffm_ray.models.attention_choice import attention_of
 from raffm_ray.models.freezing import only_trained
 from raffm_ray.models.objectives import OBJECTIVES, Objective, training_objective
-from raffm_ray.models.word_rows import WordRows, word_rows
+from raffm_ray.models.word_rows import word_rows
 from raffm_ray.models.writing import write_greedily
 from raffm_ray.subnetworks.calibration import add_statistics, collect
 from raffm_ray.subnetworks.norm_correction import norm_statistics
@@ -108,6 +109,9 @@ class ClientRunner:
     def perform(self, method: str, context: RoundContext, flat: Flat, arguments: tuple[Any, ...]) -> Result:
         """A call's result, its small part with the seconds that it took by phase."""
         self.watch.taken()
+        # A pool outlives a run, and the next one may compute in another precision.
+        local = context.local
+        self.module_factory.attention = attention_of(self.architecture, local.attention, local.precision, self.device)
         with explaining_kernels():
             small, large = getattr(self, method)(context, flat, *arguments)
         return (small, self.watch.taken()), large
@@ -201,15 +205,10 @@ class ClientRunner:
             self.shares[job.client], *(generator(context.seed, what, context.round, job.client) for what in purposes)
         )
 
-    def _word_rows(self, context: RoundContext, client: int) -> WordRows | None:
-        """Of the words that a client has; None where all rows are trained: weight decay shrinks also those that no text uses."""
-        column = self.examples.inputs.get("input_ids")
-        if context.local.weight_decay or not isinstance(column, Ragged):
-            return None
-        return word_rows(self.architecture, np.append(column.part(self.shares[client]).values, column.fill), self.device)
-
     def _train(self, parameters: Parameters, context: RoundContext, job: Job, number: int) -> TrainingResult:
-        plan, rows = context.plans[number], self._word_rows(context, job.client)
+        plan, rows = context.plans[number], None
+        if not context.local.weight_decay:  # which shrinks also the words that no text uses
+            rows = word_rows(self.architecture, self.examples, self.shares[job.client], self.device)
         module = self.module_factory.module(parameters, plan, context.norms, rows=rows).train()
         own = dict(module.named_parameters())
         trained = only_trained(own, self.architecture.layout)

@@ -53,11 +53,12 @@ class Skeleton:
 @dataclass
 class ModuleFactory:
     """Makes the modules of one architecture's plans on one device, and remembers their skeletons, the last used ones. `watch`: counts
-    the time that it takes."""
+    the time that it takes; `attention`: of the modules that it makes next, None for the architecture's own."""
 
     architecture: Architecture
     watch: Stopwatch
     device: str = "cpu"
+    attention: str | None = None
     skeletons: dict[object, Skeleton] = field(default_factory=dict)
     stacks: dict[object, StackedModule] = field(default_factory=dict)
     cuts: dict[object, Selections] = field(default_factory=dict)
@@ -102,22 +103,22 @@ class ModuleFactory:
             return self._installed(plan, owned, rows, observed)
 
     def _installed(self, plan: Plan, parameters: Parameters, rows: WordRows | None, observed: bool = False) -> nn.Module:
-        key = (observed, skeleton_key(self.architecture, plan))
+        key = (self.attention, observed, skeleton_key(self.architecture, plan))
         chosen = _remember(self.skeletons, key, lambda: self._skeleton(plan, observed))
         self.in_use.append(chosen)
         use_rows(self.architecture, chosen.module, rows)
         return install(chosen.module, parameters)
 
     def _skeleton(self, plan: Plan, observed: bool) -> Skeleton:
-        module = look_up_places(self.architecture, skeleton(self.architecture, plan))
+        module = look_up_places(self.architecture, skeleton(self.architecture, plan, self.attention))
         if not observed:
             compute_first_position(self.architecture, plan, module)
         return Skeleton(self.architecture, module, dict(module.named_parameters()))
 
     def stacked(self, plan: Plan) -> StackedModule:
         """The plan's module for several clients at once; it takes its weights with every call."""
-        key = skeleton_key(self.architecture, plan)
-        chosen = _remember(self.stacks, key, lambda: stacked_skeleton(self.architecture, plan))
+        key = (self.attention, skeleton_key(self.architecture, plan))
+        chosen = _remember(self.stacks, key, lambda: stacked_skeleton(self.architecture, plan, self.attention))
         self.in_use.append(chosen)
         return chosen
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from raffm_ray.axes.dim_sizes import kept_length
 from raffm_ray.axes.indexing import Plan
-from raffm_ray.models.architecture import Architecture
+from raffm_ray.models.architecture import FAMILIES, Architecture
 from raffm_ray.models.saved_activations import keeping_scores
 
 LONGEST_EAGER = 2048
@@ -97,9 +97,16 @@ def shape_of(architecture: Architecture, precision: str, device: str) -> Attenti
     )
 
 
+def attention_of(architecture: Architecture, asked: str, precision: str, device: str) -> str:
+    """What is asked for, a `local.attention`; the rule's where that is "auto"."""
+    return attention_for(shape_of(architecture, precision, device)) if asked == "auto" else asked
+
+
 def with_attention(architecture: Architecture, asked: str, precision: str, device: str) -> Architecture:
-    """The same architecture, whose modules run, and whose memory is estimated, with the attention that is asked for: a
-    `local.attention`."""
-    attention = attention_for(shape_of(architecture, precision, device)) if asked == "auto" else asked
-    saved = keeping_scores(architecture.saved) if attention == "eager" else architecture.saved
+    """The same architecture, whose modules run, and whose memory is estimated, with `attention_of`."""
+    attention = attention_of(architecture, asked, precision, device)
+    if attention == architecture.attention:
+        return architecture
+    saved = FAMILIES[architecture.config.model_type].saved(architecture.config)
+    saved = keeping_scores(saved) if attention == "eager" else saved
     return replace(architecture, attention=attention, saved=saved)

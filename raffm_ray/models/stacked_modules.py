@@ -201,12 +201,12 @@ def _places(architecture: Architecture, model: nn.Module) -> list[tuple[str, nn.
     ]
 
 
-def stacked_skeleton(architecture: Architecture, plan: Plan) -> StackedModule:
-    """The stacked module of a plan's subnetwork, without weights. For attention, clients are more examples.
+def stacked_skeleton(architecture: Architecture, plan: Plan, attention: str | None = None) -> StackedModule:
+    """The stacked module of a plan's subnetwork, without weights. For attention, as `skeleton` has it, clients are more examples.
 
     Raises ValueError where `why_not_stacked` has a reason.
     """
-    model = compute_first_position(architecture, plan, skeleton(architecture, plan))
+    model = compute_first_position(architecture, plan, skeleton(architecture, plan, attention))
     places = _places(architecture, model)
     if reasons := [reason for *_, reason in places if reason]:
         raise ValueError(f"not stacked: {reasons[0]}")

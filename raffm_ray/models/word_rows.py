@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raffm_ray.data.examples import Examples, Ragged
 from raffm_ray.models.architecture import Architecture
 
 PART = 0.5
@@ -42,11 +43,12 @@ def word_table(architecture: Architecture) -> str | None:
     return None
 
 
-def word_rows(architecture: Architecture, words: NDArray[Any], device: str) -> WordRows | None:
-    """The rows for texts of these words; None where it does not pay, or the table cannot be cut."""
-    table = word_table(architecture)
-    if table is None:
+def word_rows(architecture: Architecture, examples: Examples, share: NDArray[np.int64], device: str) -> WordRows | None:
+    """The rows for these examples; None where it does not pay, the table cannot be cut, or they are no texts of unequal length."""
+    table, texts = word_table(architecture), examples.inputs.get("input_ids")
+    if table is None or not isinstance(texts, Ragged):
         return None
+    words = np.append(texts.part(share).values, texts.fill)
     count, padding = architecture.shapes[table][0], getattr(architecture.config, "pad_token_id", None)
     # A module knows its padding by number: the rows up to it keep their places.
     rows = np.union1d(words, np.arange(0 if padding is None else padding + 1))

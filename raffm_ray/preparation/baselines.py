@@ -5,6 +5,8 @@ from dataclasses import replace
 from pydantic import ValidationError
 
 from raffm_ray.basics.errors import UserError, look_up
+from raffm_ray.models.attention_choice import with_attention
+from raffm_ray.pool.worker_pool import device_of
 from raffm_ray.preparation.prepare import Prepared, check_start
 from raffm_ray.server.state import setup_strategy
 from raffm_ray.server.strategies import STRATEGIES
@@ -57,6 +59,8 @@ def alone(experiment: Experiment, baseline: BaselineSettings | None = None) -> E
 def with_strategy(prepared: Prepared, baseline: BaselineSettings | None) -> Prepared:
     """The same data, fleet and seed under `alone`'s experiment. Raises UserError as `prepare`."""
     changed = alone(prepared.setup.experiment, baseline)
-    setup = replace(prepared.setup, experiment=changed, strategy=setup_strategy(changed))
+    local, device = changed.local, device_of(changed.pool)
+    architecture = with_attention(prepared.setup.architecture, local.attention, local.precision, device)
+    setup = replace(prepared.setup, experiment=changed, architecture=architecture, strategy=setup_strategy(changed))
     check_start(setup)
     return replace(prepared, setup=setup)

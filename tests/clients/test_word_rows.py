@@ -13,10 +13,10 @@ from raffm_ray.benchmarks.rounds import numpy_of, starting_flat
 from raffm_ray.benchmarks.synthetic_data import synthetic
 from raffm_ray.clients import client_runner
 from raffm_ray.clients.messages import Job, RoundContext
-from raffm_ray.models import word_rows
+from raffm_ray.data.examples import Examples, ragged
 from raffm_ray.models.architecture import architecture_of
 from raffm_ray.models.model_config import parse_config
-from raffm_ray.models.word_rows import WordRows, word_table
+from raffm_ray.models.word_rows import WordRows, word_rows, word_table
 from raffm_ray.preparation.prepare import Prepared
 
 LOCAL = {"batch_size": 4, "steps": 3, "learning_rate": 1e-2}
@@ -88,6 +88,13 @@ def test_tables_that_are_multiplied_too_and_small_ones_stay_whole() -> None:
     assert table("vit", "image_classification") is None
     architecture = architecture_of(parse_config(TINY["bert"]), "sequence_classification", 12)
     count = TINY["bert"]["vocab_size"]
-    assert word_rows.word_rows(architecture, np.arange(count), "cpu") is None
-    assert word_rows.word_rows(architecture, np.arange(5, 8), "cpu").rows.tolist()[-3:] == [5, 6, 7]
-    assert word_rows.word_rows(architecture, np.array([count]), "cpu") is None  # no word: the model says so itself
+
+    def rows(*words: int) -> WordRows | None:
+        texts = Examples({"input_ids": ragged([[4], words], 1)}, np.zeros(2, dtype=np.int64))
+        return word_rows(architecture, texts, np.array([1]), "cpu")
+
+    assert rows(*range(count)) is None
+    few = rows(5, 6)
+    assert few is not None
+    assert few.rows.tolist()[-2:] == [5, 6]
+    assert rows(count) is None  # no word: the model says so itself
