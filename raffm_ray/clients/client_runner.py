@@ -104,14 +104,13 @@ class ClientRunner:
         self._copied = None
 
     def _parameters(self, flat: Flat, context: RoundContext, plan: int | None) -> dict[str, Tensor]:
+        local = context.local  # a pool outlives a run, and the next one may compute in another precision
+        self.module_factory.attention = attention_of(self.architecture, local.attention, local.precision, self.device)
         return views(self._flat(flat), self.architecture.shapes, context.size_specific, context.copy_of(plan))
 
     def perform(self, method: str, context: RoundContext, flat: Flat, arguments: tuple[Any, ...]) -> Result:
         """A call's result, its small part with the seconds that it took by phase."""
         self.watch.taken()
-        # A pool outlives a run, and the next one may compute in another precision.
-        local = context.local
-        self.module_factory.attention = attention_of(self.architecture, local.attention, local.precision, self.device)
         with explaining_kernels():
             small, large = getattr(self, method)(context, flat, *arguments)
         return (small, self.watch.taken()), large
