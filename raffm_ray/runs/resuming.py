@@ -133,7 +133,7 @@ def opened(folder: Path, experiment: Experiment, tell: Tell, begun: Experiment |
     before = begun or experiment
     same = [experiment, before, *earlier_experiments(folder, before)]
     if recorder.origin.get("config.yaml") in {
-        experiment_digest(one, free) for one in same for free in (FREE_WITHOUT_PLACES, FREE_AT_FIRST)
+        experiment_digest(one, free) for one in same for free in (FREE, FREE_WITHOUT_PLACES, FREE_AT_FIRST)
     }:
         recorder.origin |= digest
     recorder.made_from(digest)

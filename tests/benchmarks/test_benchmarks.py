@@ -124,7 +124,7 @@ def test_a_wrong_benchmark_is_one_line(words, told, capsys, tmp_path, monkeypatc
 def test_cuts_without_training_know_no_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def stop(prepared: Any, progress: Any) -> None:
+    def stop(prepared: Any, *_: Any) -> None:
         seen.append(prepared.setup.size_specific)
         raise UserError("seen enough")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.axes.indexing import Plan
-from raffm_ray.clients import client_runner
+from raffm_ray.clients import block_sums
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.data.examples import IGNORED, Examples
@@ -77,6 +77,6 @@ def test_the_server_s_new_model_cut_again_is_the_client_s(architecture, model, i
 def test_control_changes_of_corrected_norms_taken_as_they_are_give_another_model(
     architecture, model, inputs, monkeypatch
 ) -> None:
-    monkeypatch.setattr(client_runner, "undo_correction", lambda *_: None)
+    monkeypatch.setattr(block_sums, "undo_correction", lambda *_: None)
     away, _ = difference(architecture, model, inputs)
     assert away > 1e-4

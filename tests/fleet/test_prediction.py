@@ -147,7 +147,7 @@ def test_workers_are_where_the_pool_would_put_them(prepared) -> None:
 
 def test_classes_are_placed_on_their_nodes(prepared) -> None:
     placement = {"v100": {"labels": {"kind": "big"}, "gpus_per_worker": 0.5}}
-    experiment = tiny_experiment(pool={"placement": placement})
+    experiment = tiny_experiment(pool={"placement": placement}, local={"learning_rate": 1e-3, "warmup_rounds": 0})
     mine = replace(prepared, setup=replace(prepared.setup, experiment=experiment))
     where = placed(mine, cluster_of(NodeGroup(cpus=2), NodeGroup(cpus=0, gpus=1, gpu="h100", labels={"kind": "big"})))
     assert [(slot.node, slot.worker_group) for slot in where.slots] == [(1, 1), (1, 1), (0, 0), (0, 0)]

@@ -95,7 +95,8 @@ def test_stacked_clients_train_as_they_do_one_by_one() -> None:
     named = [views(torch.from_numpy(part), prepared.setup.architecture.shapes) for part in parts]
     for name, change in named[0].items():
         torch.testing.assert_close(change, named[1][name])
-        assert bool(change.any()) == (name not in frozen_names(prepared))
+        if not name.endswith("k_proj.bias"):  # it moves all scores of a query alike, which leaves attention as it is
+            assert bool(change.any()) == (name not in frozen_names(prepared))
 
 
 def test_frozen_norms_stay_in_every_copy_of_their_own() -> None:

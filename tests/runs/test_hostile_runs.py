@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -69,13 +70,15 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(raffm_ray.runs.simulation, "prepare", lambda experiment: once(experiment.model_dump_json()))
 
-    def saved(figure: Any, image: Path) -> str:
+    def saved(figure: Any, image: Path) -> None:
         import matplotlib.pyplot as plt
 
+        image.write_bytes(b"")
         plt.close("all")
-        return ""
 
-    monkeypatch.setattr("raffm_ray.reports.run_report._saved", saved)
+    monkeypatch.setattr("raffm_ray.reports.run_report.save", saved)
+    monkeypatch.setattr("raffm_ray.reports.run_report.panels_of", lambda *_: defaultdict(bytes))
+    monkeypatch.setattr("raffm_ray.reports.page._size", lambda image: (1, 1))
 
 
 def files(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from raffm_ray.server.rounds import learning_rate
 
 
 def rates(rounds: int = 10, **local) -> list[float]:
-    experiment = tiny_experiment(rounds=rounds, local={"learning_rate": 0.2, **local})
+    experiment = tiny_experiment(rounds=rounds, local={"learning_rate": 0.2, "warmup_rounds": 0, **local})
     return [learning_rate(experiment, number) for number in range(1, rounds + 1)]
 
 
