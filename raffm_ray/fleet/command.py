@@ -12,7 +12,7 @@ from rich.text import Text
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
-from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
+from raffm_ray.basics.formatting import counted, human_bytes, human_joules, human_seconds
 from raffm_ray.devices.profiles import Device
 from raffm_ray.devices.round_costs import compute_seconds, training_work
 from raffm_ray.fleet.cluster_description import load_cluster
@@ -30,39 +30,39 @@ from raffm_ray.subnetworks.budgets import Budget
 
 
 def cost_table(setup: Setup, rows: Sequence[ClassRow], examples: int) -> Group:
-    """What every class may use, trains and pays in a round."""
-    local = setup.experiment.local
-    table = _table(f"{setup.experiment.name}: a client's round on each device, strategy {setup.experiment.strategy.name}")
-    table.add_column("device", no_wrap=True)
-    table.add_column("budget")
-    for heading in ("clients", "params", "kept", "peak*", "moved*", "train*", "move*", "energy*"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    full = setup.costs(Plan())
+    """What every class may use and trains, and what it pays in a round: two tables of at most 80 columns."""
+    local, full = setup.experiment.local, setup.costs(Plan())
+    plans = _table(f"{setup.experiment.name}: budgets and plans, strategy {setup.experiment.strategy.name}")
+    costs = _table("a client's round")
+    for table in (plans, costs):
+        table.add_column("device", no_wrap=True)
+    plans.add_column("budget")
+    for table, headings in ((plans, ("clients", "params", "kept")), (costs, ("peak*", "moved*", "train*", "move*", "energy*"))):
+        for heading in headings:
+            table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         clients = f"{row.clients} ({row.clients / len(setup.classes):.0%})"
         if row.costs is None or row.cost is None:
-            table.add_row(row.name, row.budget, clients, "takes no part")
+            plans.add_row(row.name, row.budget, clients, "takes no part")
             continue
         cost = row.cost
-        table.add_row(
+        plans.add_row(row.name, row.budget, clients, f"{row.costs.params:,}", f"{row.costs.params / full.params:.0%}")
+        costs.add_row(
             row.name,
-            row.budget,
-            clients,
-            f"{row.costs.params:,}",
-            f"{row.costs.params / full.params:.0%}",
             human_bytes(row.costs.memory_bytes),
             human_bytes(cost.bytes_down + cost.bytes_up),
             human_seconds(cost.compute_seconds),
             human_seconds(cost.transfer_seconds),
             human_joules(cost.energy_joules),
         )
-    amount = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs > 1)}"
-    return _with_note(
-        table,
-        f"a client with {examples} examples (the median), {amount} in batches of {local.batch_size}, {local.optimizer}\n"
+    amount = counted(local.steps, "step") if local.steps else counted(local.epochs, "epoch")
+    told = _with_note(
+        costs,
+        f"a client with {counted(examples, 'example')} (the median), {amount} in batches of {local.batch_size}, {local.optimizer}\n"
         "peak: of memory; moved: down and up; train, move: seconds of computing, of moving bytes\n"
         "* simulated device, estimated from its profile",
     )
+    return Group(plans, "", told)
 
 
 def width_table(setup: Setup, rows: Sequence[ClassRow]) -> Group:

@@ -35,8 +35,9 @@ def test_every_family_has_a_small_configuration_here() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_law_2_every_index_in_any_legal_order_gives_the_same_outputs(architecture, model, inputs, rng, attention) -> None:
     plan = legal_order(architecture.layout, rng)
-    difference = (logits(cut(architecture, model, plan, attention), inputs) - logits(model, inputs)).abs().max()
-    assert difference < 1e-5
+    expected = logits(model, inputs)
+    difference = (logits(cut(architecture, model, plan, attention), inputs) - expected).abs().max()
+    assert difference < 1e-5 * max(1.0, float(expected.abs().max()))  # rounding grows with what is rounded
 
 
 def across(dim: Dim, outer: str, inner: str, axes: Mapping[str, Axis], order: Indices) -> Indices | None:

@@ -219,10 +219,13 @@ def start_of(prepared: Any) -> Tensor:
     return pretrained(pretraining_of(prepared), lambda *_: None).flat
 
 
-# Adam divides a gradient by its size: of one that is about zero, rounding decides the sign. So stacks are held to it with SGD.
-@pytest.mark.parametrize(("optimizer", "stack"), [("adamw", 1), ("sgd", 4)])
+# Adam divides a gradient by its size: of one that is about zero, rounding decides the sign. So what adds in another order than the plain loop,
+# stacks and a last layer of the first position alone, is held to it with SGD.
+@pytest.mark.parametrize(("optimizer", "stack"), [("adamw", 1), ("sgd", 1), ("sgd", 4)])
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
-def test_law_5_plans_that_keep_everything_are_fedavg(name, optimizer, stack) -> None:
+def test_law_5_plans_that_keep_everything_are_fedavg(name, optimizer, stack, monkeypatch) -> None:
+    if optimizer == "adamw":
+        monkeypatch.setattr("raffm_ray.clients.module_factory.compute_first_position", lambda architecture, plan, model: model)
     whole = {device: {"params": 1.0} for device in tiny_experiment().fleet.budgets}
     local = {"optimizer": optimizer, "learning_rate": 0.01, "epochs": 1, "batch_size": 16}
     pool = {"backend": "in_process", "stack_clients": stack}

@@ -602,7 +602,7 @@ def test_blocks_do_not_change_who_is_used(prepared, state) -> None:
         ({"dropout": 1}, "clock.dropout: input should be less than 1"),
         ({"availability": "trace"}, "clock: trace is a file where availability is trace, and only there: availability 'trace'"),
         ({"trace": "x"}, "clock: trace is a file where availability is trace, and only there: availability 'always'"),
-        ({"availability": "trace", "trace": "nowhere.parquet"}, "clock.trace nowhere.parquet: no such file"),
+        ({"availability": "trace", "trace": "nowhere.parquet"}, "nowhere.parquet: no such file"),
         ({"availability": "trace", "trace": __file__}, "not a Parquet file"),
         ({"availability": "markow"}, "clock.availability 'markow' is not known (did you mean 'markov'?)"),
         ({"late": "acept"}, "clock.late 'acept' is not known (did you mean 'accept'?)"),

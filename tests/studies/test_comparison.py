@@ -229,7 +229,8 @@ def test_finished_runs_are_reused_and_an_interrupted_one_is_completed(compared, 
     said = console.export_text()
     assert said.count(": reused") == 3
     assert "compare: run 4 of 4: heterofl, seed 1" in said
-    monkeypatch.setattr("raffm_ray.studies.comparison.prepare", lambda *_: pytest.fail("nothing was left to run"))
+    for name in ("starting", "open_pool", "completed"):
+        monkeypatch.setattr(f"raffm_ray.studies.comparison.{name}", lambda *_: pytest.fail("nothing was left to run"))
     assert compare(EXPERIMENT, SEEDS, again) == content
     assert written(again) == after
     assert compare(EXPERIMENT, [1], again)["seeds"] == [1]
