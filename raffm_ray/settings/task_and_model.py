@@ -77,7 +77,7 @@ class PretrainSettings(Settings):
         description="passes before these, in which only a task head is trained that is new on a pretrained model; default: as many as show it 2,000 examples, at least 1 and at most 10; 0 where no head is new",
     )
     head_learning_rate: float = Field(
-        1e-3, gt=0, description="largest learning rate of the passes of `head_epochs`; it falls to 0 at their end"
+        3e-3, gt=0, description="largest learning rate of the passes of `head_epochs`; it falls to 0 at their end"
     )
     batch_size: int = Field(32, ge=1, description="examples of a training step")
     learning_rate: float | None = Field(
