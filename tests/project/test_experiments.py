@@ -19,10 +19,21 @@ EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
 RIVALS = {"rivals_cifar": 4, "rivals_sst2": 9}
 """Comparisons, and the stride at which the test takes their rivals: those of a large model would take minutes."""
 STUDIES = ["study_digits"]
+NO_HEAD = ("--model.pretrain.head_epochs", "0")
 SHORT = {
     "digits": ["--model.pretrain.epochs", "1"],
     "cifar_vit": ["--task.examples", "600", "--task.public", "100", "--task.held_out", "0.02", "--model.pretrain.epochs", "1"],
-    "sst2_minilm": ["--task.examples", "1500", "--task.public", "32", "--task.held_out", "0.001", "--model.pretrain.epochs", "1"],
+    "sst2_minilm": [
+        "--task.examples",
+        "1500",
+        "--task.public",
+        "32",
+        "--task.held_out",
+        "0.001",
+        "--model.pretrain.epochs",
+        "1",
+        *NO_HEAD,
+    ],
     "domains_minilm": [
         "--task.examples",
         "1500",
@@ -34,12 +45,13 @@ SHORT = {
         "24",
         "--task.held_out",
         "0.001",
+        *NO_HEAD,
     ],
     "sizes_sst2": ["--task.examples", "1500", "--task.public", "64", "--task.held_out", "0.001", "--model.pretrain.epochs", "1"],
     "rivals_cifar": ["--task.examples", "600", "--task.public", "100", "--task.held_out", "0.02", "--model.pretrain.epochs", "1"],
     "rivals_sst2": [
         *("--task.examples", "1500", "--task.public", "32", "--task.held_out", "0.001", "--model.pretrain.epochs", "1"),
-        *("--task.max_length", "16", "--evaluation.sizes", "1"),
+        *("--task.max_length", "16", "--evaluation.sizes", "1", *NO_HEAD),
     ],
 }
 COMMON = [

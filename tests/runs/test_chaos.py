@@ -15,7 +15,7 @@ from raffm_ray.runs.simulation import simulate
 
 def test_a_raylet_and_an_actor_are_killed_and_no_bit_changes() -> None:
     """The driver's kill is in test_resume.py, hung actors are in test_hung.py."""
-    command = [sys.executable, str(Path(chaos.__file__)), "--kills", "2", "--rounds", "8"]
+    command = [sys.executable, str(Path(chaos.__file__)), "--kills", "2", "--rounds", "5"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout
     assert "2 of 2 kills with equal bits (1 actor, 1 raylet)" in done.stdout

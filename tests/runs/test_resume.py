@@ -208,7 +208,7 @@ def test_without_checkpoints_a_run_begins_again(undisturbed, out, monkeypatch) -
     interrupt(monkeypatch, "raffm_ray.runs.recorder.Recorder.complete", 3, folder=out, **changes)
     assert not list((out / "checkpoints").iterdir())
     assert "no checkpoint was written: the run begins again" in goes_on(out, **changes)
-    assert outcome(out) == undisturbed
+    assert outcome(out) == {**undisturbed, "checkpoints": repr(["final"])}
 
 
 def test_a_checkpoint_every_other_round(undisturbed, out, monkeypatch) -> None:
