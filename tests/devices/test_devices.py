@@ -322,7 +322,8 @@ def test_show_names_every_class_and_writes_nothing(config, capsys, tmp_path) -> 
     assert cli(["fleet", "show", config]) == 0
     told = capsys.readouterr().out
     for name in ("raspberry_pi_4", "raspberry_pi_5", "laptop", "jetson_agx_orin", "v100"):
-        assert told.count(name) == 2  # its costs, its widths
+        assert told.count(name) == 3  # its plan, its costs, its widths
+    assert max(len(line) for line in told.splitlines() if "laptop" in line or "───" in line) <= 80
     assert "params <= " in told
     assert "(40%)" in told
     assert "ranked by 'l1' of the weights before any training; the run's 'outputs' picks" in told
