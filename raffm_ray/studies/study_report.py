@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import write_atomically
+from raffm_ray.reports.seed_statistics import statistic
 from raffm_ray.runs.recorder import write_json
 from raffm_ray.settings.loading import dump
 from raffm_ray.studies.best_trial import choose, front_of
@@ -41,15 +42,18 @@ def importances_of(kept: optuna.Study) -> dict[str, float]:
 
 def _row(trial: FrozenTrial, space: Space, goals: Sequence[Goal]) -> dict[str, Any]:
     complete = trial.state is TrialState.COMPLETE
+    values = {goal.measure: value for goal, value in zip(goals, trial.values, strict=True)} if complete else {}
+    # A trial that somebody ran with Optuna alone has values, and nothing else.
+    alone = {name: statistic([value]) for name, value in values.items()}
     return {
         "number": trial.number,
         "state": {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed"),
         "enqueued": "enqueued" in trial.user_attrs,
         "settings": {key: space[key].value(trial.params[key]) for key in space if key in trial.params},
-        "values": {goal.measure: value for goal, value in zip(goals, trial.values, strict=True)} if complete else {},
+        "values": values,
         "feasible": complete and all(excess <= 0 for excess in trial.constraints.values()),
         "excess": dict(trial.constraints),
-        "measures": trial.user_attrs.get("measures", {}),
+        "measures": trial.user_attrs.get("measures", alone),
         "held_out": {},
         "by_round": {str(round_number): value for round_number, value in trial.intermediate_values.items()},
         "reason": trial.user_attrs.get("reason", ""),

@@ -1,5 +1,6 @@
 """A study as its YAML file says it: typed, frozen, validated."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from raffm_ray.settings.base import FILE, Settings
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import one_line, override, parse, read_mapping
 from raffm_ray.settings.paths import absolute, absolute_at, place
+
+DATABASES: Mapping[str, str] = {"sqlite": "", "postgresql": "postgresql", "mysql": "mysql"}
+"""Databases that a study can be kept in -> the extra of this package that installs what they need."""
 
 
 class Study(Settings):
@@ -49,6 +53,10 @@ class Study(Settings):
         le=1,
         description="with several objectives, `best.yaml` is the trial of the front that is best in the others among those with at least this share of the best value of the first metric in `objectives` (at most 1 / share of it where less is better)",
     )
+    storage: str | None = Field(
+        None,
+        description="where Optuna keeps the study, so that several machines work on it: `journal:FILE`, or a database such as `sqlite:///FILE` or `postgresql://...`; $NAME is replaced by the environment variable; default: a journal in the study's folder",
+    )
     sampler: dict[str, Any] = Field({"name": "TPESampler"}, description="name of a sampler of Optuna, and its arguments")
     pruner: dict[str, Any] | None = Field(
         None, description="name of a pruner of Optuna, and its arguments; only with one objective; default: no trial is pruned"
@@ -57,6 +65,17 @@ class Study(Settings):
         (),
         description="trials that are run first, as mappings from the dotted name of a setting to its value; settings that are left out have the experiment's value",
     )
+
+    @field_validator("storage")
+    @classmethod
+    def _known(cls, given: str | None) -> str | None:
+        if given is None or given.startswith(("journal:", "$")):
+            return given
+        dialect, found, _ = given.partition("://")
+        if not found or dialect.split("+")[0] not in DATABASES:
+            known = ", ".join(["journal:FILE", *(f"{name}://..." for name in DATABASES)])
+            raise ValueError(f"is none of {known}")
+        return given
 
     @field_validator("seeds", "objectives")
     @classmethod
@@ -84,12 +103,23 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return result
 
 
+def _absolute_storage(given: str, base: Path) -> str:
+    """The same place with the path of a local file relative to `base` made absolute."""
+    for beginning in ("journal:", "sqlite:///"):
+        path = given.removeprefix(beginning)
+        if path != given and path and not path.startswith("$"):
+            return f"{beginning}{os.path.normpath(base.resolve() / os.path.expanduser(path))}"
+    return given
+
+
 def _absolute(values: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """As `paths.absolute`, of a study's settings: also in those that it searches. What has another form is left to the validation."""
     result = dict(values)
     given, space, first = (values.get(name) for name in ("experiment", "space", "enqueue"))
     if isinstance(given, str):
         result["experiment"] = place(given, base, FILE, "experiment")
+    if isinstance(storage := values.get("storage"), str):
+        result["storage"] = _absolute_storage(storage, base)
     for name in ("experiment", "settings"):
         if isinstance(inside := values.get(name), Mapping):
             result[name] = absolute(inside, base)
