@@ -1,7 +1,7 @@
 """Where Optuna keeps a study: a journal in the study's folder, or a journal or a database that several machines share."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from raffm_ray.basics.errors import UserError, in_short
@@ -74,9 +75,14 @@ def driver_of(folder: Path) -> str:
 
 
 def open_study(
-    storage: BaseStorage, name: str, directions: list[str], pruner: optuna.pruners.BasePruner, configuration: str
+    storage: BaseStorage,
+    name: str,
+    directions: Sequence[StudyDirection],
+    pruner: optuna.pruners.BasePruner,
+    configuration: str | None,
 ) -> optuna.Study:
-    """The study of that name, made or gone on with. `configuration`: a digest of all that its trials have in common.
+    """The study of that name, made or gone on with. `configuration`: a digest of all that its trials have in common, where others
+    may have made it.
 
     Raises UserError where the storage holds another study of that name.
     """
@@ -85,10 +91,9 @@ def open_study(
     except ValueError as error:
         raise UserError(f"storage: {in_short(error)}") from None
     there: dict[str, Any] = kept.user_attrs
-    same = [one.name.lower() for one in kept.directions] == directions
-    if not same or there.get("configuration", configuration) != configuration:
+    if kept.directions != list(directions) or there.get("configuration", configuration) != configuration:
         raise UserError(f"storage: holds another study named {name!r}: give this one another name, or the other's configuration")
-    if "configuration" not in there:
+    if configuration and "configuration" not in there:
         kept.set_user_attr("configuration", configuration)
     return kept
 

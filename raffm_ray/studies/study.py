@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 import yaml
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from rich.console import Console
 
@@ -75,9 +76,9 @@ def _opened(search: CheckedStudy, folder: Path, configuration: str) -> tuple[opt
     kept = open_study(
         storage=open_storage(given, folder),
         name=search.study.name,
-        directions=["maximize" if goal.higher else "minimize" for goal in search.goals],
+        directions=[StudyDirection.MAXIMIZE if goal.higher else StudyDirection.MINIMIZE for goal in search.goals],
         pruner=pruner_of(search.study.pruner),
-        configuration=configuration,
+        configuration=configuration if given else None,
     )
     known = {trial.user_attrs.get("enqueued") for trial in kept.trials}
     for position, parameters in enumerate(search.first):

@@ -72,7 +72,7 @@ def test_a_driver_leaves_the_trials_of_others_alone(tmp_path, place, monkeypatch
     own = run_study(*load_study(path), tmp_path / "a")
     assert opened(place).trials[0].state is TrialState.FAIL  # control: its own driver takes it up again
     assert [row["number"] for row in own["trials"]] == [1, 2, 3]
-    assert own["trials"][-1]["settings"] == {name: value for name, value in opened(place).trials[0].params.items()}
+    assert own["trials"][-1]["settings"] == opened(place).trials[0].params
 
 
 @pytest.mark.usefixtures("quick")
