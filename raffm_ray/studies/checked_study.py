@@ -85,7 +85,7 @@ def check_study(study: Study, base: Experiment) -> CheckedStudy:
     if base.baselines:
         base = base.model_copy(update={"baselines": ()})
     if "curve_area" in [*study.objectives, *(limit.measure for limit in limits)] and not base.evaluation.sizes:
-        raise UserError("curve_area: evaluation.sizes is 0: no sizes between the classes' are measured")
+        raise UserError("curve_area: evaluation.sizes is 0: no sizes between the device types' are measured")
     if study.parallel > 1 and base.pool.gpus_per_worker == "auto":
         raise UserError(f"pool.gpus_per_worker: auto is for one trial at a time, got parallel {study.parallel}: give a number")
     prepared, told = prepare(base), list[str]()
