@@ -376,7 +376,7 @@ BAD = [
     ({"space": {"rounds.x": [1, 2]}}, "'rounds' has no keys below it"),
     ({"space": {"seed": [1, 2]}}, "space.seed: is not searched"),
     ({"space": {RATE: 3}}, "expected a list of choices or a range"),
-    ({"objectives": ["ful"]}, r"objectives: measure 'ful' is not known \(did you mean 'full'\?\)"),
+    ({"objectives": ["full_modl"]}, r"objectives: measure 'full_modl' is not known \(did you mean 'full_model'\?\)"),
     ({"objectives": ["curve_area"]}, "curve_area: evaluation.sizes is 0"),
     ({"constraints": ["bytes < 3"]}, "constraints: expected 'measure >= number'"),
     ({"constraints": ["byte <= 3"]}, "constraints: measure 'byte' is not known"),
@@ -605,3 +605,46 @@ def test_only_studies_import_optuna() -> None:
     assert "raffm_ray.studies.checked_study" in loading
     for path in package.rglob("*.py"):
         assert path.parent.name == "studies" or not loading & top_level_imports(path), path.stem
+
+
+FORMER = {"full_model": "full", "worst_device_type": "worst_class"}
+
+
+def renamed(text: str) -> str:
+    """With the words of an earlier version."""
+    for now, before in FORMER.items():
+        text = text.replace(now, before)
+    return text
+
+
+@pytest.mark.parametrize("asked", ["former", "present"])
+def test_a_study_of_an_earlier_version_goes_on(tmp_path, quick, asked) -> None:
+    """Its file, its constraints and its journal call measures otherwise; the same trials follow as in one that never did."""
+    settings = {"evaluation": {"watch": "full_model", "sizes": 0}}
+    values = {"objectives": ["full_model", "bytes"], "constraints": ["worst_device_type >= 0.5"], "settings": settings}
+    values |= {"sampler": {"name": "TPESampler", "n_startup_trials": 2}}
+    path, out = written(tmp_path, trials=5, **values), tmp_path / "out"
+    wanted = run_study(*load_study(path), tmp_path / "undisturbed")
+    run_study(*load_study(path, ["--trials", "3"]), out)
+    text = renamed((out / "study.yaml").read_text()).replace("watch: full", "watch: global")
+    (out / "study.yaml").write_text(text)
+    (out / "journal.log").write_text(renamed((out / "journal.log").read_text()))
+    assert "worst_class" in (out / "journal.log").read_text()  # control
+    if asked == "former":
+        path = out / "study.yaml"
+    content = run_study(*load_study(path, ["--trials", "5"]), out)
+    assert content == wanted
+    assert list(content["trials"][0]["measures"])[:2] == ["full_model", "worst_device_type"]
+    assert content["trials"][0]["excess"].keys() == {"worst_device_type >= 0.5"}
+    with pytest.raises(UserError, match="holds another study: its objectives"):
+        run_study(*load_study(path, ["--objectives", "[worst_class, bytes]"]), out)
+
+
+def test_the_former_names_of_measures_are_accepted(tmp_path) -> None:
+    study, _ = load_study(
+        written(tmp_path, objectives=["full", "worst_class"], constraints=[" worst_class>=0.5", "bytes <= 1e9"])
+    )
+    assert study.objectives == ("full_model", "worst_device_type")
+    assert study.constraints == (" worst_device_type>=0.5", "bytes <= 1e9")
+    with pytest.raises(UserError, match="every one once"):
+        load_study(written(tmp_path, objectives=["full", "full_model"]))
