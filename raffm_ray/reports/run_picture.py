@@ -148,7 +148,7 @@ def _over_size(axes: Axes, runs: Runs, metric: str) -> None:
     names.tick_params(length=0)
     names.spines["top"].set_visible(False)
     axes.set(xlabel="parameters kept (% of the full model)", ylabel=label_of(metric))
-    axes.set_title("subnetworks: each device type's own, and sizes between", pad=8)
+    axes.set_title("each device type's subnetwork, and sizes between", pad=8)
     axes.margins(x=0.08, y=0.1)
 
 

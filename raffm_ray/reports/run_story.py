@@ -43,10 +43,7 @@ def _full_model(summary: Mapping[str, Any]) -> str:
 def _sizes(summary: Mapping[str, Any]) -> str:
     metric, device_types = summary["metric"], summary["device_types"]
     sign, now = unit(metric), {name: device_type["metric"] for name, device_type in device_types.items()}
-    worst, before = (
-        worst_name(metric, now),
-        worst_name(metric, {name: device_type["start"] for name, device_type in device_types.items()}),
-    )
+    worst, before = worst_name(metric, now), worst_name(metric, {name: one["start"] for name, one in device_types.items()})
     line = f"Of the subnetworks of {len(device_types)} device types, the worst has {value_text(metric, now[worst])}"
     error = error_of_share(metric, now[worst], summary["held_out_examples"])
     line += f" (standard error {shown(metric, error)} points)" if error is not None else ""

@@ -69,22 +69,14 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
 
 
 def with_present_keys(summary: dict[str, Any]) -> dict[str, Any]:
-    """A summary, of whatever form, in which keys that earlier versions called otherwise are there as they are called now: its own, and
-    those of its validation part and its baselines."""
-
-    def added(one: Any) -> Any:
-        if not isinstance(one, dict):
-            return one
-        return one | {now: one[before] for now, before in FORMER_KEYS.items() if before in one and now not in one}
-
-    def whole(one: Any) -> Any:
-        return (
-            added(one) | {"validation": added(one["validation"])} if isinstance(one, dict) and "validation" in one else added(one)
-        )
-
-    found: dict[str, Any] = whole(summary)
-    baselines = found.get("baselines")
-    return found | {"baselines": {name: whole(one) for name, one in baselines.items()}} if isinstance(baselines, dict) else found
+    """A summary, whatever is wrong with it, in which keys that earlier versions called otherwise are there as they are called now: its own,
+    and those of its validation part and its baselines."""
+    found = summary | {now: summary[before] for now, before in FORMER_KEYS.items() if before in summary and now not in summary}
+    if isinstance(part := found.get("validation"), dict):
+        found["validation"] = with_present_keys(part)
+    if isinstance(baselines := found.get("baselines"), dict):
+        found["baselines"] = {name: with_present_keys(one) if isinstance(one, dict) else one for name, one in baselines.items()}
+    return found
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -95,10 +87,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no finished run here (summary.json is missing){how_to_resume(folder)}")
     try:
         summary: dict[str, Any] = json.loads(read_whole(path))
+        if isinstance(summary, dict):
+            summary = with_present_keys(summary)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {in_short(error)}") from None
-    if isinstance(summary, dict):
-        summary = with_present_keys(summary)
     if not isinstance(summary, dict) or not {"name", "strategy", "device_types", "full_model", "bytes_full_size"} <= set(summary):
         raise UserError(f"{path}: not the summary of a run")
     if not all(isinstance(summary.get(key, {}), dict) for key in ("baselines", "made_from", "device_types")):
