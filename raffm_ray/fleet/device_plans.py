@@ -44,7 +44,7 @@ def provisional_ranking(prepared: Prepared) -> ServerState:
     A ranking decides which units stay and how a budget is divided; the cost of a plan hardly depends on it.
     """
     setup, experiment = prepared.setup, prepared.setup.experiment
-    model = starting_model(setup.architecture, prepared.foundation.source, experiment.seed)
+    model = starting_model(setup.architecture, prepared.foundation.source, experiment.model_seed)
     state = new_state(flatten(dict(model.named_parameters()), setup.architecture.shapes))
     return rank_again(replace(setup, experiment=_ranked_by(experiment, provisional_metric(experiment))), state, None)
 

@@ -55,6 +55,7 @@ FREE_AT_FIRST = (
     "task.no_answer_threshold",
     "model.revision",
     "model.new_head",
+    "model.seed",
     "local.warmup_rounds",
     "model.pretrain.head_epochs",
     "model.pretrain.head_learning_rate",

@@ -189,7 +189,9 @@ class Experiment(Settings):
     """Everything that a run's result depends on."""
 
     name: str = Field("experiment", pattern=r"^[\w.-]+$", max_length=100, description="name in folders, tables and pictures")
-    seed: int = Field(0, ge=0, description="seed of everything that is random, except `task.split_seed`")
+    seed: int = Field(
+        0, ge=0, description="seed of everything that is random, except what `task.split_seed` and `model.seed` name"
+    )
     rounds: int = Field(40, ge=1, description="rounds of federated training")
     task: TaskSettings = TaskSettings()
     model: ModelSettings
@@ -209,3 +211,8 @@ class Experiment(Settings):
         description="strategies to compare with, on the same data, fleet, seed and rounds: names, or mappings of a `name`, a `label` and settings of `strategy`, such as "
         "{name: raffm, label: no prefixes, prefix: none}; `local` holds those of its local training that are not the experiment's",
     )
+
+    @property
+    def model_seed(self) -> int:
+        """Seed of the starting model: `model.seed`, else the run's."""
+        return self.seed if self.model.seed is None else self.model.seed
