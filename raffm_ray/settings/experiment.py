@@ -1,12 +1,13 @@
 """The experiment: every setting, typed, frozen, validated."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raffm_ray.settings.base import FILE, Settings
 from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
 from raffm_ray.settings.execution import CheckpointSettings, PoolSettings
+from raffm_ray.settings.former_values import PRESENT_VALUES
 from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
 from raffm_ray.settings.task_and_model import ModelSettings, TaskSettings
 
@@ -107,7 +108,7 @@ class ServerSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """When the full model and every class's subnetwork are measured on the held-out part, and what the validation part decides."""
+    """When the full model and every device type's subnetwork are measured on the held-out part, and what the validation part decides."""
 
     every: int = Field(5, ge=1, description="rounds between two evaluations; the last round is always evaluated")
     batch_size: int = Field(256, ge=1, description="examples that are evaluated at once")
@@ -120,16 +121,21 @@ class EvaluationSettings(Settings):
         False,
         description="whether the run keeps the model of the round with the best validation value, instead of the last round",
     )
-    watch: Literal["global", "worst", "mean"] = Field(
+    watch: Literal["full_model", "worst", "mean"] = Field(
         "mean",
-        description="the validation value: of the full model (`global`), of the worst device class's subnetwork (`worst`), or the mean of the full model and all "
-        "classes (`mean`)",
+        description="the validation value: of the full model (`full_model`), of the worst device type's subnetwork (`worst`), or the mean of the full model and all "
+        "device types (`mean`)",
     )
     sizes: int = Field(
         7,
         ge=0,
-        description="how many sizes between the smallest class's subnetwork and the full model are measured at the end, although nobody trained them; 0: none",
+        description="how many sizes between the smallest device type's subnetwork and the full model are measured at the end, although nobody trained them; 0: none",
     )
+
+    @field_validator("watch", mode="before")
+    @classmethod
+    def _present(cls, given: Any) -> Any:
+        return PRESENT_VALUES["evaluation", "watch"].get(given, given) if isinstance(given, str) else given
 
 
 class ClockSettings(Settings):

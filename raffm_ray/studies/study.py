@@ -30,7 +30,7 @@ from raffm_ray.studies.samplers import pruner_of, sampler_of
 from raffm_ray.studies.search_space import changed
 from raffm_ray.studies.storage import DRIVER, begin_again, begun, driver_of, folder_name, open_storage, open_study
 from raffm_ray.studies.study_report import write_analysis
-from raffm_ray.studies.study_settings import FREE, Study, dump_study, load_study
+from raffm_ray.studies.study_settings import FREE, Study, dump_study, load_study, with_present_words
 from raffm_ray.studies.study_text import notes, said, table
 from raffm_ray.studies.trial import Outcome, TrialTask, run_trial
 
@@ -43,8 +43,9 @@ def _check_same(folder: Path, wanted: str) -> None:
         there, here = yaml.safe_load((folder / STUDY).read_text(encoding="utf-8")), yaml.safe_load(wanted)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{folder / STUDY}: cannot be read: {str(error).splitlines()[0]}") from None
+    there = with_present_words(there) if isinstance(there, dict) else {}
     for key in here:
-        if key not in FREE and (not isinstance(there, dict) or there.get(key) != here[key]):
+        if key not in FREE and there.get(key) != here[key]:
             raise UserError(f"--out {folder}: holds another study: its {key} is not this one's; name another folder")
 
 

@@ -19,6 +19,7 @@ from raffm_ray.studies.checked_study import CheckedStudy, Goal
 from raffm_ray.studies.search_space import Space, changed
 from raffm_ray.studies.study_page import study_page
 from raffm_ray.studies.study_picture import draw_study
+from raffm_ray.studies.study_settings import present_constraint, present_measure
 from raffm_ray.studies.study_text import reasons_text, said
 
 ENOUGH = 10
@@ -40,6 +41,11 @@ def importances_of(kept: optuna.Study) -> dict[str, float]:
     return {key: float(value) for key, value in found.items()}
 
 
+def _measures(trial: FrozenTrial, part: str) -> dict[str, Any]:
+    """What was kept of a trial, by the names that measures have now."""
+    return {present_measure(name): value for name, value in trial.user_attrs.get(part, {}).items()}
+
+
 def _row(trial: FrozenTrial, space: Space, goals: Sequence[Goal]) -> dict[str, Any]:
     complete = trial.state is TrialState.COMPLETE
     values = {goal.measure: value for goal, value in zip(goals, trial.values, strict=True)} if complete else {}
@@ -52,8 +58,8 @@ def _row(trial: FrozenTrial, space: Space, goals: Sequence[Goal]) -> dict[str, A
         "settings": {key: space[key].value(trial.params[key]) for key in space if key in trial.params},
         "values": values,
         "feasible": complete and all(excess <= 0 for excess in trial.constraints.values()),
-        "excess": dict(trial.constraints),
-        "measures": trial.user_attrs.get("measures", alone),
+        "excess": {present_constraint(text): excess for text, excess in trial.constraints.items()},
+        "measures": _measures(trial, "measures") or alone,
         "held_out": {},
         "by_round": {str(round_number): value for round_number, value in trial.intermediate_values.items()},
         "reason": trial.user_attrs.get("reason", ""),
@@ -75,7 +81,7 @@ def analysis(kept: optuna.Study, search: CheckedStudy) -> dict[str, Any]:
     ordered = sorted(chosen, key=lambda number: values[number][0], reverse=higher[0])
     for row in trials:  # nobody looks at the held-out part of the others, which might be chosen by it
         if row["number"] in chosen:
-            row["held_out"] = kept_trials[row["number"]].user_attrs.get("held_out", {})
+            row["held_out"] = _measures(kept_trials[row["number"]], "held_out")
             row["file"] = f"front/{ordered.index(row['number']) + 1:03d}.yaml" if len(goals) > 1 else "best.yaml"
     return {
         "name": study.name,

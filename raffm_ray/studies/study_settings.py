@@ -1,6 +1,7 @@
 """A study as its YAML file says it: typed, frozen, validated."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,23 @@ from pydantic import Field, ValidationError, field_validator
 from raffm_ray.basics.errors import UserError
 from raffm_ray.settings.base import FILE, Settings
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.former_values import with_present_values
 from raffm_ray.settings.loading import one_line, override, parse, read_mapping
 from raffm_ray.settings.paths import absolute, absolute_at, place
+
+PRESENT_MEASURES = {"full": "full_model", "worst_class": "worst_device_type"}
+"""What earlier versions called a measure -> what it is called now."""
+
+
+def present_measure(name: str) -> str:
+    """The name that a measure, as an earlier version may have called it, has now."""
+    return PRESENT_MEASURES.get(name, name)
+
+
+def present_constraint(text: str) -> str:
+    """A constraint with the name that its measure has now."""
+    return re.sub(r"\w+", lambda found: present_measure(found[0]), text, count=1)
+
 
 DATABASES: Mapping[str, str] = {"sqlite": "", "postgresql": "postgresql", "mysql": "mysql"}
 """Databases that a study can be kept in -> the extra of this package that installs what they need."""
@@ -32,10 +48,10 @@ class Study(Settings):
     )
     objectives: tuple[str, ...] = Field(
         min_length=1,
-        description="one or several of `full`, `worst_class`, `curve_area`, `bytes`, `simulated_seconds`, `energy_joules`",
+        description="one or several of `full_model`, `worst_device_type`, `curve_area`, `bytes`, `simulated_seconds`, `energy_joules`",
     )
     constraints: tuple[str, ...] = Field(
-        (), description="conditions that a trial has to meet, such as `worst_class >= 0.85` and `bytes <= 2e8`"
+        (), description="conditions that a trial has to meet, such as `worst_device_type >= 0.85` and `bytes <= 2e8`"
     )
     trials: int = Field(30, ge=1, description="number of trials; a trial that was interrupted is started again and counts once")
     parallel: int = Field(
@@ -66,6 +82,16 @@ class Study(Settings):
         description="trials that are run first, as mappings from the dotted name of a setting to its value; settings that are left out have the experiment's value",
     )
 
+    @field_validator("objectives")
+    @classmethod
+    def _present_objectives(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(present_measure, given))
+
+    @field_validator("constraints")
+    @classmethod
+    def _present_constraints(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(present_constraint, given))
+
     @field_validator("storage")
     @classmethod
     def _known(cls, given: str | None) -> str | None:
@@ -88,6 +114,17 @@ class Study(Settings):
 def described() -> str:
     """The keys of a study's file, a line each."""
     return "\n".join(f"  {name}: {field.description}" for name, field in Study.model_fields.items())
+
+
+def with_present_words(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A study that an earlier version may have written, whatever is wrong with it, with measures and values as they are called now."""
+    result = dict(values)
+    for key, present in (("objectives", present_measure), ("constraints", present_constraint)):
+        if isinstance(given := result.get(key), list):
+            result[key] = [present(one) if isinstance(one, str) else one for one in given]
+    if isinstance(given := result.get("experiment"), dict):
+        result["experiment"] = with_present_values(given)
+    return result
 
 
 FREE = ("trials", "parallel", "metric_share")

@@ -86,7 +86,7 @@ def test_optuna_itself_goes_on_with_a_study(tmp_path, place) -> None:
     content = run_study(*load_study(path, ["--trials", "4"]), tmp_path / "a")
     assert [row["settings"] for row in content["trials"]].count(asked) == 1
     assert content["best"] == 3  # what nobody here has run
-    assert content["trials"][3]["measures"]["full"]["mean"] == 1.0
+    assert content["trials"][3]["measures"]["full_model"]["mean"] == 1.0
     page = (tmp_path / "a" / "study.html").read_text()
     assert "100.0" in page
 
