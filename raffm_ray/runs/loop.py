@@ -48,13 +48,15 @@ def no_callback(row: RoundRow) -> None:
 class Environment:
     """What a run works with, which changes none of its results: where its blocks run, where it prints, who is told of its rounds.
 
-    `pretraining_seconds`: real time that its starting parameters took, if it is the one that they were made for.
+    `pretraining_seconds`: real time that its starting parameters took, if it is the one that they were made for; `label`: what its lines
+    begin with, its strategy's name where empty.
     """
 
     pool: Pool
     console: Console
     on_round: OnRound = no_callback
     pretraining_seconds: float = 0.0
+    label: str = ""
 
 
 def run_round(
@@ -226,7 +228,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         begun = replace(first, scores=plain_scores(setup.architecture), reached=add_reached({}, {}, [], layout))
         check_fits(state, begun, recorder.folder)
     ended: FinishedRound | None = None
-    with Display(console, experiment.strategy.name, experiment.rounds) as display:
+    with Display(console, environment.label or experiment.strategy.name, experiment.rounds) as display:
         display.stage(
             f"{counted(experiment.rounds, 'round')} of {experiment.clients.per_round} of {counted(experiment.clients.count, 'client')}",
             experiment.rounds,

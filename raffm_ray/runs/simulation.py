@@ -221,7 +221,9 @@ def _run_all(
             place = folder / "baselines" / name
             with locked(place):
                 longer = _extended(place, one.setup.experiment, tell, save)
-                summary["baselines"][name] = completed(one, ready.start, place, replace(environment, on_round=copied), longer)
+                summary["baselines"][name] = completed(
+                    one, ready.start, place, replace(environment, on_round=copied, label=name), longer
+                )
         write_json(folder / SUMMARY, summary)
     save()
     return summary

@@ -120,7 +120,9 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
                 console.print(f"{place}{_left(seconds, waiting)}", highlight=False)
                 began = time.perf_counter()
                 with locked(run.folder):
-                    completed(with_strategy(prepared, run.baseline), start, run.folder, Environment(pool, console))
+                    completed(
+                        with_strategy(prepared, run.baseline), start, run.folder, Environment(pool, console, label=run.strategy)
+                    )
                     checkpoint.remove(run.folder / "checkpoints")  # of many runs, each too large to keep
                 seconds.append(time.perf_counter() - began)
                 waiting -= 1

@@ -377,3 +377,11 @@ def test_a_user_s_exception_is_not_retried(four_cores, out) -> None:
     with pytest.raises(ClientError, match=told):
         simulate(experiment, out, pool=pool)
     pool.close()
+
+
+def test_lines_of_a_baseline_begin_with_its_label(tmp_path) -> None:
+    told = io.StringIO()
+    variant = {"name": "raffm", "label": "no prefixes", "prefix": "none"}
+    simulate(tiny_experiment(rounds=1, baselines=(variant,)), tmp_path / "run", Console(file=told, width=200))
+    begin = [line.split(":")[0] for line in told.getvalue().splitlines() if ": round 1/1 " in line]
+    assert begin == ["raffm", "no prefixes"]
