@@ -13,6 +13,7 @@ from raffm_ray.server.strategies import STRATEGIES
 from raffm_ray.settings.experiment import Experiment, LocalSettings
 from raffm_ray.settings.loading import one_line
 from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 
 
 def check_baselines(experiment: Experiment) -> None:
@@ -33,7 +34,7 @@ def with_protocol(experiment: Experiment, baseline: BaselineSettings) -> Experim
     """The experiment under a baseline's strategy, alone. What the protocol says (client weights, local training) holds for it too,
     where the baseline has nothing of its own; the rest of its strategy is as the baseline sets it, or as that strategy's defaults.
 
-    Raises UserError for settings of `local` that are not valid.
+    Raises UserError for settings of `local` that are not valid, and an optimizer that is not known.
     """
     strategy = {name: getattr(baseline, name) for name in StrategySettings.model_fields}
     if baseline.client_weight == "default":
@@ -42,6 +43,7 @@ def with_protocol(experiment: Experiment, baseline: BaselineSettings) -> Experim
         local = LocalSettings.model_validate({**experiment.local.model_dump(), **baseline.local})
     except ValidationError as error:
         raise UserError(f"baselines: {baseline.shown}: local.{one_line(error, LocalSettings)}") from None
+    look_up(OPTIMIZERS, local.optimizer, f"baselines: {baseline.shown}: local.optimizer")
     changed = {
         "strategy": StrategySettings(**strategy),
         "local": local,

@@ -27,6 +27,7 @@ from raffm_ray.runs.recorder import check_output
 from raffm_ray.runs.simulation import completed, starting
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import dump
+from raffm_ray.settings.plugins import wherever
 from raffm_ray.settings.strategy import BaselineSettings
 from raffm_ray.studies.tuning import tuned
 
@@ -79,13 +80,12 @@ def check_folder(run: Run) -> None:
         raise UserError(f"{kept}: cannot be read: {str(error).splitlines()[0]}") from None
     if text == wanted:
         return
-    there, here = flat(found if isinstance(found, dict) else {}), flat(yaml.safe_load(wanted))
+    there, here = flat(wherever(found) if isinstance(found, dict) else {}), flat(wherever(yaml.safe_load(wanted)))
     keys = [key for key in {**here, **there} if key not in there or key not in here or there[key] != here[key]]
-    told = ""
     if keys:
         first, second = (shortened(side[keys[0]]) if keys[0] in side else "not set" for side in (there, here))
-        told = f": {keys[0]} is {first} there and {second} here"
-    raise UserError(f"--out: {run.folder} holds a run of another configuration{told}; name another folder")
+        told = f"{keys[0]} is {first} there and {second} here"
+        raise UserError(f"--out: {run.folder} holds a run of another configuration: {told}; name another folder")
 
 
 def _left(seconds: Sequence[float], waiting: int) -> str:

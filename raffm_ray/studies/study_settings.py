@@ -12,6 +12,7 @@ from raffm_ray.settings.base import FILE, Settings
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import one_line, override, parse, read_mapping
 from raffm_ray.settings.paths import absolute, absolute_at, place
+from raffm_ray.settings.plugins import found_again
 
 
 class Study(Settings):
@@ -108,9 +109,11 @@ def _absolute(values: Mapping[str, Any], base: Path) -> dict[str, Any]:
     return result
 
 
-def load_study(path: Path | str, flags: Sequence[str] = ()) -> tuple[Study, Experiment]:
+def load_study(
+    path: Path | str, flags: Sequence[str] = (), plugins: Sequence[str] = (), recorded: bool = False
+) -> tuple[Study, Experiment]:
     """A study and the configuration that its trials change. Paths in a file are relative to its folder, paths in flags to the working
-    directory. Raises UserError for anything wrong with either."""
+    directory. `plugins`: besides the experiment's; of a study that was `recorded` in its folder, where they are now. Raises UserError for anything wrong with either."""
     path = Path(path)
     values = {"name": path.stem, **override(_absolute(read_mapping(path), path.parent), flags, _absolute)}
     try:
@@ -119,7 +122,8 @@ def load_study(path: Path | str, flags: Sequence[str] = ()) -> tuple[Study, Expe
         raise UserError(one_line(error, Study)) from None
     given = study.experiment
     base = absolute(read_mapping(Path(given)), Path(given).parent) if isinstance(given, str) else given
-    return study, parse(merged(base, study.settings))
+    base = merged(base, study.settings)
+    return study, parse(found_again(base, path.parent, plugins)) if recorded else parse(base, plugins)
 
 
 def dump_study(study: Study, base: Experiment) -> str:
