@@ -99,6 +99,8 @@ def read_plugin(name: str) -> Plugin:
 
 def _sources(top: str) -> Sources:
     """(module, place, text) of a module at the top, or of all modules of a package; nothing of it is imported."""
+    if top in _IMPORTER.sources:
+        return tuple((one, *rest) for one, rest in _IMPORTER.sources.items() if one.partition(".")[0] == top)
     try:
         spec = find_spec(top)
     except ValueError:  # of modules that were made by hand
@@ -160,17 +162,28 @@ def installed() -> tuple[str, ...]:
     return tuple(sorted({one.module for one in entry_points(group=GROUP)}))
 
 
+def check_digest(plugin: Plugin, digest: str) -> None:
+    """Raises UserError for a plug-in that has another digest."""
+    if plugin.digest != digest:
+        raise UserError(
+            f"plugins: {plugin.name}: is not what it was when the run began (its SHA-256 was {digest[:12]}..., and is "
+            f"{plugin.digest[:12]}...); the run can only go on with that"
+        )
+
+
+def is_imported(name: str, digest: str) -> bool:
+    """Whether this process has a plug-in already, such as a worker that was sent it."""
+    return (name, digest) in _READ
+
+
 def pinned_plugins(given: Iterable[tuple[str, str | None]]) -> list[Plugin]:
     """The plug-ins of these names. What is imported already is not read again where its digest is said. Raises UserError for one that is
     not there, is there twice, or has another digest."""
     found: dict[str, Plugin] = {}
     for name, digest in given:
         plugin = _READ.get((name, digest or "")) or read_plugin(name)
-        if digest and plugin.digest != digest:
-            raise UserError(
-                f"plugins: {name}: is not what it was when the run began (its SHA-256 was {digest[:12]}..., and is "
-                f"{plugin.digest[:12]}...); the run can only go on with that"
-            )
+        if digest:
+            check_digest(plugin, digest)
         if plugin.label in found and found[plugin.label] != plugin:
             raise UserError(f"plugins: {name} and {found[plugin.label].name}: two of one name: rename one")
         found[plugin.label] = plugin

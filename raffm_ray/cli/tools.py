@@ -117,7 +117,7 @@ def fleet_show(
     ] = None,
     plugin: Plugins = (),
 ) -> int:
-    """Show what each device class may use, trains and pays in a round. Nothing is trained."""
+    """Show what each device type may use, trains and pays in a round. Nothing is trained."""
     from raffm_ray.fleet.command import show
 
     return show(Path(config), settings, Path(cluster) if cluster else None, plugin)

@@ -1,8 +1,9 @@
 """The strategies that an experiment's own is compared with, under the same protocol."""
 
 from dataclasses import replace
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from raffm_ray.basics.errors import UserError, look_up
 from raffm_ray.models.attention_choice import with_attention
@@ -10,7 +11,7 @@ from raffm_ray.pool.worker_pool import device_of
 from raffm_ray.preparation.prepare import Prepared, check_start
 from raffm_ray.server.state import setup_strategy
 from raffm_ray.server.strategies import STRATEGIES
-from raffm_ray.settings.experiment import Experiment, LocalSettings
+from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import one_line
 from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
@@ -31,22 +32,25 @@ def check_baselines(experiment: Experiment) -> None:
 
 
 def with_protocol(experiment: Experiment, baseline: BaselineSettings) -> Experiment:
-    """The experiment under a baseline's strategy, alone. What the protocol says (client weights, local training) holds for it too,
-    where the baseline has nothing of its own; the rest of its strategy is as the baseline sets it, or as that strategy's defaults.
+    """The experiment under a baseline's strategy, alone. What the protocol says (client weights, local training, server optimizer)
+    holds for it too, where the baseline has nothing of its own; the rest of its strategy is as the baseline sets it, or as that strategy's
+    defaults.
 
-    Raises UserError for settings of `local` that are not valid, and an optimizer that is not known.
+    Raises UserError for settings of `local` or `server` that are not valid, and a client's optimizer that is not known.
     """
     strategy = {name: getattr(baseline, name) for name in StrategySettings.model_fields}
     if baseline.client_weight == "default":
         strategy["client_weight"] = experiment.strategy.client_weight
-    try:
-        local = LocalSettings.model_validate({**experiment.local.model_dump(), **baseline.local})
-    except ValidationError as error:
-        raise UserError(f"baselines: {baseline.shown}: local.{one_line(error, LocalSettings)}") from None
-    look_up(OPTIMIZERS, local.optimizer, f"baselines: {baseline.shown}: local.optimizer")
-    changed = {
+    changed: dict[str, Any] = {}
+    for group, own in (("local", baseline.local), ("server", baseline.server)):
+        given: BaseModel = getattr(experiment, group)
+        try:
+            changed[group] = type(given).model_validate({**given.model_dump(), **own})
+        except ValidationError as error:
+            raise UserError(f"baselines: {baseline.shown}: {group}.{one_line(error, type(given))}") from None
+    look_up(OPTIMIZERS, changed["local"].optimizer, f"baselines: {baseline.shown}: local.optimizer")
+    changed |= {
         "strategy": StrategySettings(**strategy),
-        "local": local,
         "baselines": (),
         "rounds": baseline.rounds or experiment.rounds,
     }

@@ -24,7 +24,7 @@ from raffm_ray.runs.progress import Display
 from raffm_ray.runs.recorder import Recorder, RoundRow, parameters_sha256
 from raffm_ray.runs.resuming import check_fits, origin_of
 from raffm_ray.runs.summary import Evaluation, client_rows, recorded_evaluation, round_row, summarize
-from raffm_ray.server.class_plans import class_plans, copies
+from raffm_ray.server.device_type_plans import copies, device_type_plans
 from raffm_ray.server.early_stopping import chosen_state, is_evaluated, is_finished, with_best_round
 from raffm_ray.server.ranking import begin_calibration, plain_scores, ranking_is_due
 from raffm_ray.server.rounds import begin_round, finish_round
@@ -48,13 +48,15 @@ def no_callback(row: RoundRow) -> None:
 class Environment:
     """What a run works with, which changes none of its results: where its blocks run, where it prints, who is told of its rounds.
 
-    `pretraining_seconds`: real time that its starting parameters took, if it is the one that they were made for.
+    `pretraining_seconds`: real time that its starting parameters took, if it is the one that they were made for; `label`: what its lines
+    begin with, its strategy's name where empty.
     """
 
     pool: Pool
     console: Console
     on_round: OnRound = no_callback
     pretraining_seconds: float = 0.0
+    label: str = ""
 
 
 def run_round(
@@ -198,7 +200,7 @@ def _complete(
         state,
     )
     if now is not None:
-        display.evaluated(state.round, metric, now.metric, now.class_metrics)
+        display.evaluated(state.round, metric, now.metric, now.device_type_metrics)
     if state.round == 0 and (hint := hint_at_start(setup.experiment, prepared.task, recorder.rounds[-1])):
         display.console.print(hint, highlight=False, soft_wrap=True)
     return state
@@ -212,7 +214,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
     setup, experiment = prepared.setup, prepared.setup.experiment
     pool, console = environment.pool, environment.console
     recorder.made_from({**origin_of(prepared), "model": parameters_sha256(start, setup.architecture)})
-    write_shares(recorder.folder / "shares.parquet", prepared.label_distribution, by_device(setup.classes, setup.budgets))
+    write_shares(recorder.folder / "shares.parquet", prepared.label_distribution, by_device(setup.device_types, setup.budgets))
 
     def complete(ended: FinishedRound, now: Evaluation | None, phases: Mapping[str, float]) -> ServerState:
         with pool.profile.during("checkpoint"):
@@ -226,7 +228,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         begun = replace(first, scores=plain_scores(setup.architecture), reached=add_reached({}, {}, [], layout))
         check_fits(state, begun, recorder.folder)
     ended: FinishedRound | None = None
-    with Display(console, experiment.strategy.name, experiment.rounds) as display:
+    with Display(console, environment.label or experiment.strategy.name, experiment.rounds) as display:
         display.stage(
             f"{counted(experiment.rounds, 'round')} of {experiment.clients.per_round} of {counted(experiment.clients.count, 'client')}",
             experiment.rounds,
@@ -254,7 +256,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
     if state.round < experiment.rounds:
         console.print(f"{experiment.strategy.name}: stopped after round {state.round} (evaluation.patience)", highlight=False)
     if (best := chosen_state(setup, state)) is state:
-        measured = recorded_evaluation(recorder.rounds[-1], class_plans(setup, state))
+        measured = recorded_evaluation(recorder.rounds[-1], device_type_plans(setup, state))
     else:
         console.print(f"{experiment.strategy.name}: round {best.round} is kept (evaluation.keep_best)", highlight=False)
         state, measured = best, evaluate(setup, best, pool, prepared.task)
@@ -270,11 +272,11 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
     extensions = [asdict(one) for one in recorded_extensions(recorder.folder, experiment)]
     summary |= curve_of(setup, state, pool, prepared.task, measured) | {"made_from": recorder.origin, "extensions": extensions}
     words = prepared.foundation.words
-    used = dict(zip(measured.class_plans, copies(setup, state, list(measured.class_plans.values())), strict=True))
+    used = dict(zip(measured.device_type_plans, copies(setup, state, list(measured.device_type_plans.values())), strict=True))
     own = saved_copies(state.parameters, setup.architecture, setup.size_specific, used)
     write_units(
         recorder.folder / "units.parquet",
-        units_of(setup.architecture.layout, state.reached, state.reached_weight, measured.class_plans),
+        units_of(setup.architecture.layout, state.reached, state.reached_weight, measured.device_type_plans),
     )
     hint = hint_at_end(experiment, prepared.task.metric, recorder.rounds[0], recorder.rounds[-1])
     if hint and best.round == recorder.rounds[-1].round:

@@ -187,7 +187,7 @@ def slow_precision(experiment: Experiment) -> str | None:
 def _using(pool: Pool | None, prepared: Prepared, console: Console) -> Iterator[Pool]:
     """The given pool, which is left open, or one that is closed at the end."""
     setup = prepared.setup
-    used = pool or open_pool(prepared.runner(), setup.experiment.pool, _teller(console), setup.classes)
+    used = pool or open_pool(prepared.runner(), setup.experiment.pool, _teller(console), setup.device_types)
     try:
         yield used
     finally:
@@ -223,7 +223,9 @@ def _run_all(
             place = folder / "baselines" / name
             with locked(place):
                 longer = _extended(place, one.setup.experiment, tell, save)
-                summary["baselines"][name] = completed(one, ready.start, place, replace(environment, on_round=copied), longer)
+                summary["baselines"][name] = completed(
+                    one, ready.start, place, replace(environment, on_round=copied, label=name), longer
+                )
         write_json(folder / SUMMARY, summary)
     save()
     return summary

@@ -10,6 +10,7 @@ Open to other packages:
 - `plugins`: plug-ins, where they are here, with their digests
 - `paths`: makes paths of files and folders absolute
 - `description`: what each setting may be, as text
+- `former_values`: what values were called in earlier versions
 - `base`: the base class of all settings, and types that they have
 
 Used inside only:
@@ -21,4 +22,15 @@ Imports `basics`.
 Start reading at `experiment`.
 """
 
-__all__ = ["base", "description", "execution", "experiment", "loading", "paths", "plugins", "strategy", "task_and_model"]
+__all__ = [
+    "base",
+    "description",
+    "execution",
+    "experiment",
+    "former_values",
+    "loading",
+    "paths",
+    "plugins",
+    "strategy",
+    "task_and_model",
+]

@@ -7,7 +7,17 @@ from typing import Any
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from raffm_ray.basics.errors import UserError, shortened
-from raffm_ray.basics.plugins import Plugin, installed, is_file_name, label_of, pinned_plugins, read_plugin, use
+from raffm_ray.basics.plugins import (
+    Plugin,
+    check_digest,
+    installed,
+    is_file_name,
+    is_imported,
+    label_of,
+    pinned_plugins,
+    read_plugin,
+    use,
+)
 from raffm_ray.settings.base import Settings
 
 
@@ -99,16 +109,13 @@ def found_again(values: Mapping[str, Any], folder: Path, given: Sequence[str] = 
         place = here[label].name if label in here else name
         if not entry.get("sha256"):
             raise UserError(f"{folder}: says no digest of the plug-in {label}, so nothing is imported")
-        if is_file_name(place):
-            inside = Path(place).resolve()
-            if inside.is_relative_to(folder.resolve()):
-                raise UserError(
-                    f"{folder}: the plug-in {label} is inside: nothing in a run's folder is imported; copy it elsewhere"
-                )
-            if not inside.is_file():
-                raise UserError(
-                    f"{folder}: was made with the plug-in {label}, which was {place} and is not there: --plugin {label} says where "
-                    "it is now"
-                )
+        if is_file_name(place) and Path(place).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{folder}: the plug-in {label} is inside: nothing in a run's folder is imported; copy it elsewhere")
+        if not is_file_name(place) or Path(place).is_file():
+            check_digest(read_plugin(place), entry["sha256"])
+        elif not is_imported(place, entry["sha256"]):
+            raise UserError(
+                f"{folder}: was made with the plug-in {label}, which was {place} and is not there: --plugin {label} says where it is now"
+            )
         found.append({"name": place, "sha256": entry["sha256"]})
     return {**values, "plugins": found} if found else dict(values)

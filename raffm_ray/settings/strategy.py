@@ -32,14 +32,15 @@ class StrategySettings(Settings):
     temperature: float = Field(1.0, gt=0, description="temperature of the soft outputs")
     own: tuple[str, ...] = Field(
         (),
-        description="parameters of which every device class's size has its own copy: kinds of raffm_ray.subnetworks.size_specific.SIZE_SPECIFIC",
+        description="parameters of which every device type's size has its own copy: kinds of raffm_ray.subnetworks.size_specific.SIZE_SPECIFIC",
     )
 
 
 class BaselineSettings(StrategySettings):
     """A strategy that the experiment's own is compared with; written as its name where nothing else is set.
 
-    The protocol (client weights, local training) is the experiment's, unless `client_weight` or `local` says otherwise.
+    The protocol (client weights, local training, server optimizer) is the experiment's, unless `client_weight`, `local` or `server` says
+    otherwise.
     """
 
     label: str | None = Field(
@@ -50,6 +51,7 @@ class BaselineSettings(StrategySettings):
     )
     rounds: int | None = Field(None, ge=1, description="rounds of its training; default: the experiment's")
     local: dict[str, Any] = Field({}, description="settings of `local` that are this one's own, such as {learning_rate: 0.01}")
+    server: dict[str, Any] = Field({}, description="settings of `server` that are this one's own, such as {optimizer: momentum}")
 
     @property
     def shown(self) -> str:
@@ -63,4 +65,7 @@ class BaselineSettings(StrategySettings):
 
     @model_serializer(mode="wrap")
     def _short(self, serialize: SerializerFunctionWrapHandler) -> Any:
-        return self.name if self == BaselineSettings(name=self.name) else serialize(self)
+        if self == BaselineSettings(name=self.name):
+            return self.name
+        values = serialize(self)
+        return values if self.server else {key: value for key, value in values.items() if key != "server"}

@@ -26,6 +26,7 @@ from raffm_ray.runs.reader import of_a_run, read_rounds, read_summary
 from raffm_ray.runs.recorder import check_output
 from raffm_ray.runs.simulation import completed, starting
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.former_values import with_present_values
 from raffm_ray.settings.loading import dump
 from raffm_ray.settings.plugins import wherever
 from raffm_ray.settings.strategy import BaselineSettings
@@ -80,7 +81,8 @@ def check_folder(run: Run) -> None:
         raise UserError(f"{kept}: cannot be read: {str(error).splitlines()[0]}") from None
     if text == wanted:
         return
-    there, here = flat(wherever(found) if isinstance(found, dict) else {}), flat(wherever(yaml.safe_load(wanted)))
+    there = flat(wherever(with_present_values(found)) if isinstance(found, dict) else {})
+    here = flat(wherever(yaml.safe_load(wanted)))
     keys = [key for key in {**here, **there} if key not in there or key not in here or there[key] != here[key]]
     if keys:
         first, second = (shortened(side[keys[0]]) if keys[0] in side else "not set" for side in (there, here))
@@ -111,7 +113,7 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
         prepared = prepare(experiment.model_copy(update={"seed": seed}))
         start = starting(prepared, console)
         tell = partial(console.print, highlight=False)
-        pool = open_pool(prepared.runner(), experiment.pool, tell, prepared.setup.classes)
+        pool = open_pool(prepared.runner(), experiment.pool, tell, prepared.setup.device_types)
         try:
             for run in missing:
                 number = 1 + runs.index(run)
@@ -119,7 +121,9 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
                 console.print(f"{place}{_left(seconds, waiting)}", highlight=False)
                 began = time.perf_counter()
                 with locked(run.folder):
-                    completed(with_strategy(prepared, run.baseline), start, run.folder, Environment(pool, console))
+                    completed(
+                        with_strategy(prepared, run.baseline), start, run.folder, Environment(pool, console, label=run.strategy)
+                    )
                     checkpoint.remove(run.folder / "checkpoints")  # of many runs, each too large to keep
                 seconds.append(time.perf_counter() - began)
                 waiting -= 1

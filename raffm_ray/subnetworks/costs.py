@@ -107,6 +107,11 @@ def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimi
 
     Training memory is 4 bytes x (parameters + trained parameters x (1 gradient + the optimizer's state) + batch x activations).
     """
+    return _costs(architecture, plan, batch_size, optimizer)
+
+
+@lru_cache(maxsize=2048)  # a run asks for the costs of the same few plans thousands of times
+def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: str) -> Costs:
     layout, positions, layers = architecture.layout, architecture.positions, _layers(architecture, plan)
     kept = {name: kept_size(name, layout.axes, plan) for name in layout.axes}
     params = layer_params = trained = forward = backward = unfrozen = 0

@@ -28,18 +28,27 @@ def test_a_baseline_has_its_strategy_s_defaults_and_the_experiment_s_protocol() 
 
 
 def test_variants_of_one_strategy_have_labels_and_settings_of_their_own() -> None:
-    entry = {"name": "raffm", "label": "no prefixes", "prefix": "none", "local": {"learning_rate": 0.5}}
+    own = {"local": {"learning_rate": 0.5}, "server": {"optimizer": "momentum"}}
+    entry = {"name": "raffm", "label": "no prefixes", "prefix": "none", **own}
     experiment, variant = entries(baselines=[entry])
     check_baselines(experiment)
     assert variant.shown == "no prefixes"
     assert alone(experiment, variant).strategy == StrategySettings(name="raffm", prefix="none")
     assert alone(experiment, variant).local == experiment.local.model_copy(update={"learning_rate": 0.5})
+    assert alone(experiment, variant).server == experiment.server.model_copy(update={"optimizer": "momentum"})
+    (plain,) = tiny_experiment(baselines=["full"]).baselines
+    assert alone(experiment, plain).server == experiment.server  # control: the protocol's
 
 
 def test_a_baseline_is_written_as_short_as_it_was_given() -> None:
-    experiment, *_ = entries(baselines=["full", {"name": "raffm", "label": "no prefixes", "prefix": "none"}])
+    own = {"server": {"optimizer": "momentum"}}
+    experiment, *_ = entries(
+        baselines=["full", {"name": "raffm", "label": "no prefixes", "prefix": "none"}, {"name": "fjord", **own}]
+    )
     text = dump(experiment)
     assert "baselines:\n- full\n- name: raffm\n" in text
+    assert text.count("optimizer: momentum") == 1
+    assert "server" not in experiment.baselines[1].model_dump()  # as before there was such a setting
     import yaml
 
     assert parse(yaml.safe_load(text)) == experiment
@@ -60,6 +69,7 @@ def test_a_baseline_that_is_called_as_another_is_refused(names) -> None:
         ("fulll", r"baselines: strategy 'fulll'.*did you mean 'full'"),
         ({"name": "full", "local": {"learning_rat": 1}}, r"baselines: full: local.learning_rat: unknown key.*learning_rate"),
         ({"name": "full", "local": {"learning_rate": -1}}, r"baselines: full: local.learning_rate: .*greater than 0"),
+        ({"name": "full", "server": {"beta": 0.5}}, r"baselines: full: server.beta: unknown key.*beta2"),
     ],
 )
 def test_a_mistake_in_a_baseline_is_one_line(entry, told) -> None:

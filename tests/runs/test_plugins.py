@@ -9,8 +9,10 @@ import yaml
 from conftest import tiny_experiment
 
 import raffm_ray
+from raffm_ray.basics import plugins
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.plugins import use
+from raffm_ray.basics.registry import TABLES
 from raffm_ray.cli.main import main as cli
 from raffm_ray.cli.submit import plugin_there
 from raffm_ray.data.metrics import METRICS
@@ -97,6 +99,14 @@ def methods(tmp_path) -> Path:
     return path
 
 
+def as_in_a_new_process() -> None:
+    """Nothing is imported yet."""
+    use([])
+    plugins._READ.clear()
+    for table in TABLES.values():
+        table.shelf.clear()
+
+
 def written(methods: Path, **changes) -> Path:
     """A YAML file beside the plug-in that names it."""
     values = tiny_experiment().model_dump(mode="json")
@@ -126,7 +136,7 @@ def test_a_file_through_run_resume_report_and_deploy(methods, tmp_path, capsys) 
     run = tmp_path / "run"
     with pytest.raises(_StopError):
         raffm_ray.simulate(experiment, run, on_round=stop)
-    use([])  # as in a process that has just started
+    as_in_a_new_process()
     assert "alternate" not in STRATEGIES
     (entry,) = yaml.safe_load((run / "config.yaml").read_text())["plugins"]
     assert entry["name"] == str(methods)
@@ -148,7 +158,7 @@ def test_a_file_through_run_resume_report_and_deploy(methods, tmp_path, capsys) 
     summary = json.loads((run / "summary.json").read_text())
     assert summary["made_from"]["plugins.methods.py"] == entry["sha256"]
 
-    use([])
+    as_in_a_new_process()
     assert cli(["report", str(run)]) == 0  # it needs no code
     assert cli(["deploy", str(run), "--budget", "layer_params=0.5", "--out", str(tmp_path / "small")]) == 2
     assert "--plugin methods.py says where it is now" in capsys.readouterr().err
@@ -161,7 +171,7 @@ def test_a_folder_that_somebody_sent_brings_no_code(methods, tmp_path) -> None:
     shutil.move(methods, tmp_path / "run" / "methods.py")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace(str(methods), str(tmp_path / "run" / "methods.py")))
-    use([])
+    as_in_a_new_process()
     for what in (raffm_ray.resume, lambda folder: raffm_ray.deploy(folder, tmp_path / "small", {"layer_params": 0.5})):
         with pytest.raises(UserError, match="the plug-in methods.py is inside: nothing in a run's folder is imported"):
             what(tmp_path / "run")
@@ -176,10 +186,10 @@ def test_a_report_imports_a_plug_in_for_its_metric_alone(methods, tmp_path, caps
         raffm_ray.load(written(methods, task={"name": "shifted", "metric": "right", "public": 40}), ["--rounds", "1"]),
         tmp_path / "run",
     )
-    use([])
+    as_in_a_new_process()
     assert "right" not in METRICS
     assert cli(["report", str(tmp_path / "run")]) == 0
-    use([])
+    as_in_a_new_process()
     methods.rename(methods.with_name("away.py"))
     assert cli(["report", str(tmp_path / "run")]) == 2
     assert "which was" in capsys.readouterr().err
@@ -196,7 +206,7 @@ def test_compare_and_a_study_know_a_plug_in(methods, tmp_path, capsys) -> None:
     given = {"experiment": "mine.yaml", "settings": {"rounds": 1, "task": {"validation": 50}}, "space": space}
     study.write_text(yaml.safe_dump({**given, "objectives": ["full"], "trials": 2}))
     assert cli(["study", str(study), "--out", str(tmp_path / "study")]) == 0
-    use([])
+    as_in_a_new_process()
     assert cli(["study", str(tmp_path / "study"), "--trials", "3"]) == 0
     methods.write_text(METHODS + "\n")
     assert cli(["study", str(tmp_path / "study"), "--trials", "4"]) == 2
@@ -266,7 +276,7 @@ def test_the_command_line_names_a_plug_in_and_says_what_it_has(methods, tmp_path
     }.items():
         assert cli(["run", str(path), *flags, "--out", str(tmp_path / "out")]) == 2
         assert told in capsys.readouterr().err
-    use([])
+    as_in_a_new_process()
     path.write_text(path.read_text().replace("plugins:\n- methods.py\n", ""))
     assert cli(["run", str(path), "--out", str(tmp_path / "out")]) == 2  # control: nobody names the file
     assert "plugin_settings: 'mine' is declared by no plug-in" in capsys.readouterr().err
