@@ -77,7 +77,7 @@ class Table(dict[str, Row]):
         function. Raises UserError for a name that is there already, unless it is to `replace` that, and for a function or fields that
         are not those of the table.
         """
-        module = str(sys._getframe(1).f_globals.get("__name__", ""))
+        module = str(sys._getframe(1).f_globals.get("__name__", "__main__"))
 
         def added(function: Function) -> Function:
             def make(given: Any) -> Row:
@@ -119,7 +119,8 @@ class Table(dict[str, Row]):
         for name in list(self.entries):
             while (entry := self.entries.get(name)) and entry.module in modules:
                 self.shelf[entry.module, name] = entry
-                del self[name], self.entries[name]
+                self.pop(name, None)
+                del self.entries[name]
                 if entry.before is not None:
                     self._put(name, entry.before)
 
