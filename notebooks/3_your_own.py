@@ -14,12 +14,11 @@
 # %% [markdown]
 # # A strategy and a salience metric of your own
 #
-# Both are a function and a row in a table. Nothing else knows them by name.
+# Both are a function with a decorator, which adds a row to a table. Nothing else knows them by name.
 
 # %%
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -50,13 +49,13 @@ def run(*flags: str) -> dict:
 
 
 # %%
+@raffm_ray.strategy("taking_turns", like="raffm", nested=False, prefix="none")
 def taking_turns(view: StrategyView, budget: Budget, client: int) -> Plan | None:
     """Even rounds as raffm, odd ones as fedrolex."""
     name = "raffm" if view.round % 2 == 0 else "fedrolex"
     return STRATEGIES[name].train(view, budget, client)
 
 
-STRATEGIES["taking_turns"] = replace(STRATEGIES["raffm"], train=taking_turns, nested=False, prefix="none")
 mine, theirs = run("--strategy.name", "taking_turns"), run()
 {
     name: (round(one["full_model"], 3), round(one["worst_device_type"]["metric"], 3))
@@ -70,12 +69,12 @@ mine, theirs = run("--strategy.name", "taking_turns"), run()
 
 
 # %%
+@raffm_ray.salience("upside_down")
 def upside_down(layout, parameters, statistics, rng: np.random.Generator) -> Scores:
     """The least of the L1 norm first."""
     return {name: -values for name, values in METRICS["l1"].score(layout, parameters, statistics, rng).items()}
 
 
-METRICS["upside_down"] = replace(METRICS["l1"], score=upside_down)
 device_types = {
     metric: run("--rounds", "1", "--salience.metric", metric)["device_types"] for metric in ("upside_down", "l1", "fisher")
 }

@@ -10,6 +10,8 @@ Open to other packages:
 - `flags`: flags of a command that are not settings
 - `formatting`: bytes, seconds and joules as text
 - `machine`: this machine's processor and memory
+- `registry`: tables of variants, and the decorators that add rows to them
+- `plugins`: Python files and modules that add such rows, read and imported
 - `profiling`: stopwatches: where a round's real time goes
 - `version`: the package's version and commit
 
@@ -18,4 +20,17 @@ Imports no other package.
 Start reading at `errors`.
 """
 
-__all__ = ["cache", "errors", "files", "flags", "formatting", "machine", "profiling", "seeding", "temporary_folders", "version"]
+__all__ = [
+    "cache",
+    "errors",
+    "files",
+    "flags",
+    "formatting",
+    "machine",
+    "plugins",
+    "profiling",
+    "registry",
+    "seeding",
+    "temporary_folders",
+    "version",
+]

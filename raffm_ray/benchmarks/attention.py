@@ -19,12 +19,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.machine import fast_bfloat16, processor
 from raffm_ray.benchmarks.training import WORKLOADS, Workload
-from raffm_ray.clients.local_training import OPTIMIZERS, backward, decayed_groups, one_thread
+from raffm_ray.clients.local_training import backward, decayed_groups, one_thread
 from raffm_ray.models.architecture import build, new_model
 from raffm_ray.models.attention import IMPLEMENTATIONS
 from raffm_ray.models.attention_choice import AttentionShape, attention_for, shape_of
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.pool.worker import keep_freed_memory
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 
 SHAPES: tuple[tuple[int, int, int, int], ...] = (
     (5, 8, 320, 4),

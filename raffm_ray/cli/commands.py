@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from raffm_ray.basics.errors import UserError, without_secrets
 from raffm_ray.basics.flags import whole
-from raffm_ray.cli.flags import Config, Out, Run, RunOut, Settings
+from raffm_ray.cli.flags import Config, Moved, Out, Plugins, Run, RunOut, Settings
 from raffm_ray.cli.signals import telling_how_to_resume
 from raffm_ray.runs.locations import fetched, fresh_folder, mirror_at
 
@@ -56,12 +56,13 @@ def run(
     /,
     *settings: Settings,
     out: RunOut = None,
+    plugin: Plugins = (),
     hand_over: Annotated[str | None, Parameter(show=False)] = None,
 ) -> int:
     """Run an experiment: a simulation, its records, a picture and a report."""
     from raffm_ray.settings.loading import load
 
-    experiment = load(config, settings)
+    experiment = load(config, settings, plugin)
     mirror = mirror_at(out)
     folder = Path(out) if out and mirror is None else fresh_folder(experiment.name)
     _start_ahead(experiment)
@@ -95,6 +96,7 @@ def submit(
         ),
     ] = None,
     pip: Annotated[str | None, Parameter(metavar="PACKAGE,...", help="Python packages that the job needs")] = None,
+    plugin: Plugins = (),
 ) -> int:
     """Run an experiment as a job on a Ray cluster: shows its log, and brings its report back.
 
@@ -102,10 +104,10 @@ def submit(
     """
     from raffm_ray.cli.submit import command
 
-    return command(Path(config), settings, address, out, pip)
+    return command(Path(config), settings, address, out, pip, plugin)
 
 
-def resume(run: Run, /, *settings: Settings) -> int:
+def resume(run: Run, /, *settings: Settings, plugin: Moved = ()) -> int:
     """Go on with a run that was interrupted; with --rounds N, also with one that is finished, to more rounds.
 
     Otherwise only settings that change no result may be others, such as --pool.workers.
@@ -117,7 +119,7 @@ def resume(run: Run, /, *settings: Settings) -> int:
     from raffm_ray.runs.simulation import resume as go_on
 
     with telling_how_to_resume(folder, mirror.url if mirror else ""):
-        return _show(go_on(folder, settings, Console(stderr=True), mirror=mirror), folder, mirror)
+        return _show(go_on(folder, settings, Console(stderr=True), mirror=mirror, plugins=plugin), folder, mirror)
 
 
 def _seeds(text: str) -> list[int]:
@@ -151,6 +153,7 @@ def compare(
         ),
     ] = None,
     out: Out = None,
+    plugin: Plugins = (),
 ) -> int:
     """Compare an experiment's strategy with its baselines, over seeds: one table, one picture.
 
@@ -158,7 +161,7 @@ def compare(
     """
     from raffm_ray.settings.loading import load
 
-    experiment = load(config, settings)
+    experiment = load(config, settings, plugin)
     chosen = _seeds(seeds) if seeds else [experiment.seed]
     folder = Path(out) if out else fresh_folder(f"compare-{experiment.name}")
     _start_ahead(experiment)
@@ -192,6 +195,7 @@ def study(
     /,
     *settings: Settings,
     out: Out = None,
+    plugin: Plugins = (),
 ) -> int:
     """Search for the best settings with Optuna.
 
@@ -199,7 +203,7 @@ def study(
     """
     from raffm_ray.studies.study import command
 
-    return command(Path(study), settings, out, fresh_folder)
+    return command(Path(study), settings, out, fresh_folder, plugin)
 
 
 def report(
@@ -207,6 +211,7 @@ def report(
     out: Annotated[
         str | None, Parameter(metavar="DIR", help="with several runs: folder of the comparison; default: a new one in runs/")
     ] = None,
+    plugin: Moved = (),
 ) -> int:
     """Draw the pictures and the HTML page of a finished run, or of several side by side."""
     if not runs:
@@ -215,14 +220,14 @@ def report(
         from raffm_ray.reports.multi_run_report import write_comparison
 
         folders = [fetched(word, checkpoints=False)[0] for word in runs]
-        print(write_comparison(folders, Path(out) if out else fresh_folder("report")))
+        print(write_comparison(folders, Path(out) if out else fresh_folder("report"), plugin))
         return 0
     if out:
         raise UserError("report: --out is for several runs; the report of one is written into its own folder")
     from raffm_ray.reports.run_report import write_report
 
     folder, mirror = fetched(runs[0], checkpoints=False)
-    for path in write_report(folder):
+    for path in write_report(folder, plugin):
         print(path)
     if mirror is not None:
         mirror.save(folder)
@@ -236,11 +241,12 @@ def shares(
     out: Annotated[
         str | None, Parameter(metavar="FILE", help="the picture: a new file .png, .svg or .pdf; default: a new one in runs/")
     ] = None,
+    plugin: Plugins = (),
 ) -> int:
     """Show who owns which data, as a table and a picture. Nothing is trained."""
     from raffm_ray.settings.loading import load
 
-    experiment = load(config, settings)
+    experiment = load(config, settings, plugin)
     image = Path(out) if out else Path(f"{fresh_folder(f'{experiment.name}-shares')}.png")
     if image.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--out {image}: expected a name that ends in .png, .svg or .pdf")

@@ -82,7 +82,7 @@ def _tree() -> App:
         return inner
 
     app["--help"].show = False
-    add(commands.run, f"run CONFIG.yaml {ANY_SETTINGS} [--out DIR|URL]", RUNS)
+    add(commands.run, f"run CONFIG.yaml {ANY_SETTINGS} [--out DIR|URL] [--plugin FILE]", RUNS)
     add(commands.submit, f"submit CONFIG.yaml [--address URL] {ANY_SETTINGS} [--out DIR|URL] [--pip PACKAGE,...]", RUNS)
     add(commands.resume, f"resume DIR|URL {ANY_SETTINGS}", RUNS)
     add(
@@ -212,10 +212,11 @@ def show_help(words: Sequence[str]) -> None:
         return
     from raffm_ray.cli.settings_text import settings_help
 
-    first, flags = "", list[str]()
+    first, flags, plugins = "", list[str](), list[str]()
     try:
         _, bound, _ = TREE.parse_args(asked, print_error=False, exit_on_error=False)
         first, flags = str(bound.arguments.get("config") or ""), list(bound.arguments.get("settings", ()))
+        plugins = list(bound.arguments.get("plugin", ()))
     except cyclopts.CycloptsError:
         pass  # help is also for whoever does not know yet what a call needs
-    print(f"\n{settings_help(command, SETTINGS_OF[command], first, flags)}")
+    print(f"\n{settings_help(command, SETTINGS_OF[command], first, flags, plugins)}")

@@ -73,7 +73,7 @@ def settings_text(prefix: str) -> str:
     return _grouped(Experiment, only=found, tables=bool(name))
 
 
-def settings_help(command: str, kind: str, first: str, flags: Sequence[str]) -> str:
+def settings_help(command: str, kind: str, first: str, flags: Sequence[str], plugins: Sequence[str] = ()) -> str:
     """The settings that a command takes, with their values where it is told of which file. `kind`: of `parser.SETTINGS_OF`; `first`: its
     file or folder, empty where it has none. Raises UserError for a file that cannot be read."""
     if kind == "study":
@@ -93,5 +93,5 @@ def settings_help(command: str, kind: str, first: str, flags: Sequence[str]) -> 
     elif first:
         from raffm_ray.settings.loading import load
 
-        values, of = load(Path(first), flags).model_dump(mode="json"), f" of {first}"
+        values, of = load(Path(first), flags, plugins).model_dump(mode="json"), f" of {first}"
     return f"Settings{of}, as --key.path value or --key.path=value:\n\n{_grouped(Experiment, values)}"

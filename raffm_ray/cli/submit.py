@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,14 @@ import ray
 
 from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.basics.flags import is_url
+from raffm_ray.basics.plugins import is_file_name
 from raffm_ray.pool.ray_start import connect
 from raffm_ray.runs.locations import fresh_folder
 from raffm_ray.runs.recorder import check_output
 from raffm_ray.runs.resuming import PLACES
 from raffm_ray.settings.experiment import Experiment
-from raffm_ray.settings.loading import load, load_recorded
+from raffm_ray.settings.loading import load, read_mapping
+from raffm_ray.settings.paths import absolute
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -49,12 +51,15 @@ def hand_over(folder: Path, name: str, experiment: Experiment) -> None:
         shutil.copyfile(folder / file, place / file)
 
 
-def command(path: Path, settings: Sequence[str], address: str | None, out: str | None, pip: str | None) -> int:
+def command(
+    path: Path, settings: Sequence[str], address: str | None, out: str | None, pip: str | None, plugins: Sequence[str] = ()
+) -> int:
     """Sends the current folder and runs an experiment of it there: the job's exit code. Raises UserError.
 
-    `out`: where a relative path, the folder here of what is brought back; otherwise where the whole run is on the cluster.
+    `out`: where a relative path, the folder here of what is brought back; otherwise where the whole run is on the cluster. Files of plug-ins
+    are sent with the folder.
     """
-    experiment = load(path, settings)
+    experiment = load(path, settings, plugins)
     there = out if out and (is_url(out) or Path(out).is_absolute()) else None
     here = Path.cwd()
     if not path.resolve().is_relative_to(here):
@@ -64,11 +69,22 @@ def command(path: Path, settings: Sequence[str], address: str | None, out: str |
         raise UserError(f"submit: {path}: left out by a .gitignore or .rayignore, so the cluster would not get it")
     check_size(here, files)
     check_places(path, here)
+    sent = [plugin_there(name, here, files) for name in plugins]
+    for one in experiment.plugins:
+        plugin_there(one.name, here, files)
     fresh = fresh_folder(experiment.name)
     name, folder = fresh.name, Path(out) if out and not there else fresh
     check_output(folder)
     client = client_at(dashboard(address))
-    told = ["raffm-ray", "run", path.resolve().relative_to(here).as_posix(), *settings, "--hand-over", name]
+    told = [
+        "raffm-ray",
+        "run",
+        path.resolve().relative_to(here).as_posix(),
+        *settings,
+        *(f"--plugin={one}" for one in sent),
+        "--hand-over",
+        name,
+    ]
     where = shlex.quote(there) if there else f'"$HOME"/raffm-ray-runs/{shlex.quote(name)}'
     environment: dict[str, Any] = {"working_dir": str(here)} | ({"pip": pip.split(",")} if pip else {})
     with _one_line("submit: the job was refused"):
@@ -81,13 +97,31 @@ def command(path: Path, settings: Sequence[str], address: str | None, out: str |
     return ended(client, job, name, folder)
 
 
+def plugin_there(name: str, folder: Path, files: Mapping[Path, int]) -> str:
+    """What a plug-in is called in the job's folder. Raises UserError for a file that the cluster would not get."""
+    if not is_file_name(name):
+        return name
+    place = Path(name).expanduser().resolve()
+    if place not in files:
+        told = "left out by a .gitignore or .rayignore" if place.is_relative_to(folder) else f"outside of {folder}"
+        raise UserError(f"submit: plugins: {name}: {told}, so the cluster would not get it")
+    return place.relative_to(folder).as_posix()
+
+
 def check_places(path: Path, folder: Path) -> None:
     """Raises UserError where an experiment names a file, relative to itself, that a working directory does not hold."""
-    written, whole = load_recorded(path), load(path)
+    written, base = read_mapping(path), path.parent
+    whole = absolute(written, base)
     for name in PLACES:
         section, key = name.split(".")
-        given, place = (getattr(getattr(one, section), key) for one in (written, whole))
-        if given != place and not Path(given).expanduser().is_absolute() and not Path(place).is_relative_to(folder):
+        given, place = ((one.get(section) or {}).get(key) for one in (written, whole))
+        if (
+            given
+            and place
+            and given != place
+            and not Path(given).expanduser().is_absolute()
+            and not Path(place).is_relative_to(folder)
+        ):
             raise UserError(f"submit: {name}: {given}: outside of the working directory {folder}, which is what the cluster gets")
 
 

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from raffm_ray.basics.errors import UserError, near_miss
 from raffm_ray.basics.flags import whole
-from raffm_ray.cli.flags import Config, Out, Settings, Switch
+from raffm_ray.cli.flags import Config, Moved, Out, Plugins, Settings, Switch
 from raffm_ray.deployment.options import DeployOptions
 from raffm_ray.runs.locations import fresh_folder
 
@@ -18,28 +18,28 @@ AS_GIVEN = DeployOptions()
 FLEET = ("show", "calibrate")
 
 
-def _deploy(source: str, settings: tuple[str, ...], options: DeployOptions, comparing: bool) -> int:
+def _deploy(source: str, settings: tuple[str, ...], options: DeployOptions, plugins: tuple[str, ...], comparing: bool) -> int:
     from raffm_ray.deployment.command import deploy as write
 
     folder = Path(options.out) if options.out else fresh_folder(f"deployed-{Path(source).name}")
-    return write(source, settings, options, folder, comparing)
+    return write(source, settings, options, folder, comparing, plugins)
 
 
-def deploy(source: Source, /, *settings: Settings, options: Options = AS_GIVEN) -> int:
+def deploy(source: Source, /, *settings: Settings, options: Options = AS_GIVEN, plugin: Moved = ()) -> int:
     """Write the part of a trained model that fits a budget, as a model for transformers.
 
     The part is a folder that transformers loads after `import raffm_ray`. A checkpoint that is no run needs data that ranks and measures
     it: --task.name names it.
     """
-    return _deploy(source, settings, options, comparing=False)
+    return _deploy(source, settings, options, plugin, comparing=False)
 
 
-def deploy_compare(source: Source, /, *settings: Settings, options: Options = AS_GIVEN) -> int:
+def deploy_compare(source: Source, /, *settings: Settings, options: Options = AS_GIVEN, plugin: Moved = ()) -> int:
     """Compare the sizes of a trained model as PyTorch, ONNX and int8: a table and a picture.
 
     The metric, bytes, MACs, memory and time of every size. Default: --sizes 1,0.75,0.5,0.35,0.25
     """
-    return _deploy(source, settings, options, comparing=True)
+    return _deploy(source, settings, options, plugin, comparing=True)
 
 
 Workers = Annotated[
@@ -115,11 +115,12 @@ def fleet_show(
             help="a described cluster: also the workers that the run would get there, and the time of a round",
         ),
     ] = None,
+    plugin: Plugins = (),
 ) -> int:
     """Show what each device type may use, trains and pays in a round. Nothing is trained."""
     from raffm_ray.fleet.command import show
 
-    return show(Path(config), settings, Path(cluster) if cluster else None)
+    return show(Path(config), settings, Path(cluster) if cluster else None, plugin)
 
 
 def fleet_calibrate(
@@ -129,11 +130,12 @@ def fleet_calibrate(
     out: Annotated[str | None, Parameter(metavar="FILE.yaml", help="file of the profile; default: it is printed")] = None,
     name: Annotated[str, Parameter(metavar="NAME", help="name of the profile")] = "this_machine",
     watts: Annotated[str | None, Parameter(metavar="WATTS", help="power of this machine while it computes")] = None,
+    plugin: Plugins = (),
 ) -> int:
     """Measure this machine: a device profile for fleet.profiles."""
     from raffm_ray.fleet.command import calibrate
 
-    return calibrate(settings, Path(config) if config else None, out, name, watts)
+    return calibrate(settings, Path(config) if config else None, out, name, watts, plugin)
 
 
 def settings(
@@ -146,10 +148,14 @@ def settings(
         ),
     ] = "",
     /,
+    *,
+    plugin: Plugins = (),
 ) -> int:
     """Print each setting of an experiment: its type, default, allowed values and meaning."""
     from raffm_ray.cli.settings_text import settings_text
+    from raffm_ray.settings.plugins import with_plugins
 
+    with_plugins({}, plugin)
     print(settings_text(prefix))
     return 0
 

@@ -6,6 +6,7 @@ Open to other packages:
 - `client_runner`: runs a block of clients, and evaluations
 - `local_training`: the training loop of one client
 - `central_training`: training of one module at the server
+- `client_updates`: a client's local training as a whole
 - `stacked_training`: the same for several clients at once
 - `augmentation`: random crops and flips of a client's images
 
@@ -21,4 +22,12 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`.
 Start reading at `client_runner`.
 """
 
-__all__ = ["augmentation", "central_training", "client_runner", "local_training", "messages", "stacked_training"]
+__all__ = [
+    "augmentation",
+    "central_training",
+    "client_runner",
+    "client_updates",
+    "local_training",
+    "messages",
+    "stacked_training",
+]

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from raffm_ray.axes.flat_parameters import Flat, views
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.plugins import Plugin
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.basics.seeding import generator, torch_seed
 from raffm_ray.clients.block_sums import add_updates
+from raffm_ray.clients.client_updates import CLIENT_UPDATES, Batches, updated
 from raffm_ray.clients.explained_errors import explaining_kernels, naming_clients
-from raffm_ray.clients.local_training import ClientData, Prefix, Training, computing, train
+from raffm_ray.clients.local_training import ClientData, Prefix, Training, computing
 from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
 from raffm_ray.clients.module_factory import ModuleFactory, Parameters
 from raffm_ray.clients.stacked_training import Part, stack_of, stacking_groups, train_stack
@@ -33,7 +35,7 @@ from raffm_ray.data.metrics import Writing
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.attention_choice import attention_of
 from raffm_ray.models.freezing import only_trained
-from raffm_ray.models.objectives import OBJECTIVES, Objective, training_objective
+from raffm_ray.models.objectives import Objective, objective_of, training_objective
 from raffm_ray.models.word_rows import word_rows
 from raffm_ray.models.writing import write_greedily
 from raffm_ray.subnetworks.calibration import add_statistics, collect
@@ -58,7 +60,7 @@ def _by_plan(seen: Mapping[int | None, int], job: Job) -> dict[int, int]:
 @dataclass
 class ClientRunner:
     """Everything a worker needs that does not change during a run. `shares`: by client, indices of `examples`; `gpu_bytes`: what a worker
-    takes of a GPU, where it is asked for; `writing`: how the held-out part is answered in words, if it is; `deterministic`: whether a GPU may only use kernels that give the same bits every time."""
+    takes of a GPU, where it is asked for; `writing`: how the held-out part is answered in words, if it is; `plugins`: what a worker's process imports first; `deterministic`: whether a GPU may only use kernels that give the same bits every time."""
 
     architecture: Architecture
     examples: Examples
@@ -69,6 +71,7 @@ class ClientRunner:
     gpu_bytes: int = 0
     deterministic: bool = True
     writing: Writing | None = None
+    plugins: tuple[Plugin, ...] = ()
     watch: Stopwatch = field(default_factory=Stopwatch)
     _copied: tuple["weakref.ref[Flat]", Tensor] | None = field(default=None, init=False, repr=False)
 
@@ -77,15 +80,15 @@ class ClientRunner:
         """Where its modules are made."""
         return ModuleFactory(self.architecture, self.watch, self.device)
 
-    @property
+    @cached_property
     def objective(self) -> Objective:
-        """By which the model's head is measured."""
-        return OBJECTIVES[self.architecture.head]
+        """By which the model is measured."""
+        return objective_of(self.architecture)
 
     @cached_property
     def training_objective(self) -> Objective:
-        """What the model's head is trained for."""
-        return training_objective(self.architecture.head, self.architecture.class_weights)
+        """What the model is trained for."""
+        return training_objective(self.architecture)
 
     def _flat(self, flat: Flat) -> Tensor:
         # The array may be shared memory that torch could write to although it is read-only: modules get copies out of it.
@@ -195,6 +198,7 @@ class ClientRunner:
             prefixes=len(job.prefixes),
             distill=context.distill,
             temperature=context.temperature,
+            own=context.own,
         )
 
     def _data(self, context: RoundContext, job: Job) -> ClientData:
@@ -206,7 +210,8 @@ class ClientRunner:
 
     def _train(self, parameters: Parameters, context: RoundContext, job: Job, number: int) -> TrainingResult:
         plan, rows = context.plans[number], None
-        if not context.local.weight_decay:  # which shrinks also the words that no text uses
+        standard = CLIENT_UPDATES[context.local.client_update].stacks
+        if standard and not context.local.weight_decay:  # which shrinks also the words that no text uses
             rows = word_rows(self.architecture, self.examples, self.shares[job.client], self.device)
         module = self.module_factory.module(parameters, plan, context.norms, rows=rows).train()
         own = dict(module.named_parameters())
@@ -220,15 +225,9 @@ class ClientRunner:
                 made[position] = self.module_factory.inside(smaller, plan, own, context.norms, rows)
             return made[position]
 
-        loss, seen = train(
-            module=module,
-            training=self._training(context, job),
-            examples=self.examples,
-            client=self._data(context, job),
-            prefix_at=prefix_at,
-            given=given,
-        )
-        changed = {name: parameter.detach().sub_(given[name]) for name, parameter in trained.items()}
+        training, client = self._training(context, job), self._data(context, job)
+        loss, seen, sent = updated(module, Batches(self.examples, training, client, self.device, prefix_at), given)
+        changed = sent or {name: parameter.detach().sub_(given[name]) for name, parameter in trained.items()}
         if rows is not None:
             changed[rows.table] = rows.in_table(changed[rows.table])
         change = torch.cat([values.flatten() for values in changed.values()])

@@ -1,8 +1,8 @@
 """Local training of one module, with smaller prefixes of its own plan. No plans, no messages, no Ray."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,25 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raffm_ray.axes.indexing import Selection, scatter_add_selected, take_selected
-from raffm_ray.clients.augmentation import moved, moves_of
-from raffm_ray.data.examples import Examples, batches, steps_of
+from raffm_ray.data.examples import steps_of
 from raffm_ray.models.objectives import Objective
 from raffm_ray.settings.experiment import LocalSettings
-
-ParameterGroups = list[dict[str, Any]]
-Optimizer = Callable[[ParameterGroups, float], torch.optim.Optimizer]
-"""(groups of parameters with their weight decay, learning rate) -> an optimizer of them."""
-
-
-def _sgd(groups: ParameterGroups, rate: float, momentum: float = 0.0) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=groups[0]["params"][0].is_cuda)
-
-
-OPTIMIZERS: dict[str, Optimizer] = {
-    "adamw": lambda groups, rate: torch.optim.AdamW(groups, lr=rate, fused=True),
-    "sgd": _sgd,
-    "momentum": lambda groups, rate: _sgd(groups, rate, 0.9),
-}
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS, ParameterGroups
 
 
 def decayed_groups(parameters: Sequence[Tensor], weight_decay: float, stacked: bool = False) -> ParameterGroups:
@@ -185,7 +170,8 @@ def choose(prefix: str, prefixes: int, step: int, rng: np.random.Generator) -> t
 class Training:
     """What is the same for all clients of one plan: the loss, the settings, and how smaller prefixes of the plan are trained beside it.
 
-    `prefix` and `prefixes` are `choose`'s arguments; `distill`: how much of a prefix's loss is the soft outputs of the own plan.
+    `prefix` and `prefixes` are `choose`'s arguments; `distill`: how much of a prefix's loss is the soft outputs of the own plan; `own`:
+    settings of plug-ins.
     """
 
     objective: Objective
@@ -195,6 +181,7 @@ class Training:
     prefixes: int = 0
     distill: float = 0.0
     temperature: float = 1.0
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     def steps(self, examples: int) -> int:
         """Of a client with so many examples."""
@@ -202,7 +189,8 @@ class Training:
 
     def optimizer(self, parameters: Sequence[Tensor], stacked: bool = False) -> torch.optim.Optimizer:
         """A new optimizer of these parameters, whose first dimension counts clients if they are `stacked`."""
-        return OPTIMIZERS[self.local.optimizer](decayed_groups(parameters, self.local.weight_decay, stacked), self.learning_rate)
+        chosen = OPTIMIZERS.chosen(self.local.optimizer, self.own)
+        return chosen(decayed_groups(parameters, self.local.weight_decay, stacked), self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -214,51 +202,3 @@ class ClientData:
     rng: np.random.Generator
     prefix_rng: np.random.Generator
     augmentation_rng: np.random.Generator | None = None
-
-
-def train(
-    module: nn.Module,
-    training: Training,
-    examples: Examples,
-    client: ClientData,
-    prefix_at: Callable[[int], tuple[nn.Module, Prefix]] | None = None,
-    given: Mapping[str, Tensor] | None = None,
-) -> tuple[float, dict[int | None, int]]:
-    """Plain local training of a module, in place: of its parameters that take a gradient.
-
-    `prefix_at` makes a prefix the first time it is drawn; it learns from the own plan's output of the same step as `backward` says.
-    `given`: the parameters that the module began with, which `local.proximal` pulls back to, before the gradient is clipped. Returns
-    the mean loss of the own plan, and how many examples went through the own plan (None) and each prefix.
-    """
-    objective, local = training.objective, training.local
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = training.optimizer(parameters)
-    seen: dict[int | None, int] = {}
-    losses: list[Tensor] = []
-    used: list[Tensor] = []
-    device, prefixes = str(parameters[0].device), training.prefixes if prefix_at else 0
-    for step, indices in enumerate(batches(client.share, local.batch_size, training.steps(len(client.share)), client.rng)):
-        moves = moves_of(local, client.augmentation_rng, len(indices))
-        batch = moved(examples.batch(indices, device), moves, local.crop_padding)
-        optimizer.zero_grad(set_to_none=True)
-        whole, drawn = choose(training.prefix, prefixes, step, client.prefix_rng)
-        teacher = None
-        if whole:
-            loss, output = backward(module, batch, objective, local.precision)
-            teacher = Distillation(output, training.distill, training.temperature) if training.distill else None
-            del output
-            losses.append(loss)
-            seen[None] = seen.get(None, 0) + len(indices)
-        if drawn is not None and prefix_at is not None:
-            inner, smaller = prefix_at(drawn)
-            smaller.read()
-            backward(inner, batch, objective, local.precision, teacher)
-            smaller.return_gradients()
-            seen[drawn] = seen.get(drawn, 0) + len(indices)
-        fill_gradients(parameters, used)
-        if local.proximal and given is not None:
-            pull_back(parameters, given.values(), local.proximal)
-        if local.clip is not None:
-            nn.utils.clip_grad_norm_(parameters, local.clip)
-        optimizer.step()
-    return float(np.mean(torch.stack(losses).tolist())), seen  # read once: a GPU would be waited for at every step

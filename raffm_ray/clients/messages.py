@@ -35,6 +35,7 @@ class RoundContext:
     size_specific: tuple[str, ...] = ()
     copies: tuple[int, ...] = ()
     norm_bound: float | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     def copy_of(self, plan: int | None) -> int:
         """Which copy of the size-specific parameters a plan uses; 0 are the model's own."""

@@ -17,6 +17,7 @@ Open to other packages:
 Used inside only:
 
 - `labels`: how many classes there are, and what is odd about them
+- `own_data`: data that a function gives instead of a file
 - `packing`: texts of one owner as blocks of equal length
 
 Imports `basics`, `settings`.

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.registry import Table
 
 Answers = NDArray[np.float64]
 
@@ -20,13 +21,14 @@ class Metric:
     """A row of `METRICS`. `score(answers, truth)`: answers [examples, k] as the head's objective gives them (objectives.py).
 
     `percent`: whether it is a fraction that people read in %. `higher`: whether more is better. `written`: whether answers are tokens that the
-    model writes, see `Writing`, instead of what the objective gives.
+    model writes, see `Writing`, instead of what the objective gives. `kinds`: the kinds of tasks that it is for, besides those that name it.
     """
 
     score: Callable[[Answers, Any], float]
     percent: bool = True
     higher: bool = True
     written: bool = False
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def _same_text(given: str, true: str) -> float:
     return float(_plain(given) == _plain(true))
 
 
-METRICS: dict[str, Metric] = {
+_METRICS = {
     "accuracy": Metric(accuracy),
     "f1": Metric(f1),
     "matthews": Metric(matthews),
@@ -162,6 +164,9 @@ METRICS: dict[str, Metric] = {
     "rouge_l": Metric(_best(rouge_l), written=True),
     "no_answer": Metric(_of_those(False, _same_text)),
 }
+METRICS: Table[Metric] = Table(
+    "metric", _METRICS, without_settings="a metric has no settings: another one is a function with another name"
+)
 
 
 def shown(metric: str, value: float) -> str:

@@ -1,14 +1,15 @@
 """Partitions: which example belongs to which client."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raffm_ray.basics.errors import UserError, look_up
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.registry import Table
 from raffm_ray.settings.experiment import ClientSettings
 
 Indices = NDArray[np.int64]
@@ -174,7 +175,7 @@ class Partition:
     by: Literal["nothing", "classes", "groups"]
 
 
-PARTITIONS: dict[str, Partition] = {
+_PARTITIONS = {
     "iid": Partition(iid, "nothing"),
     "dirichlet_by_class": Partition(dirichlet_by_class, "classes"),
     "dirichlet_by_client": Partition(dirichlet_by_client, "classes"),
@@ -183,15 +184,18 @@ PARTITIONS: dict[str, Partition] = {
     "k_shot": Partition(k_shot, "classes"),
     "natural": Partition(natural, "groups"),
 }
+PARTITIONS: Table[Partition] = Table("partition", _PARTITIONS)
 
 
-def partition(labels: Indices, settings: ClientSettings, rng: np.random.Generator) -> Shares:
+def partition(
+    labels: Indices, settings: ClientSettings, rng: np.random.Generator, own: Mapping[str, Any] | None = None
+) -> Shares:
     """Divides examples over clients: one ascending array of example indices for each. Clients may come out empty (callers drop them).
 
-    `labels`: [examples], what the partition goes by: classes, or groups for `natural`. Raises UserError when there are more clients
+    `labels`: [examples], what the partition goes by: classes, or groups for `natural`; `own`: settings of plug-ins. Raises UserError when there are more clients
     than examples, or the partition cannot be met.
     """
-    deal = look_up(PARTITIONS, settings.partition, "clients.partition").deal
+    deal = PARTITIONS.chosen(settings.partition, own or {}, "clients.partition").deal
     if settings.count > len(labels):
         raise UserError(f"clients.count: {settings.count} clients cannot share {len(labels)} examples")
     owner = deal(labels, settings, rng)

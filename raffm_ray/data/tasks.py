@@ -6,17 +6,19 @@ A task on data of one's own is a kind by its name, with `task.data` and `task.co
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from raffm_ray.basics.errors import UserError, look_up, near_miss
+from raffm_ray.basics.registry import Table
+from raffm_ray.basics.seeding import generator
 from raffm_ray.data.encoding import Columns, Pictures, Words, cached, chunks
 from raffm_ray.data.examples import Examples, Ragged, batch_length
 from raffm_ray.data.labels import label_count, labels_beyond_two, notes_on_classes
 from raffm_ray.data.metrics import METRICS, Answers, Writing
-from raffm_ray.data.sources import Rows, class_names, divide, open_splits, split_of, told_parts
+from raffm_ray.data.own_data import digits, own_rows, parts_of_arrays, ready_splits, splits_of
+from raffm_ray.data.sources import Rows, class_names, divide, open_splits, split_of
 from raffm_ray.data.task_types import TASK_TYPES, Loading, TaskType, scorer
 from raffm_ray.settings.task_and_model import TaskSettings
 
@@ -76,7 +78,8 @@ def check_labels(task: Task, labels: int) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A row of `TASKS`: a data set of a kind; what the settings name comes first."""
+    """A row of `TASKS`: a data set of a kind; what the settings name comes first. `rows`: a function that gives the data, instead of a
+    file; `ready`: whether it gives the model's inputs and not yet rows of the kind."""
 
     kind: str
     data: str | None = None
@@ -84,6 +87,15 @@ class Recipe:
     columns: Mapping[str, str] = field(default_factory=dict)
     held_out: str | None = None
     metric: str | None = None
+    rows: Callable[[TaskSettings, np.random.Generator], Any] | None = None
+    ready: bool = False
+
+
+def _row(rows: Any, like: Recipe | None, **others: Any) -> Recipe:
+    """Raises UserError for a kind that there is not."""
+    row = replace(like, rows=rows, **others) if like else Recipe(**{**others, "rows": rows})
+    look_up(TASK_TYPES, row.kind, "kind of task")
+    return row
 
 
 def _glue(
@@ -93,7 +105,7 @@ def _glue(
     return Recipe(kind=kind, data="nyu-mll/glue", subset=subset, columns=columns, held_out=split, metric=metric)
 
 
-TASKS: dict[str, Recipe] = {
+_TASKS = {
     # GLUE (Wang et al. 2019, table 1): its nine tasks, columns and metrics.
     "cola": _glue("cola", "sentence", None, "matthews"),
     "sst2": _glue("sst2", "sentence", None, "accuracy"),
@@ -110,6 +122,7 @@ TASKS: dict[str, Recipe] = {
     "cifar10": Recipe("image_classification", "uoft-cs/cifar10", columns={"image": "img"}, held_out="test"),
     **{kind: Recipe(kind) for kind in TASK_TYPES},
 }
+TASKS: Table[Recipe] = Table("task", _TASKS, function="rows", make=_row, signatures={"rows": own_rows})
 EMBEDDED = "digits"
 
 
@@ -120,12 +133,13 @@ def task_names() -> list[str]:
 
 def needs_words(name: str) -> bool:
     """Whether a task's examples are texts. Raises UserError for an unknown name."""
-    return name != EMBEDDED and TASK_TYPES[_recipe(name).kind].head != "image_classification"
+    row = _recipe(name)
+    return not row.ready and TASK_TYPES[row.kind].head != "image_classification"
 
 
 def head_of(name: str) -> str:
     """The task head that a task needs. Raises UserError for an unknown name."""
-    return "image_classification" if name == EMBEDDED else TASK_TYPES[_recipe(name).kind].head
+    return TASK_TYPES[_recipe(name).kind].head
 
 
 def hub_name(settings: TaskSettings) -> str | None:
@@ -134,37 +148,7 @@ def hub_name(settings: TaskSettings) -> str | None:
 
 
 def _recipe(name: str) -> Recipe:
-    return look_up({EMBEDDED: Recipe("image_classification"), **TASKS}, name, "task")
-
-
-def digits(public: int, held_out: float, rng: np.random.Generator, validation: int = 0) -> Task:
-    """scikit-learn's optical digits: 1,797 real 8 x 8 grey images of 10 classes (Alpaydin and Kaynak 1998), scaled to -1..1."""
-    spec = find_spec("sklearn")  # only its file is read: importing it takes a second
-    assert spec is not None
-    assert spec.origin is not None
-    table = np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
-    images, classes = (table[:, :-1].reshape(-1, 1, 8, 8) / 8.0 - 1.0).astype(np.float32), table[:, -1].astype(np.int64)
-    order = rng.permutation(len(images))
-    testing = round(held_out * len(images))
-    if testing + public + validation >= len(images):
-        raise UserError(f"task: {told_parts(public, validation, testing)} leave none of {len(images)} to the clients")
-    held, shown, validating, owned = (
-        Examples({"pixel_values": images[part]}, classes[part])
-        for part in map(np.sort, np.split(order, np.cumsum([testing, public, validation])))
-    )
-    return Task(
-        name=EMBEDDED,
-        head="image_classification",
-        labels=10,
-        metric="accuracy",
-        public=shown,
-        clients=owned,
-        held_out=held,
-        score=lambda answers: METRICS["accuracy"].score(answers, held.labels),
-        class_names=(),
-        validation=validating if validation else None,
-        validation_score=(lambda answers: METRICS["accuracy"].score(answers, validating.labels)) if validation else None,
-    )
+    return look_up({EMBEDDED: Recipe("image_classification", ready=True), **TASKS}, name, "task")
 
 
 def load_task(
@@ -173,8 +157,9 @@ def load_task(
     words: Words | None = None,
     pictures: Pictures | None = None,
     first_target: int | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> Task:
-    """The task that the settings describe, read and split; what was tokenized before comes from the cache.
+    """The task that the settings describe, read and split; what was tokenized before comes from the cache. `own`: settings of plug-ins.
 
     Raises UserError for whatever is not there or does not fit, before anything is trained.
     """
@@ -182,23 +167,35 @@ def load_task(
     if settings.name == EMBEDDED:
         _refuse_for_digits(settings)
         fraction = settings.held_out if isinstance(settings.held_out, float) else 0.25
-        return digits(settings.public, fraction, rng, settings.validation)
+        parts = parts_of_arrays(settings, recipe.kind, {settings.train: digits()}, fraction, "accuracy", rng)
+        return Task(name=settings.name, head=head_of(settings.name), metric="accuracy", **parts)
     kind = TASK_TYPES[recipe.kind]
     if settings.pack and kind.read_packed:
         kind = replace(kind, read=kind.read_packed)
-    data, held_out = settings.data or recipe.data, settings.held_out
-    if held_out is None:
-        held_out = recipe.held_out or 0.25
-    if data is None:
+    data, held_out = settings.data or recipe.data, recipe.held_out or 0.25 if settings.held_out is None else settings.held_out
+    if recipe.rows is not None and settings.data:
+        raise UserError(f"task.data: {data!r} cannot be set for task {settings.name!r}, whose data a function gives")
+    if data is None and recipe.rows is None:
         raise UserError(f"task.data: task {settings.name!r} needs a data set: a local file or folder, or a name on the hub")
     columns = _columns(settings, recipe, kind)
     metric = settings.metric or recipe.metric or kind.metrics[0]
-    if metric not in kind.metrics:
-        raise UserError(f"task.metric: {metric!r} is not for {recipe.kind}{near_miss(metric, kind.metrics, listed=True)}")
+    metrics = [*kind.metrics, *(name for name, row in METRICS.items() if recipe.kind in row.kinds)]
+    if metric not in metrics:
+        raise UserError(f"task.metric: {metric!r} is not for {recipe.kind}{near_miss(metric, metrics, listed=True)}")
     if held_out == settings.train:
         raise UserError(f"task.held_out: {held_out!r} is also task.train: what evaluates must not be trained on")
     subset = settings.subset or (recipe.subset if settings.data is None else None)
-    splits, key = open_splits(data, subset, settings.revision)
+    splits: Mapping[str, Any]
+    if recipe.rows is not None:
+        rows_of = TASKS.chosen(settings.name, own or {}).rows
+        assert rows_of is not None
+        given = rows_of(settings, generator(settings.split_seed, "rows of a task"))
+        if recipe.ready:
+            parts = parts_of_arrays(settings, recipe.kind, ready_splits(settings.name, given), held_out, metric, rng)
+            return Task(name=settings.name, head=kind.head, metric=metric, **parts)
+        splits, key = splits_of(settings.name, given, list(kind.columns))
+    else:
+        splits, key = open_splits(data or "", subset, settings.revision)
     rows = split_of(splits, key, settings.train, "task.train")
     held = split_of(splits, key, held_out, "task.held_out") if isinstance(held_out, str) else held_out
     tables = [rows, held] if isinstance(held, Rows) else [rows]

@@ -81,10 +81,18 @@ def table_of(told: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def deploy(source: str, flags: Sequence[str], options: DeployOptions, folder: Path, comparing: bool = False) -> int:
+def deploy(
+    source: str,
+    flags: Sequence[str],
+    options: DeployOptions,
+    folder: Path,
+    comparing: bool = False,
+    plugins: Sequence[str] = (),
+) -> int:
     """Writes what is asked for of a run or checkpoint into a new folder, and prints a table. Raises UserError.
 
-    `flags`: settings of the task, for a checkpoint; `comparing`: all forms of several sizes, and a picture of them.
+    `flags`: settings of the task, for a checkpoint; `comparing`: all forms of several sizes, and a picture of them; `plugins`: where
+    those of the run are now, or of a checkpoint.
     """
     budgets, sizes = dict[str, float](), options.sizes
     for text in options.budget:
@@ -114,7 +122,7 @@ def deploy(source: str, flags: Sequence[str], options: DeployOptions, folder: Pa
     check_output(folder)
     console = Console(stderr=True)
     with console.status(f"reading {source}"):
-        trained = find_trained_model(source, flags)
+        trained = find_trained_model(source, flags, plugins)
     if options.elastic:
         check_supernet(trained)
     plans = {f"size-{size:g}": plan_for(trained, {"layer_params": size}) for size in asked}

@@ -139,11 +139,13 @@ def deploy(
     device: str | None = None,
     flags: Sequence[str] = (),
     formats: ExportFormats | None = None,
+    plugins: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Writes the subnetwork of a finished run, or of a checkpoint, that fits; returns what was measured of it.
 
     `budgets`: such as {"params": 0.5}, by the kinds of `costs.budget_from` or `latency_ms`; `device`: a device type or profile; `flags`:
-    settings for a checkpoint, as on the command line; `formats`: what is written beside the weights, such as `ExportFormats(onnx=True)`. With
+    settings for a checkpoint, as on the command line; `formats`: what is written beside the weights, such as `ExportFormats(onnx=True)`;
+    `plugins`: where those of the run are now. With
     `ExportFormats(elastic=True)` neither need be said, and then nothing is measured. Raises UserError for whatever cannot work.
     """
     formats, console = formats or ExportFormats(), Console(stderr=True, quiet=True)
@@ -151,7 +153,7 @@ def deploy(
         raise UserError(f"budgets: expected a mapping such as {{'params': 0.5}}, got {budgets!r}")
     check_forms(formats, sizes=bool(budgets or device))
     check_output(Path(folder))
-    trained = find_trained_model(str(source), flags)
+    trained = find_trained_model(str(source), flags, plugins)
     if formats.elastic:
         check_supernet(trained)
     trained = fitted(trained, budgets or {}, device)

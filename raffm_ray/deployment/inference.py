@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raffm_ray.data.tasks import Task
-from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.models.objectives import OBJECTIVES, Objective
 from raffm_ray.models.writing import write_greedily
 
 Answer = Callable[[Mapping[str, Tensor]], Any]
@@ -28,9 +28,9 @@ def torch_answer(model: nn.Module) -> Answer:
     return answer
 
 
-def metric_of(answer: Answer, task: Task, batch_size: int) -> float:
-    """The task's metric on its held-out part."""
-    objective, given = OBJECTIVES[task.head], []
+def metric_of(answer: Answer, task: Task, batch_size: int, objective: Objective | None = None) -> float:
+    """The task's metric on its held-out part. `objective`: what the model is measured by, if not its head's."""
+    objective, given = objective or OBJECTIVES[task.head], []
     for start in range(0, len(task.held_out), batch_size):
         batch = task.held_out.batch(slice(start, min(start + batch_size, len(task.held_out))))
         labels = batch.pop("labels")

@@ -13,7 +13,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.central_training import CentralTraining, train_centrally
-from raffm_ray.clients.local_training import OPTIMIZERS, decayed_groups, one_thread
+from raffm_ray.clients.local_training import decayed_groups, one_thread
 from raffm_ray.data.examples import batches
 from raffm_ray.deployment.exports import (
     TOLERANCE,
@@ -30,8 +30,9 @@ from raffm_ray.deployment.model_card import card
 from raffm_ray.deployment.trained_model import TrainedModel
 from raffm_ray.models.architecture import Architecture, build
 from raffm_ray.models.freezing import for_training
-from raffm_ray.models.objectives import training_objective
+from raffm_ray.models.objectives import objective_of, training_objective
 from raffm_ray.runs.recorder import write_json
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.standalone import kept_of, load_standalone, save_standalone
 
@@ -85,7 +86,7 @@ def tuned(
     full = torch_answer(build(architecture, trained.cut(Plan()), Plan()).eval())
     rng, everything = generator(prepared.setup.experiment.seed, "tuning"), np.arange(len(prepared.task.public))
     training = CentralTraining(
-        objective=training_objective(architecture.head, architecture.class_weights),
+        objective=training_objective(architecture),
         optimizer=lambda parameters: OPTIMIZERS[local.optimizer](decayed_groups(parameters, local.weight_decay), rate),
         rate=lambda step: rate * (1 - step / steps),
         clip=local.clip,
@@ -127,9 +128,10 @@ def write_model(trained: TrainedModel, plan: Plan, folder: Path, formats: Export
     }
     if costs.params < trained.least_params:
         told["least_trained"] = trained.least_params
+    measured_by = objective_of(architecture)
     if formats.tune:
         before = build(architecture, {name: values.clone() for name, values in tensors.items()}, plan).eval()
-        told["before_tuning"] = metric_of(torch_answer(before), task, experiment.evaluation.batch_size)
+        told["before_tuning"] = metric_of(torch_answer(before), task, experiment.evaluation.batch_size, measured_by)
         told |= {"tuning_steps": formats.tune, "tuned_on": "the full model's answers" if formats.distill else "labels"}
         tensors = tuned(trained, plan, tensors, formats.tune, formats.distill)
     told["plain"] = save_standalone(folder, architecture, plan, tensors)
@@ -142,7 +144,7 @@ def write_model(trained: TrainedModel, plan: Plan, folder: Path, formats: Export
         told["program"] = PROGRAM
     for form, answer in answers_of(folder, task.head).items():
         file = folder / FILES[form]
-        metric = metric_of(answer, task, experiment.evaluation.batch_size)
+        metric = metric_of(answer, task, experiment.evaluation.batch_size, measured_by)
         told["forms"][form] = {"file": file.name, "bytes": file.stat().st_size, "metric": metric}
     if formats.onnx or formats.int8:
         both = answers_of(folder, task.head)

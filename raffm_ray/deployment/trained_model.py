@@ -95,10 +95,10 @@ def _arrays(path: Path) -> dict[str, Tensor]:
     return arrays
 
 
-def of_run(folder: Path, flags: Sequence[str] = ()) -> TrainedModel:
-    """What a finished run left. `flags`: other places of its files. Raises UserError for a folder that is none, and for files that are
+def of_run(folder: Path, flags: Sequence[str] = (), plugins: Sequence[str] = ()) -> TrainedModel:
+    """What a finished run left. `flags`: other places of its files; `plugins`: of its plug-ins. Raises UserError for a folder that is none, and for files that are
     damaged, of another model, or not what they were."""
-    experiment = experiment_in(folder, flags)
+    experiment = experiment_in(folder, flags, plugins)
     if not (folder / SUMMARY).is_file():
         raise UserError(f"{folder}: the run is not finished: only what it ends with can be deployed{how_to_resume(folder)}")
     summary, final = read_summary(folder), folder / "checkpoints" / "final"
@@ -151,7 +151,7 @@ def _what_it_is(folder: Path) -> str:
     return f"; it is a part of the run {runs[0]}" if runs else ""
 
 
-def of_checkpoint(place: str, flags: Sequence[str]) -> TrainedModel:
+def of_checkpoint(place: str, flags: Sequence[str], plugins: Sequence[str] = ()) -> TrainedModel:
     """A transformers checkpoint, brought into the basis in which its parts can best be told apart and ranked on the public part of the task
     that `flags` name. Raises UserError where it or its data cannot be used."""
     if not any(flag.split("=")[0] in DATA for flag in flags):
@@ -159,12 +159,12 @@ def of_checkpoint(place: str, flags: Sequence[str]) -> TrainedModel:
             f"{place}: a checkpoint is ranked and measured on data: name it by --task.name, or --task.kind and --task.data{_what_it_is(Path(place))}"
         )
     values = override(ANY_TASK, ["--model.pretrained", place, *flags])
-    settings = parse(values)
+    settings = parse(values, plugins)
     if settings.salience.source != "public" and METRICS[settings.salience.metric].statistic:
         raise UserError("salience.source: a plain checkpoint has no clients: it must be public")
     prepared = prepare(settings)
     if "rotation" not in values["salience"] and not all(rotatable(prepared.setup.architecture.layout).values()):
-        settings = parse(override(values, ["--salience.rotation", "calibrated"]))
+        settings = parse(override(values, ["--salience.rotation", "calibrated"]), plugins)
         prepared = replace(prepared, setup=replace(prepared.setup, experiment=settings))
     state = new_state(starting_parameters(prepared, lambda *_: None, lambda _: None))
     statistic = METRICS[settings.salience.metric].statistic
@@ -183,7 +183,7 @@ def _is_subnetwork(folder: Path) -> bool:
     return isinstance(described, dict) and described.get("model_type") in MODEL_TYPES
 
 
-def find_trained_model(source: str, flags: Sequence[str]) -> TrainedModel:
+def find_trained_model(source: str, flags: Sequence[str], plugins: Sequence[str] = ()) -> TrainedModel:
     """A run's folder, or a checkpoint. Raises UserError as `of_run` and `of_checkpoint`."""
     folder = Path(source).expanduser()
     if not folder.is_dir() and source not in PACKAGED and (folder.parent.is_dir() or source.count("/") != 1):
@@ -193,10 +193,10 @@ def find_trained_model(source: str, flags: Sequence[str]) -> TrainedModel:
         for flag, _ in pairs_of(flags):
             if flag.removeprefix("--") not in PLACES:
                 raise UserError(f"{flag}: a run is deployed as it is; only {', '.join(PLACES)} may be in another place")
-        return of_run(folder, flags)
+        return of_run(folder, flags, plugins)
     if _is_subnetwork(folder):
         raise UserError(f"{source}: is a subnetwork already; another size is deployed from what it was cut out of")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"{source}: neither a finished run nor a checkpoint: it holds no config.json{_what_it_is(folder)}")
     torch.manual_seed(0)
-    return of_checkpoint(source, flags)
+    return of_checkpoint(source, flags, plugins)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from raffm_ray.basics.errors import UserError, in_short, near_miss
 from raffm_ray.basics.files import read_whole
+from raffm_ray.basics.registry import Table
 from raffm_ray.basics.seeding import generator
 from raffm_ray.settings.experiment import ClockSettings
 
@@ -174,10 +175,7 @@ def trace(settings: ClockSettings, seed: int, clients: int) -> Availability:
     return at
 
 
-AVAILABILITY: dict[str, Callable[[ClockSettings, int, int], Availability]] = {
-    "always": always,
-    "periodic": periodic,
-    "markov": markov,
-    "trace": trace,
-}
+AVAILABILITY: Table[Callable[[ClockSettings, int, int], Availability]] = Table(
+    "availability", {"always": always, "periodic": periodic, "markov": markov, "trace": trace}
+)
 """(settings, seed, clients) -> who is awake when."""

@@ -98,13 +98,13 @@ def _table(title: str) -> Table:
     return Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
 
 
-def show(path: Path, flags: Sequence[str], described: Path | None) -> int:
+def show(path: Path, flags: Sequence[str], described: Path | None, plugins: Sequence[str] = ()) -> int:
     """Prints what every device type may use, trains and pays. Nothing is trained or written.
 
     `flags`: settings that differ from those of the file at `path`; `described`: a cluster's YAML file.
     """
     cluster = load_cluster(described) if described else None
-    prepared = prepare(load(path, flags))
+    prepared = prepare(load(path, flags, plugins))
     setup = prepared.setup
     placement = placed(prepared, cluster) if cluster else None
     examples = int(np.median([count for count in setup.examples if count]))
@@ -167,7 +167,9 @@ def compare(prepared: Prepared, device: Device, seconds: float, progress: Progre
     )
 
 
-def calibrate(flags: Sequence[str], path: Path | None, out: str | None, name: str, watts: str | None) -> int:
+def calibrate(
+    flags: Sequence[str], path: Path | None, out: str | None, name: str, watts: str | None, plugins: Sequence[str] = ()
+) -> int:
     """Measures this machine; the profile is printed, or written where `out` says. With the configuration at `path`, a table of estimates and
     measurements follows. `watts`: this machine's power, as given. Raises UserError."""
     power, place = _watts(watts), Path(out) if out else None
@@ -175,7 +177,7 @@ def calibrate(flags: Sequence[str], path: Path | None, out: str | None, name: st
         raise UserError(f"--name: expected letters, digits, '.', '_' and '-', got {name!r}")
     if place is not None and (place.exists() or not place.parent.is_dir()):
         raise UserError(f"--out {place}: {'is there already' if place.exists() else 'its folder is not there'}")
-    prepared = prepare(load(path, flags)) if path else None
+    prepared = prepare(load(path, flags, plugins)) if path else None
     stages = 2 + (len(SIZES) if prepared else 0)
     with Display(Console(stderr=True), "calibrate", 1) as display:
         display.stage("measuring this machine, some seconds", stages)

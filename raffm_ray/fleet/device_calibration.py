@@ -15,13 +15,14 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.machine import memory_bytes, processor
-from raffm_ray.clients.local_training import ClientData, Training, one_thread, train
+from raffm_ray.clients.client_updates import train
+from raffm_ray.clients.local_training import ClientData, Training, one_thread
 from raffm_ray.data.examples import Examples
 from raffm_ray.devices.profiles import Device, Host
 from raffm_ray.fleet.reference_models import REFERENCES, Row, driver, fitted, others_busy, references, seconds_in_turns
 from raffm_ray.models.architecture import Architecture, build
 from raffm_ray.models.freezing import for_training
-from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.models.objectives import objective_of
 from raffm_ray.pool.worker import keep_freed_memory
 from raffm_ray.settings.experiment import LocalSettings
 
@@ -42,7 +43,7 @@ def step_seconds(
     for_training(module, architecture.layout)
     share = np.arange(min(len(examples), STEPS * local.batch_size))
     timed = local.model_copy(update={"steps": STEPS})
-    training = Training(OBJECTIVES[architecture.head], timed, local.learning_rate or 0.0)
+    training = Training(objective_of(architecture), timed, local.learning_rate or 0.0)
 
     def run() -> None:
         train(module, training, examples, ClientData(share, np.random.default_rng(0), np.random.default_rng(0)))

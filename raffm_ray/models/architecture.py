@@ -4,7 +4,7 @@ Adding a family is one file (its layout and its kinds of positions) and one row 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers.initialization import no_init_weights
 from raffm_ray.axes.indexing import Plan, dim_size, kept_size
 from raffm_ray.axes.layout import Attention, Layout, is_kept
 from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.registry import Table
 from raffm_ray.models.attention import IMPLEMENTATIONS, fit_attention
 from raffm_ray.models.families import decoder, encoder, gpt2, rope, t5, vit
 from raffm_ray.models.modules import install, remove_layers, without_weights
@@ -65,7 +66,7 @@ _TEXT = Family(
 )
 _ROPE = Family(layout=rope.layout, positions=decoder.positions, saved=rope.saved, heads=decoder.HEADS, stock=_USUAL, fit=rope.fit)
 _T5 = {"ffn": "d_ff", "encoder/layers": "num_layers", "decoder/layers": "num_decoder_layers"}
-FAMILIES: dict[str, Family] = {
+_FAMILIES = {
     "vit": _VISION,
     "deit": _VISION,
     "bert": _TEXT,
@@ -87,6 +88,9 @@ FAMILIES: dict[str, Family] = {
         layout=t5.layout, positions=t5.positions, saved=t5.saved, heads=("sequence_to_sequence",), stock=_T5, fit=t5.fit
     ),
 }
+FAMILIES: Table[Family] = Table(
+    "family", _FAMILIES, without_settings="a family's own settings are fields of its configuration, in model.config"
+)
 
 HEADS: dict[str, Any] = {
     "image_classification": AutoModelForImageClassification,
@@ -101,7 +105,8 @@ HEADS: dict[str, Any] = {
 @dataclass(frozen=True, eq=False)
 class Architecture:
     """One concrete model, described: everything needed to build and train any subnetwork of it, but no weights. `class_weights`: what an
-    example of each class counts in the loss that it is trained for, empty where all count the same.
+    example of each class counts in the loss that it is trained for, empty where all count the same; `objective`: a row of OBJECTIVES that
+    it is trained and measured by, empty for its head's, and `own` settings of plug-ins that this may have.
 
     `attention`: how its modules compute attention, "sdpa" or "eager" (see attention_choice.py); `saved` is what autograd keeps with it.
     """
@@ -115,6 +120,8 @@ class Architecture:
     fit: Fit
     class_weights: tuple[float, ...] = ()
     attention: str = "sdpa"
+    objective: str = ""
+    own: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_head(model_type: str, head: str) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raffm_ray.basics.registry import Table
 from raffm_ray.data.examples import IGNORED
+from raffm_ray.models.architecture import Architecture
 
 LONGEST_ANSWER = 30
 """Tokens of an answer at most (Devlin et al. 2019, SQuAD script)."""
@@ -154,7 +156,7 @@ def _next(output: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
     return output.logits[:, :-1], labels[:, 1:]
 
 
-OBJECTIVES: dict[str, Objective] = {
+_OBJECTIVES = {
     **dict.fromkeys(
         ("sequence_classification", "image_classification"),
         Objective(
@@ -186,13 +188,46 @@ OBJECTIVES: dict[str, Objective] = {
         lambda output, labels: _token_each(output.logits, labels),
     ),
 }
+
+
+def _of_examples(each: Callable[[Any, Tensor], Tensor], scale: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any]:
+    """The fields `loss` and `each` of a loss that is said by example."""
+
+    def scaled(output: Any, labels: Tensor) -> Tensor:
+        found = each(output, labels)
+        found = found if found.dim() == 2 else _with_ones(found)
+        return found if scale is None else found * scale(labels)[:, None]
+
+    def loss(output: Any, labels: Tensor, reduction: str) -> Tensor:
+        summed, counted = scaled(output, labels).sum(0).unbind()
+        return summed if reduction == "sum" else summed / counted
+
+    return {"loss": loss, "each": scaled}
+
+
+def _row(each: Callable[[Any, Tensor], Tensor], like: Objective | None, **others: Any) -> Objective:
+    """What is decorated gives [batch] losses, or [batch, 2] as `each`; the mean and the sum follow from it."""
+    given = {**others, **_of_examples(each)}
+    return Objective(**given) if like is None else replace(like, **given)
+
+
+OBJECTIVES: Table[Objective] = Table("objective", _OBJECTIVES, function="each", make=_row, in_workers=True)
 """By the head's name in raffm_ray.models.architecture.HEADS."""
 
 
-def training_objective(head: str, class_weights: Sequence[float] = ()) -> Objective:
+def objective_of(architecture: Architecture) -> Objective:
+    """What a model is measured by: what its settings name, else its head's."""
+    return OBJECTIVES.chosen(architecture.objective or architecture.head, architecture.own)
+
+
+def training_objective(architecture: Architecture) -> Objective:
+    """What a model is trained for."""
+    return weighted(objective_of(architecture), architecture.class_weights)
+
+
+def weighted(objective: Objective, class_weights: Sequence[float]) -> Objective:
     """What a head is trained for. `class_weights`: what an example of each class counts, empty where all count the same; "mean" divides by the
     sum of the examples' weights, as `torch.nn.CrossEntropyLoss` does."""
-    objective = OBJECTIVES[head]
     if not class_weights:
         return objective
 
@@ -200,11 +235,4 @@ def training_objective(head: str, class_weights: Sequence[float] = ()) -> Object
     def weights(device: torch.device) -> Tensor:  # once a device: no step waits for a copy
         return torch.tensor(class_weights, device=device)
 
-    def each(output: Any, labels: Tensor) -> Tensor:
-        return objective.each(output, labels) * weights(labels.device)[labels][:, None]
-
-    def loss(output: Any, labels: Tensor, reduction: str) -> Tensor:
-        summed, counted = each(output, labels).sum(0).unbind()
-        return summed if reduction == "sum" else summed / counted
-
-    return replace(objective, loss=loss, each=each)
+    return replace(objective, **_of_examples(objective.each, lambda labels: weights(labels.device)[labels]))

@@ -12,8 +12,7 @@ from raffm_ray.clients.messages import Call, describe_call
 from raffm_ray.clients.stacked_training import stacking_groups
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.settings.experiment import LocalSettings
-from raffm_ray.subnetworks.costs import Costs, costs_of
-from raffm_ray.subnetworks.prefix_costs import with_prefixes
+from raffm_ray.subnetworks.costs import Costs, costs_of, with_prefixes
 
 CONTEXT_BYTES = 600_000_000
 """What a process takes of a GPU besides its tensors: CUDA's context, kernels, workspaces of cuBLAS."""

@@ -12,6 +12,7 @@ import ray
 
 from raffm_ray.axes.flat_parameters import Flat
 from raffm_ray.basics.errors import UserError, WorkerLostError
+from raffm_ray.basics.plugins import Plugin, check_rows_reach_workers, use
 from raffm_ray.basics.profiling import Profile
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.messages import Call, Progress, Result
@@ -31,7 +32,12 @@ LOOK_SECONDS = 5.0
 
 
 class _Worker(Worker):
-    """The actor."""
+    """The actor. What the runner is made of may be of plug-ins, so they are imported before it is unpacked: it comes inside a list, which Ray
+    leaves as it is."""
+
+    def __init__(self, plugins: Sequence[Plugin], runner: Sequence[Any], device: str, share: float, number: int) -> None:
+        use(plugins)
+        super().__init__(ray.get(runner[0]), device, share, number)
 
     call = ray.method(num_returns=2)(Worker.call)
 
@@ -52,7 +58,9 @@ class RayPool:
         note: Callable[[str], None] = lambda line: None,
         device_types: Sequence[str] = (),
     ) -> None:
+        check_rows_reach_workers(runner.plugins)
         connect(settings)
+        self._plugins = runner.plugins
         self._device_types, self._grows = device_types, bool(os.environ.get("RAY_ADDRESS"))
         self._worker_groups, self._by_device_type = worker_groups_of(
             settings, _share(settings, runner.gpu_bytes, ray.cluster_resources())
@@ -86,7 +94,11 @@ class RayPool:
         options |= {"num_gpus" if resource == "GPU" else "num_cpus": each}
         if asked.selector:
             options["label_selector"] = asked.selector
-        actor: Any = ray.remote(_Worker).options(**options).remote(self._runner, asked.device, asked.share, next(self._numbers))
+        actor: Any = (
+            ray.remote(_Worker)
+            .options(**options)
+            .remote(self._plugins, [self._runner], asked.device, asked.share, next(self._numbers))
+        )
         return actor, actor.place.remote()
 
     def worker_group_of(self, call: Call) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from raffm_ray.axes.flat_parameters import Flat
 from raffm_ray.basics.errors import ClientError, UserError
+from raffm_ray.basics.plugins import Plugin, check_rows_reach_workers
 from raffm_ray.basics.profiling import Profile
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.local_training import one_thread
@@ -65,10 +66,12 @@ def device_of(settings: PoolSettings) -> str:
     return "cuda" if settings.gpus_per_worker else "cpu"
 
 
-def check_pool(settings: PoolSettings) -> None:
-    """Raises UserError where a pool will not find the nodes that the settings ask for. It is asked before anything is trained, of clusters
-    that are joined and nodes that are chosen; else Ray would have to be waited for, which starts meanwhile."""
+def check_pool(settings: PoolSettings, plugins: Sequence[Plugin] = ()) -> None:
+    """Raises UserError where a pool will not find the nodes that the settings ask for, or its workers would lack rows of tables. It is asked
+    before anything is trained, of clusters that are joined and nodes that are chosen; else Ray would have to be waited for, which starts
+    meanwhile."""
     if settings.backend == "ray":
+        check_rows_reach_workers(plugins)
         from raffm_ray.pool.ray_start import check_start
 
         check_start()

@@ -14,6 +14,7 @@ from raffm_ray.server.strategies import STRATEGIES
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import one_line
 from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 
 
 def check_baselines(experiment: Experiment) -> None:
@@ -35,7 +36,7 @@ def with_protocol(experiment: Experiment, baseline: BaselineSettings) -> Experim
     holds for it too, where the baseline has nothing of its own; the rest of its strategy is as the baseline sets it, or as that strategy's
     defaults.
 
-    Raises UserError for settings of `local` or `server` that are not valid.
+    Raises UserError for settings of `local` or `server` that are not valid, and a client's optimizer that is not known.
     """
     strategy = {name: getattr(baseline, name) for name in StrategySettings.model_fields}
     if baseline.client_weight == "default":
@@ -47,6 +48,7 @@ def with_protocol(experiment: Experiment, baseline: BaselineSettings) -> Experim
             changed[group] = type(given).model_validate({**given.model_dump(), **own})
         except ValidationError as error:
             raise UserError(f"baselines: {baseline.shown}: {group}.{one_line(error, type(given))}") from None
+    look_up(OPTIMIZERS, changed["local"].optimizer, f"baselines: {baseline.shown}: local.optimizer")
     changed |= {
         "strategy": StrategySettings(**strategy),
         "baselines": (),

@@ -1,29 +1,16 @@
 """Settings of training that the user leaves open: what suits a new model, a pretrained one, and a head alone."""
 
 from collections.abc import Set
-from typing import NamedTuple
 
 from raffm_ray.axes.layout import Layout
+from raffm_ray.basics.errors import UserError, look_up
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 
 REFERENCE_WIDTH = 768
 """Width of the models that the rates of pretrained ones are known for: BERT and ViT of base size."""
 
 
-class Rates(NamedTuple):
-    """Learning rates: of a new model, of a pretrained one of `REFERENCE_WIDTH`, of the head of a pretrained one alone."""
-
-    new: float
-    pretrained: float
-    head: float
-
-
-LEARNING_RATES = {
-    "adamw": Rates(new=1e-3, pretrained=5e-5, head=1e-3),
-    "sgd": Rates(new=1e-1, pretrained=1e-2, head=1e-1),
-    "momentum": Rates(new=1e-2, pretrained=1e-3, head=1e-2),
-}
-"""By optimizer. For AdamW, 5e-5 is what BERT (Devlin et al. 2019, appendix A.3) and RaFFM (Yu et al. 2023) fine-tune with."""
 NEW_MODEL_EPOCHS, WARMUP_ROUNDS = 100, 2
 HEAD_EPOCHS, HEAD_EXAMPLES = 10, 2000
 """A new head sees this many examples before the federation, in at most that many passes, and at least in one."""
@@ -33,9 +20,11 @@ def learning_rate(optimizer: str, width: int, pretrained: bool, head_alone: bool
     """The learning rate that is taken where none is set.
 
     A pretrained model's is that of width 768, times 768 / `width`, at most a new model's: with Adam the best rate falls as the width
-    grows (Yang et al. 2022, arXiv 2203.03466, table 3). Other optimizers' fall alike, as a rule of thumb.
+    grows (Yang et al. 2022, arXiv 2203.03466, table 3). Other optimizers' fall alike, as a rule of thumb. Raises UserError for an optimizer that names none.
     """
-    rates = LEARNING_RATES[optimizer]
+    rates = look_up(OPTIMIZERS, optimizer, "local.optimizer").rates
+    if rates is None:
+        raise UserError(f"local.learning_rate: is required: the optimizer {optimizer!r} names no rates of its own")
     if not pretrained:
         return rates.new
     return rates.head if head_alone else min(rates.new, rates.pretrained * REFERENCE_WIDTH / width)

@@ -4,10 +4,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from raffm_ray.basics.errors import UserError, in_short, near_miss
 from raffm_ray.data.examples import Examples
@@ -16,6 +18,7 @@ from raffm_ray.models.architecture import Architecture, architecture_of, new_mod
 from raffm_ray.models.attention_choice import with_attention
 from raffm_ray.models.foundation import Foundation
 from raffm_ray.models.freezing import freeze
+from raffm_ray.models.objectives import Objective, objective_of
 from raffm_ray.pool.worker_pool import device_of
 from raffm_ray.settings.experiment import Experiment
 
@@ -41,6 +44,8 @@ def architecture_for(experiment: Experiment, foundation: Foundation, task: Task)
         architecture,
         layout=freeze(architecture.layout, experiment.model.freeze),
         class_weights=class_weights(experiment.task.class_weights, task, config.num_labels),
+        objective=experiment.task.objective or "",
+        own=experiment.plugin_settings,
     )
     local, device = experiment.local, device_of(experiment.pool)
     architecture = with_attention(architecture, local.attention, local.precision, device)
@@ -56,12 +61,28 @@ def architecture_for(experiment: Experiment, foundation: Foundation, task: Task)
         inputs = {name: values for name, values in part.batch(_longest(part)).items() if name != "labels"}
         try:
             with torch.inference_mode():
-                model(**inputs)
+                output = model(**inputs)
         except Exception as error:  # whatever the model raises for shapes that it does not take
             longest = part.lengths()
             told = "" if longest is None else f" (texts are up to {longest.max()} tokens long: task.max_length shortens them)"
             raise UserError(f"model.config does not fit the examples of task {task.name!r}: {in_short(error)}{told}") from None
+        if architecture.objective:
+            _try_objective(objective_of(architecture), architecture.objective, output, part.batch(_longest(part))["labels"])
     return architecture
+
+
+def _try_objective(objective: Objective, name: str, output: Any, labels: Tensor) -> None:
+    """Raises UserError for an objective that is not for what this model answers."""
+    try:
+        shapes = objective.each(output, labels).shape, objective.answers(output, labels).shape[:1]
+        loss, targets = objective.loss(output, labels, "mean").dim(), objective.targets(labels)
+    except Exception as error:  # whatever it raises for what it was not written for
+        raise UserError(f"task.objective: {name!r} does not take what this model answers: {in_short(error)}") from None
+    if shapes != ((1, 2), (1,)) or loss or not isinstance(targets, int):
+        raise UserError(
+            f"task.objective: {name!r}: expected [examples] losses or [examples, 2], [examples, k] answers, a loss of one number and a "
+            f"whole number of targets, got {list(shapes[0])}, {list(shapes[1])}, {loss} dimensions and {targets}"
+        )
 
 
 def class_weights(asked: str | Mapping[str, float], task: Task, count: int) -> tuple[float, ...]:

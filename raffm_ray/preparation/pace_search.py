@@ -12,7 +12,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.models.architecture import build
-from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.models.objectives import objective_of
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.server.device_type_plans import copies
 from raffm_ray.server.ranking import rank_again
@@ -31,7 +31,7 @@ def public_loss(prepared: Prepared, state: ServerState, plan: Plan) -> float:
     setup, public = prepared.setup, prepared.task.public
     (copy,), architecture = copies(setup, state, [plan]), setup.architecture
     named = views(state.parameters, architecture.shapes, setup.size_specific, copy)
-    layout, objective = architecture.layout, OBJECTIVES[architecture.head]
+    layout, objective = architecture.layout, objective_of(architecture)
     tensors = correct_norms(take_all(named, layout, plan), norm_factors(plan, layout, state.norms))
     model = build(architecture, {name: values.clone() for name, values in tensors.items()}, plan).eval()
     summed, targets = 0.0, 0

@@ -11,6 +11,7 @@ from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.augmentation import check_augmentation
 from raffm_ray.clients.client_runner import ClientRunner
+from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.data.label_distribution import LabelDistribution, label_distribution_of
 from raffm_ray.data.partition import PARTITIONS, partition
 from raffm_ray.data.tasks import Task, head_of, load_task, needs_words
@@ -18,6 +19,7 @@ from raffm_ray.devices.availability import AVAILABILITY
 from raffm_ray.devices.profiles import Device, assign_devices, fleet_shares, known_profiles
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.foundation import Foundation, load_foundation
+from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.models.pretrained_weights import new_parameters
 from raffm_ray.models.stacked_modules import why_not_stacked
 from raffm_ray.pool.gpu_sharing import worker_bytes
@@ -32,8 +34,10 @@ from raffm_ray.server.residual_pace import with_ruled_pace
 from raffm_ray.server.round_schedule import check_clock
 from raffm_ray.server.state import ServerState, Setup, setup_strategy, stack_sizes
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.plugins import pinned_settings, plugins_of
 from raffm_ray.subnetworks.budgets import Budget, budget_from
 from raffm_ray.subnetworks.calibration import rankable
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.extraction import AXIS_KINDS, kind_of
 from raffm_ray.subnetworks.rotation import rotatable
@@ -69,6 +73,7 @@ class Prepared:
             gpu_bytes=needed,
             deterministic=setup.experiment.pool.deterministic,
             writing=self.task.writing,
+            plugins=tuple(plugins_of(setup.experiment.plugins)),
         )
 
 
@@ -165,6 +170,8 @@ def _check_names(experiment: Experiment) -> None:
     look_up(METRICS, experiment.salience.metric, "salience.metric")
     look_up(LATE_POLICIES, experiment.clock.late, "clock.late")
     look_up(AVAILABILITY, experiment.clock.availability, "clock.availability")
+    look_up(OBJECTIVES, experiment.task.objective or head_of(experiment.task.name), "task.objective")
+    look_up(OPTIMIZERS, experiment.local.optimizer, "local.optimizer")
     look_up(SERVER_OPTIMIZERS, experiment.server.optimizer, "server.optimizer")
     _check_validation(experiment)
     look_up(PARTITIONS, experiment.clients.partition, "clients.partition")
@@ -185,12 +192,20 @@ def check_values(experiment: Experiment, architecture: Architecture) -> None:
 
 def prepare(experiment: Experiment) -> Prepared:
     """Loads the data, describes the model, builds the fleet, divides the data. Raises UserError for whatever cannot work."""
+    experiment = experiment.model_copy(update={"plugins": pinned_settings(experiment.plugins)})
     _check_names(experiment)
     experiment = pinned(experiment)
     settings = experiment.task
     foundation = load_foundation(experiment.model, head_of(settings.name), needs_words(settings.name), settings.max_length)
     first_target = getattr(foundation.config, "decoder_start_token_id", None)
-    task = load_task(settings, generator(settings.split_seed, "split"), foundation.words, foundation.pictures, first_target)
+    task = load_task(
+        settings=settings,
+        rng=generator(settings.split_seed, "split"),
+        words=foundation.words,
+        pictures=foundation.pictures,
+        first_target=first_target,
+        own=experiment.plugin_settings,
+    )
     return prepared_of(experiment, foundation, task)
 
 
@@ -206,11 +221,13 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
     size_specific_names(architecture.layout, experiment.strategy.own)
     profiles = known_profiles(experiment.fleet.profiles)
     shares_of_fleet = fleet_shares(experiment.fleet.mix, experiment.fleet.shares, profiles)
-    shares = partition(_goes_by(experiment, task), experiment.clients, generator(experiment.seed, "partition"))
+    own = experiment.plugin_settings
+    shares = partition(_goes_by(experiment, task), experiment.clients, generator(experiment.seed, "partition"), own)
     label_distribution = label_distribution_of(shares, _classes(task), task.class_names)
     device_types = _devices(experiment, task, label_distribution, shares_of_fleet)
     budgets = _budgets(experiment, architecture, list(shares_of_fleet), profiles.devices)
-    availability = AVAILABILITY[experiment.clock.availability](experiment.clock, experiment.seed, experiment.clients.count)
+    awake = AVAILABILITY.chosen(experiment.clock.availability, own)
+    availability = awake(experiment.clock, experiment.seed, experiment.clients.count)
     setup = Setup(
         experiment=experiment,
         architecture=architecture,
@@ -229,7 +246,9 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
 def not_stacked(experiment: Experiment, architecture: Architecture) -> str | None:
     """Why clients are trained one by one, None where they need not. Raises UserError where the experiment asks for more at once."""
     asked = experiment.pool.stack_clients
-    reason = why_not_stacked(architecture) if asked != 1 else None
+    update = experiment.local.client_update
+    one_by_one = None if CLIENT_UPDATES[update].stacks else f"local.client_update {update!r} trains one by one"
+    reason = why_not_stacked(architecture) or one_by_one if asked != 1 else None
     if reason and asked:
         raise UserError(f"pool.stack_clients: {asked} clients of this model cannot be trained at once: {reason}")
     return reason

@@ -27,14 +27,15 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import in_turn
 from raffm_ray.basics.seeding import generator, torch_seed
 from raffm_ray.clients.central_training import CentralTraining, train_centrally
-from raffm_ray.clients.local_training import OPTIMIZERS, decayed_groups, one_thread
+from raffm_ray.clients.local_training import decayed_groups, one_thread
 from raffm_ray.data.examples import Examples, batches, batches_by_length, steps_of
 from raffm_ray.data.sources import content_key
 from raffm_ray.models.architecture import Architecture, build, new_model
 from raffm_ray.models.freezing import for_training
-from raffm_ray.models.objectives import OBJECTIVES, training_objective
+from raffm_ray.models.objectives import objective_of, training_objective
 from raffm_ray.models.pretrained_weights import Source, new_parameters, pretrained_weights
 from raffm_ray.settings.task_and_model import PretrainSettings
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 
 Progress = Callable[[int, int, float], None]
 """(steps done, steps in all, loss of the last one)."""
@@ -45,7 +46,7 @@ MEASURED_EXAMPLES = 512
 @dataclass(frozen=True)
 class Pretraining:
     """What is trained before round 1. `public`: the examples to train on; `held_out`: those that tell whether it helped; `settings`: with
-    every choice made."""
+    every choice made; `code`: digests of plug-ins, which may be of anything in it."""
 
     architecture: Architecture
     source: Source | None
@@ -53,6 +54,7 @@ class Pretraining:
     held_out: Examples
     settings: PretrainSettings
     seed: int
+    code: tuple[str, ...] = ()
 
     def steps(self) -> tuple[int, int]:
         """Steps of the new head alone, and of the whole model."""
@@ -92,7 +94,7 @@ def starting_model(architecture: Architecture, source: Source | None, seed: int)
 
 def _held_out_loss(model: nn.Module, work: Pretraining) -> float:
     """Mean loss of the first held-out examples."""
-    objective, total = OBJECTIVES[work.architecture.head], []
+    objective, total = objective_of(work.architecture), []
     model.eval()
     with torch.inference_mode():
         for rows in np.array_split(np.arange(min(MEASURED_EXAMPLES, len(work.held_out))), MEASURED_EXAMPLES // 32):
@@ -148,7 +150,7 @@ def _train_phase(
     settings = work.settings
     warm = int(settings.warmup * steps)
     training = CentralTraining(
-        objective=training_objective(work.architecture.head, work.architecture.class_weights),
+        objective=training_objective(work.architecture),
         optimizer=lambda parameters: OPTIMIZERS["adamw"](decayed_groups(parameters, settings.weight_decay), rate),
         rate=lambda step: rate * (min(1.0, (step + 1) / (warm + 1)) * 0.5 * (1 + cos(pi * step / steps))),
         clip=1.0,
@@ -173,6 +175,7 @@ def _cache_path(work: Pretraining) -> Path:
         *(name for name, spec in architecture.layout.parameters.items() if spec.frozen),
         *(["new head"] if source and source.new_head else []),
         *(["class weights", *architecture.class_weights] if architecture.class_weights else []),
+        *(["code", *work.code, architecture.objective, json.dumps(architecture.own, sort_keys=True)] if work.code else []),
     ]
     key = json.dumps(described, sort_keys=True, default=str)
     return writable_cache() / f"pretrained-{sha256(key.encode()).hexdigest()[:16]}.safetensors"

@@ -3,7 +3,7 @@
 from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.models.architecture import build
-from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.models.objectives import objective_of
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.server.state import ServerState
 from raffm_ray.subnetworks.calibration import Statistics, collect
@@ -17,7 +17,7 @@ def public_statistics(prepared: Prepared, state: ServerState, statistic: str) ->
         architecture, {name: values.clone() for name, values in views(state.parameters, architecture.shapes).items()}, Plan()
     )
     asked = [public.batch(slice(start, start + 32)) for start in range(0, len(public), 32)]
-    objective = OBJECTIVES[architecture.head]
+    objective = objective_of(architecture)
     return {
         **collect(model, architecture.layout, asked, statistic, objective),
         **norm_statistics(model, architecture.layout, asked),

@@ -25,6 +25,7 @@ def pretraining_of(prepared: Prepared) -> Pretraining:
         held_out=prepared.task.held_out,
         settings=experiment.model.pretrain,
         seed=experiment.model_seed,
+        code=tuple(one.sha256 or "" for one in experiment.plugins),
     )
 
 

@@ -15,6 +15,7 @@ from raffm_ray.reports.comparison_table import (
     progress,
     rows_of_runs,
 )
+from raffm_ray.reports.run_report import import_metric
 from raffm_ray.runs.reader import of_a_run, read_configuration, read_rounds, read_summary
 from raffm_ray.runs.recorder import write_json
 
@@ -35,7 +36,7 @@ def labels(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
     The strategy's name stands for itself; other settings by the shortest end of theirs that is no other's, and not at all where a run
     leaves them at "default". Numbers have four digits where that leaves them different.
     """
-    ignored = ("seed", "name", "baselines", "pool.", "checkpoint.")
+    ignored = ("seed", "name", "baselines", "pool.", "checkpoint.", "plugins")
     own = [{key: value for key, value in flat(one).items() if not key.startswith(ignored)} for one in configurations]
     keys = [key for key in dict.fromkeys(key for one in own for key in one) if len({repr(one.get(key)) for one in own}) > 1]
     named = {key: _short(key, keys) for key in keys if key != "strategy.name"}
@@ -78,16 +79,18 @@ def _check(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) -> N
                 )
 
 
-def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
+def write_comparison(folders: Sequence[Path | str], out: Path | str, plugins: Sequence[str] = ()) -> Path:
     """Writes `comparison.html`, `.json`, `.csv`, `.md` and `.png` of finished runs into `out`; returns the page's path.
 
-    Raises UserError for a folder without a finished run, runs of unlike metrics or device types, or the same seed twice.
+    `plugins`: as of `write_report`. Raises UserError for a folder without a finished run, runs of unlike metrics or device types, or the
+    same seed twice.
     """
     places, read = [Path(folder) for folder in folders], []
     for place in places:
         with of_a_run(place):
             read.append(_read(place))
     _check(places, [summary for _, summary, _ in read])
+    import_metric(places[0], plugins)
     with of_a_run(Path(out)):
         return _compared(places, read, Path(out))
 

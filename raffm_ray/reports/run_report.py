@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from raffm_ray.basics.errors import without_secrets
 from raffm_ray.basics.files import read_whole
 from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
-from raffm_ray.data.metrics import shown, unit
+from raffm_ray.data.metrics import METRICS, shown, unit
 from raffm_ray.data.shares import read_shares
 from raffm_ray.reports.comparison_table import told_of_lacks
 from raffm_ray.reports.drawing import panels_of, save
@@ -23,7 +23,7 @@ from raffm_ray.reports.seed_statistics import error_of_share
 from raffm_ray.reports.share_picture import picture_of_shares
 from raffm_ray.reports.unit_picture import picture_of_units
 from raffm_ray.runs.made_with import read_starts
-from raffm_ray.runs.reader import of_a_run, read_configuration, read_rounds
+from raffm_ray.runs.reader import of_a_run, read_configuration, read_rounds, read_summary
 from raffm_ray.runs.recorder import ClientRow, RoundRow, schema_of
 from raffm_ray.subnetworks.unit_coverage import read_units
 
@@ -198,14 +198,24 @@ def _told_of_lacks(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     return [f"{line}." for line in told_of_lacks(", ".join(columns), [summary["name"]] if columns else [])]
 
 
-def write_report(folder: Path | str) -> tuple[Path, Path]:
+def write_report(folder: Path | str, plugins: Sequence[str] = ()) -> tuple[Path, Path]:
     """Writes `report.png`, `shares.png`, `profile.png`, `units.png` and `report.html` into a finished run's folder; returns the first's and the last's path.
 
-    Raises UserError when the folder holds no finished run.
+    `plugins`: where those of the run are now. They are imported only where its metric is not known without them. Raises UserError when
+    the folder holds no finished run.
     """
     folder = Path(folder)
+    import_metric(folder, plugins)
     with of_a_run(folder):
         return _written(folder)
+
+
+def import_metric(folder: Path, plugins: Sequence[str] = ()) -> None:
+    """Imports a run's plug-ins where its metric is of one of them, or where it is said where they are. Raises UserError as `experiment_in`."""
+    if plugins or read_summary(folder).get("metric") not in METRICS:
+        from raffm_ray.runs.resuming import experiment_in  # it takes a second to import
+
+        experiment_in(folder, plugins=plugins)
 
 
 def _written(folder: Path) -> tuple[Path, Path]:

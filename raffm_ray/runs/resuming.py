@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import check_no_links, check_path, read_whole
+from raffm_ray.basics.plugins import label_of
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import Checkpoint
@@ -66,6 +67,9 @@ FREE_AT_FIRST = (
     "extraction.reserves",
     "extraction.pace",
     "local.attention",
+    "plugin_settings",
+    "task.objective",
+    "local.client_update",
 )
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 
@@ -73,6 +77,7 @@ FREE_AT_FIRST = (
 def experiment_digest(experiment: Experiment, free: Sequence[str] = FREE, former: bool = False) -> str:
     """Digest of every setting that a result depends on. `former`: with the values as earlier versions called them."""
     values = experiment.model_dump(mode="json")
+    del values["plugins"]  # `origin_of` has what is in them, wherever they are
     if former:
         values = with_former_values(values)
     for key in free:
@@ -94,12 +99,13 @@ def origin_of(prepared: Prepared) -> dict[str, str]:
         "clients.partition": shares.hexdigest(),
         "fleet.profiles": sha256(fleet.encode()).hexdigest(),
         "clock.trace": sha256(Path(trace).read_bytes()).hexdigest() if trace else "",
+        **{f"plugins.{label_of(one.name)}": one.sha256 or "" for one in setup.experiment.plugins},
     }
 
 
-def experiment_in(folder: Path, flags: Sequence[str] = ()) -> Experiment:
-    """The experiment of a run's folder. `flags`: `--key value` pairs for settings of `FREE`, and of `extending.MAY_CHANGE`. Raises
-    UserError for others, and where something there is a symbolic link.
+def experiment_in(folder: Path, flags: Sequence[str] = (), plugins: Sequence[str] = ()) -> Experiment:
+    """The experiment of a run's folder. `flags`: `--key value` pairs for settings of `FREE`, and of `extending.MAY_CHANGE`; `plugins`: where
+    its plug-ins are now, if not where they were. Raises UserError for others, and where something there is a symbolic link.
 
     A run of an earlier version, whose config.yaml does not say `task.pack`, cut every text.
     """
@@ -113,7 +119,7 @@ def experiment_in(folder: Path, flags: Sequence[str] = ()) -> Experiment:
             raise UserError(
                 f"resume: {flag}: a run goes on as it began; only {', '.join(FREE)} may be others, and rounds may be more"
             )
-    experiment = load_recorded(path, flags)
+    experiment = load_recorded(path, flags, plugins)
     if "pack" not in experiment.task.model_fields_set:
         return experiment.model_copy(update={"task": experiment.task.model_copy(update={"pack": False})})
     return experiment

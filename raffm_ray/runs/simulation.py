@@ -32,6 +32,7 @@ from raffm_ray.server.early_stopping import last_common_round
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.residual_pace import hollow_notes, with_ruled_pace
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.plugins import plugins_of
 
 
 def completed(
@@ -86,17 +87,18 @@ def resume(
     pool: Pool | None = None,
     on_round: OnRound = no_callback,
     mirror: Mirror | None = None,
+    plugins: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Goes on with a run that was interrupted: its records and summary become, to the bit, what `simulate` would have left, but for real
     time and memory.
 
-    `flags`: as for `resuming.experiment_in`; with more `--rounds` than the run has, it is extended, finished or not, and becomes what
+    `flags`, `plugins`: as for `resuming.experiment_in`; with more `--rounds` than the run has, it is extended, finished or not, and becomes what
     `simulate` of so many rounds would have left. `mirror`: where the folder was fetched from and is copied to. A run that is finished otherwise
     stays as it is. Raises UserError before any training, and with nothing changed, where the run cannot go on, a longer one would have
     come another way, what it is made from has changed, or another process is at it.
     """
     console, folder = console or Console(stderr=True, quiet=True), Path(folder)
-    begun, experiment, recorder = experiment_in(folder), experiment_in(folder, flags), None
+    begun, experiment, recorder = experiment_in(folder, (), plugins), experiment_in(folder, flags, plugins), None
     with one_thread(), locked(folder):
         if is_extended(begun, experiment):
             origin = _origin_of_longer(folder, begun, experiment)
@@ -153,7 +155,7 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
     prepared = prepare(experiment)
     check_origin(folder, origin, origin_of(prepared))
     if pool is None:
-        check_pool(experiment.pool)
+        check_pool(experiment.pool, plugins_of(experiment.plugins))
     setup = prepared.setup
     beside = {one.shown: with_strategy(prepared, one) for one in experiment.baselines}
     for line in data_summary(prepared.task, prepared.shares, experiment.task.max_length):

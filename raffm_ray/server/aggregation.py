@@ -8,6 +8,7 @@ from torch import Tensor
 from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan, add_coverage
 from raffm_ray.axes.layout import is_kept
+from raffm_ray.basics.registry import Table
 from raffm_ray.models.architecture import Architecture
 
 AggregationRule = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -40,11 +41,9 @@ def damped_by_coverage(old: Tensor, summed: Tensor, covered: Tensor, total: floa
     return old + (mean_over_coverage(old, summed, covered, total) - old) * (covered / total).sqrt()
 
 
-AGGREGATION_RULES: dict[str, AggregationRule] = {
-    "coverage": mean_over_coverage,
-    "damped": damped_by_coverage,
-    "all_clients": mean_over_all,
-}
+AGGREGATION_RULES: Table[AggregationRule] = Table(
+    "aggregation", {"coverage": mean_over_coverage, "damped": damped_by_coverage, "all_clients": mean_over_all}
+)
 
 
 def flat_coverage(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from raffm_ray.basics.registry import Table
 from raffm_ray.settings.experiment import ServerSettings
 
 Moments = Mapping[str, Tensor]
@@ -95,4 +96,6 @@ def yogi(old: Tensor, averaged: Tensor, covered: Tensor, moments: Moments, setti
     )
 
 
-SERVER_OPTIMIZERS: dict[str, ServerOptimizer] = {"sgd": sgd, "momentum": momentum, "adam": adam, "yogi": yogi}
+SERVER_OPTIMIZERS: Table[ServerOptimizer] = Table(
+    "server_optimizer", {"sgd": sgd, "momentum": momentum, "adam": adam, "yogi": yogi}
+)

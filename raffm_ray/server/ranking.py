@@ -25,7 +25,7 @@ from raffm_ray.subnetworks.salience import METRICS, Scores
 def _statistic(setup: Setup) -> str | None:
     settings = setup.experiment.salience
     calibrated = setup.strategy.salience and settings.source == "clients"
-    return METRICS[settings.metric].statistic if calibrated else None
+    return METRICS.chosen(settings.metric, setup.experiment.plugin_settings).statistic if calibrated else None
 
 
 def cuts_residual(setup: Setup, state: ServerState) -> bool:
@@ -85,7 +85,7 @@ def plain_state(architecture: Architecture) -> ServerState:
 
 def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) -> ServerState:
     """The state with scores computed from the current parameters and these statistics, and the pace of `with_ruled_pace`."""
-    metric = METRICS[setup.experiment.salience.metric]
+    metric = METRICS.chosen(setup.experiment.salience.metric, setup.experiment.plugin_settings)
     if not setup.strategy.salience:
         scores = plain_scores(setup.architecture)
     else:

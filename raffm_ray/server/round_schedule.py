@@ -9,6 +9,7 @@ from torch import Tensor
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
+from raffm_ray.clients.client_updates import CLIENT_UPDATES, planned_examples
 from raffm_ray.clients.local_training import choose
 from raffm_ray.clients.messages import Job, Report, RoundContext, Update
 from raffm_ray.data.examples import step_sizes, steps_of
@@ -19,8 +20,8 @@ from raffm_ray.server.state import Round, ServerState, Setup, blocks_of, least_c
 from raffm_ray.server.workload import reported_work
 from raffm_ray.settings.experiment import ClockSettings
 from raffm_ray.subnetworks.calibration import statistics_size
+from raffm_ray.subnetworks.costs import with_prefixes
 from raffm_ray.subnetworks.norm_correction import norm_statistics_size
-from raffm_ray.subnetworks.prefix_costs import with_prefixes
 
 STATISTIC_BYTES = 8
 """Statistics travel as float64: their sums must not depend on how clients are grouped."""
@@ -44,7 +45,10 @@ def planned_work(setup: Setup, context: RoundContext, job: Job) -> Report:
     if job.plan is not None:
         steps = steps_of(share, local.batch_size, local.epochs, local.steps)
         sizes = step_sizes(share, local.batch_size, steps)
-        if job.prefixes:
+        update = CLIENT_UPDATES[local.client_update]
+        if not update.stacks:
+            seen = {job.plan: planned_examples(update, sum(sizes))}
+        elif job.prefixes:
             seen = _planned_passes(job, sizes, generator(context.seed, "prefixes", context.round, job.client))
         elif steps:
             seen = {job.plan: sum(sizes)}

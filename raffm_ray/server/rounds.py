@@ -92,6 +92,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
         size_specific=setup.size_specific,
         copies=copies(setup, state, by_size, number),
         norm_bound=experiment.server.update_norm_bound,
+        own=experiment.plugin_settings,
     )
     return replace(schedule_round(setup, context, jobs, start_seconds), drawn=len(chosen))
 
@@ -142,8 +143,10 @@ def finish_round(
             copies=used,
             length=len(summed),
         )
-        averaged = AGGREGATION_RULES[setup.strategy.aggregation](parameters, summed, covered, total)
-        parameters, moments = SERVER_OPTIMIZERS[server.optimizer](parameters, averaged, covered, moments, server)
+        own = setup.experiment.plugin_settings
+        averaged = AGGREGATION_RULES.chosen(setup.strategy.aggregation, own)(parameters, summed, covered, total)
+        step = SERVER_OPTIMIZERS.chosen(server.optimizer, own)
+        parameters, moments = step(parameters, averaged, covered, moments, server)
         restore_frozen(
             new=parameters,
             old=state.parameters,

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from raffm_ray.axes.indexing import Plan
-from raffm_ray.basics.errors import UserError, look_up
+from raffm_ray.basics.errors import UserError, look_up, near_miss
+from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.devices.availability import Availability
 from raffm_ray.devices.profiles import Device
 from raffm_ray.models.architecture import Architecture
+from raffm_ray.server.aggregation import AGGREGATION_RULES
 from raffm_ray.server.clock import VirtualClock, Visit
 from raffm_ray.server.optimizers import Moments
 from raffm_ray.server.strategies import STRATEGIES, Strategy
@@ -123,12 +125,22 @@ class Round:
 def setup_strategy(experiment: Experiment) -> Strategy:
     """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name, prefixes that it cannot have, or
     one that has nobody to learn from."""
-    settings = experiment.strategy
-    strategy = look_up(STRATEGIES, settings.name, "strategy.name")
+    settings, update = experiment.strategy, look_up(CLIENT_UPDATES, experiment.local.client_update, "local.client_update")
+    strategy = STRATEGIES.chosen(settings.name, experiment.plugin_settings, "strategy.name")
     if settings.prefix != "default":
         strategy = replace(strategy, prefix=settings.prefix)
+    if not update.prefixes and settings.prefix not in ("default", "none"):
+        raise UserError(
+            f"strategy.prefix: must be none with local.client_update {experiment.local.client_update!r}, which trains no prefixes, got "
+            f"{settings.prefix!r}"
+        )
+    if not update.prefixes:
+        strategy = replace(strategy, prefix="none", distill=0.0)
     if settings.aggregation != "default":
         strategy = replace(strategy, aggregation=settings.aggregation)
+    if strategy.aggregation not in AGGREGATION_RULES:
+        known = near_miss(strategy.aggregation, ["default", *AGGREGATION_RULES])
+        raise UserError(f"strategy.aggregation: rule {strategy.aggregation!r} is not known{known}")
     if settings.client_weight != "default":
         strategy = replace(strategy, client_weight=settings.client_weight)
     if settings.distill is not None:
@@ -160,7 +172,8 @@ STACK_FLOPS = 5e8
 def stack_sizes(setup: Setup, plans: Sequence[Plan]) -> tuple[int, ...]:
     """How many clients of each plan may be trained at once: a property of the round, so that any worker does the same."""
     asked, batch_size = setup.experiment.pool.stack_clients, setup.experiment.local.batch_size
-    if setup.not_stacked or setup.strategy.distill or asked == 1:
+    stacks = CLIENT_UPDATES[setup.experiment.local.client_update].stacks
+    if setup.not_stacked or not stacks or setup.strategy.distill or asked == 1:
         return ()
     return tuple(
         asked or (STACK_CLIENTS if setup.costs(plan).training_flops * batch_size <= STACK_FLOPS else 1) for plan in plans

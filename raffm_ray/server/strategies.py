@@ -9,16 +9,17 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from math import ceil
+from typing import Any
 
 import numpy as np
 
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.registry import Table
 from raffm_ray.basics.seeding import generator
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.subnetworks.budgets import Budget
-from raffm_ray.subnetworks.costs import Costs, costs_of
+from raffm_ray.subnetworks.costs import Costs, costs_of, with_prefixes
 from raffm_ray.subnetworks.extraction import Cutting, common_rate, longest, longest_prefix, plan_of, ranked_list
-from raffm_ray.subnetworks.prefix_costs import with_prefixes
 from raffm_ray.subnetworks.salience import METRICS, Orders, Parameters, Scores, identity_orders, rank
 
 
@@ -244,7 +245,12 @@ class Strategy:
     distill: float = 0.0
 
 
-STRATEGIES: dict[str, Strategy] = {
+def _row(train: Extract, like: Strategy | None, **others: Any) -> Strategy:
+    """What is left out of a strategy of its own: `deploy` is `train`."""
+    return Strategy(**{"deploy": train, **others, "train": train}) if like is None else replace(like, train=train, **others)
+
+
+_STRATEGIES = {
     "raffm": Strategy(ranked, ranked, prefix="random", aggregation="damped"),
     "raffm_reference": Strategy(raffm_reference, raffm_reference, salience=False, aggregation="all_clients"),
     "full": Strategy(whole, ranked, budgeted=False),
@@ -257,3 +263,4 @@ STRATEGIES: dict[str, Strategy] = {
     "depth": Strategy(depth, depth, salience=False),
     "fiarse": Strategy(fiarse, fiarse, salience=False),
 }
+STRATEGIES: Table[Strategy] = Table("strategy", _STRATEGIES, make=_row)

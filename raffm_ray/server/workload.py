@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.clients.messages import Report, RoundContext
 from raffm_ray.data.examples import steps_of
 from raffm_ray.devices.round_costs import Workload, training_work
@@ -55,6 +56,7 @@ def expected_work(setup: Setup, plan: Plan, smaller: Sequence[Plan], examples: i
     local, prefix = setup.experiment.local, setup.strategy.prefix
     batch_size = _batch_size(setup, examples)
     seen = batch_size * steps_of(examples, local.batch_size, local.epochs, local.steps)
+    seen *= CLIENT_UPDATES[local.client_update].passes
     passes = {plan: seen}
     if smaller and prefix == "smallest":
         passes[smaller[0]] = seen

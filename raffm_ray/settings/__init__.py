@@ -7,6 +7,7 @@ Open to other packages:
 - `strategy`: settings of a strategy, and of its baselines
 - `execution`: settings of the pool and of checkpoints
 - `loading`: reads YAML and flags; every mistake is one line
+- `plugins`: plug-ins, where they are here, with their digests
 - `paths`: makes paths of files and folders absolute
 - `description`: what each setting may be, as text
 - `former_values`: what values were called in earlier versions
@@ -21,4 +22,15 @@ Imports `basics`.
 Start reading at `experiment`.
 """
 
-__all__ = ["base", "description", "execution", "experiment", "former_values", "loading", "paths", "strategy", "task_and_model"]
+__all__ = [
+    "base",
+    "description",
+    "execution",
+    "experiment",
+    "former_values",
+    "loading",
+    "paths",
+    "plugins",
+    "strategy",
+    "task_and_model",
+]

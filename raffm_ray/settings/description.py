@@ -12,6 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from raffm_ray.basics.registry import PLUGIN_SETTINGS
+
 WORDS = {int: "integer", float: "number", bool: "true or false", str: "text", Any: "anything"}
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "at least", "max_length": "at most"}
 TABLE = re.compile(r"raffm_ray(?:\.\w+)+\.[A-Z][A-Z_]+\b")
@@ -46,7 +48,7 @@ def type_text(annotation: Any) -> str:
         return f"mapping from {type_text(inner[0])} to {f'({below})' if ' to ' in below else below}"
     if isclass(annotation) and issubclass(annotation, BaseModel):
         return "a group of settings"
-    return WORDS[annotation]
+    return WORDS.get(annotation) or str(getattr(annotation, "__name__", annotation))
 
 
 def _several(annotation: Any) -> str:
@@ -100,6 +102,8 @@ def groups(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[B
         if inner:
             below.append((f"{full}.<name>", inner[0]))
         kind = ", ".join(part for part in (type_text(field.annotation), limits_text(field)) if part)
+        if full == "plugin_settings":
+            below += [(f"{full}.{key}", one) for key, one in PLUGIN_SETTINGS.items()]
         own.append(Setting(full, kind, default_text(field), field.description or ""))
     yield path, model, own
     for full, group in below:

@@ -4,10 +4,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from raffm_ray.basics.registry import own_settings
 from raffm_ray.settings.base import FILE, Settings
 from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
 from raffm_ray.settings.execution import CheckpointSettings, PoolSettings
 from raffm_ray.settings.former_values import PRESENT_VALUES
+from raffm_ray.settings.plugins import PluginSettings
 from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
 from raffm_ray.settings.task_and_model import ModelSettings, TaskSettings
 
@@ -42,11 +44,17 @@ class ClientSettings(Settings):
 class LocalSettings(Settings):
     """A client's training."""
 
-    optimizer: Literal["adamw", "sgd", "momentum"] = Field("adamw", description="optimizer of a client")
+    optimizer: str = Field(
+        "adamw", description="optimizer of a client: one of raffm_ray.subnetworks.client_optimizers.OPTIMIZERS"
+    )
     learning_rate: float | None = Field(
         None,
         gt=0,
         description="learning rate of a client; default: by the optimizer and the model, see raffm_ray.preparation.defaults; the run's config.yaml says which",
+    )
+    client_update: str = Field(
+        "standard",
+        description="a client's training in a round as a whole: one of raffm_ray.clients.client_updates.CLIENT_UPDATES",
     )
     schedule: Literal["constant", "cosine"] = Field("constant", description="how the learning rate changes over the rounds")
     warmup_rounds: int | None = Field(
@@ -193,6 +201,16 @@ class Experiment(Settings):
         0, ge=0, description="seed of everything that is random, except what `task.split_seed` and `model.seed` name"
     )
     rounds: int = Field(40, ge=1, description="rounds of federated training")
+    plugins: tuple[PluginSettings, ...] = Field(
+        (),
+        json_schema_extra=FILE,
+        description="Python files and modules that add strategies, metrics and more to the tables, by their paths and names; see docs/how_to/add_your_own.md",
+    )
+    plugin_settings: dict[str, dict[str, Any]] = Field(
+        {},
+        validate_default=True,
+        description="mapping from a name that a plug-in declares to the plug-in's own settings",
+    )
     task: TaskSettings = TaskSettings()
     model: ModelSettings
     clients: ClientSettings = ClientSettings()
@@ -211,6 +229,11 @@ class Experiment(Settings):
         description="strategies to compare with, on the same data, fleet, seed and rounds: names, or mappings of a `name`, a `label` and settings of `strategy`, such as "
         "{name: raffm, label: no prefixes, prefix: none}; `local` holds those of its local training that are not the experiment's",
     )
+
+    @field_validator("plugin_settings")
+    @classmethod
+    def _own(cls, given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return own_settings(given)
 
     @property
     def model_seed(self) -> int:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from raffm_ray.basics.errors import UserError, in_short, near_miss, shortened
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.paths import Absolute, absolute, absolute_at
+from raffm_ray.settings.plugins import found_again, with_plugins
 
 
 def _field_names(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
@@ -90,11 +91,11 @@ def _check_text(text: str, where: str) -> None:
         raise UserError(f"{where}: the text {shortened(text)} cannot be written as UTF-8") from None
 
 
-def parse(values: Mapping[str, Any]) -> Experiment:
-    """Validates nested settings, in which paths are relative to the working directory. Raises UserError with one line that names the key,
-    the rule and the value."""
+def parse(values: Mapping[str, Any], plugins: Sequence[str] = ()) -> Experiment:
+    """Validates nested settings, in which paths are relative to the working directory. `plugins`: those that join the settings' own. Raises
+    UserError with one line that names the key, the rule and the value."""
     check_plain(values)
-    return _validated(absolute(values, Path.cwd()))
+    return _validated(with_plugins(absolute(values, Path.cwd()), plugins))
 
 
 def _validated(values: Mapping[str, Any]) -> Experiment:
@@ -189,21 +190,21 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def load(path: Path | str, flags: Sequence[str] = ()) -> Experiment:
+def load(path: Path | str, flags: Sequence[str] = (), plugins: Sequence[str] = ()) -> Experiment:
     """Reads a YAML file, in which paths are relative to its folder, and applies flags, of which they are relative to the working directory.
 
-    Raises UserError for anything wrong with either.
+    `plugins`: files and modules that add rows to tables, besides those of the file. Raises UserError for anything wrong with either.
     """
     values = override(absolute(read_mapping(Path(path)), Path(path).parent), flags)
     check_plain(values)
-    return _validated(values)
+    return _validated(with_plugins(values, plugins))
 
 
-def load_recorded(path: Path, flags: Sequence[str] = ()) -> Experiment:
-    """As `load`, of what a run recorded: its paths stay as they are there."""
+def load_recorded(path: Path, flags: Sequence[str] = (), plugins: Sequence[str] = ()) -> Experiment:
+    """As `load`, of what a run recorded: its paths stay as they are there, and plug-ins are what they were, where they were or as given."""
     values = override(read_mapping(path), flags)
     check_plain(values)
-    return _validated(values)
+    return _validated(with_plugins(found_again(values, path.parent, plugins), installed_too=False))
 
 
 def dump(experiment: Experiment) -> str:

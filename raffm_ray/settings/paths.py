@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.flags import is_url
+from raffm_ray.basics.plugins import is_file_name
 from raffm_ray.settings.base import DATA, FILE
 from raffm_ray.settings.experiment import Experiment
 
@@ -30,9 +31,18 @@ def absolute(values: Mapping[str, Any], base: Path, model: type[BaseModel] = Exp
         name, kind = f"{above}.{key}" if above else key, field.json_schema_extra
         if isinstance(kind, dict) and isinstance(value, str):
             result[key] = place(value, base, kind, name)
+        elif isinstance(kind, dict) and isinstance(value, list):
+            result[key] = [_listed(one, base, name) for one in value]
         elif isinstance(value, Mapping) and isclass(field.annotation) and issubclass(field.annotation, BaseModel):
             result[key] = absolute(value, base, field.annotation, name)
     return result
+
+
+def _listed(value: Any, base: Path, name: str) -> Any:
+    """A plug-in, which is a text or a mapping with a `name`, that of a file absolute."""
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        return {**value, "name": _listed(value["name"], base, name)}
+    return place(value, base, FILE, name) if isinstance(value, str) and is_file_name(value) else value
 
 
 def absolute_at(path: Sequence[str], value: Any, base: Path, within: Absolute = absolute) -> Any:

@@ -15,8 +15,9 @@ class StrategySettings(Settings):
         "default",
         description="which smaller prefix of its subnetwork a client also trains in each step; `default`: what the strategy says",
     )
-    aggregation: Literal["default", "coverage", "damped", "all_clients"] = Field(
-        "default", description="by what the sum of updates is divided; `default`: what the strategy says"
+    aggregation: str = Field(
+        "default",
+        description="how the sum of updates becomes an average: a rule of raffm_ray.server.aggregation.AGGREGATION_RULES; `default`: what the strategy says",
     )
     client_weight: Literal["default", "examples", "equal"] = Field(
         "default",

@@ -31,6 +31,10 @@ class TaskSettings(Settings):
         description="held-out examples for evaluation: the name of a split, or a fraction of `train`; default: the task's own split, or 0.25",
     )
     metric: str | None = Field(None, description="a metric of raffm_ray.data.metrics.METRICS; default: the task's own")
+    objective: str | None = Field(
+        None,
+        description="loss, and what answers are read by: one of raffm_ray.models.objectives.OBJECTIVES; default: that of the task's head",
+    )
     class_weights: ClassWeights = Field(
         "none",
         description="what an example of a class counts in the training loss: `balanced`, every class counts the same in all clients' examples "

@@ -28,6 +28,7 @@ from raffm_ray.runs.simulation import completed, starting
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.former_values import with_present_values
 from raffm_ray.settings.loading import dump
+from raffm_ray.settings.plugins import wherever
 from raffm_ray.settings.strategy import BaselineSettings
 from raffm_ray.studies.tuning import tuned
 
@@ -80,13 +81,13 @@ def check_folder(run: Run) -> None:
         raise UserError(f"{kept}: cannot be read: {str(error).splitlines()[0]}") from None
     if text == wanted:
         return
-    there, here = flat(with_present_values(found) if isinstance(found, dict) else {}), flat(yaml.safe_load(wanted))
+    there = flat(wherever(with_present_values(found)) if isinstance(found, dict) else {})
+    here = flat(wherever(yaml.safe_load(wanted)))
     keys = [key for key in {**here, **there} if key not in there or key not in here or there[key] != here[key]]
-    told = ""
     if keys:
         first, second = (shortened(side[keys[0]]) if keys[0] in side else "not set" for side in (there, here))
-        told = f": {keys[0]} is {first} there and {second} here"
-    raise UserError(f"--out: {run.folder} holds a run of another configuration{told}; name another folder")
+        told = f"{keys[0]} is {first} there and {second} here"
+        raise UserError(f"--out: {run.folder} holds a run of another configuration: {told}; name another folder")
 
 
 def _left(seconds: Sequence[float], waiting: int) -> str:

@@ -1,12 +1,13 @@
 """Several trials at a time on Ray: each is a task on one core, whose clients run in its own process."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 
 from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.plugins import Plugin, use
 from raffm_ray.pool.ray_start import connect
 from raffm_ray.settings.execution import PoolSettings
 from raffm_ray.studies.trial import Outcome, TrialTask, run_trial
@@ -38,7 +39,9 @@ class TrialReporter:
         self._answers.pop(number).set_result(stop)
 
 
-def _run(work: TrialTask, desk: Any) -> Outcome:
+def _run(work: TrialTask, desk: Any, plugins: Sequence[Plugin]) -> Outcome:
+    use(plugins)
+
     def report(round_number: int, value: float) -> bool:
         stop: bool = ray.get(desk.report.remote(work.number, round_number, value))
         return stop
@@ -58,11 +61,17 @@ def check_capacity(parallel: int, settings: PoolSettings) -> None:
 
 
 def run_trials_in_parallel(
-    works: Iterator[TrialTask], parallel: int, settings: PoolSettings, report: Reports, watched: bool
+    works: Iterator[TrialTask],
+    parallel: int,
+    settings: PoolSettings,
+    report: Reports,
+    watched: bool,
+    plugins: Sequence[Plugin] = (),
 ) -> Iterator[tuple[int, Outcome]]:
     """Outcomes of trials as they end, `parallel` of them at a time. The next work is asked for when there is room for it.
 
-    A trial whose process is lost goes on from its checkpoint, `settings.attempts` times in all.
+    A trial whose process is lost goes on from its checkpoint, `settings.attempts` times in all. `plugins`: what its process
+    imports first.
     """
     task: Any = ray.remote(num_cpus=1, num_gpus=float(settings.gpus_per_worker), max_retries=0)(_run)
     desk: Any = ray.remote(num_cpus=0)(TrialReporter).remote() if watched else None
@@ -71,7 +80,7 @@ def run_trials_in_parallel(
     try:
         while True:
             while len(running) < parallel and (work := next(works, None)) is not None:
-                running[task.remote(work, desk)] = (work, 1)
+                running[task.remote(work, desk, plugins)] = (work, 1)
             if not running:
                 return
             (ready,), _ = ray.wait([*running, *([question] if question else [])])
@@ -87,7 +96,7 @@ def run_trials_in_parallel(
                 raise
             except ray.exceptions.RayError as error:
                 if attempt < settings.attempts:
-                    running[task.remote(work, desk)] = (work, attempt + 1)
+                    running[task.remote(work, desk, plugins)] = (work, attempt + 1)
                     continue
                 outcome = Outcome(reason=f"its process was lost {attempt} times: {type(error).__name__}")
             yield work.number, outcome

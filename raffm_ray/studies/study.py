@@ -25,6 +25,7 @@ from raffm_ray.reports.seed_statistics import statistic
 from raffm_ray.runs.made_with import record_start
 from raffm_ray.runs.recorder import check_output
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.plugins import plugins_of, wherever
 from raffm_ray.studies.checked_study import CheckedStudy, check_study
 from raffm_ray.studies.samplers import pruner_of, sampler_of
 from raffm_ray.studies.search_space import changed
@@ -45,7 +46,7 @@ def _check_same(folder: Path, wanted: str) -> None:
         raise UserError(f"{folder / STUDY}: cannot be read: {str(error).splitlines()[0]}") from None
     there = with_present_words(there) if isinstance(there, dict) else {}
     for key in here:
-        if key not in FREE and there.get(key) != here[key]:
+        if key not in FREE and wherever(there.get(key)) != wherever(here[key]):
             raise UserError(f"--out {folder}: holds another study: its {key} is not this one's; name another folder")
 
 
@@ -197,15 +198,21 @@ def _outcomes(driver: _Driver, study: Study, search: CheckedStudy) -> Iterator[t
         return
     from raffm_ray.studies.ray_trials import check_capacity, run_trials_in_parallel
 
+    plugins = plugins_of(search.base.plugins)
     check_capacity(study.parallel, search.base.pool)
-    yield from run_trials_in_parallel(driver.works(), study.parallel, search.base.pool, driver.report, bool(search.watched))
+    yield from run_trials_in_parallel(
+        driver.works(), study.parallel, search.base.pool, driver.report, bool(search.watched), plugins
+    )
 
 
-def command(path: Path, flags: Sequence[str], out: str | None, fresh_folder: Callable[[str], Path]) -> int:
+def command(
+    path: Path, flags: Sequence[str], out: str | None, fresh_folder: Callable[[str], Path], plugins: Sequence[str] = ()
+) -> int:
     """Runs the study of a YAML file, or goes on with the one in a folder, and prints its best trials. `out`: the study's folder, a
-    `fresh_folder` by its name where None; `flags`: keys of the file that are others."""
+    `fresh_folder` by its name where None; `flags`: keys of the file that are others; `plugins`: besides
+    those of the experiment, or where they are now."""
     chosen = out or (str(path) if path.is_dir() else None)
-    study, base = load_study(path / STUDY if path.is_dir() else path, flags)
+    study, base = load_study(path / STUDY if path.is_dir() else path, flags, plugins, recorded=path.is_dir())
     folder = Path(chosen or fresh_folder(study.name))
     try:
         content = run_study(study, base, folder, Console(stderr=True))

@@ -15,6 +15,7 @@ from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.former_values import with_present_values
 from raffm_ray.settings.loading import one_line, override, parse, read_mapping
 from raffm_ray.settings.paths import absolute, absolute_at, place
+from raffm_ray.settings.plugins import found_again
 
 PRESENT_MEASURES = {"full": "full_model", "worst_class": "worst_device_type"}
 """What earlier versions called a measure -> what it is called now."""
@@ -175,9 +176,11 @@ def _absolute(values: Mapping[str, Any], base: Path) -> dict[str, Any]:
     return result
 
 
-def load_study(path: Path | str, flags: Sequence[str] = ()) -> tuple[Study, Experiment]:
+def load_study(
+    path: Path | str, flags: Sequence[str] = (), plugins: Sequence[str] = (), recorded: bool = False
+) -> tuple[Study, Experiment]:
     """A study and the configuration that its trials change. Paths in a file are relative to its folder, paths in flags to the working
-    directory. Raises UserError for anything wrong with either."""
+    directory. `plugins`: besides the experiment's; of a study that was `recorded` in its folder, where they are now. Raises UserError for anything wrong with either."""
     path = Path(path)
     values = {"name": path.stem, **override(_absolute(read_mapping(path), path.parent), flags, _absolute)}
     try:
@@ -186,7 +189,8 @@ def load_study(path: Path | str, flags: Sequence[str] = ()) -> tuple[Study, Expe
         raise UserError(one_line(error, Study)) from None
     given = study.experiment
     base = absolute(read_mapping(Path(given)), Path(given).parent) if isinstance(given, str) else given
-    return study, parse(merged(base, study.settings))
+    base = merged(base, study.settings)
+    return study, parse(found_again(base, path.parent, plugins)) if recorded else parse(base, plugins)
 
 
 def dump_study(study: Study, base: Experiment) -> str:

@@ -6,7 +6,7 @@ Open to other packages:
 - `salience`: scores of units, and their order
 - `calibration`: sums of activations and gradients that salience needs
 - `budgets`: what a device allows a plan to cost
-- `prefix_costs`: what training a plan costs with smaller prefixes beside it
+- `client_optimizers`: optimizers of local training, and their memory
 - `costs`: parameters, bytes, FLOPs and memory of a plan
 - `rotation`: exact changes of basis inside attention heads
 - `norm_correction`: corrects norms where the residual stream is cut
@@ -29,10 +29,10 @@ Start reading at `extraction`.
 __all__ = [
     "budgets",
     "calibration",
+    "client_optimizers",
     "costs",
     "extraction",
     "norm_correction",
-    "prefix_costs",
     "rotation",
     "salience",
     "size_specific",

@@ -4,7 +4,8 @@ Everything follows from the layout; no module is built. Parameters and FLOPs are
 `named_parameters` and `torch.utils.flop_counter`), training memory is an estimate (compared with what autograd saves).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, product
 from math import prod
@@ -16,10 +17,9 @@ from raffm_ray.axes.layout import is_kept
 from raffm_ray.basics.errors import look_up
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.subnetworks.backward_costs import Gradients, gradients
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 
 FLOAT_BYTES = 4
-OPTIMIZER_FLOATS = {"adamw": 2, "sgd": 0, "momentum": 1}
-"""Floats of state that an optimizer keeps per parameter (Kingma and Ba 2015: first and second moment)."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: s
             forward += pairs * (qk + vo)
             backward += pairs * (taken.query_key * qk + (taken.scores + taken.value) * vo)
             unfrozen += pairs * 2 * (qk + vo)
-    state, activations = look_up(OPTIMIZER_FLOATS, optimizer, "optimizer"), activation_floats(architecture, plan)
+    state, activations = look_up(OPTIMIZERS, optimizer, "optimizer").floats, activation_floats(architecture, plan)
     tensors = sum(is_kept(spec.layer, plan) for spec in layout.parameters.values())
     example_traffic, step_traffic = traffic_bytes(params, trained, state, activations)
     return Costs(
@@ -232,3 +232,27 @@ def live_floats(architecture: Architecture, plan: Plan) -> int:
         if spec.matmul and len(spec.dims) == 2 and not spec.dims[1 - spec.reads]:
             most = max(most, positions[spec.matmul] * (residual + architecture.shapes[name][1 - spec.reads]))
     return most
+
+
+def with_prefixes(own: Costs, smaller: Sequence[Costs], prefix: str, distill: bool = False) -> Costs:
+    """The costs of a plan for who trains it: the FLOPs of an example in the costliest step, and the peak of memory.
+
+    `smaller`: of the plans that may be trained beside it; those that have as many parameters or more are no prefixes of it. `prefix`: a
+    `strategy.prefix`. A step of "random" or "smallest" trains the own plan and one prefix after the other, a step of "one" either.
+
+    A prefix's pass needs its weights and their gradients besides its activations, while the own plan's activations are freed already:
+    memory is what stays (weights, gradients, optimizer) and the largest of the passes. A step of "one" has no gradients of the own plan before
+    those of its prefix, which they replace. With `distill` the own plan's outputs stay too.
+    """
+    inside = [one for one in smaller if one.params < own.params]
+    if prefix == "none" or not inside:
+        return own
+    drawn = [min(inside, key=lambda one: one.params)] if prefix == "smallest" else inside
+    beside = 0 if prefix == "one" else max(one.training_flops for one in drawn)
+    unused = own.bytes_up if prefix == "one" else 0
+    passes = [one.bytes + max(0, one.bytes_up + one.activation_bytes - unused) + distill * own.output_bytes for one in drawn]
+    return replace(
+        own,
+        training_flops=own.training_flops + beside,
+        memory_bytes=own.memory_bytes - own.activation_bytes + max(own.activation_bytes, *passes),
+    )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raffm_ray.axes.indexing import Indices, dim_axes
 from raffm_ray.axes.layout import Layout
+from raffm_ray.basics.registry import Table
 from raffm_ray.subnetworks.calibration import Statistics, rankable, sites, unit_sums
 
 Parameters = Mapping[str, Tensor]
@@ -84,7 +85,7 @@ def _mean(layout: Layout, parameters: Parameters, statistics: Statistics, rng: n
     return {name: (statistics[name] / statistics["examples"]).numpy() for name in rankable(layout)}
 
 
-METRICS: dict[str, Metric] = {
+_METRICS = {
     "l1": Metric(l1),
     "l2": Metric(l2),
     "random": Metric(random),
@@ -93,6 +94,7 @@ METRICS: dict[str, Metric] = {
     "fisher": Metric(_mean, statistic="fisher"),
     "outputs": Metric(_mean, statistic="outputs"),
 }
+METRICS: Table[Metric] = Table("salience", _METRICS)
 
 
 def identity_orders(layout: Layout) -> Orders:

@@ -18,7 +18,8 @@ from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.deployment.model_folder import tuned
 from raffm_ray.deployment.trained_model import TrainedModel
 from raffm_ray.models.architecture import build
-from raffm_ray.models.objectives import OBJECTIVES, training_objective
+from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.models.objectives import weighted as weighted_objective
 from raffm_ray.preparation.model_for_task import class_weights
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.pretraining import pretrain, pretrained
@@ -36,14 +37,14 @@ def test_the_loss_is_torch_s_weighted_cross_entropy() -> None:
     rng = torch.Generator().manual_seed(0)
     weights = (0.5, 2.0, 1.0, 4.0)
     output, labels = SimpleNamespace(logits=torch.randn(9, 4, generator=rng)), torch.tensor([0, 1, 2, 3, 3, 3, 0, 1, 1])
-    objective = training_objective(HEAD, weights)
+    objective = weighted_objective(OBJECTIVES[HEAD], weights)
     for reduction in ("mean", "sum"):
         wanted = torch.nn.functional.cross_entropy(output.logits, labels, torch.tensor(weights), reduction=reduction)
         torch.testing.assert_close(objective.loss(output, labels, reduction), wanted)
         assert abs(float(OBJECTIVES[HEAD].loss(output, labels, reduction) - wanted)) > 0.01
     summed, counted = objective.each(output, labels).sum(0)
     torch.testing.assert_close(summed / counted, objective.loss(output, labels, "mean"))
-    assert training_objective(HEAD) is OBJECTIVES[HEAD]
+    assert weighted_objective(OBJECTIVES[HEAD], ()) is OBJECTIVES[HEAD]
 
 
 def test_balanced_is_scikit_learn_s_over_the_clients_examples() -> None:
@@ -116,7 +117,10 @@ def test_central_training_counts_them_too() -> None:
         module = build(architecture, {name: values.clone() for name, values in views(other, architecture.shapes).items()}, Plan())
         before = [values.detach().clone() for values in module.parameters()]
         training = CentralTraining(
-            training_objective(HEAD, weights), lambda parameters: torch.optim.SGD(parameters, lr=1.0), lambda _: 1.0, None
+            weighted_objective(OBJECTIVES[HEAD], weights),
+            lambda parameters: torch.optim.SGD(parameters, lr=1.0),
+            lambda _: 1.0,
+            None,
         )
         indices = np.arange(24)
         train_centrally(module, training, prepared.task.public, [indices])

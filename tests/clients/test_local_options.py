@@ -17,15 +17,14 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError
+from raffm_ray.clients.client_updates import train
 from raffm_ray.clients.local_training import (
-    OPTIMIZERS,
     ClientData,
     Distillation,
     Training,
     backward,
     decayed_groups,
     pull_back,
-    train,
 )
 from raffm_ray.data.examples import IGNORED, batches
 from raffm_ray.models.architecture import new_model
@@ -35,6 +34,7 @@ from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import setup_strategy
 from raffm_ray.server.strategies import STRATEGIES
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 
 SMALL = Plan({"0/ffn": np.arange(0, 40, 5), "1/heads": [0, 2], "2/ffn": np.arange(7)})
 STEPS, RATE = 3, 0.05

@@ -14,7 +14,7 @@ from raffm_ray.server.device_type_plans import view_of
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.strategies import ranked
 from raffm_ray.subnetworks.budgets import Budget
-from raffm_ray.subnetworks.prefix_costs import with_prefixes
+from raffm_ray.subnetworks.costs import with_prefixes
 
 CONFIG = {
     "model_type": "vit",

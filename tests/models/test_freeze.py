@@ -19,7 +19,8 @@ from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError
-from raffm_ray.clients.local_training import ClientData, Training, train
+from raffm_ray.clients.client_updates import train
+from raffm_ray.clients.local_training import ClientData, Training
 from raffm_ray.clients.messages import Job
 from raffm_ray.models.architecture import Architecture, architecture_of, new_model
 from raffm_ray.models.freezing import for_training, freeze, only_trained
@@ -33,6 +34,7 @@ from raffm_ray.server.round_schedule import cost_of, planned_work
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import ServerState
 from raffm_ray.server.strategies import STRATEGIES
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 from raffm_ray.subnetworks.costs import FLOAT_BYTES, activation_floats, costs_of
 from raffm_ray.subnetworks.norm_correction import norm_statistics
 from raffm_ray.subnetworks.size_specific import with_copies
@@ -211,9 +213,7 @@ def test_a_prefix_keeps_reading_norms_of_which_a_part_is_frozen() -> None:
 
 def test_no_optimizer_state_and_no_gradient_for_what_is_frozen(monkeypatch) -> None:
     prepared, made = prepared_with(), []
-    monkeypatch.setitem(
-        train.__globals__["OPTIMIZERS"], "adamw", lambda *given: made.append(torch.optim.AdamW(given[0], lr=given[1])) or made[-1]
-    )
+    monkeypatch.setitem(OPTIMIZERS, "adamw", lambda *given: made.append(torch.optim.AdamW(given[0], lr=given[1])) or made[-1])
     architecture, runner, state = prepared.setup.architecture, prepared.runner(), state_of(prepared)
     module = runner.module_factory.module(views(state.parameters, architecture.shapes), Plan(), {})
     learning = only_trained(dict(module.named_parameters()), architecture.layout)

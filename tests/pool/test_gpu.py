@@ -25,7 +25,8 @@ from raffm_ray.benchmarks.suite import CASES, Options, run_suite, table_of
 from raffm_ray.benchmarks.synthetic_data import vit
 from raffm_ray.benchmarks.training import batches_of
 from raffm_ray.clients.client_runner import ClientRunner
-from raffm_ray.clients.local_training import OPTIMIZERS, ClientData, Training, computing, decayed_groups, one_thread, train
+from raffm_ray.clients.client_updates import train
+from raffm_ray.clients.local_training import ClientData, Training, computing, decayed_groups, one_thread
 from raffm_ray.clients.messages import Call, Job, RoundContext
 from raffm_ray.data.examples import sent
 from raffm_ray.pool.gpu_sharing import (
@@ -48,6 +49,7 @@ from raffm_ray.server.rounds import begin_round
 from raffm_ray.server.state import new_state
 from raffm_ray.settings.execution import PoolSettings
 from raffm_ray.settings.experiment import LocalSettings
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 from raffm_ray.subnetworks.costs import costs_of
 
 # Workers cannot import this module: what it defines travels by value.

@@ -10,12 +10,13 @@ from transformers import AutoModel, AutoModelForImageClassification, ViTConfig
 
 from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.models.pretrained_weights import new_parameters
-from raffm_ray.preparation.defaults import HEAD_EPOCHS, LEARNING_RATES, learning_rate
+from raffm_ray.preparation.defaults import HEAD_EPOCHS, learning_rate
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.pretraining import pretrain, starting_model
 from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import override, parse
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 
 HEAD = {"classifier.weight", "classifier.bias"}
 
@@ -63,10 +64,10 @@ def test_rates_go_with_optimizer_width_and_what_is_trained(checkpoints) -> None:
     assert learning_rate("adamw", 384, pretrained=True, head_alone=False) == pytest.approx(1e-4)
     assert learning_rate("adamw", 8, pretrained=True, head_alone=False) == 1e-3
     assert learning_rate("adamw", 768, pretrained=False, head_alone=False) == 1e-3
-    for optimizer, rates in LEARNING_RATES.items():
-        assert learning_rate(optimizer, 768, pretrained=True, head_alone=True) == rates.head > rates.pretrained
+    for optimizer, row in OPTIMIZERS.items():
+        assert learning_rate(optimizer, 768, pretrained=True, head_alone=True) == row.rates.head > row.rates.pretrained
     experiment = parse(override(from_checkpoint(checkpoints["headless"]).model_dump(), ["--model.freeze", "[vit*]"]))
-    assert chosen(experiment)[0] == LEARNING_RATES["adamw"].head
+    assert chosen(experiment)[0] == OPTIMIZERS["adamw"].rates.head
 
 
 def test_which_parameters_are_new(checkpoints) -> None:

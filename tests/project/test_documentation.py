@@ -6,16 +6,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import TINY, TOKENS
+from conftest import TINY, TOKENS, tiny_experiment
 from cut_models import cut, logits, masked
 from documents import DOCS, ROOT, blocks_of, calls_in, check_call, check_command, run_page
 from plans import legal_order, random_cut
 
 import raffm_ray
 from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.plugins import use
 from raffm_ray.devices.profiles import PACKAGED, load_profiles
 from raffm_ray.fleet.cluster_description import load_cluster
 from raffm_ray.models.architecture import FAMILIES, architecture_of, new_model
@@ -59,6 +61,36 @@ def test_a_family_is_added_by_the_row_that_is_shown(electra, seed) -> None:
     assert (logits(moved, inputs) - logits(model, inputs)).abs().max() < 1e-5
     plan = random_cut(architecture.layout, rng, ("heads", "qk", "vo", "ffn"), layers=True)
     assert (logits(cut(architecture, model, plan), inputs) - masked(architecture, model, plan, inputs)).abs().max() < 1e-5
+
+
+def test_the_examples_of_all_tables_run_as_one_plug_in(tmp_path) -> None:
+    page = (DOCS / "how_to" / "add_your_own.md").read_text()
+    code = "\n".join(block.text for block in blocks_of(page) if block.language == "python")
+    assert set(re.findall(r"@raffm_ray\.(\w+)\(", code)) == set(raffm_ray._DECORATORS)
+    (tmp_path / "my_method.py").write_text(code)
+    values = tiny_experiment(rounds=1, evaluation={"sizes": 0}, local={"learning_rate": 0.01}).model_dump(mode="json")
+    chosen = {
+        "model.config.model_type": "own_vit",
+        "strategy.name": "alternate",
+        "strategy.aggregation": "shorter",
+        "plugin_settings.mine.step": "0.5",
+        "salience.metric": "smallest_first",
+        "server.optimizer": "signed",
+        "local.optimizer": "rmsprop",
+        "local.client_update": "signs",
+        "task.name": "noise",
+        "task.metric": "error",
+        "task.objective": "smoothed",
+        "task.public": "40",
+        "clients.partition": "every_tenth",
+        "clock.availability": "even_clients",
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**values, "plugins": ["my_method.py"]}))
+    flags = [word for name, value in chosen.items() for word in (f"--{name}", value)]
+    summary = raffm_ray.simulate(raffm_ray.load(tmp_path / "own.yaml", flags), tmp_path / "run")
+    assert summary["metric"] == "error"
+    assert all(client % 2 == 0 for client in pq.read_table(tmp_path / "run" / "clients")["client"].to_pylist())
+    use([])
 
 
 @pytest.mark.parametrize("path", ALL_PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -25,7 +25,8 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import ClientError, UserError, WorkerLostError
 from raffm_ray.basics.seeding import generator, torch_seed
 from raffm_ray.clients.client_runner import ClientRunner
-from raffm_ray.clients.local_training import ClientData, Training, one_thread, train
+from raffm_ray.clients.client_updates import train
+from raffm_ray.clients.local_training import ClientData, Training, one_thread
 from raffm_ray.clients.messages import Call, RoundContext
 from raffm_ray.models.architecture import build
 from raffm_ray.models.objectives import OBJECTIVES

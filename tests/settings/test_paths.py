@@ -151,6 +151,7 @@ def test_every_setting_that_is_a_path_is_marked() -> None:
         if isinstance(field.json_schema_extra, dict)
     }
     assert marked == {
+        ".plugins": "file",
         "task.data": "data",
         "model.pretrained": "model",
         "model.tokenizer": "model",

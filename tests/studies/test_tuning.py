@@ -5,10 +5,10 @@ import json
 from conftest import tiny_experiment
 
 from raffm_ray.cli.main import main
-from raffm_ray.preparation.defaults import LEARNING_RATES
 from raffm_ray.reports.comparison_table import notes
 from raffm_ray.settings.loading import dump, load
 from raffm_ray.studies.comparison import compare
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 
 
 def test_every_strategy_has_as_many_trials_and_the_rate_that_was_best_for_it(tmp_path, monkeypatch) -> None:
@@ -26,7 +26,7 @@ def test_every_strategy_has_as_many_trials_and_the_rate_that_was_best_for_it(tmp
     for name, rate in content["tuned"]["learning_rates"].items():
         study = json.loads((tmp_path / "tuning" / name / "study.json").read_text())
         assert len(study["trials"]) == 3
-        assert study["trials"][0]["settings"] == {"local.learning_rate": LEARNING_RATES["adamw"].new}
+        assert study["trials"][0]["settings"] == {"local.learning_rate": OPTIMIZERS["adamw"].rates.new}
         best = next(row for row in study["trials"] if row["number"] == study["best"])
         assert best["settings"]["local.learning_rate"] == rate
         assert best["values"]["full_model"] == max(row["values"]["full_model"] for row in study["trials"])

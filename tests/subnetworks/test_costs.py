@@ -15,11 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
-from raffm_ray.clients.local_training import OPTIMIZERS, decayed_groups
+from raffm_ray.clients.local_training import decayed_groups
 from raffm_ray.models.architecture import FAMILIES, Architecture, architecture_of, new_model
 from raffm_ray.models.attention_choice import with_attention
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.subnetworks.budgets import budget_from
+from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 from raffm_ray.subnetworks.costs import FLOAT_BYTES, activation_floats, costs_of
 from raffm_ray.subnetworks.extraction import kind_of
 
