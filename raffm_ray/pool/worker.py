@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from raffm_ray.axes.flat_parameters import Flat
+from raffm_ray.basics.machine import peak_rss_bytes, resident_bytes
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.messages import Result, RoundContext
 from raffm_ray.pool.gpu_sharing import GpuOutOfMemoryError, limit_gpu_memory, release_gpu_memory, use_deterministic_kernels
@@ -53,6 +54,10 @@ class Worker:
         if self.runner.device != "cpu" and not torch.cuda.is_available():
             return None
         return f"{gethostname()} {os.environ.get('CUDA_VISIBLE_DEVICES')}"
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that this process holds now, and the most that it has held."""
+        return resident_bytes(), peak_rss_bytes()
 
     def begin(self, run: int, contexts: Sequence[RoundContext], flat: Flat) -> None:
         """Takes what the calls of a run share."""
