@@ -10,6 +10,7 @@ Open to other packages:
 - `flags`: flags of a command that are not settings
 - `formatting`: bytes, seconds and joules as text
 - `machine`: this machine's processor and memory
+- `tables`: tables on a terminal that break between words
 - `profiling`: stopwatches: where a round's real time goes
 - `version`: the package's version and commit
 
@@ -18,4 +19,16 @@ Imports no other package.
 Start reading at `errors`.
 """
 
-__all__ = ["cache", "errors", "files", "flags", "formatting", "machine", "profiling", "seeding", "temporary_folders", "version"]
+__all__ = [
+    "cache",
+    "errors",
+    "files",
+    "flags",
+    "formatting",
+    "machine",
+    "profiling",
+    "seeding",
+    "tables",
+    "temporary_folders",
+    "version",
+]
