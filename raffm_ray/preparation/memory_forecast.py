@@ -30,8 +30,9 @@ CALIBRATION_BATCH = 32
 """Examples that are calibrated at once."""
 LOOKED_AT = 6
 """Rounds that are looked at for what their blocks take: draws differ."""
-SPREAD = 1.2
-"""What a worker's heap takes for a byte that is used: freed memory is kept, in pieces that a larger array does not fit in."""
+SPREAD, SPREAD_RETURNED = 1.2, 1.1
+"""What a worker's heap takes for a byte that is used, measured: freed memory is kept, in pieces that a larger array does not fit in; and while
+it calibrates, when large arrays are returned (`pool.worker`)."""
 
 
 @dataclass(frozen=True)
@@ -167,11 +168,11 @@ def flat_bytes(setup: Setup) -> int:
     return setup.costs(Plan()).bytes + FLOAT_BYTES * own * max(0, len(setup.budgets) - 1)
 
 
-def driver_copies(setup: Setup) -> float:
-    """How many arrays as long as the flat parameters the driver holds at once, at most: when it averages a round r.
+def driver_copies(setup: Setup) -> tuple[float, float]:
+    """How many arrays as long as the flat parameters the driver holds at most: while clients train, and when it averages their round r.
 
     The start, which baselines begin from too; the parameters and moments of round r - 1, and those of r - 2 where the evaluation of r - 1 runs
-    beside round r; the best round's, where it is kept; the sum and the coverage; and what the rule and the optimizer make (`step_copies`).
+    beside round r; the best round's, where it is kept; and the sum. When it averages, also the coverage, and what the rule and the optimizer make (`step_copies`).
     """
     experiment = setup.experiment
     made, moments = step_copies(setup.strategy.aggregation, experiment.server)
@@ -181,7 +182,8 @@ def driver_copies(setup: Setup) -> float:
         states = {0, number - 1} | ({number - 2} if number > 1 and beside and is_evaluated(experiment, number - 1) else set())
         with_moments = sum(state > 0 for state in states - {0})
         most = max(most, len(states) + moments * with_moments)
-    return most + bool(experiment.evaluation.keep_best) + 2 + made
+    held = most + bool(experiment.evaluation.keep_best) + 1
+    return held, held + 1 + made
 
 
 def pretraining_bytes(prepared: Prepared) -> int:
@@ -196,27 +198,30 @@ def memory_forecast(prepared: Prepared, driver_now: int, workers_now: Sequence[i
     and nothing trained; no workers where the driver trains the clients.
 
         driver = now + max(pretraining, driver_copies x flat + store)
-        worker = now + SPREAD x the largest of `heap_bytes` + 2 x flat + data + store
+        worker = now + max(SPREAD x max(train, evaluate) + 2 x flat, SPREAD_RETURNED x calibrate + flat) + data + store
         store  = flat x max(2, 1 + waiting sums)
 
-    flat: `flat_bytes`. The store is what Ray keeps of a round in shared memory: its parameters, and the sums of blocks that wait to be added
-    (`waiting_sums`); every process that writes or reads a page of it has it in its resident memory. A worker's 2 x flat: a block's sum, and
-    the update of who trains the full model; data: the examples, which lie in the store too. Without workers there is no store, and the driver has the
-    worker's heap.
+    flat: `flat_bytes`; train, evaluate, calibrate: `heap_bytes`, and beside them a block's sum, and the update of who trains the full model. The
+    store is what Ray keeps of a round in shared memory: its parameters, and the sums of blocks that wait to be added (`waiting_sums`); every
+    process that writes or reads a page of it has it in its resident memory. data: the examples, which lie in the store too. Without
+    workers there is no store, and the driver has a worker's heap beside what it holds while clients train.
     """
     setup = prepared.setup
-    seen, flat, task = _rounds(setup), flat_bytes(setup), prepared.task
+    seen, flat, task, heap = _rounds(setup), flat_bytes(setup), prepared.task, 0
+    needed = heap_bytes(prepared, seen)
+    for doing, used in needed.items():
+        spread, arrays = (SPREAD_RETURNED, 1) if doing == "calibrate" else (SPREAD, 2)
+        heap = max(heap, int(spread * used) + arrays * flat)
     late = max((work.late for work in seen.rounds), default=0)
-    held = int((driver_copies(setup) + late) * flat)
-    heap = int(SPREAD * max(heap_bytes(prepared, seen).values())) + 2 * flat
+    training, averaging = (int((copies + late) * flat) for copies in driver_copies(setup))
+    pretraining = pretraining_bytes(prepared)
     if not workers_now:
-        rounds = held + heap
-        return MemoryForecast(driver_now + max(pretraining_bytes(prepared), rounds), 0, 0, 0)
+        return MemoryForecast(driver_now + max(pretraining, averaging, training + heap), 0, 0, 0)
     waiting = max(waiting_sums(block_costs(setup, work), len(workers_now)) for work in seen.all)
     store = flat * max(2, 1 + waiting)
     data = sum(data_bytes(part) for part in (task.clients, task.held_out, task.validation) if part is not None)
     return MemoryForecast(
-        driver_bytes=driver_now + max(pretraining_bytes(prepared), held + store),
+        driver_bytes=driver_now + max(pretraining, averaging + store),
         worker_bytes=max(workers_now) + heap + data + store,
         workers=len(workers_now),
         shared_bytes=store + data,

@@ -104,7 +104,8 @@ def _training_rates(setup: Setup, state: ServerState, work: Round, pool: Pool) -
     for plan, (one, several) in seconds.items():
         (few, many), clients = map(sum, flops[plan]), sum(len(group) for group in chosen if group[0].plan == plan)
         whole = sum(several) / many if many else 0.0
-        each = max(0.5 * whole, (sum(several) - sum(one)) / (many - few)) if many > few else whole
+        grown = sum(several) - sum(one)
+        each = grown / (many - few) if many > few and grown > 0 else whole
         client = max(0.0, sum(several) - each * many) / clients
         rates[setup.costs(work.context.plans[plan]).params] = PlanRate(flop=each, client=client)
     return rates
