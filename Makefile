@@ -9,7 +9,7 @@ PORT := 8000
 .PHONY: demo test test-clusters test-fast bench chaos leaks fuzz faults check lint types docs docs-serve clean help
 
 help:
-	@echo "make demo    install and run the embedded default: 100 clients, five device classes, a picture"
+	@echo "make demo    install and run the embedded default: 100 clients, five device types, a picture"
 	@echo "make test    install and run the tests: about ten minutes on two cores"
 	@echo "make test-clusters   the tests that start clusters, and kill them: about eight minutes"
 	@echo "make test-fast   the tests to run before every commit: at most two minutes"

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # A simulation and its report
 #
-# A hundred devices of five classes fine-tune one small ViT on their own, unequal shares of the digits. `ROUNDS` is small here; the demo has 100.
+# A hundred devices of five types fine-tune one small ViT on their own, unequal shares of the digits. `ROUNDS` is small here; the demo has 100.
 
 # %%
 import os
@@ -41,13 +41,16 @@ experiment.fleet.budgets
 
 # %% [markdown]
 # Running is one call (the first one also pretrains the model, which is kept for the next). What it leaves is a folder, and a summary: here
-# the part of the parameters that each class keeps, and its subnetwork's held-out accuracy before and after training.
+# the part of the parameters that each device type keeps, and its subnetwork's held-out accuracy before and after training.
 
 # %%
 summary = raffm_ray.simulate(
     experiment, folder / "run", on_round=lambda row: row.metric and print(row.round, f"{row.metric:.3f}")
 )
-{name: tuple(round(tier[key], 3) for key in ("params_fraction", "start", "metric")) for name, tier in summary["tiers"].items()}
+{
+    name: tuple(round(one[key], 3) for key in ("params_fraction", "start", "metric"))
+    for name, one in summary["device_types"].items()
+}
 
 # %% [markdown]
 # ## The report
@@ -59,7 +62,7 @@ image, page = raffm_ray.write_report(folder / "run")
 Image(image, width=1100)
 
 # %% [markdown]
-# Which heads and neurons each class keeps, and how much of the training reached them:
+# Which heads and neurons each device type keeps, and how much of the training reached them:
 
 # %%
 Image(folder / "run" / "units.png", width=900)

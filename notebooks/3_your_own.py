@@ -46,7 +46,7 @@ def run(*flags: str) -> dict:
 # ## A strategy
 #
 # It says what a client trains in a round: a function of the view (the model, the ranking, the round) and the client's budget. This one takes
-# turns: in even rounds what RaFFM ranks first, in odd ones what FedRolex rolls to. What a class gets afterwards is the ranked list's.
+# turns: in even rounds what RaFFM ranks first, in odd ones what FedRolex rolls to. What a device type gets afterwards is the ranked list's.
 
 
 # %%
@@ -58,7 +58,10 @@ def taking_turns(view: StrategyView, budget: Budget, client: int) -> Plan | None
 
 STRATEGIES["taking_turns"] = replace(STRATEGIES["raffm"], train=taking_turns, nested=False, prefix="none")
 mine, theirs = run("--strategy.name", "taking_turns"), run()
-{name: (round(one["global"], 3), round(one["worst_class"]["metric"], 3)) for name, one in (("mine", mine), ("raffm", theirs))}
+{
+    name: (round(one["full_model"], 3), round(one["worst_device_type"]["metric"], 3))
+    for name, one in (("mine", mine), ("raffm", theirs))
+}
 
 # %% [markdown]
 # ## A salience metric
@@ -73,16 +76,18 @@ def upside_down(layout, parameters, statistics, rng: np.random.Generator) -> Sco
 
 
 METRICS["upside_down"] = replace(METRICS["l1"], score=upside_down)
-tiers = {metric: run("--rounds", "1", "--salience.metric", metric)["tiers"] for metric in ("upside_down", "l1", "fisher")}
+device_types = {
+    metric: run("--rounds", "1", "--salience.metric", metric)["device_types"] for metric in ("upside_down", "l1", "fisher")
+}
 
 # %% [markdown]
 # Cut before any training, a subnetwork of the least salient units knows least:
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-for metric, own in tiers.items():
-    sizes = [100 * tier["params_fraction"] for tier in own.values()]
-    axes.plot(sizes, [100 * tier["start"] for tier in own.values()], marker="o", label=metric)
+for metric, own in device_types.items():
+    sizes = [100 * one["params_fraction"] for one in own.values()]
+    axes.plot(sizes, [100 * one["start"] for one in own.values()], marker="o", label=metric)
 axes.set(xlabel="parameters kept (%)", ylabel="held-out accuracy before training (%)")
 axes.legend()
 plt.show()

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # A study
 #
-# Which settings of the compression are worth it? Optuna tries; every trial is a run in a folder of its own. Two objectives: the worst class's
+# Which settings of the compression are worth it? Optuna tries; every trial is a run in a folder of its own. Two objectives: the worst device type's
 # accuracy, and the bytes that move. `TRIALS` and `ROUNDS` are small here; `raffm-ray study experiments/study_digits.yaml` is the whole one.
 
 # %%

@@ -31,7 +31,7 @@ experiments = next(folder / "experiments" for folder in (Path.cwd(), *Path.cwd()
 folder = Path(tempfile.mkdtemp())
 flags = ["--rounds", ROUNDS, "--baselines", "[]", "--local.learning_rate", "0.001", "--pool.backend", BACKEND]
 summary = raffm_ray.simulate(raffm_ray.load(experiments / "digits.yaml", flags), folder / "run")
-summary["global"]
+summary["full_model"]
 
 # %% [markdown]
 # A budget may be in parameters, bytes, multiply-accumulates, memory or milliseconds. Here: two fifths of the parameters, a size that

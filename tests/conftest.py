@@ -139,7 +139,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def tiny_experiment(**changes: Any) -> Experiment:
-    """A run of seconds: digits, ten clients, five classes. RAFFM_TEST_STACK=1 trains every client alone, in all tests that say nothing else."""
+    """A run of seconds: digits, ten clients, five device types. RAFFM_TEST_STACK=1 trains every client alone, in all tests that say nothing else."""
     config = {key: value for key, value in TINY["vit"].items() if key != "num_labels"}
     values: dict[str, Any] = {
         "name": "tiny",

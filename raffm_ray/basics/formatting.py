@@ -40,7 +40,7 @@ def human_flops(flops: float | None) -> str:
 
 
 def human_joules(joules: float | None) -> str:
-    """0.0123 -> `12.3 mJ`; None, of a class that never trained, -> `-`."""
+    """0.0123 -> `12.3 mJ`; None, of a device type that never trained, -> `-`."""
     if joules is None:
         return "-"
     return f"{1000 * joules:.3g} mJ" if joules < 1 else f"{joules:.3g} J"

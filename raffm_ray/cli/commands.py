@@ -254,7 +254,7 @@ def shares(
     from raffm_ray.reports.share_picture import picture_of_shares
 
     prepared = prepare(experiment)
-    label_distribution, devices = prepared.label_distribution, by_device(prepared.setup.classes, prepared.setup.budgets)
+    label_distribution, devices = prepared.label_distribution, by_device(prepared.setup.device_types, prepared.setup.budgets)
     title = f"{experiment.name}: {experiment.clients.partition}, {experiment.clients.count:,} clients, seed {experiment.seed}"
     figure = picture_of_shares(label_distribution, devices, title)
     try:

@@ -219,8 +219,8 @@ def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapp
         lines.append("  partition: iid   # no column says whose a row is: rows are dealt at random")
     lines += [
         "fleet:",
-        "  mix: medium   # raffm-ray fleet show: what each device class can train",
-        "  budgets:   # part of the parameters in layers that each device class may train",
+        "  mix: medium   # raffm-ray fleet show: what each device type can train",
+        "  budgets:   # part of the parameters in layers that each device type may train",
         "    raspberry_pi_5: {layer_params: 0.35}",
         "    laptop: {layer_params: 0.6}",
         "    jetson_agx_orin: {layer_params: 1.0}",

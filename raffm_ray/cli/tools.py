@@ -116,7 +116,7 @@ def fleet_show(
         ),
     ] = None,
 ) -> int:
-    """Show what each device class may use, trains and pays in a round. Nothing is trained."""
+    """Show what each device type may use, trains and pays in a round. Nothing is trained."""
     from raffm_ray.fleet.command import show
 
     return show(Path(config), settings, Path(cluster) if cluster else None)

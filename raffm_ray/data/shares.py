@@ -19,16 +19,16 @@ from raffm_ray.basics.tables import WordTable
 from raffm_ray.data.label_distribution import Indices, LabelDistribution
 
 
-def by_device(classes: Sequence[str], names: Iterable[str]) -> dict[str, Indices]:
-    """Device class -> its clients. `classes`: [clients]; `names`: weakest first, as they come out."""
-    given = np.array(classes)
+def by_device(device_types: Sequence[str], names: Iterable[str]) -> dict[str, Indices]:
+    """Device type -> its clients. `device_types`: [clients]; `names`: weakest first, as they come out."""
+    given = np.array(device_types)
     return {name: np.flatnonzero(given == name) for name in names}
 
 
 def write_shares(path: Path, label_distribution: LabelDistribution, devices: Mapping[str, Indices]) -> None:
     """Who owns what, as Parquet: a row for every client and class that it has, and one for a client without examples.
 
-    The names of the task's classes and of the device classes, weakest first, are in the schema's metadata. Raises UserError where it cannot be written.
+    The names of the task's classes and of the device types, weakest first, are in the schema's metadata. Raises UserError where it cannot be written.
     """
     empty, own = np.flatnonzero(label_distribution.sizes == 0), np.empty(len(label_distribution.sizes), dtype=np.int64)
     for number, mine in enumerate(devices.values()):
@@ -54,7 +54,7 @@ def write_shares(path: Path, label_distribution: LabelDistribution, devices: Map
 
 
 def read_shares(path: Path) -> tuple[LabelDistribution, dict[str, Indices]]:
-    """What `write_shares` wrote: the label distribution, and the clients of every device class. Raises UserError when it is damaged."""
+    """What `write_shares` wrote: the label distribution, and the clients of every device type. Raises UserError when it is damaged."""
     try:
         table = pq.ParquetFile(BytesIO(read_whole(path)), page_checksum_verification=True).read()
         about = {name: json.loads(table.schema.metadata[name.encode()]) for name in ("class_names", "devices")}
@@ -77,7 +77,7 @@ def read_shares(path: Path) -> tuple[LabelDistribution, dict[str, Indices]]:
 
 @dataclass(frozen=True)
 class ShareRow:
-    """A row of the table, of all clients or of a device class. Sizes, classes and distances are of clients with examples.
+    """A row of the table, of all clients or of a device type. Sizes, classes and distances are of clients with examples.
 
     `distance`: mean total variation distance from everybody's mix of classes; `at_random`: the same sizes dealt at random.
     """
@@ -95,7 +95,7 @@ class ShareRow:
 
 
 def share_rows(label_distribution: LabelDistribution, devices: Mapping[str, Indices]) -> list[ShareRow]:
-    """All clients, then every device class that somebody owns."""
+    """All clients, then every device type that somebody owns."""
     classes, distances, at_random = (
         label_distribution.classes(),
         label_distribution.distances(),

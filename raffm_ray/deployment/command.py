@@ -78,7 +78,7 @@ def table_of(told: Mapping[str, Mapping[str, Any]]) -> Table:
             )
     table.caption = f"times of {at_once(next(iter(told.values())))} with one thread; * estimated, in 32 bit floats"
     if least := max(one.get("least_trained", 0) for one in told.values()):
-        table.caption += f"\nbelow {least:,} parameters no device class was trained: accuracy may fall fast there"
+        table.caption += f"\nbelow {least:,} parameters no device type was trained: accuracy may fall fast there"
     return table
 
 

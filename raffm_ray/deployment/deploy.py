@@ -37,7 +37,7 @@ def budget_for(trained: TrainedModel, budgets: Mapping[str, float], device: str 
 
 
 def fitted(trained: TrainedModel, budgets: Mapping[str, float], device: str | None = None) -> TrainedModel:
-    """The model with the ranked list that answers the budgets best; a device class of a run has the run's own. Raises UserError, TooSmallError."""
+    """The model with the ranked list that answers the budgets best; a device type of a run has the run's own. Raises UserError, TooSmallError."""
     if not set(budgets) - {LATENCY} and (device is None or device in trained.prepared.setup.budgets):
         return trained
     return trained.paced_for(budget_for(trained, budgets, device))
@@ -142,7 +142,7 @@ def deploy(
 ) -> dict[str, Any]:
     """Writes the subnetwork of a finished run, or of a checkpoint, that fits; returns what was measured of it.
 
-    `budgets`: such as {"params": 0.5}, by the kinds of `costs.budget_from` or `latency_ms`; `device`: a device class or profile; `flags`:
+    `budgets`: such as {"params": 0.5}, by the kinds of `costs.budget_from` or `latency_ms`; `device`: a device type or profile; `flags`:
     settings for a checkpoint, as on the command line; `formats`: what is written beside the weights, such as `ExportFormats(onnx=True)`. With
     `ExportFormats(elastic=True)` neither need be said, and then nothing is measured. Raises UserError for whatever cannot work.
     """

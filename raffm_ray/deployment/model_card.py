@@ -126,7 +126,7 @@ def card(origin: str, architecture: Architecture, told: Mapping[str, Any]) -> st
         lines += ["", f"Before tuning: {shown(metric, told['before_tuning'])}."]
     lines += ["", f"Times are of {at_once(told)} of middling length, with one thread, on the machine that made this folder.", ""]
     if least := told.get("least_trained"):
-        lines += [f"Smaller than whatever was trained: the smallest device class had {least:,} parameters.", ""]
+        lines += [f"Smaller than whatever was trained: the smallest device type had {least:,} parameters.", ""]
     lines += _exported(told)
     if table := widths_table(architecture, told["widths"]):
         lines += ["## What it keeps", "", *table, ""]

@@ -29,7 +29,7 @@ class DeployOptions:
         ),
     ] = ()
     device: Annotated[
-        str | None, Parameter(metavar="NAME", help="device class of the run, or a profile whose memory is the limit")
+        str | None, Parameter(metavar="NAME", help="device type of the run, or a profile whose memory is the limit")
     ] = None
     sizes: Sizes = None
     elastic: Annotated[Switch, Parameter(help="also one file of which every beginning is a subnetwork")] = False

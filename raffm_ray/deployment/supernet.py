@@ -27,7 +27,7 @@ from raffm_ray.deployment.partial_safetensors import Place, places, read
 from raffm_ray.deployment.trained_model import TrainedModel
 from raffm_ray.models.architecture import Architecture, architecture_of
 from raffm_ray.models.model_config import parse_config
-from raffm_ray.server.class_plans import view_of
+from raffm_ray.server.device_type_plans import view_of
 from raffm_ray.server.strategies import ranked
 from raffm_ray.subnetworks.budgets import budget_from
 from raffm_ray.subnetworks.calibration import rankable

@@ -23,7 +23,7 @@ from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs.reader import SUMMARY, how_to_resume, read_summary
 from raffm_ray.runs.recorder import check_origin
 from raffm_ray.runs.resuming import PLACES, experiment_in, origin_of
-from raffm_ray.server.class_plans import class_plans, copies, view_of
+from raffm_ray.server.device_type_plans import copies, device_type_plans, view_of
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.state import ServerState, new_state
 from raffm_ray.settings.loading import override, pairs_of, parse
@@ -51,7 +51,7 @@ ANY_TASK: dict[str, Any] = {
 @dataclass(frozen=True)
 class TrainedModel:
     """A model that subnetworks are cut from. `origin`: what it came from, in words; `least_params`: parameters of the smallest subnetwork that
-    a device class was trained with, 0 where none was. Raises UserError for parameters that are not finite."""
+    a device type was trained with, 0 where none was. Raises UserError for parameters that are not finite."""
 
     prepared: Prepared
     state: ServerState
@@ -121,7 +121,7 @@ def of_run(folder: Path, flags: Sequence[str] = ()) -> TrainedModel:
     )
     if (own := final / "own.safetensors").is_file():
         state = _with_own(prepared, state, _arrays(own))
-    least = min(costs_of(architecture, plan).params for plan in class_plans(prepared.setup, state).values())
+    least = min(costs_of(architecture, plan).params for plan in device_type_plans(prepared.setup, state).values())
     return TrainedModel(
         prepared, state, f"the run {experiment.name!r} ({summary['rounds']} rounds, {summary['clients']} clients)", least
     )
@@ -132,7 +132,7 @@ def _with_own(prepared: Prepared, state: ServerState, own: dict[str, Tensor]) ->
     setup = prepared.setup
     flat = with_copies(state.parameters, setup.architecture, setup.size_specific, len(setup.budgets)).clone()
     state = replace(state, parameters=flat)
-    plans = class_plans(setup, state)
+    plans = device_type_plans(setup, state)
     used = dict(zip(plans, copies(setup, state, list(plans.values())), strict=True))
     for key, values in own.items():
         device, _, name = key.partition("/")
@@ -169,7 +169,7 @@ def of_checkpoint(place: str, flags: Sequence[str]) -> TrainedModel:
     state = new_state(starting_parameters(prepared, lambda *_: None, lambda _: None))
     statistic = METRICS[settings.salience.metric].statistic
     state = rank_again(prepared.setup, state, public_statistics(prepared, state, statistic or "square"))
-    state = replace(state, pace=prepared.setup.cutting.pace)  # no device class was trained whose budget would matter
+    state = replace(state, pace=prepared.setup.cutting.pace)  # no device type was trained whose budget would matter
     return TrainedModel(
         prepared, state, f"{Path(place).name}, ranked on {len(prepared.task.public)} examples of {settings.task.name}"
     )

@@ -2,7 +2,7 @@
 
 Open to other packages:
 
-- `profiles`: device classes and fleets, from YAML files
+- `profiles`: device types and fleets, from YAML files
 - `round_costs`: seconds and joules of a client's round
 - `availability`: when devices are awake
 

@@ -1,4 +1,4 @@
-"""Device classes and fleets, from files of profiles. Everything here is simulated: no such device is attached."""
+"""Device types and fleets, from files of profiles. Everything here is simulated: no such device is attached."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Host(Settings):
 
 
 class Device(Settings):
-    """A device class: the rates of one whole device, and where its figures are from. profiles.yaml says what each field means."""
+    """A device type: the rates of one whole device, and where its figures are from. profiles.yaml says what each field means."""
 
     memory_bytes: Positive
     flops_per_second: Positive = Field(description="float32")
@@ -64,7 +64,7 @@ class Device(Settings):
 
 @dataclass(frozen=True)
 class Profiles:
-    """Device classes, weakest first, and named fleets: device class -> share of the clients."""
+    """Device types, weakest first, and named fleets: device type -> share of the clients."""
 
     devices: Mapping[str, Device]
     mixes: Mapping[str, Mapping[str, float]]
@@ -88,7 +88,7 @@ def load_profiles(path: Path, base: Profiles | None = None) -> Profiles:
     for mix, shares in file.mixes.items():
         try:
             for name in shares:
-                look_up(devices, name, "device class")
+                look_up(devices, name, "device type")
         except UserError as error:
             raise UserError(f"{path}: mixes.{mix}: {error}") from None
         if abs(sum(shares.values()) - 1) > 1e-6:
@@ -113,13 +113,13 @@ def known_profiles(path: str | None) -> Profiles:
 
 
 def fleet_shares(mix: str, shares: Mapping[str, float], profiles: Profiles = PACKAGED) -> dict[str, float]:
-    """The share of every device class: what `shares` says, and the named mix scaled to what remains; weakest class first.
+    """The share of every device type: what `shares` says, and the named mix scaled to what remains; weakest first.
 
     Raises UserError for unknown names, negative shares, or shares above 1.
     """
     base = look_up(profiles.mixes, mix, "fleet mix")
     for name, share in shares.items():
-        look_up(profiles.devices, name, "device class")
+        look_up(profiles.devices, name, "device type")
         if share < 0:
             raise UserError(f"fleet share of {name} must not be negative, got {share}")
     rest = {name: share for name, share in base.items() if name not in shares}
@@ -138,9 +138,9 @@ def assign_devices(
     values: NDArray[np.int64] | None = None,
     correlation: float = 0.0,
 ) -> list[str]:
-    """A device class for every client: exact shares (largest remainders), in random order.
+    """A device type for every client: exact shares (largest remainders), in random order.
 
-    `shares`: weakest class first. `values`: [clients]; with a rank correlation above 0, clients with high ones get strong devices, and
+    `shares`: weakest device type first. `values`: [clients]; with a rank correlation above 0, clients with high ones get strong devices, and
     below 0 weak ones (`correlated_ranks`).
     """
     exact = np.array(list(shares.values())) * clients

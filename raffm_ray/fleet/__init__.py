@@ -1,4 +1,4 @@
-"""What every device class can train, this machine as a device, and time on a described cluster.
+"""What every device type can train, this machine as a device, and time on a described cluster.
 
 Open to other packages:
 
@@ -6,7 +6,7 @@ Open to other packages:
 
 Used inside only:
 
-- `device_plans`: each device class's plan and costs, without training
+- `device_plans`: each device type's plan and costs, without training
 - `cluster_description`: a cluster described in YAML
 - `cluster_placement`: the workers that a run would get there
 - `time_prediction`: predicts a round's real time

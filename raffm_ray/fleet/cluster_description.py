@@ -17,9 +17,9 @@ class NodeGroup(Settings):
 
     count: int = Field(1, ge=1, description="nodes")
     cpus: int = Field(ge=0, description="cores that Ray may give to workers; 0 keeps a head for the driver")
-    cpu: str = Field("server_core", description="device class of one core")
+    cpu: str = Field("server_core", description="device type of one core")
     gpus: int = Field(0, ge=0, description="GPUs of a node")
-    gpu: str | None = Field(None, description="device class of a GPU")
+    gpu: str | None = Field(None, description="device type of a GPU")
     labels: dict[str, str] = Field({}, description="of the nodes in Ray, which pool.placement chooses by")
     network_bytes_per_second: Positive = Field(1.25e9, description="of a node's link, each way; default: 10 Gb/s")
 
@@ -37,7 +37,7 @@ class _File(Settings):
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes by kind, the driver's first, and the device classes that they name."""
+    """Nodes by kind, the driver's first, and the device types that they name."""
 
     groups: tuple[NodeGroup, ...]
     devices: Mapping[str, Device]
@@ -54,7 +54,7 @@ class Cluster:
 
 
 def load_cluster(path: Path) -> Cluster:
-    """The cluster of a YAML file. Raises UserError that names the file, the field, and the device class where one is not known."""
+    """The cluster of a YAML file. Raises UserError that names the file, the field, and the device type where one is not known."""
     try:
         file = _File.model_validate(read_mapping(path))
     except ValidationError as error:
@@ -67,7 +67,7 @@ def load_cluster(path: Path) -> Cluster:
         for number, group in enumerate(file.nodes):
             for key in ("cpu", "gpu"):
                 if (name := getattr(group, key)) is not None:
-                    look_up(devices, name, f"nodes.{number}.{key}: device class")
+                    look_up(devices, name, f"nodes.{number}.{key}: device type")
     except UserError as error:
         raise UserError(f"--cluster {path}: {str(error).removeprefix('fleet.')}") from None
     return Cluster(tuple(file.nodes), devices)

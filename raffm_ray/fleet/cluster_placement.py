@@ -32,7 +32,7 @@ class Placement:
 
     cluster: Cluster
     worker_groups: Sequence[WorkerGroup]
-    by_class: dict[str, int]
+    by_device_type: dict[str, int]
     slots: Sequence[WorkerSlot]
     kinds: Sequence[int]
     need_bytes: int
@@ -75,7 +75,7 @@ def placed(prepared: Prepared, cluster: Cluster) -> Placement:
     """The workers that the settings ask for, on the described nodes in their order. Raises UserError where there is no room for them."""
     settings = prepared.setup.experiment.pool
     need_bytes = prepared.runner().gpu_bytes
-    worker_groups, by_class = worker_groups_of(settings, share_of(settings, cluster, need_bytes))
+    worker_groups, by_device_type = worker_groups_of(settings, share_of(settings, cluster, need_bytes))
     kinds = [kind for kind, group in enumerate(cluster.groups) for _ in range(group.count)]
     nodes = [_node(cluster.groups[kind]) for kind in kinds]
     check_capacity(worker_groups, capacity(worker_groups, nodes), nodes, False)
@@ -99,7 +99,12 @@ def placed(prepared: Prepared, cluster: Cluster) -> Placement:
             ] * here
             of_kind += [kind] * here
     return Placement(
-        cluster=cluster, worker_groups=worker_groups, by_class=by_class, slots=slots, kinds=of_kind, need_bytes=need_bytes
+        cluster=cluster,
+        worker_groups=worker_groups,
+        by_device_type=by_device_type,
+        slots=slots,
+        kinds=of_kind,
+        need_bytes=need_bytes,
     )
 
 
@@ -109,7 +114,7 @@ def predicted(prepared: Prepared, state: ServerState, placement: Placement, roun
     found = []
     for number in range(min(rounds, setup.experiment.rounds)):
         work = begin_round(setup, replace(state, round=number))
-        found.append(round_seconds(setup, work, placement.slots, driver, placement.by_class))
+        found.append(round_seconds(setup, work, placement.slots, driver, placement.by_device_type))
     return found
 
 
@@ -125,11 +130,11 @@ def placement_table(placement: Placement, rounds: Sequence[RoundSeconds], table:
             if not mine:
                 continue
             hardware = f"{group.gpus} x {group.gpu}" if worker_group.share else f"{group.cpus} cores of {group.cpu}"
-            classes = [name for name, one in placement.by_class.items() if one == number]
+            device_types = [name for name, one in placement.by_device_type.items() if one == number]
             blocks = mean(sum(one.blocks[at] for at in mine) / len(mine) for one in rounds)
             busy = mean(sum(one.busy[at] for at in mine) / len(mine) / one.seconds for one in rounds)
             a_gpu = f"{round(1 / worker_group.share)}" if 0 < worker_group.share < 1 else "1" if worker_group.share else "-"
-            whose = ", ".join(classes) if classes else "all others" if placement.by_class else "all clients"
+            whose = ", ".join(device_types) if device_types else "all others" if placement.by_device_type else "all clients"
             table.add_row(f"{group.count}", hardware, whose, a_gpu, f"{len(mine)}", f"{blocks:.1f}", f"{busy:.0%}")
     return table
 

@@ -1,4 +1,4 @@
-"""`raffm-ray fleet`: what every device class can train and what that costs it, and what this machine is as a device."""
+"""`raffm-ray fleet`: what every device type can train and what that costs it, and what this machine is as a device."""
 
 import re
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from raffm_ray.devices.round_costs import compute_seconds, training_work
 from raffm_ray.fleet.cluster_description import load_cluster
 from raffm_ray.fleet.cluster_placement import notes, placed, placement_table, predicted
 from raffm_ray.fleet.device_calibration import Progress, measure, profile_text, step_seconds
-from raffm_ray.fleet.device_plans import ClassRow, class_rows, provisional_metric, provisional_ranking, widths
+from raffm_ray.fleet.device_plans import DeviceTypeRow, device_type_rows, provisional_metric, provisional_ranking, widths
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.runs.progress import Display
-from raffm_ray.server.class_plans import view_of
+from raffm_ray.server.device_type_plans import view_of
 from raffm_ray.server.residual_pace import hollow_notes
 from raffm_ray.server.state import Setup
 from raffm_ray.server.strategies import ranked
@@ -30,8 +30,8 @@ from raffm_ray.settings.loading import load
 from raffm_ray.subnetworks.budgets import Budget
 
 
-def cost_table(setup: Setup, rows: Sequence[ClassRow], examples: int) -> Group:
-    """What every class may use and trains, and what it pays in a round: two tables of at most 80 columns."""
+def cost_table(setup: Setup, rows: Sequence[DeviceTypeRow], examples: int) -> Group:
+    """What every device type may use and trains, and what it pays in a round: two tables of at most 80 columns."""
     local, full = setup.experiment.local, setup.costs(Plan())
     plans = _table(f"{setup.experiment.name}: budgets and plans, strategy {setup.experiment.strategy.name}")
     costs = _table("a client's round")
@@ -42,7 +42,7 @@ def cost_table(setup: Setup, rows: Sequence[ClassRow], examples: int) -> Group:
         for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        clients = f"{row.clients} ({row.clients / len(setup.classes):.0%})"
+        clients = f"{row.clients} ({row.clients / len(setup.device_types):.0%})"
         if row.costs is None or row.cost is None:
             plans.add_row(row.name, row.budget, clients, "takes no part")
             continue
@@ -66,8 +66,8 @@ def cost_table(setup: Setup, rows: Sequence[ClassRow], examples: int) -> Group:
     return Group(plans, "", told)
 
 
-def width_table(setup: Setup, rows: Sequence[ClassRow]) -> Group:
-    """What every class's plan keeps in every layer."""
+def width_table(setup: Setup, rows: Sequence[DeviceTypeRow]) -> Group:
+    """What every device type's plan keeps in every layer."""
     experiment, full = setup.experiment, widths(setup.architecture, Plan())
     table = _table("what is kept, by layer")
     table.add_column("device", no_wrap=True)
@@ -100,7 +100,7 @@ def _table(title: str) -> Table:
 
 
 def show(path: Path, flags: Sequence[str], described: Path | None) -> int:
-    """Prints what every device class may use, trains and pays. Nothing is trained or written.
+    """Prints what every device type may use, trains and pays. Nothing is trained or written.
 
     `flags`: settings that differ from those of the file at `path`; `described`: a cluster's YAML file.
     """
@@ -110,7 +110,7 @@ def show(path: Path, flags: Sequence[str], described: Path | None) -> int:
     placement = placed(prepared, cluster) if cluster else None
     examples = int(np.median([count for count in setup.examples if count]))
     state = provisional_ranking(prepared)
-    rows = class_rows(setup, state, examples)
+    rows = device_type_rows(setup, state, examples)
     console = _console()
     console.print(cost_table(setup, rows, examples))
     console.print()

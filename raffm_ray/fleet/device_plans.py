@@ -1,4 +1,4 @@
-"""The plan of every device class in round 1 and what a round costs it, without training."""
+"""The plan of every device type in round 1 and what a round costs it, without training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from raffm_ray.devices.round_costs import DeviceCost, device_cost
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.pretraining import starting_model
-from raffm_ray.server.class_plans import training_view
+from raffm_ray.server.device_type_plans import training_view
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.state import ServerState, Setup, new_state
 from raffm_ray.server.workload import expected_work
@@ -27,8 +27,8 @@ STAND_IN = "l1"
 
 
 @dataclass(frozen=True)
-class ClassRow:
-    """A device class in round 1: the plan it trains and what that costs a client; both None where it takes no part."""
+class DeviceTypeRow:
+    """A device type in round 1: the plan it trains and what that costs a client; both None where it takes no part."""
 
     name: str
     clients: int
@@ -44,7 +44,7 @@ def provisional_ranking(prepared: Prepared) -> ServerState:
     A ranking decides which units stay and how a budget is divided; the cost of a plan hardly depends on it.
     """
     setup, experiment = prepared.setup, prepared.setup.experiment
-    model = starting_model(setup.architecture, prepared.foundation.source, experiment.seed)
+    model = starting_model(setup.architecture, prepared.foundation.source, experiment.model_seed)
     state = new_state(flatten(dict(model.named_parameters()), setup.architecture.shapes))
     return rank_again(replace(setup, experiment=_ranked_by(experiment, provisional_metric(experiment))), state, None)
 
@@ -59,12 +59,12 @@ def _ranked_by(experiment: Experiment, metric: str) -> Experiment:
     return experiment.model_copy(update={"salience": experiment.salience.model_copy(update={"metric": metric})})
 
 
-def class_rows(setup: Setup, state: ServerState, examples: int) -> list[ClassRow]:
-    """Every device class of the fleet, weakest first, with the costs of a round for a client that owns `examples`."""
+def device_type_rows(setup: Setup, state: ServerState, examples: int) -> list[DeviceTypeRow]:
+    """Every device type of the fleet, weakest first, with the costs of a round for a client that owns `examples`."""
     view, nested = training_view(setup, state, 1)
     rows = []
     for name, budget in setup.budgets.items():
-        clients = [client for client, one in enumerate(setup.classes) if one == name]
+        clients = [client for client, one in enumerate(setup.device_types) if one == name]
         plan = setup.strategy.train(view, budget, clients[0] if clients else -1)
         costs, cost = None, None
         if plan is not None:
@@ -76,7 +76,7 @@ def class_rows(setup: Setup, state: ServerState, examples: int) -> list[ClassRow
             work = expected_work(setup, plan, smaller, examples)
             cost = device_cost(setup.devices[name], work, costs.bytes, costs.bytes_up)
         rows.append(
-            ClassRow(
+            DeviceTypeRow(
                 name=name,
                 clients=len(clients),
                 budget=budget_in_words(budget, setup.costs(Plan())),

@@ -126,9 +126,13 @@ class RoundSeconds:
 
 
 def round_seconds(
-    setup: Setup, work: Round, slots: Sequence[WorkerSlot], driver: Device, by_class: Mapping[str, int] = MappingProxyType({})
+    setup: Setup,
+    work: Round,
+    slots: Sequence[WorkerSlot],
+    driver: Device,
+    by_device_type: Mapping[str, int] = MappingProxyType({}),
 ) -> RoundSeconds:
-    """A round without evaluation: sending + training + server. `by_class`: device class -> its worker group, as `worker_groups.worker_groups_of` gives it.
+    """A round without evaluation: sending + training + server. `by_device_type`: device type -> its worker group, as `worker_groups.worker_groups_of` gives it.
 
     Sending: the parameters, B bytes, are copied to the object store, and go from the driver's node to every other one over its link (Hockney
     1994, without latency): 2 B / M + (nodes - 1) B / network. Training: blocks last `block_seconds` and run in `dispatch.completion_times`' order;
@@ -146,7 +150,9 @@ def round_seconds(
             known[key] = block_seconds(slots[slot].device, blocks[block])
         return known[key]
 
-    worker_groups = [worker_group_of(Call("block", work.context, (block,)), setup.classes, by_class) for block in work.blocks]
+    worker_groups = [
+        worker_group_of(Call("block", work.context, (block,)), setup.device_types, by_device_type) for block in work.blocks
+    ]
     done, where = completion_times(block_costs(setup, work), seconds, [slot.worker_group for slot in slots], worker_groups)
     links = {slot.node: slot.network_bytes_per_second for slot in slots if slot.node}
     end = 0.0

@@ -37,7 +37,7 @@ class _Worker(Worker):
 
 
 class RayPool:
-    """One actor a core, or a share of a GPU; a client is a call, not a process. `classes`: the device class of every client, for
+    """One actor a core, or a share of a GPU; a client is a call, not a process. `device_types`: the device type of every client, for
     `pool.placement`.
 
     Nodes that join a cluster get workers before the next run. Dispatch is dynamic, costliest call first; completion is by event. What the calls of a run share goes to every actor once. An actor
@@ -50,11 +50,11 @@ class RayPool:
         runner: ClientRunner,
         settings: PoolSettings,
         note: Callable[[str], None] = lambda line: None,
-        classes: Sequence[str] = (),
+        device_types: Sequence[str] = (),
     ) -> None:
         connect(settings)
-        self._classes, self._grows = classes, bool(os.environ.get("RAY_ADDRESS"))
-        self._worker_groups, self._by_class = worker_groups_of(
+        self._device_types, self._grows = device_types, bool(os.environ.get("RAY_ADDRESS"))
+        self._worker_groups, self._by_device_type = worker_groups_of(
             settings, _share(settings, runner.gpu_bytes, ray.cluster_resources())
         )
         nodes = ray.nodes()
@@ -91,7 +91,7 @@ class RayPool:
 
     def worker_group_of(self, call: Call) -> int:
         """Which worker group does a call."""
-        return worker_group_of(call, self._classes, self._by_class)
+        return worker_group_of(call, self._device_types, self._by_device_type)
 
     def _await_ready(self, found: Sequence[int]) -> None:
         """Waits for as many workers of each worker group as there is room for, and for one at least."""

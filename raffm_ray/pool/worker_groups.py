@@ -42,20 +42,20 @@ class WorkerGroup:
 
 
 def worker_groups_of(settings: PoolSettings, share: float) -> tuple[list[WorkerGroup], dict[str, int]]:
-    """The worker groups of a pool, first the one that does all that no other does; and by device class, which one trains its clients.
+    """The worker groups of a pool, first the one that does all that no other does; and by device type, which one trains its clients.
 
-    `share`: of a GPU, that the first one's workers have. Classes that are placed alike share a worker group. Nodes whose labels are chosen for
-    classes have no workers of the first worker group that would take cores, or GPUs, from those.
+    `share`: of a GPU, that the first one's workers have. Device types that are placed alike share a worker group. Nodes whose labels are chosen for
+    device types have no workers of the first worker group that would take cores, or GPUs, from those.
     """
 
     def device(part: float) -> str:
         return settings.device if settings.device != "auto" else "cuda" if part else "cpu"
 
-    placed_groups, by_class = list[WorkerGroup](), dict[str, int]()
+    placed_groups, by_device_type = list[WorkerGroup](), dict[str, int]()
     alike, avoided = dict[str, int](), dict[str, list[str]]()
     for name, placed in settings.placement.items():
-        by_class[name] = alike.setdefault(repr(placed), len(placed_groups) + 1)
-        if by_class[name] > len(placed_groups):
+        by_device_type[name] = alike.setdefault(repr(placed), len(placed_groups) + 1)
+        if by_device_type[name] > len(placed_groups):
             part = placed.gpus_per_worker
             placed_groups.append(
                 WorkerGroup(
@@ -68,18 +68,18 @@ def worker_groups_of(settings: PoolSettings, share: float) -> tuple[list[WorkerG
     return [
         WorkerGroup(name="pool", share=share, labels={}, workers=settings.workers, device=device(share), avoided=avoided),
         *placed_groups,
-    ], by_class
+    ], by_device_type
 
 
-def worker_group_of(call: Call, classes: Sequence[str], by_class: Mapping[str, int]) -> int:
+def worker_group_of(call: Call, device_types: Sequence[str], by_device_type: Mapping[str, int]) -> int:
     """Which worker group does a call: of a block, the first in `pool.placement` that one of its clients has; the first worker group does all others.
 
     It goes by the call alone, whatever workers there are: the same block is always trained on the same kind of hardware.
     """
     method, arguments = call.method, call.arguments
-    if method != "block" or not by_class:
+    if method != "block" or not by_device_type:
         return 0
-    return min((by_class[name] for job in arguments[0] if (name := classes[job.client]) in by_class), default=0)
+    return min((by_device_type[name] for job in arguments[0] if (name := device_types[job.client]) in by_device_type), default=0)
 
 
 def capacity(worker_groups: Sequence[WorkerGroup], nodes: Sequence[Node]) -> list[int]:
@@ -117,7 +117,7 @@ def check_capacity(worker_groups: Sequence[WorkerGroup], found: Sequence[int], n
             where = (
                 f" on nodes with {labels}"
                 if labels
-                else " on nodes that are no device class's own"
+                else " on nodes that are no device type's own"
                 if worker_group.avoided
                 else ""
             )

@@ -87,14 +87,17 @@ def check_pool(settings: PoolSettings) -> None:
 
 
 def open_pool(
-    runner: ClientRunner, settings: PoolSettings, note: Callable[[str], None] = lambda line: None, classes: Sequence[str] = ()
+    runner: ClientRunner,
+    settings: PoolSettings,
+    note: Callable[[str], None] = lambda line: None,
+    device_types: Sequence[str] = (),
 ) -> Pool:
-    """The pool that the settings ask for; `note` is told what the user should know of what happens there. `classes`: the device class of
+    """The pool that the settings ask for; `note` is told what the user should know of what happens there. `device_types`: the device type of
     every client, where `pool.placement` names some."""
     if settings.backend == "ray":
         from raffm_ray.pool.ray_pool import RayPool
 
-        return RayPool(runner=runner, settings=settings, note=note, classes=classes)
+        return RayPool(runner=runner, settings=settings, note=note, device_types=device_types)
     if settings.placement:
         note("note: pool.placement is not used: pool.backend is in_process")
     runner.device = device_of(settings)

@@ -8,8 +8,8 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, look_up
 from raffm_ray.preparation.baselines import with_strategy
 from raffm_ray.preparation.prepare import Prepared
-from raffm_ray.server.class_plans import class_plans
 from raffm_ray.server.clock import VirtualClock, Visit
+from raffm_ray.server.device_type_plans import device_type_plans
 from raffm_ray.server.ranking import begin_calibration, plain_state
 from raffm_ray.server.residual_pace import with_ruled_pace
 from raffm_ray.server.rounds import begin_round
@@ -23,7 +23,7 @@ def _flops(setup: Setup, visit: Visit) -> float:
 
 
 def _allowed_flops(setup: Setup, visit: Visit) -> float:
-    limit = setup.budgets[setup.classes[visit.job.client]].training_flops
+    limit = setup.budgets[setup.device_types[visit.job.client]].training_flops
     assert limit is not None
     return limit * visit.report.stepped
 
@@ -33,14 +33,14 @@ def _bytes(setup: Setup, visit: Visit) -> float:
 
 
 def _allowed_bytes(setup: Setup, visit: Visit) -> float:
-    limit, full = setup.budgets[setup.classes[visit.job.client]].bytes, setup.costs(Plan())
+    limit, full = setup.budgets[setup.device_types[visit.job.client]].bytes, setup.costs(Plan())
     assert limit is not None
     return limit * (1 + full.bytes_up / full.bytes)
 
 
 class Resource(NamedTuple):
     """A row of `RESOURCES`. `kind`: of the budgets that are converted to it; `charged`: what a client's round is charged; `allowed`: what
-    its class's budget allows it. Without the latter two, nothing adds up over rounds, and their number stays."""
+    its device type's budget allows it. Without the latter two, nothing adds up over rounds, and their number stays."""
 
     kind: str
     charged: Callable[[Setup, Visit], float] | None = None
@@ -57,12 +57,12 @@ RESOURCES: dict[str, Resource] = {
 
 
 def with_equal_budgets(prepared: Prepared, resource: str) -> Experiment:
-    """The experiment with every class's budget in the unit of a resource: what the class's plan of the experiment's own strategy
+    """The experiment with every device type's budget in the unit of a resource: what the device type's plan of the experiment's own strategy
     costs there when nothing is trained beside it. Raises UserError for an unknown resource."""
     kind = look_up(RESOURCES, resource, "--equal").kind
     setup = prepared.setup
     setup = replace(setup, strategy=replace(setup.strategy, prefix="none", distill=0.0))
-    plans = class_plans(setup, with_ruled_pace(setup, plain_state(setup.architecture)))
+    plans = device_type_plans(setup, with_ruled_pace(setup, plain_state(setup.architecture)))
     budgets = {name: {kind: float(getattr(setup.costs(plan), kind))} for name, plan in plans.items()}
     experiment = setup.experiment
     fleet = experiment.fleet.model_copy(update={"budgets": budgets})

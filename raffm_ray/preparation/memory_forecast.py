@@ -16,7 +16,7 @@ from raffm_ray.models.word_rows import word_rows
 from raffm_ray.pool.dispatch import completion_times
 from raffm_ray.pool.gpu_sharing import training_bytes
 from raffm_ray.preparation.prepare import Prepared
-from raffm_ray.server.class_plans import class_plans
+from raffm_ray.server.device_type_plans import device_type_plans
 from raffm_ray.server.early_stopping import is_evaluated
 from raffm_ray.server.ranking import begin_calibration, plain_state
 from raffm_ray.server.residual_pace import with_ruled_pace
@@ -103,7 +103,7 @@ def _rounds(setup: Setup) -> _Rounds:
     state = with_ruled_pace(setup, plain_state(setup.architecture))
     count = min(LOOKED_AT, setup.experiment.rounds)
     found = [begin_round(setup, replace(state, round=number)) for number in range(count)]
-    return _Rounds(begin_calibration(setup, state), found, class_plans(setup, state))
+    return _Rounds(begin_calibration(setup, state), found, device_type_plans(setup, state))
 
 
 def _unread_bytes(prepared: Prepared, plan: Plan) -> int:

@@ -14,9 +14,9 @@ from raffm_ray.clients.local_training import one_thread
 from raffm_ray.models.architecture import build
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.preparation.prepare import Prepared
-from raffm_ray.server.class_plans import copies
+from raffm_ray.server.device_type_plans import copies
 from raffm_ray.server.ranking import rank_again
-from raffm_ray.server.residual_pace import PACES, Answers, class_answers, ruled_pace, wants_pace
+from raffm_ray.server.residual_pace import PACES, Answers, device_type_answers, ruled_pace, wants_pace
 from raffm_ray.server.state import ServerState
 from raffm_ray.subnetworks.calibration import Statistics
 from raffm_ray.subnetworks.norm_correction import correct_norms, norm_factors
@@ -65,8 +65,8 @@ def with_best_pace(prepared: Prepared, state: ServerState, answers: Answers) -> 
 
 
 def rank_with_pace(prepared: Prepared, state: ServerState, statistics: Statistics | None) -> ServerState:
-    """`rank_again`, and the best pace for the run's device classes where the rule has changed it."""
+    """`rank_again`, and the best pace for the run's device types where the rule has changed it."""
     ranked = rank_again(prepared.setup, state, statistics)
     if prepared.setup.experiment.extraction.pace is not None or not ranked.pace:
         return ranked
-    return with_best_pace(prepared, replace(ranked, pace=0.0), class_answers(prepared.setup))
+    return with_best_pace(prepared, replace(ranked, pace=0.0), device_type_answers(prepared.setup))

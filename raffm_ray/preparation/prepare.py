@@ -24,8 +24,8 @@ from raffm_ray.pool.gpu_sharing import worker_bytes
 from raffm_ray.preparation.defaults import with_defaults
 from raffm_ray.preparation.model_for_task import architecture_for
 from raffm_ray.preparation.pinning import pinned
-from raffm_ray.server.class_plans import class_plans, training_view
 from raffm_ray.server.clock import LATE_POLICIES
+from raffm_ray.server.device_type_plans import device_type_plans, training_view
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.ranking import begin_calibration, plain_state
 from raffm_ray.server.residual_pace import with_ruled_pace
@@ -56,7 +56,7 @@ class Prepared:
         setup, needed = self.setup, 0
         if setup.experiment.pool.gpus_per_worker == "auto":
             state = with_ruled_pace(setup, plain_state(setup.architecture))
-            plans = [Plan(), *class_plans(setup, state).values()]
+            plans = [Plan(), *device_type_plans(setup, state).values()]
             stacks = list(zip(plans, stack_sizes(setup, plans) or [1] * len(plans), strict=True))
             strategy = setup.strategy
             needed = worker_bytes(setup.architecture, stacks, setup.experiment.local, strategy.prefix, bool(strategy.distill))
@@ -96,7 +96,7 @@ def _goes_by(experiment: Experiment, task: Task) -> NDArray[np.int64]:
 def _devices(
     experiment: Experiment, task: Task, label_distribution: LabelDistribution, shares_of_fleet: dict[str, float]
 ) -> list[str]:
-    """The device class of every client. Raises UserError where it is to hang together with classes that the task lacks."""
+    """The device type of every client. Raises UserError where it is to hang together with classes that the task lacks."""
     fleet, values = experiment.fleet, label_distribution.sizes
     if fleet.correlation and fleet.correlated_with == "classes":
         if not label_distribution.class_names:
@@ -114,9 +114,9 @@ def _budgets(
 ) -> dict[str, Budget]:
     fleet, local = experiment.fleet, experiment.local
     for name in fleet.budgets:
-        look_up(devices, name, "fleet.budgets: device class")
+        look_up(devices, name, "fleet.budgets: device type")
     for name in experiment.pool.placement:
-        look_up(devices, name, "pool.placement: device class")
+        look_up(devices, name, "pool.placement: device type")
     full = costs_of(architecture, Plan(), local.batch_size, local.optimizer)
     budgets = {}
     for name in names:
@@ -208,7 +208,7 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
     shares_of_fleet = fleet_shares(experiment.fleet.mix, experiment.fleet.shares, profiles)
     shares = partition(_goes_by(experiment, task), experiment.clients, generator(experiment.seed, "partition"))
     label_distribution = label_distribution_of(shares, _classes(task), task.class_names)
-    classes = _devices(experiment, task, label_distribution, shares_of_fleet)
+    device_types = _devices(experiment, task, label_distribution, shares_of_fleet)
     budgets = _budgets(experiment, architecture, list(shares_of_fleet), profiles.devices)
     availability = AVAILABILITY[experiment.clock.availability](experiment.clock, experiment.seed, experiment.clients.count)
     setup = Setup(
@@ -216,7 +216,7 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
         architecture=architecture,
         strategy=strategy,
         budgets=budgets,
-        classes=classes,
+        device_types=device_types,
         examples=label_distribution.sizes.tolist(),
         devices=profiles.devices,
         availability=availability,
@@ -236,16 +236,16 @@ def not_stacked(experiment: Experiment, architecture: Architecture) -> str | Non
 
 
 def check_start(setup: Setup) -> None:
-    """Raises UserError unless every class's budget holds a subnetwork in which something is trained, somebody trains, somebody can calibrate the first ranking, and
+    """Raises UserError unless every device type's budget holds a subnetwork in which something is trained, somebody trains, somebody can calibrate the first ranking, and
     somebody can be done before a round's deadline.
 
     A plain ranking stands in for the real one, and zeros for the parameters: the smallest subnetwork costs the same whatever comes first.
     """
     state = with_ruled_pace(setup, plain_state(setup.architecture))
-    plans = class_plans(setup, state)
+    plans = device_type_plans(setup, state)
     for name, plan in plans.items():
         if not setup.costs(plan).bytes_up:
-            raise UserError(f"model.freeze: nothing is left to train in the subnetwork of device class {name}")
+            raise UserError(f"model.freeze: nothing is left to train in the subnetwork of device type {name}")
     _check_training(setup, state)
     begin_calibration(setup, state)
     check_clock(setup, state)
@@ -254,7 +254,7 @@ def check_start(setup: Setup) -> None:
 def _check_training(setup: Setup, state: ServerState) -> None:
     """Raises UserError where no client with data would ever train. Whether a strategy that looks at clients lets some rest is not asked."""
     view, _ = training_view(setup, state, 1)
-    owners = {setup.classes[client] for client, count in enumerate(setup.examples) if count}
+    owners = {setup.device_types[client] for client, count in enumerate(setup.examples) if count}
     if setup.strategy.per_client or any(setup.strategy.train(view, setup.budgets[name], -1) is not None for name in owners):
         return
     full = setup.costs(Plan())

@@ -24,7 +24,7 @@ def pretraining_of(prepared: Prepared) -> Pretraining:
         public=prepared.task.public,
         held_out=prepared.task.held_out,
         settings=experiment.model.pretrain,
-        seed=experiment.seed,
+        seed=experiment.model_seed,
     )
 
 

@@ -17,7 +17,7 @@ Used inside only:
 - `comparison_page`: the page of several runs
 - `comparison_picture`: the picture of a comparison
 - `profile_picture`: where real time went
-- `unit_picture`: units kept by each device class
+- `unit_picture`: units kept by each device type
 - `figure_data`: what pictures are drawn from, as CSV
 
 Imports `basics`, `data`, `subnetworks`, `runs`.

@@ -15,7 +15,7 @@ from raffm_ray.runs.reader import read_configuration, read_summary
 
 MOST_TOLD = 3
 """Differences that the lead tells; all are in a table."""
-DIFFERENT = {"full": "full model", "worst_class": "worst device type"}
+DIFFERENT = {"full_model": "full model", "worst_device_type": "worst device type"}
 
 
 def _capital(line: str) -> str:
@@ -26,12 +26,14 @@ def lead(content: Mapping[str, Any]) -> list[str]:
     """The result in sentences."""
     metric, strategies, seeds = content["metric"], content["strategies"], content["seeds"]
     first, count = next(iter(strategies)), len(content["seeds"])
-    each = ", ".join(f"{name} {with_error(metric, one['full'])}{unit(metric)}" for name, one in strategies.items())
+    each = ", ".join(f"{name} {with_error(metric, one['full_model'])}{unit(metric)}" for name, one in strategies.items())
     spread = f"mean ± standard error over {count} seeds" if count > 1 else f"one run each, with seed {seeds[0]}"
     lines = [f"After training, the full model has this held-out {metric} ({spread}): {each}."]
-    told = [told_difference(metric, (first, name), "full model", one["full"]) for name, one in content["differences"].items()]
+    told = [
+        told_difference(metric, (first, name), "full model", one["full_model"]) for name, one in content["differences"].items()
+    ]
     lines += [_capital(line) for line in told[:MOST_TOLD]]
-    full, examples = strategies[first]["full"]["mean"], content["held_out_examples"]
+    full, examples = strategies[first]["full_model"]["mean"], content["held_out_examples"]
     error = None if full is None else error_of_share(metric, full, examples)
     if error is not None:
         lines.append(
@@ -64,7 +66,9 @@ def _differences(content: Mapping[str, Any]) -> list[Table]:
             Cell("yes" if apart else "no", float(apart)),
         ]
 
-    rows = [[Cell(name), *cells(one["full"]), *cells(one["worst_class"])] for name, one in content["differences"].items()]
+    rows = [
+        [Cell(name), *cells(one["full_model"]), *cells(one["worst_device_type"])] for name, one in content["differences"].items()
+    ]
     parts = [heading for what in DIFFERENT.values() for heading in (f"{what} ({CONFIDENCE:.0%} interval)", "told apart")]
     caption = f"{first} less each other strategy, over the seeds that both have, intervals paired, by Student's t."
     return [Table(caption=caption, headings=["strategy", *parts], rows=rows)] if rows else []
@@ -73,7 +77,7 @@ def _differences(content: Mapping[str, Any]) -> list[Table]:
 def _pictures(content: Mapping[str, Any], panels: Mapping[str, bytes], runs_csv: str) -> list[Picture]:
     metric, strategies = content["metric"], content["strategies"]
     spread = " Bands: standard error over seeds." if len(content["seeds"]) > 1 else ""
-    each = ", ".join(f"{name} {with_error(metric, one['full'])}{unit(metric)}" for name, one in strategies.items())
+    each = ", ".join(f"{name} {with_error(metric, one['full_model'])}{unit(metric)}" for name, one in strategies.items())
     progress = [
         [name, *point]
         for name, one in strategies.items()
@@ -157,6 +161,6 @@ def comparison_page(
         Section("What was run", facts=facts, tables=[own]),
         Section("Settings", folded=folded),
     ]
-    devices = ", ".join(named(device) for device in next(iter(content["strategies"].values()))["classes"])
+    devices = ", ".join(named(device) for device in next(iter(content["strategies"].values()))["device_types"])
     footer = [f"Made with raffm_ray. Device types: {devices}."]
     return render(Page("Comparison of runs", title(content), lead(content), sections, footer))

@@ -79,9 +79,9 @@ def _over_rounds(axes: Axes, content: Mapping[str, Any]) -> None:
 
 
 STANDS = {
-    "full": ("full model", "s", 0.22),
+    "full_model": ("full model", "s", 0.22),
     "curve_area": ("mean over sizes", "o", 0.0),
-    "worst_class": ("worst class", "v", -0.22),
+    "worst_device_type": ("worst device type", "v", -0.22),
 }
 """measure -> (what it is called, marker, place in a strategy's row)."""
 

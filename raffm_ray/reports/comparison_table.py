@@ -22,17 +22,17 @@ from raffm_ray.reports.seed_statistics import (
 Summaries = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """strategy -> seed -> the content of its `summary.json`."""
 MEASURES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
-    "full": lambda summary: summary["global"],
-    "worst_class": lambda summary: summary["worst_class"]["metric"],
+    "full_model": lambda summary: summary["full_model"],
+    "worst_device_type": lambda summary: summary["worst_device_type"]["metric"],
     "curve_area": lambda summary: summary["curve_area"],
     "bytes": lambda summary: summary["bytes_down"] + summary["bytes_up"],
     "simulated_seconds": lambda summary: summary["simulated_seconds"],
     "energy_joules": lambda summary: summary["energy_joules"],
     "flops": lambda summary: summary.get("flops"),
-    "flops_a_client": lambda summary: _over_clients(summary, lambda tier: tier.get("flops")),
+    "flops_a_client": lambda summary: _over_clients(summary, lambda one: one.get("flops")),
     "over_budget": lambda summary: (
-        _over_clients(summary, lambda tier: tier["over_budget"] / max(1, tier["client_rounds"]))
-        if all("over_budget" in tier for tier in summary["tiers"].values())
+        _over_clients(summary, lambda one: one["over_budget"] / max(1, one["client_rounds"]))
+        if all("over_budget" in one for one in summary["device_types"].values())
         else None
     ),
 }
@@ -41,9 +41,9 @@ client was charged more than its device's budget."""
 
 
 def _over_clients(summary: Mapping[str, Any], value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
-    """A class's value, on average over all rounds of clients; None where the run's records lack it."""
+    """A device type's value, on average over all rounds of clients; None where the run's records lack it."""
     pairs: list[tuple[float | None, int]] = [
-        (value(tier), tier["client_rounds"]) for tier in summary["tiers"].values() if tier["client_rounds"]
+        (value(one), one["client_rounds"]) for one in summary["device_types"].values() if one["client_rounds"]
     ]
     if not pairs or any(one is None for one, _ in pairs):
         return None
@@ -51,7 +51,7 @@ def _over_clients(summary: Mapping[str, Any], value: Callable[[Mapping[str, Any]
 
 
 def comparison_content(summaries: Summaries) -> dict[str, Any]:
-    """The content of `comparison.json`. All runs have the same metric and device classes."""
+    """The content of `comparison.json`. All runs have the same metric and device types."""
     runs = next(iter(summaries.values()))
     first = next(iter(runs.values()))
     strategies = {}
@@ -62,7 +62,10 @@ def comparison_content(summaries: Summaries) -> dict[str, Any]:
             "strategy": own[0]["strategy"],
             "salience": own[0].get("salience"),
             **{measure: statistic([value(summary) for summary in own]) for measure, value in MEASURES.items()},
-            "classes": {device: statistic([summary["tiers"][device]["metric"] for summary in own]) for device in first["tiers"]},
+            "device_types": {
+                device: statistic([summary["device_types"][device]["metric"] for summary in own])
+                for device in first["device_types"]
+            },
             "rejected_updates": sum(summary["rejected_updates"] for summary in own),
             "curves": [summary["curve"] for summary in own],
         }
@@ -91,7 +94,7 @@ def differences(summaries: Summaries) -> dict[str, dict[str, Any]]:
                 measure: paired_difference(
                     *([float(MEASURES[measure](one[seed]) or 0.0) for seed in shared] for one in (own, by_seed))
                 )
-                for measure in ("full", "worst_class")
+                for measure in ("full_model", "worst_device_type")
             }
     return found
 
@@ -120,7 +123,7 @@ def with_error(metric: str, value: Statistic) -> str:
 
 
 def _metrics(metric: str, one: Mapping[str, Any]) -> list[str]:
-    return [with_error(metric, one[measure]) for measure in ("full", "worst_class", "curve_area")]
+    return [with_error(metric, one[measure]) for measure in ("full_model", "worst_device_type", "curve_area")]
 
 
 def _costs(one: Mapping[str, Any]) -> list[str]:
@@ -132,7 +135,7 @@ def _costs(one: Mapping[str, Any]) -> list[str]:
     return [human_flops(flops), human_bytes(moved), human_seconds(seconds), human_joules(joules), kept]
 
 
-METRIC_HEADINGS = ("full model", "worst class", "mean over sizes")
+METRIC_HEADINGS = ("full model", "worst device type", "mean over sizes")
 COST_HEADINGS = ("FLOPs", "bytes", "time*", "energy*", "budgets")
 
 
@@ -148,28 +151,28 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 NOTES = (
-    "mean ± standard error over seeds; mean over sizes: area under the curve from the smallest class's size to the full model",
+    "mean ± standard error over seeds; mean over sizes: area under the curve from the smallest device type's size to the full model",
     "FLOPs: charged to a client in a round; bytes, time, energy: of the whole run; means over seeds; * simulated devices, estimated from data sheets",
     "budgets: in what share of clients' rounds more was charged than their devices allow",
 )
 
 
 def tables(content: Mapping[str, Any]) -> list[Table]:
-    """Two tables for a terminal: the headline with costs, and the classes. Each fits 100 columns with five classes."""
+    """Two tables for a terminal: the headline with costs, and the device types. Each fits 100 columns with five of them."""
     metric, strategies = content["metric"], content["strategies"]
     headline = WordTable(title=title(content), box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    classes = WordTable(title="each class's own subnetwork", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    device_types = WordTable(title="each device type's own subnetwork", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for table, headings in (
         (headline, (*METRIC_HEADINGS, *COST_HEADINGS)),
-        (classes, next(iter(strategies.values()))["classes"]),
+        (device_types, next(iter(strategies.values()))["device_types"]),
     ):
         table.add_column("strategy", no_wrap=True)
         for heading in headings:
             table.add_column(heading.replace("_", " "), justify="right")
     for name, one in strategies.items():
         headline.add_row(name, *_metrics(metric, one), *_costs(one))
-        classes.add_row(name, *(with_error(metric, value) for value in one["classes"].values()))
-    return [headline, classes]
+        device_types.add_row(name, *(with_error(metric, value) for value in one["device_types"].values()))
+    return [headline, device_types]
 
 
 def notes(content: Mapping[str, Any], differences: bool = True) -> list[str]:
@@ -197,9 +200,9 @@ def _told_of_seeds(content: Mapping[str, Any]) -> list[str]:
     lines = [
         told_difference(metric, (first, name), what, one[measure])
         for name, one in content["differences"].items()
-        for what, measure in (("full model", "full"), ("worst class", "worst_class"))
+        for what, measure in (("full model", "full_model"), ("worst device type", "worst_device_type"))
     ]
-    full, examples = content["strategies"][first]["full"]["mean"], content["held_out_examples"]
+    full, examples = content["strategies"][first]["full_model"]["mean"], content["held_out_examples"]
     error = None if full is None else error_of_share(metric, full, examples)
     if error is not None:
         lines.append(
@@ -251,18 +254,22 @@ def told_of_lacks(what: str, runs: Sequence[str]) -> list[str]:
 def headings_and_rows(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Everything in one table."""
     metric, strategies = content["metric"], content["strategies"]
-    classes = [name.replace("_", " ") for name in next(iter(strategies.values()))["classes"]]
+    device_types = [name.replace("_", " ") for name in next(iter(strategies.values()))["device_types"]]
     rows = []
     for name, one in strategies.items():
         full, *others = _metrics(metric, one)
-        rows.append([name, full, *(with_error(metric, value) for value in one["classes"].values()), *others, *_costs(one)])
-    return ["strategy", METRIC_HEADINGS[0], *classes, *METRIC_HEADINGS[1:], *COST_HEADINGS], rows
+        rows.append([name, full, *(with_error(metric, value) for value in one["device_types"].values()), *others, *_costs(one)])
+    return ["strategy", METRIC_HEADINGS[0], *device_types, *METRIC_HEADINGS[1:], *COST_HEADINGS], rows
 
 
 def orders(one: Mapping[str, Any]) -> list[float | None]:
     """The numbers that a strategy's cells of `headings_and_rows` are sorted by."""
     costs = ("flops_a_client", "bytes", "simulated_seconds", "energy_joules", "over_budget")
-    values = [one["full"], *one["classes"].values(), *(one[measure] for measure in ("worst_class", "curve_area", *costs))]
+    values = [
+        one["full_model"],
+        *one["device_types"].values(),
+        *(one[measure] for measure in ("worst_device_type", "curve_area", *costs)),
+    ]
     return [None, *(value["mean"] for value in values)]
 
 
@@ -278,13 +285,13 @@ def markdown(content: Mapping[str, Any]) -> str:
 def rows_of_runs(summaries: Summaries) -> str:
     """`comparison.csv`: a row a run, numbers in full."""
     text = io.StringIO()
-    classes = list(next(iter(next(iter(summaries.values())).values()))["tiers"])
+    device_types = list(next(iter(next(iter(summaries.values())).values()))["device_types"])
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["strategy", "seed", "rounds", "start", *MEASURES, *classes, "params_sha256"])
+    writer.writerow(["strategy", "seed", "rounds", "start", *MEASURES, *device_types, "params_sha256"])
     for name, by_seed in summaries.items():
         for seed, summary in by_seed.items():
             measured = [value(summary) for value in MEASURES.values()]
-            own = [summary["tiers"][device]["metric"] for device in classes]
+            own = [summary["device_types"][device]["metric"] for device in device_types]
             row = [name, seed, summary["rounds"], summary["start"], *measured, *own, summary["params_sha256"]]
             writer.writerow(["" if value is None else value for value in row])
     return text.getvalue()

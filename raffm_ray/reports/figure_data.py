@@ -28,7 +28,7 @@ def rounds_csv(runs: Rounds, metric: str) -> str:
         spent = list(zip(*(values(every) for values in SPENT.values()), strict=True))
         for row, so_far in zip(every, spent, strict=True):
             if row["metric"] is not None:
-                weakest = worst(metric, list(dict(row["class_metrics"]).values()))
+                weakest = worst(metric, list(dict(row["device_type_metrics"]).values()))
                 rows.append([name, row["round"], row["metric"], weakest, *so_far])
     return csv_text(["strategy", "round", f"{metric}_full_model", f"{metric}_worst_device_type", *SPENT], rows)
 
@@ -36,7 +36,10 @@ def rounds_csv(runs: Rounds, metric: str) -> str:
 def sizes_csv(runs: Runs, metric: str) -> str:
     """The metric over sizes, of every strategy and before training."""
     first = next(iter(runs.values()))[1]
-    rows = [["before training", tier["params_fraction"], tier["start"], ""] for tier in first["tiers"].values()]
+    rows = [
+        ["before training", device_type["params_fraction"], device_type["start"], ""]
+        for device_type in first["device_types"].values()
+    ]
     for name, (_, summary) in runs.items():
         rows += [[name, one["params_fraction"], one["metric"], one["trained"]] for one in sizes_of(summary)]
     return csv_text(["strategy", "params_fraction", metric, "trained"], rows)
@@ -46,8 +49,13 @@ def moved_csv(summary: Mapping[str, Any]) -> str:
     """Bytes of a client's round by device type."""
     full_size = 2 * 4 * summary["params"]
     rows = [
-        [name, tier["bytes_down"], tier["bytes_up"], (tier["bytes_down"] + tier["bytes_up"]) / full_size]
-        for name, tier in summary["tiers"].items()
+        [
+            name,
+            device_type["bytes_down"],
+            device_type["bytes_up"],
+            (device_type["bytes_down"] + device_type["bytes_up"]) / full_size,
+        ]
+        for name, device_type in summary["device_types"].items()
     ]
     return csv_text(["device_type", "bytes_down", "bytes_up", "fraction_of_full_size"], rows)
 

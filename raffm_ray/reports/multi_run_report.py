@@ -70,7 +70,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, 
 
 
 def _check(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) -> None:
-    for what, of in (("metric", lambda one: one["metric"]), ("device classes", lambda one: ", ".join(one["tiers"]))):
+    for what, of in (("metric", lambda one: one["metric"]), ("device types", lambda one: ", ".join(one["device_types"]))):
         for folder, summary in zip(folders, summaries, strict=True):
             if of(summary) != of(summaries[0]):
                 raise UserError(
@@ -81,7 +81,7 @@ def _check(folders: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) -> N
 def write_comparison(folders: Sequence[Path | str], out: Path | str) -> Path:
     """Writes `comparison.html`, `.json`, `.csv`, `.md` and `.png` of finished runs into `out`; returns the page's path.
 
-    Raises UserError for a folder without a finished run, runs of unlike metrics or device classes, or the same seed twice.
+    Raises UserError for a folder without a finished run, runs of unlike metrics or device types, or the same seed twice.
     """
     places, read = [Path(folder) for folder in folders], []
     for place in places:

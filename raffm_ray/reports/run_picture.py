@@ -57,11 +57,11 @@ def label_of(metric: str) -> str:
 
 
 def sizes_of(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The points of a run's curve; those of its classes and the full model where no other sizes were measured."""
+    """The points of a run's curve; those of its device types and the full model where no other sizes were measured."""
     if summary.get("curve"):
         return list(summary["curve"])
-    full = {"params_fraction": 1.0, "metric": summary["global"]}
-    known = {tier["params_fraction"]: tier for tier in summary["tiers"].values()} | {1.0: full}
+    full = {"params_fraction": 1.0, "metric": summary["full_model"]}
+    known = {device_type["params_fraction"]: device_type for device_type in summary["device_types"].values()} | {1.0: full}
     return [{**known[size], "trained": True} for size in sorted(known)]
 
 
@@ -87,16 +87,16 @@ Rounds = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def _curves(axes: Axes, runs: Rounds, metric: str, place: Callable[[Sequence[Mapping[str, Any]]], Sequence[float]]) -> None:
-    """The full model's metric and the worst class's, against a number of every round that `place` finds in all of a run's."""
+    """The full model's metric and the worst device type's, against a number of every round that `place` finds in all of a run's."""
     for position, (name, every) in enumerate(runs.items()):
         rows, places = zip(
             *((row, at) for row, at in zip(every, place(every), strict=True) if row["metric"] is not None), strict=True
         )
         full = [scaled(metric, row["metric"]) for row in rows]
-        weakest = [scaled(metric, worst(metric, list(dict(row["class_metrics"]).values()))) for row in rows]
+        weakest = [scaled(metric, worst(metric, list(dict(row["device_type_metrics"]).values()))) for row in rows]
         drawn = {**style(position), "markersize": 3}
         axes.plot(places, full, label=f"{name}, full model", **drawn)
-        axes.plot(places, weakest, label=f"{name}, worst class", linestyle="--", **drawn)
+        axes.plot(places, weakest, label=f"{name}, worst device type", linestyle="--", **drawn)
     axes.set_ylabel(label_of(metric))
 
 
@@ -132,9 +132,9 @@ def _over_energy(axes: Axes, runs: Rounds, metric: str) -> None:
 
 def _over_size(axes: Axes, runs: Runs, metric: str) -> None:
     own, (_, first) = next(iter(runs.items()))
-    tiers = sorted(first["tiers"].items(), key=lambda item: item[1]["params_fraction"])
-    sizes = [100 * tier["params_fraction"] for _, tier in tiers]
-    starts = [scaled(metric, tier["start"]) for _, tier in tiers]
+    device_types = sorted(first["device_types"].items(), key=lambda item: item[1]["params_fraction"])
+    sizes = [100 * device_type["params_fraction"] for _, device_type in device_types]
+    starts = [scaled(metric, device_type["start"]) for _, device_type in device_types]
     axes.plot(sizes, starts, color=GREY, linestyle=":", marker="s", markersize=4, label="before training")
     for position, (name, (_, summary)) in enumerate(runs.items()):
         line = "-" if name == own else "--"
@@ -144,23 +144,23 @@ def _over_size(axes: Axes, runs: Runs, metric: str) -> None:
     if any(not point["trained"] for point in sizes_of(first)):
         axes.plot([], [], color=GREY, marker="o", markersize=5, markerfacecolor="white", linestyle="none", label="unseen size")
     names = axes.secondary_xaxis("top")
-    names.set_xticks(sizes, [device.replace("_", " ") for device, _ in tiers], rotation=25, ha="left", fontsize=8)
+    names.set_xticks(sizes, [device.replace("_", " ") for device, _ in device_types], rotation=25, ha="left", fontsize=8)
     names.tick_params(length=0)
     names.spines["top"].set_visible(False)
     axes.set(xlabel="parameters kept (% of the full model)", ylabel=label_of(metric))
-    axes.set_title("subnetworks: each class's own, and sizes between", pad=8)
+    axes.set_title("each device type's subnetwork, and sizes between", pad=8)
     axes.margins(x=0.08, y=0.1)
 
 
 def _bytes(axes: Axes, runs: Runs) -> None:
     own = next(iter(runs.values()))[1]
-    tiers = sorted(own["tiers"].items(), key=lambda item: item[1]["params_fraction"])
+    device_types = sorted(own["device_types"].items(), key=lambda item: item[1]["params_fraction"])
     full_size = 4 * own["params"] * 2
-    moved = [100 * (tier["bytes_down"] + tier["bytes_up"]) / full_size for _, tier in tiers]
-    bars = axes.barh([name.replace("_", " ") for name, _ in tiers], moved, color=COLORS[0])
+    moved = [100 * (device_type["bytes_down"] + device_type["bytes_up"]) / full_size for _, device_type in device_types]
+    bars = axes.barh([name.replace("_", " ") for name, _ in device_types], moved, color=COLORS[0])
     axes.bar_label(
         bars,
-        [human_bytes(tier["bytes_down"] + tier["bytes_up"]) for _, tier in tiers],
+        [human_bytes(device_type["bytes_down"] + device_type["bytes_up"]) for _, device_type in device_types],
         padding=5,
         fontsize=8,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
@@ -176,7 +176,7 @@ CURVES = {"rounds": _over_rounds, "bytes": _over_bytes, "time": _over_time, "ene
 
 
 def picture(runs: Runs, rounds: Rounds) -> Figure:
-    """Metric over rounds, bytes, simulated time and energy; the metric of every size; bytes by class. Its panels are labelled `rounds`,
+    """Metric over rounds, bytes, simulated time and energy; the metric of every size; bytes by device type. Its panels are labelled `rounds`,
     `bytes`, `time`, `energy`, `sizes` and `moved`.
     `rounds`: of every run."""
     summary = next(iter(runs.values()))[1]

@@ -47,9 +47,9 @@ def result_table(summary: Mapping[str, Any]) -> Table:
         error = error_of_share(metric, value, examples)
         return Cell(shown(metric, value) + (f" ± {shown(metric, error)}" if error is not None else ""), value)
 
-    def costs(tier: Mapping[str, Any]) -> list[Cell]:
-        moved = tier["bytes_down"] + tier["bytes_up"]
-        seconds, joules, peak = (tier[key] for key in ("round_seconds", "energy_joules", "peak_memory_bytes"))
+    def costs(device_type: Mapping[str, Any]) -> list[Cell]:
+        moved = device_type["bytes_down"] + device_type["bytes_up"]
+        seconds, joules, peak = (device_type[key] for key in ("round_seconds", "energy_joules", "peak_memory_bytes"))
         return [
             Cell(human_bytes(moved), moved),
             Cell(human_seconds(seconds), seconds),
@@ -60,17 +60,17 @@ def result_table(summary: Mapping[str, Any]) -> Table:
     none = [Cell("")] * 4
     start = Cell(shown(metric, summary["start"]), summary["start"])
     full = [Cell("full model"), Cell(f"{summary['params']:,}", summary["params"]), start]
-    rows = [[*full, *(measured(one["global"]) for one in runs), *none]]
-    for device, tier in summary["tiers"].items():
+    rows = [[*full, *(measured(one["full_model"]) for one in runs), *none]]
+    for device, device_type in summary["device_types"].items():
         own = [
             Cell(named(device)),
-            Cell(f"{tier['params']:,}", tier["params"]),
-            Cell(shown(metric, tier["start"]), tier["start"]),
+            Cell(f"{device_type['params']:,}", device_type["params"]),
+            Cell(shown(metric, device_type["start"]), device_type["start"]),
         ]
-        rows.append([*own, *(measured(one["tiers"][device]["metric"]) for one in runs), *costs(tier)])
+        rows.append([*own, *(measured(one["device_types"][device]["metric"]) for one in runs), *costs(device_type)])
     footer = []
-    if "worst_class" in summary:
-        told = [measured(one["worst_class"]["metric"]) for one in runs]
+    if "worst_device_type" in summary:
+        told = [measured(one["worst_device_type"]["metric"]) for one in runs]
         footer.append([Cell("worst device type"), Cell(""), Cell(""), *told, *none])
     if summary.get("curve"):
         told = [Cell(shown(metric, one["curve_area"]), one["curve_area"]) for one in runs]
@@ -105,13 +105,16 @@ def _curves(panels: Mapping[str, bytes], rounds: Rounds, summary: Mapping[str, A
 
 
 def _sizes(panels: Mapping[str, bytes], runs: Runs, summary: Mapping[str, Any]) -> list[Picture]:
-    metric, tiers = summary["metric"], summary["tiers"]
+    metric, device_types = summary["metric"], summary["device_types"]
     each = ", ".join(
-        f"{named(name)} {100 * tier['params_fraction']:.0f}% of the parameters and {shown(metric, tier['metric'])}{unit(metric)}"
-        for name, tier in tiers.items()
+        f"{named(name)} {100 * device_type['params_fraction']:.0f}% of the parameters and {shown(metric, device_type['metric'])}{unit(metric)}"
+        for name, device_type in device_types.items()
     )
     unseen = " Hollow: sizes that no device type trained." if summary.get("curve") else ""
-    bytes_each = ", ".join(f"{named(name)} {human_bytes(tier['bytes_down'] + tier['bytes_up'])}" for name, tier in tiers.items())
+    bytes_each = ", ".join(
+        f"{named(name)} {human_bytes(device_type['bytes_down'] + device_type['bytes_up'])}"
+        for name, device_type in device_types.items()
+    )
     sizes = Picture(
         name=f"{metric}_over_sizes",
         image=panels["sizes"],

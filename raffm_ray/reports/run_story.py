@@ -27,7 +27,7 @@ def value_text(metric: str, value: float) -> str:
 
 
 def _full_model(summary: Mapping[str, Any]) -> str:
-    metric, end, start, examples = (summary[key] for key in ("metric", "global", "start", "held_out_examples"))
+    metric, end, start, examples = (summary[key] for key in ("metric", "full_model", "start", "held_out_examples"))
     sign = unit(metric)
     line = f"After {summary['rounds']} rounds with {summary['clients']:,} clients, the full model has {value_text(metric, end)}"
     line += f" on {examples:,} held-out examples" if examples else " on the held-out examples"
@@ -42,14 +42,14 @@ def _full_model(summary: Mapping[str, Any]) -> str:
 
 
 def _sizes(summary: Mapping[str, Any]) -> str:
-    metric, tiers = summary["metric"], summary["tiers"]
-    sign, now = unit(metric), {name: tier["metric"] for name, tier in tiers.items()}
-    worst, before = worst_name(metric, now), worst_name(metric, {name: tier["start"] for name, tier in tiers.items()})
-    line = f"Of the subnetworks of {len(tiers)} device types, the worst has {value_text(metric, now[worst])}"
+    metric, device_types = summary["metric"], summary["device_types"]
+    sign, now = unit(metric), {name: device_type["metric"] for name, device_type in device_types.items()}
+    worst, before = worst_name(metric, now), worst_name(metric, {name: one["start"] for name, one in device_types.items()})
+    line = f"Of the subnetworks of {len(device_types)} device types, the worst has {value_text(metric, now[worst])}"
     error = error_of_share(metric, now[worst], summary["held_out_examples"])
     line += f" (standard error {shown(metric, error)} points)" if error is not None else ""
-    line += f": that of {named(worst)}, with {100 * tiers[worst]['params_fraction']:.0f}% of the parameters."
-    return f"{line} Before training the worst had {shown(metric, tiers[before]['start'])}{sign} ({named(before)})."
+    line += f": that of {named(worst)}, with {100 * device_types[worst]['params_fraction']:.0f}% of the parameters."
+    return f"{line} Before training the worst had {shown(metric, device_types[before]['start'])}{sign} ({named(before)})."
 
 
 def _beside(summary: Mapping[str, Any]) -> list[str]:
@@ -58,7 +58,7 @@ def _beside(summary: Mapping[str, Any]) -> list[str]:
         return []
     sign = unit(metric)
     told = ", ".join(
-        f"{name} {shown(metric, one['global'])}{sign} (its worst device type {shown(metric, one['worst_class']['metric'])}{sign})"
+        f"{name} {shown(metric, one['full_model'])}{sign} (its worst device type {shown(metric, one['worst_device_type']['metric'])}{sign})"
         for name, one in others.items()
     )
     return [f"On the same data and clients: {told}."]
@@ -135,7 +135,10 @@ def setting_facts(configuration: Mapping[str, Any], summary: Mapping[str, Any]) 
     return [
         ("Data", f"{data}, {examples:,} held-out examples" if examples else data),
         ("Model", f"{kind}, {summary['params']:,} parameters"),
-        ("Clients", f"{summary['clients']:,}, {clients.get('per_round')} a round, of {len(summary['tiers'])} device types"),
+        (
+            "Clients",
+            f"{summary['clients']:,}, {clients.get('per_round')} a round, of {len(summary['device_types'])} device types",
+        ),
         ("Partition", f"{clients.get('partition')}{alpha}"),
         ("Local training", own),
     ]
@@ -152,29 +155,33 @@ def extended(summary: Mapping[str, Any]) -> str:
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
-    """The table at a run's end: the full model and every class, this strategy and its baselines. It fits 80 columns."""
+    """The table at a run's end: the full model and every device type, this strategy and its baselines. It fits 80 columns."""
     baselines, metric = summary.get("baselines", {}), summary["metric"]
     title = f"{summary['name']}: {metric}{' in %' if unit(metric) else ''} after {counted(summary['rounds'], 'round')}, {counted(summary['clients'], 'client')}"
     table = WordTable(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     table.add_column("model", no_wrap=True)
     for heading in ("params", "start", summary["strategy"], *baselines, "bytes", "time*", "energy*", "peak*"):
         table.add_column(heading, justify="right", no_wrap=True)
-    full = [f"{summary['params']:,}", shown(metric, summary["start"]), shown(metric, summary["global"])]
-    full += [shown(metric, other["global"]) for other in baselines.values()]
+    full = [f"{summary['params']:,}", shown(metric, summary["start"]), shown(metric, summary["full_model"])]
+    full += [shown(metric, other["full_model"]) for other in baselines.values()]
     table.add_row("full model", *full, "", "", "", "", end_section=True)
-    for name, tier in summary["tiers"].items():
-        row = [f"{100 * tier['params_fraction']:.0f}%", shown(metric, tier["start"]), shown(metric, tier["metric"])]
-        row += [shown(metric, other["tiers"][name]["metric"]) for other in baselines.values()]
-        row += [human_bytes(tier["bytes_down"] + tier["bytes_up"]), human_seconds(tier["round_seconds"])]
-        row += [human_joules(tier["energy_joules"]), human_bytes(tier["peak_memory_bytes"])]
+    for name, device_type in summary["device_types"].items():
+        row = [
+            f"{100 * device_type['params_fraction']:.0f}%",
+            shown(metric, device_type["start"]),
+            shown(metric, device_type["metric"]),
+        ]
+        row += [shown(metric, other["device_types"][name]["metric"]) for other in baselines.values()]
+        row += [human_bytes(device_type["bytes_down"] + device_type["bytes_up"]), human_seconds(device_type["round_seconds"])]
+        row += [human_joules(device_type["energy_joules"]), human_bytes(device_type["peak_memory_bytes"])]
         table.add_row(name, *row)
     runs = {summary["strategy"]: summary, **baselines}
     moved = ", ".join(f"{name} {human_bytes(one['bytes_down'] + one['bytes_up'])}" for name, one in runs.items())
-    worst_class = ", ".join(f"{name} {shown(metric, one['worst_class']['metric'])}" for name, one in runs.items())
+    worst_device_type = ", ".join(f"{name} {shown(metric, one['worst_device_type']['metric'])}" for name, one in runs.items())
     over_sizes = ", ".join(f"{name} {shown(metric, one['curve_area'])}" for name, one in runs.items() if one["curve"])
     longer = f"{told}\n" if (told := extended(summary)) else ""
     table.caption = (
-        f"worst class: {worst_class}" + (f"; mean over sizes: {over_sizes}" if over_sizes else "") + "\n"
+        f"worst device type: {worst_device_type}" + (f"; mean over sizes: {over_sizes}" if over_sizes else "") + "\n"
         f"{longer}"
         "bytes, time, energy: of one client in one round, down and up; peak: of memory\n"
         "* simulated device, estimated from data sheets\n"

@@ -57,7 +57,7 @@ def _bars(axes: Axes, label_distribution: LabelDistribution, devices: Mapping[st
     axes.set(
         xlim=(-0.8, len(order) - 0.2),
         ylim=(-0.08 * top, 1.04 * top),
-        xlabel="client (square: its device class)",
+        xlabel="client (square: its device type)",
         ylabel="examples",
     )
     axes.set_xticks(range(len(order)), [str(client) for client in order], fontsize=7, rotation=90 if len(order) > 25 else 0)
@@ -160,9 +160,9 @@ def _mixes(axes: Axes, label_distribution: LabelDistribution) -> None:
 
 def picture_of_shares(label_distribution: LabelDistribution, devices: Mapping[str, Indices], title: str) -> Figure:
     """Up to 50 clients: a bar each, coloured by class, its device below. More: how many examples and classes they have, their mixes of
-    classes, and both by device class. Without classes: sizes only.
+    classes, and both by device type. Without classes: sizes only.
 
-    `devices`: device class -> its clients, weakest first; classes that nobody owns are left out.
+    `devices`: device type -> its clients, weakest first; those that nobody owns are left out.
     """
     owned = {name: clients for name, clients in devices.items() if len(clients)}
     if len(label_distribution.sizes) <= ONE_BY_ONE:

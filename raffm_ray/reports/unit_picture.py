@@ -1,4 +1,4 @@
-"""A picture of what every device class keeps of each layer, and of how much of the training reached it."""
+"""A picture of what every device type keeps of each layer, and of how much of the training reached it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ TITLES = {"heads": "attention heads", "ffn": "neurons of the feed-forward part",
 
 
 def _sorted(units: Units) -> tuple[np.ndarray, np.ndarray]:
-    """How many classes keep each unit, and the part of the training that reached it, most kept first."""
+    """How many device types keep each unit, and the part of the training that reached it, most kept first."""
     count = np.sum(list(units.kept.values()), axis=0)
     order = np.lexsort((np.arange(len(count)), -units.reached, -count))
     return count[order].astype(float), units.reached[order]
@@ -44,8 +44,8 @@ def _map(axes: Axes, rows: Sequence[np.ndarray], names: Sequence[str], units: in
 
 
 def picture_of_units(units: Sequence[Units]) -> Figure | None:
-    """For every kind of axis, a row a layer, its units from the most kept to the least: how many classes keep each, and the part of the
-    training that reached it. A kind that every class keeps whole is only told; None where there is no other."""
+    """For every kind of axis, a row a layer, its units from the most kept to the least: how many device types keep each, and the part of the
+    training that reached it. A kind that every device type keeps whole is only told; None where there is no other."""
     kinds: dict[str, list[Units]] = {}
     for one in units:
         kinds.setdefault(kind_of(one.axis), []).append(one)
@@ -73,9 +73,9 @@ def picture_of_units(units: Sequence[Units]) -> Figure | None:
             one.set_xlabel(f"units, most kept first (of {most})", fontsize=8)
         bar = figure.colorbar(kept, ax=left, ticks=range(len(devices) + 1))
         names_of_counts = ["none", *(f"{name.replace('_', ' ')} and larger" for name in reversed(devices))]
-        names_of_counts[1], names_of_counts[-1] = devices[-1].replace("_", " ") + " only", "every class"
+        names_of_counts[1], names_of_counts[-1] = devices[-1].replace("_", " ") + " only", "every device type"
         bar.ax.set_yticklabels(names_of_counts, fontsize=7)
         figure.colorbar(part, ax=right, format="%d%%")
     told = f" (all keep all of: {', '.join(TITLES.get(kind, kind) for kind in whole)})" if whole else ""
-    figure.suptitle(f"what each device class keeps{told}")
+    figure.suptitle(f"what each device type keeps{told}")
     return figure

@@ -15,7 +15,7 @@ from raffm_ray.clients.messages import Call, RoundContext
 from raffm_ray.data.tasks import Task
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.runs.summary import Evaluation
-from raffm_ray.server.class_plans import class_plans, copies, view_of
+from raffm_ray.server.device_type_plans import copies, device_type_plans, view_of
 from raffm_ray.server.early_stopping import watched_metric
 from raffm_ray.server.state import ServerState, Setup
 from raffm_ray.subnetworks.budgets import Budget
@@ -94,38 +94,38 @@ def measure(
 
 
 def request_evaluation(setup: Setup, state: ServerState, task: Task) -> EvaluationRequest[Evaluation]:
-    """The full model and every class's subnetwork, on the held-out part and, where there is one, the validation part."""
-    by_class = class_plans(setup, state)
-    plans = list(dict.fromkeys([Plan(), *by_class.values()]))
+    """The full model and every device type's subnetwork, on the held-out part and, where there is one, the validation part."""
+    by_device_type = device_type_plans(setup, state)
+    plans = list(dict.fromkeys([Plan(), *by_device_type.values()]))
     parts = [
         request_metrics(setup, state, plans, task, validating)
         for validating in (False, True)[: 1 + (task.validation is not None)]
     ]
 
     def answer(results: Sequence[Any]) -> Evaluation:
-        of_class, full, start = [], [], 0
+        of_device_type, full, start = [], [], 0
         for part in parts:
             measured = part.answer(results[start : start + len(part.calls)])
-            _check_finite(state.round, measured, plans, by_class)
+            _check_finite(state.round, measured, plans, by_device_type)
             start += len(part.calls)
             full.append(measured[0])
-            of_class.append({name: measured[plans.index(plan)][0] for name, plan in by_class.items()})
-        found = Evaluation(*full[0], of_class[0], by_class)
+            of_device_type.append({name: measured[plans.index(plan)][0] for name, plan in by_device_type.items()})
+        found = Evaluation(*full[0], of_device_type[0], by_device_type)
         if len(parts) == 1:
             return found
-        watched = watched_metric(setup.experiment.evaluation.watch, task.metric, full[1][0], list(of_class[1].values()))
-        return replace(found, validation=watched, validation_metric=full[1][0], validation_class_metrics=of_class[1])
+        watched = watched_metric(setup.experiment.evaluation.watch, task.metric, full[1][0], list(of_device_type[1].values()))
+        return replace(found, validation=watched, validation_metric=full[1][0], validation_device_type_metrics=of_device_type[1])
 
     return EvaluationRequest([call for part in parts for call in part.calls], answer)
 
 
 def _check_finite(
-    round_number: int, measured: Sequence[tuple[float, float]], plans: Sequence[Plan], by_class: Mapping[str, Plan]
+    round_number: int, measured: Sequence[tuple[float, float]], plans: Sequence[Plan], by_device_type: Mapping[str, Plan]
 ) -> None:
     """Raises UserError where a model answers no numbers: a metric would take them for some answer, right or wrong."""
     for plan, (_, loss) in zip(plans, measured, strict=True):
         if isnan(loss):
-            names = [f"the subnetwork of {name}" for name, own in by_class.items() if own == plan]
+            names = [f"the subnetwork of {name}" for name, own in by_device_type.items() if own == plan]
             raise UserError(
                 f"round {round_number}: {(names or ['the full model'])[0]} answers numbers that are not finite: training has diverged; a lower "
                 "local.learning_rate or server.learning_rate, local.clip or server.update_norm_bound may keep it from that"
@@ -159,13 +159,13 @@ def area(points: Sequence[Mapping[str, Any]]) -> float:
 def curve_of(setup: Setup, state: ServerState, pool: Pool, task: Task, final: Evaluation) -> dict[str, Any]:
     """The summary's `curve`, `curve_area`, `validation_curve_area` and `curve_skipped`; empty and None where `evaluation.sizes` is 0.
 
-    `curve`: {params, params_fraction, metric, trained} by size, every subnetwork once; `trained`: whether it is a device class's or
+    `curve`: {params, params_fraction, metric, trained} by size, every subnetwork once; `trained`: whether it is a device type's or
     the full model, whose metrics are those of `final`. Between them the strategy is asked for a subnetwork of every size of a grid
     over parameters. `curve_skipped`: {params, reason} of the sizes that it has none for.
     """
     if not setup.experiment.evaluation.sizes:
         return {"curve": [], "curve_area": None, "validation_curve_area": None, "curve_skipped": []}
-    known = {plan: final.class_metrics[name] for name, plan in final.class_plans.items()} | {Plan(): final.metric}
+    known = {plan: final.device_type_metrics[name] for name, plan in final.device_type_plans.items()} | {Plan(): final.metric}
     full, view = setup.costs(Plan()).params, view_of(setup, state, state.round)
     smallest = min(setup.costs(plan).params for plan in known)
     found: dict[Plan, None] = {}
@@ -191,6 +191,6 @@ def curve_of(setup: Setup, state: ServerState, pool: Pool, task: Task, final: Ev
 
     points, validated = points_of(known), None
     if final.validation_metric is not None:
-        classes = {plan: final.validation_class_metrics[name] for name, plan in final.class_plans.items()}
-        validated = area(points_of(classes | {Plan(): final.validation_metric}, validating=True))
+        own = {plan: final.validation_device_type_metrics[name] for name, plan in final.device_type_plans.items()}
+        validated = area(points_of(own | {Plan(): final.validation_metric}, validating=True))
     return {"curve": points, "curve_area": area(points), "validation_curve_area": validated, "curve_skipped": skipped}

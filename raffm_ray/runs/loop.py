@@ -25,7 +25,7 @@ from raffm_ray.runs.progress import Display
 from raffm_ray.runs.recorder import Recorder, RoundRow, parameters_sha256
 from raffm_ray.runs.resuming import check_fits, origin_of
 from raffm_ray.runs.summary import Evaluation, client_rows, recorded_evaluation, round_row, summarize
-from raffm_ray.server.class_plans import class_plans, copies
+from raffm_ray.server.device_type_plans import copies, device_type_plans
 from raffm_ray.server.early_stopping import chosen_state, is_evaluated, is_finished, with_best_round
 from raffm_ray.server.ranking import begin_calibration, plain_scores, ranking_is_due
 from raffm_ray.server.rounds import begin_round, finish_round
@@ -205,7 +205,7 @@ def _complete(
         state,
     )
     if now is not None:
-        display.evaluated(state.round, metric, now.metric, now.class_metrics)
+        display.evaluated(state.round, metric, now.metric, now.device_type_metrics)
     if state.round == 0 and (hint := hint_at_start(setup.experiment, prepared.task, recorder.rounds[-1])):
         _tell(display.console, hint)
     return state
@@ -219,7 +219,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
     setup, experiment = prepared.setup, prepared.setup.experiment
     pool, console = environment.pool, environment.console
     recorder.made_from({**origin_of(prepared), "model": parameters_sha256(start, setup.architecture)})
-    write_shares(recorder.folder / "shares.parquet", prepared.label_distribution, by_device(setup.classes, setup.budgets))
+    write_shares(recorder.folder / "shares.parquet", prepared.label_distribution, by_device(setup.device_types, setup.budgets))
 
     def complete(ended: FinishedRound, now: Evaluation | None, phases: Mapping[str, float]) -> ServerState:
         with pool.profile.during("checkpoint"):
@@ -265,7 +265,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
     if state.round < experiment.rounds:
         console.print(f"{experiment.strategy.name}: stopped after round {state.round} (evaluation.patience)", highlight=False)
     if (best := chosen_state(setup, state)) is state:
-        measured = recorded_evaluation(recorder.rounds[-1], class_plans(setup, state))
+        measured = recorded_evaluation(recorder.rounds[-1], device_type_plans(setup, state))
     else:
         console.print(f"{experiment.strategy.name}: round {best.round} is kept (evaluation.keep_best)", highlight=False)
         state, measured = best, evaluate(setup, best, pool, prepared.task)
@@ -284,11 +284,11 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         _tell(console, held_line(summary["forecast"]))
     summary |= curve_of(setup, state, pool, prepared.task, measured) | {"made_from": recorder.origin, "extensions": extensions}
     words = prepared.foundation.words
-    used = dict(zip(measured.class_plans, copies(setup, state, list(measured.class_plans.values())), strict=True))
+    used = dict(zip(measured.device_type_plans, copies(setup, state, list(measured.device_type_plans.values())), strict=True))
     own = saved_copies(state.parameters, setup.architecture, setup.size_specific, used)
     write_units(
         recorder.folder / "units.parquet",
-        units_of(setup.architecture.layout, state.reached, state.reached_weight, measured.class_plans),
+        units_of(setup.architecture.layout, state.reached, state.reached_weight, measured.device_type_plans),
     )
     hint = hint_at_end(experiment, prepared.task.metric, recorder.rounds[0], recorder.rounds[-1])
     if hint and best.round == recorder.rounds[-1].round:

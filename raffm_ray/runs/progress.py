@@ -40,9 +40,9 @@ class Display:
         if self._task is not None:
             self._progress.update(self._task, completed=done, detail=f"{detail}  {self._metric}".strip())
 
-    def evaluated(self, round_number: int, name: str, metric: float, class_metrics: Mapping[str, float]) -> None:
+    def evaluated(self, round_number: int, name: str, metric: float, device_type_metrics: Mapping[str, float]) -> None:
         """Shows an evaluation."""
-        lowest = shown(name, worst(name, list(class_metrics.values()) or [metric]))
+        lowest = shown(name, worst(name, list(device_type_metrics.values()) or [metric]))
         self._metric = f"{name} {shown(name, metric)}{unit(name)}"
-        line = f"{self.title}: round {round_number}/{self.rounds}  {self._metric}  worst class {lowest}{unit(name)}"
+        line = f"{self.title}: round {round_number}/{self.rounds}  {self._metric}  worst device type {lowest}{unit(name)}"
         self.console.print(line, highlight=False)

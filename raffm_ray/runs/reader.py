@@ -14,9 +14,18 @@ import yaml
 
 from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.basics.files import check_path, read_whole
+from raffm_ray.settings.former_values import with_present_values
 
 SUMMARY = "summary.json"
 """Written last: whoever has it is finished."""
+FORMER_KEYS = {"full_model": "global", "device_types": "tiers", "worst_device_type": "worst_class"}
+"""A key of a summary -> what earlier versions called it."""
+FORMER_COLUMNS = {
+    "class_metrics": "device_type_metrics",
+    "class_params": "device_type_params",
+    "validation_class_metrics": "validation_device_type_metrics",
+}
+"""What earlier versions called a column of the records -> what it is called now."""
 
 
 def how_to_resume(folder: Path) -> str:
@@ -38,6 +47,13 @@ def of_a_run(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: its records or summary are damaged, or not those of a run of this version: {told}") from error
 
 
+def read_record(path: Path) -> list[dict[str, Any]]:
+    """The rows of a record, columns of earlier versions under the names that they have now. Raises OSError, ValueError or ArrowException
+    for what is none."""
+    rows = pq.ParquetFile(BytesIO(read_whole(path)), page_checksum_verification=True).read().to_pylist()
+    return [{FORMER_COLUMNS.get(name, name): value for name, value in row.items()} for row in rows]
+
+
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
     """A run's round records, in order. Raises UserError when there are none or one is damaged."""
     files = sorted((folder / "rounds").glob("*.parquet"))
@@ -46,31 +62,44 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for file in files:
         try:
-            rows += pq.ParquetFile(BytesIO(read_whole(file)), page_checksum_verification=True).read().to_pylist()
+            rows += read_record(file)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{file}: damaged or not a record of a round: {in_short(error)}") from None
     return rows
 
 
+def with_present_keys(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary, whatever is wrong with it, in which keys that earlier versions called otherwise are there as they are called now: its own,
+    and those of its validation part and its baselines."""
+    found = summary | {now: summary[before] for now, before in FORMER_KEYS.items() if before in summary and now not in summary}
+    if isinstance(part := found.get("validation"), dict):
+        found["validation"] = with_present_keys(part)
+    if isinstance(baselines := found.get("baselines"), dict):
+        found["baselines"] = {name: with_present_keys(one) if isinstance(one, dict) else one for name, one in baselines.items()}
+    return found
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
-    """A run's summary. Raises UserError when it is missing or unreadable."""
+    """A run's summary, also of an earlier version. Raises UserError when it is missing or unreadable."""
     check_path(folder)
     path = folder / SUMMARY
     if not path.is_file():
         raise UserError(f"{folder}: no finished run here (summary.json is missing){how_to_resume(folder)}")
     try:
         summary: dict[str, Any] = json.loads(read_whole(path))
+        if isinstance(summary, dict):
+            summary = with_present_keys(summary)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {in_short(error)}") from None
-    if not isinstance(summary, dict) or not {"name", "strategy", "tiers", "global", "bytes_full_size"} <= set(summary):
+    if not isinstance(summary, dict) or not {"name", "strategy", "device_types", "full_model", "bytes_full_size"} <= set(summary):
         raise UserError(f"{path}: not the summary of a run")
-    if not all(isinstance(summary.get(key, {}), dict) for key in ("baselines", "made_from", "tiers")):
+    if not all(isinstance(summary.get(key, {}), dict) for key in ("baselines", "made_from", "device_types")):
         raise UserError(f"{path}: not the summary of a run")
     return summary
 
 
 def read_configuration(folder: Path) -> tuple[str, dict[str, Any]]:
-    """A run's settings, as the text of `config.yaml` and its content. Raises UserError where it is missing or damaged."""
+    """A run's settings, as the text of `config.yaml` and its content, values as they are called now. Raises UserError where it is missing or damaged."""
     path = folder / "config.yaml"
     try:
         text = read_whole(path).decode()
@@ -79,4 +108,4 @@ def read_configuration(folder: Path) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{path}: cannot be read: {in_short(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a configuration")
-    return text, content
+    return text, with_present_values(content)

@@ -39,7 +39,7 @@ class ClientRow:
     `steps` are what it was to do, and it has no loss: its training is not run. `refused`: why its update was not `accepted`, else "";
     `statistics_refused`: why its statistics were not used.
     `training_flops`: of all its work, calibration too; `flops_per_example`: of training alone, on average over its steps, prefixes
-    included. It and `peak_memory_bytes` are of the whole work. `over_budget`: in what that is more than the device's class is allowed,
+    included. It and `peak_memory_bytes` are of the whole work. `over_budget`: in what that is more than the device type is allowed,
     "" where it is not.
     """
 
@@ -73,7 +73,7 @@ class RoundRow:
     after it, and `dropped` never; of what they sent `refused` was not used because it was bad.
     `round_seconds`: how long it took; `simulated_seconds`: virtual time at its end. Bytes and joules include what was in vain.
     `validation`: what `evaluation.watch` names, on the validation part, None where there is none; `validation_metric`,
-    `validation_class_metrics`: the full model's and every class's metric there.
+    `validation_device_type_metrics`: the full model's and every device type's metric there.
     `flops`: of all clients' work; `peak_memory_bytes`: the most that one of them needed.
     `wall_seconds`: real, since the round before was recorded; `phase_seconds`: what they went into, see profiling.py.
     """
@@ -90,8 +90,8 @@ class RoundRow:
     metric: float | None
     loss: float | None
     validation: float | None
-    class_metrics: dict[str, float]
-    class_params: dict[str, int]
+    device_type_metrics: dict[str, float]
+    device_type_params: dict[str, int]
     bytes_down: int
     bytes_up: int
     round_seconds: float
@@ -103,7 +103,7 @@ class RoundRow:
     flops: float | None = None
     peak_memory_bytes: int | None = None
     validation_metric: float | None = None
-    validation_class_metrics: dict[str, float] = field(default_factory=dict)
+    validation_device_type_metrics: dict[str, float] = field(default_factory=dict)
 
 
 ARROW: dict[Any, pa.DataType] = {
@@ -173,7 +173,7 @@ def _show(row: RoundRow, events: SummaryWriter) -> None:
     scalars = {"metric": row.metric, "loss": row.loss, "validation": row.validation, "train_loss": row.train_loss}
     scalars["bytes"] = row.bytes_down + row.bytes_up
     scalars["simulated_seconds"] = row.simulated_seconds
-    scalars |= {f"class_metric/{device}": value for device, value in row.class_metrics.items()}
+    scalars |= {f"device_type_metric/{device}": value for device, value in row.device_type_metrics.items()}
     for tag, value in scalars.items():
         if value is not None:
             events.add_scalar(tag, value, row.round)

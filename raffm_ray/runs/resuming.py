@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raffm_ray.basics.errors import UserError
@@ -18,10 +17,11 @@ from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.runs.extending import MAY_CHANGE, check_goes_on, differing, earlier_experiments
-from raffm_ray.runs.reader import SUMMARY
+from raffm_ray.runs.reader import SUMMARY, read_record
 from raffm_ray.runs.recorder import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
 from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.former_values import with_former_values
 from raffm_ray.settings.loading import load_recorded, pairs_of
 
 Row = TypeVar("Row")
@@ -55,6 +55,7 @@ FREE_AT_FIRST = (
     "task.no_answer_threshold",
     "model.revision",
     "model.new_head",
+    "model.seed",
     "local.warmup_rounds",
     "model.pretrain.head_epochs",
     "model.pretrain.head_learning_rate",
@@ -69,9 +70,11 @@ FREE_AT_FIRST = (
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 
 
-def experiment_digest(experiment: Experiment, free: Sequence[str] = FREE) -> str:
-    """Digest of every setting that a result depends on."""
+def experiment_digest(experiment: Experiment, free: Sequence[str] = FREE, former: bool = False) -> str:
+    """Digest of every setting that a result depends on. `former`: with the values as earlier versions called them."""
     values = experiment.model_dump(mode="json")
+    if former:
+        values = with_former_values(values)
     for key in free:
         *sections, name = key.split(".")
         within = reduce(lambda inner, section: inner[section], sections, values)
@@ -85,7 +88,7 @@ def origin_of(prepared: Prepared) -> dict[str, str]:
     trace, shares = setup.experiment.clock.trace, sha256()
     for share in prepared.shares:
         shares.update(share.tobytes() + b"|")
-    fleet = repr([dict(setup.devices), dict(setup.budgets), list(setup.classes)])
+    fleet = repr([dict(setup.devices), dict(setup.budgets), list(setup.device_types)])
     return {
         "task.data": sha256("".join(part.digest() for part in task.parts.values()).encode()).hexdigest(),
         "clients.partition": shares.hexdigest(),
@@ -133,7 +136,10 @@ def opened(folder: Path, experiment: Experiment, tell: Tell, begun: Experiment |
     before = begun or experiment
     same = [experiment, before, *earlier_experiments(folder, before)]
     if recorder.origin.get("config.yaml") in {
-        experiment_digest(one, free) for one in same for free in (FREE, FREE_WITHOUT_PLACES, FREE_AT_FIRST)
+        experiment_digest(one, free, former)
+        for one in same
+        for free in (FREE, FREE_WITHOUT_PLACES, FREE_AT_FIRST)
+        for former in (False, True)
     }:
         recorder.origin |= digest
     recorder.made_from(digest)
@@ -223,8 +229,7 @@ def _rows(path: Path, kind: type[Row]) -> list[Row]:
     """The rows of a record, equal to those written: floats are stored whole."""
     maps = {name for name, hint in get_type_hints(kind).items() if getattr(hint, "__origin__", None) is dict}
     try:
-        found: list[dict[str, Any]] = pq.ParquetFile(path).read().to_pylist()
-        return [kind(**{key: dict(value) if key in maps else value for key, value in row.items()}) for row in found]
+        return [kind(**{key: dict(value) if key in maps else value for key, value in row.items()}) for row in read_record(path)]
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a record of this version: {str(error).splitlines()[0]}") from None
 

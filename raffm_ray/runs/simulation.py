@@ -182,7 +182,7 @@ def slow_precision(experiment: Experiment) -> str | None:
 def _using(pool: Pool | None, prepared: Prepared, console: Console) -> Iterator[Pool]:
     """The given pool, which is left open, or one that is closed at the end."""
     setup = prepared.setup
-    used = pool or open_pool(prepared.runner(), setup.experiment.pool, _teller(console), setup.classes)
+    used = pool or open_pool(prepared.runner(), setup.experiment.pool, _teller(console), setup.device_types)
     try:
         yield used
     finally:

@@ -9,6 +9,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.machine import peak_rss_bytes
 from raffm_ray.clients.messages import Report, Update
 from raffm_ray.data.metrics import worst_name
+from raffm_ray.runs.reader import FORMER_KEYS
 from raffm_ray.runs.recorder import ClientRow, RoundRow, parameters_sha256
 from raffm_ray.server.clock import Visit
 from raffm_ray.server.round_schedule import peak_memory_bytes
@@ -18,19 +19,19 @@ from raffm_ray.server.workload import flops_per_example
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metric and loss of the full model, and the metric of every class's subnetwork, on the held-out part.
+    """The metric and loss of the full model, and the metric of every device type's subnetwork, on the held-out part.
 
-    `validation`: what `evaluation.watch` names, on the validation part; `validation_metric`, `validation_class_metrics`: the same two on it.
+    `validation`: what `evaluation.watch` names, on the validation part; `validation_metric`, `validation_device_type_metrics`: the same two on it.
     None and nothing where there is none.
     """
 
     metric: float
     loss: float
-    class_metrics: dict[str, float]
-    class_plans: dict[str, Plan]
+    device_type_metrics: dict[str, float]
+    device_type_plans: dict[str, Plan]
     validation: float | None = None
     validation_metric: float | None = None
-    validation_class_metrics: dict[str, float] = field(default_factory=dict)
+    validation_device_type_metrics: dict[str, float] = field(default_factory=dict)
 
 
 def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> ClientRow:
@@ -42,7 +43,7 @@ def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> Clien
     return ClientRow(
         round=work.context.round,
         client=job.client,
-        device=setup.classes[job.client],
+        device=setup.device_types[job.client],
         outcome=visit.outcome,
         examples=report.examples,
         steps=report.steps,
@@ -59,7 +60,7 @@ def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> Clien
         energy_joules=cost.energy_joules,
         seconds=report.seconds,
         flops_per_example=flops,
-        over_budget="; ".join(setup.budgets[setup.classes[job.client]].exceeded(charged)),
+        over_budget="; ".join(setup.budgets[setup.device_types[job.client]].exceeded(charged)),
     )
 
 
@@ -88,8 +89,10 @@ def round_row(
         metric=measured.metric if measured else None,
         loss=measured.loss if measured else None,
         validation=measured.validation if measured else None,
-        class_metrics=measured.class_metrics if measured else {},
-        class_params={name: setup.costs(plan).params for name, plan in measured.class_plans.items()} if measured else {},
+        device_type_metrics=measured.device_type_metrics if measured else {},
+        device_type_params={name: setup.costs(plan).params for name, plan in measured.device_type_plans.items()}
+        if measured
+        else {},
         bytes_down=sum(row.bytes_down for row in rows),
         bytes_up=sum(row.bytes_up for row in rows),
         round_seconds=work.seconds if work else 0.0,
@@ -101,7 +104,7 @@ def round_row(
         flops=sum(row.training_flops for row in rows),
         peak_memory_bytes=max([row.peak_memory_bytes for row in rows], default=0),
         validation_metric=measured.validation_metric if measured else None,
-        validation_class_metrics=measured.validation_class_metrics if measured else {},
+        validation_device_type_metrics=measured.validation_device_type_metrics if measured else {},
     )
 
 
@@ -114,17 +117,17 @@ def client_rows(setup: Setup, work: Round | None, updates: Sequence[Update]) -> 
 
 
 def recorded_evaluation(row: RoundRow, plans: Mapping[str, Plan]) -> Evaluation:
-    """The evaluation of a round that has one, from its row and its classes' plans."""
+    """The evaluation of a round that has one, from its row and its device types' plans."""
     assert row.metric is not None
     assert row.loss is not None
     return Evaluation(
         metric=row.metric,
         loss=row.loss,
-        class_metrics=row.class_metrics,
-        class_plans=dict(plans),
+        device_type_metrics=row.device_type_metrics,
+        device_type_plans=dict(plans),
         validation=row.validation,
         validation_metric=row.validation_metric,
-        validation_class_metrics=row.validation_class_metrics,
+        validation_device_type_metrics=row.validation_device_type_metrics,
     )
 
 
@@ -132,9 +135,18 @@ def _validated(metric: str, final: Evaluation) -> dict[str, Any] | None:
     """What choices may rest on: of the validation part; None where there is none."""
     if final.validation_metric is None:
         return None
-    weakest = worst_name(metric, final.validation_class_metrics)
-    worst_class = {"name": weakest, "metric": final.validation_class_metrics[weakest]}
-    return {"global": final.validation_metric, "tiers": dict(final.validation_class_metrics), "worst_class": worst_class}
+    weakest = worst_name(metric, final.validation_device_type_metrics)
+    worst_device_type = {"name": weakest, "metric": final.validation_device_type_metrics[weakest]}
+    return {
+        "full_model": final.validation_metric,
+        "device_types": dict(final.validation_device_type_metrics),
+        "worst_device_type": worst_device_type,
+    }
+
+
+def with_former_keys(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary with `global` and `tiers` besides: what others read since the first versions. This project reads the keys of `FORMER_KEYS`."""
+    return {**summary, **{FORMER_KEYS[now]: summary[now] for now in ("full_model", "device_types")}}
 
 
 def summarize(
@@ -146,18 +158,18 @@ def summarize(
     metric: str,
     held_out: int,
 ) -> dict[str, Any]:
-    """The content of `summary.json`. A class's bytes, seconds and joules are means over its clients' training rounds, those cut short
+    """The content of `summary.json`. A device type's bytes, seconds and joules are means over its clients' training rounds, those cut short
     included, and its FLOPs (see `ClientRow`); `over_budget`: in how many of them a budget was exceeded. What is wasted is of updates that were
     never used, also those still on their way.
 
     `rounds` begin with round 0, the start. In the result, `rounds`: how many were run; `best_round`: the best validated one, None without validation.
     """
     full = setup.costs(Plan())
-    weakest = worst_name(metric, final.class_metrics)
+    weakest = worst_name(metric, final.device_type_metrics)
     trained = [row for row in clients if row.round > 0]
     unused = [late.visit.cost for late in state.clock.late]
-    tiers = {}
-    for device, plan in final.class_plans.items():
+    device_types = {}
+    for device, plan in final.device_type_plans.items():
         rows = [row for row in trained if row.device == device]
         costs = setup.costs(plan)
 
@@ -165,13 +177,13 @@ def summarize(
             values = [value for row in rows if (value := getattr(row, field)) is not None]
             return sum(values) / len(values) if values else otherwise
 
-        tiers[device] = {
-            "clients": sum(one == device for one in setup.classes),
+        device_types[device] = {
+            "clients": sum(one == device for one in setup.device_types),
             "client_rounds": len(rows),
             "params": costs.params,
             "params_fraction": costs.params / full.params,
-            "start": rounds[0].class_metrics[device],
-            "metric": final.class_metrics[device],
+            "start": rounds[0].device_type_metrics[device],
+            "metric": final.device_type_metrics[device],
             "bytes_down": mean("bytes_down", costs.bytes),
             "bytes_up": mean("bytes_up", costs.bytes_up),
             "peak_memory_bytes": max([row.peak_memory_bytes for row in rows], default=costs.memory_bytes),
@@ -181,7 +193,7 @@ def summarize(
             "flops_per_example": mean("flops_per_example", None),
             "over_budget": sum(bool(row.over_budget) for row in rows),
         }
-    return {
+    summary: dict[str, Any] = {
         "name": setup.experiment.name,
         "strategy": setup.experiment.strategy.name,
         "salience": setup.experiment.salience.metric if setup.strategy.salience else None,
@@ -197,9 +209,9 @@ def summarize(
         "params": full.params,
         "residual_pace": state.pace,
         "start": rounds[0].metric,
-        "global": final.metric,
-        "tiers": tiers,
-        "worst_class": {"name": weakest, "metric": final.class_metrics[weakest]},
+        "full_model": final.metric,
+        "device_types": device_types,
+        "worst_device_type": {"name": weakest, "metric": final.device_type_metrics[weakest]},
         "validation": _validated(metric, final),
         "bytes_down": sum(row.bytes_down for row in rounds),
         "bytes_up": sum(row.bytes_up for row in rounds),
@@ -215,3 +227,4 @@ def summarize(
         "driver_peak_rss_bytes": peak_rss_bytes(),
         "params_sha256": parameters_sha256(state.parameters, setup.architecture),
     }
+    return with_former_keys(summary)

@@ -58,7 +58,7 @@ EXPORTED: dict[str, Exported] = {
         kind="gauge",
         what="the task's metric on the held-out part",
         label="model",
-        values=lambda row: _known({"full model": row.metric, **row.class_metrics}),
+        values=lambda row: _known({"full model": row.metric, **row.device_type_metrics}),
     ),
 }
 """Of every round. Ray puts `ray_` before the names, and `_total` behind those of counters."""

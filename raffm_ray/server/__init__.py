@@ -6,7 +6,7 @@ Open to other packages:
 - `strategies`: RaFFM and its rivals: who trains which plan
 - `optimizers`: FedAvg's step, momentum, Adam, Yogi
 - `ranking`: when parameters are ranked, and by what
-- `class_plans`: which subnetwork every device class trains and gets
+- `device_type_plans`: which subnetwork every device type trains and gets
 - `residual_pace`: how fast the residual stream is cut beside the layers
 - `state`: what the next round depends on
 - `clock`: the virtual clock, and late updates
@@ -25,8 +25,8 @@ Start reading at `rounds`.
 """
 
 __all__ = [
-    "class_plans",
     "clock",
+    "device_type_plans",
     "early_stopping",
     "optimizers",
     "ranking",

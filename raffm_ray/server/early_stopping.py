@@ -20,13 +20,13 @@ def last_common_round(experiment: Experiment) -> int:
     return experiment.rounds - bool(experiment.rounds % experiment.evaluation.every)
 
 
-def watched_metric(watch: str, metric: str, full: float, classes: Sequence[float]) -> float:
-    """What `evaluation.watch` names: the full model's metric, the worst class's subnetwork's, or the mean of the full model's and all
-    classes'."""
-    if watch == "global":
+def watched_metric(watch: str, metric: str, full: float, device_types: Sequence[float]) -> float:
+    """What `evaluation.watch` names: the full model's metric, the worst device type's subnetwork's, or the mean of the full model's
+    and all device types'."""
+    if watch == "full_model":
         return full
-    values = [full, *classes]
-    return worst(metric, classes) if watch == "worst" else sum(values) / len(values)
+    values = [full, *device_types]
+    return worst(metric, device_types) if watch == "worst" else sum(values) / len(values)
 
 
 def _better(metric: str, value: float, than: float) -> bool:

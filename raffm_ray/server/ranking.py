@@ -12,7 +12,7 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.models.architecture import Architecture
-from raffm_ray.server.class_plans import class_plans, holds_full_model
+from raffm_ray.server.device_type_plans import device_type_plans, holds_full_model
 from raffm_ray.server.residual_pace import with_ruled_pace
 from raffm_ray.server.round_schedule import schedule_round
 from raffm_ray.server.state import Round, ServerState, Setup
@@ -29,8 +29,8 @@ def _statistic(setup: Setup) -> str | None:
 
 
 def cuts_residual(setup: Setup, state: ServerState) -> bool:
-    """Whether some class's subnetwork narrows the residual stream, so that norms want correcting."""
-    return any("residual" in plan for plan in class_plans(setup, state).values())
+    """Whether some device type's subnetwork narrows the residual stream, so that norms want correcting."""
+    return any("residual" in plan for plan in device_type_plans(setup, state).values())
 
 
 def begin_calibration(setup: Setup, state: ServerState) -> Round | None:
@@ -43,7 +43,7 @@ def begin_calibration(setup: Setup, state: ServerState) -> Round | None:
         return None
     experiment = setup.experiment
     holding = {name for name in setup.budgets if holds_full_model(setup, name)}
-    able = [client for client, name in enumerate(setup.classes) if setup.examples[client] and name in holding]
+    able = [client for client, name in enumerate(setup.device_types) if setup.examples[client] and name in holding]
     if not able and not setup.strategy.budgeted:
         able = [client for client, count in enumerate(setup.examples) if count]
     if not able:
@@ -129,7 +129,7 @@ def wanted_statistic(setup: Setup, state: ServerState) -> str | None:
 
 def _collecting_rounds(setup: Setup) -> int:
     """In how many rounds as many clients that hold the full model are to be expected as a ranking asks for."""
-    owners = [name for name, count in zip(setup.classes, setup.examples, strict=True) if count]
+    owners = [name for name, count in zip(setup.device_types, setup.examples, strict=True) if count]
     holding = {name for name in setup.budgets if not setup.strategy.budgeted or holds_full_model(setup, name)}
     expected = setup.experiment.clients.per_round * sum(name in holding for name in owners) / max(1, len(owners))
     return ceil(setup.experiment.salience.clients / expected) if expected else 1

@@ -1,6 +1,6 @@
 """How fast the residual stream is given up beside the layers: once for a whole ranking, so that all plans are prefixes of one list.
 
-The residual stream is the dearest to cut, so it comes last, unless that leaves little of a class's layers: what no layer holds
+The residual stream is the dearest to cut, so it comes last, unless that leaves little of a device type's layers: what no layer holds
 (embeddings, above all) can take up a budget of parameters or bytes, and only a narrower residual stream makes it smaller.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from raffm_ray.axes.indexing import Plan
-from raffm_ray.server.class_plans import class_plans
+from raffm_ray.server.device_type_plans import device_type_plans
 from raffm_ray.server.state import ServerState, Setup
 from raffm_ray.subnetworks.budgets import HOLLOW, Budget, balance, hollow_in_words
 
@@ -20,9 +20,9 @@ Answers = Callable[[ServerState], Sequence[tuple[Budget, Plan]]]
 """The plans of a state, with the budgets that they answer."""
 
 
-def class_answers(setup: Setup) -> Answers:
-    """The plans of all device classes, for use."""
-    return lambda state: [(setup.budgets[name], plan) for name, plan in class_plans(setup, state).items()]
+def device_type_answers(setup: Setup) -> Answers:
+    """The plans of all device types, for use."""
+    return lambda state: [(setup.budgets[name], plan) for name, plan in device_type_plans(setup, state).items()]
 
 
 def _least_balance(setup: Setup, state: ServerState, answers: Answers) -> float:
@@ -44,15 +44,15 @@ def ruled_pace(setup: Setup, state: ServerState, answers: Answers) -> float:
 
 
 def with_ruled_pace(setup: Setup, state: ServerState) -> ServerState:
-    """The state with the pace of its device classes where nothing is measured: the setting's, else `ruled_pace` where layers would be lean."""
-    state, answers = replace(state, pace=setup.experiment.extraction.pace or 0.0), class_answers(setup)
+    """The state with the pace of its device types where nothing is measured: the setting's, else `ruled_pace` where layers would be lean."""
+    state, answers = replace(state, pace=setup.experiment.extraction.pace or 0.0), device_type_answers(setup)
     return replace(state, pace=ruled_pace(setup, state, answers)) if wants_pace(setup, state, answers) else state
 
 
 def hollow_notes(setup: Setup, state: ServerState) -> list[str]:
-    """A line about every device class whose subnetwork has hollow layers."""
+    """A line about every device type whose subnetwork has hollow layers."""
     full, notes = setup.costs(Plan()), []
-    for name, plan in class_plans(setup, state).items():
+    for name, plan in device_type_plans(setup, state).items():
         if balance(setup.budgets[name], costs := setup.costs(plan), full) < HOLLOW:
-            notes.append(f"device class {name}: {hollow_in_words(setup.budgets[name], costs, full)}")
+            notes.append(f"device type {name}: {hollow_in_words(setup.budgets[name], costs, full)}")
     return notes

@@ -13,8 +13,8 @@ from raffm_ray.clients.local_training import choose
 from raffm_ray.clients.messages import Job, Report, RoundContext, Update
 from raffm_ray.data.examples import step_sizes, steps_of
 from raffm_ray.devices.round_costs import DeviceCost, device_cost
-from raffm_ray.server.class_plans import training_view
 from raffm_ray.server.clock import LATE_POLICIES, LateUpdate, VirtualClock, Visit, close_round, sort_late_updates
+from raffm_ray.server.device_type_plans import training_view
 from raffm_ray.server.state import Round, ServerState, Setup, blocks_of, least_clients
 from raffm_ray.server.workload import reported_work
 from raffm_ray.settings.experiment import ClockSettings
@@ -71,7 +71,7 @@ def cost_of(setup: Setup, context: RoundContext, job: Job, report: Report) -> De
     costs = full if job.plan is None else setup.costs(context.plans[job.plan])
     up = (0 if job.plan is None else costs.bytes_up) + STATISTIC_BYTES * report.statistics_values
     down = full.bytes if job.calibrate else costs.bytes
-    return device_cost(setup.devices[setup.classes[job.client]], reported_work(setup, context, report), down, up)
+    return device_cost(setup.devices[setup.device_types[job.client]], reported_work(setup, context, report), down, up)
 
 
 def peak_memory_bytes(setup: Setup, context: RoundContext, job: Job) -> int:
@@ -89,7 +89,7 @@ def _costs_of(setup: Setup, context: RoundContext, jobs: Sequence[Job], reports:
     found = []
     for job, report in zip(jobs, reports, strict=True):
         key = (
-            setup.classes[job.client],
+            setup.device_types[job.client],
             job.plan,
             report.examples,
             report.forward_backward,
@@ -205,7 +205,7 @@ def check_clock(setup: Setup, state: ServerState) -> None:
     deadline, (view, _) = setup.experiment.clock.deadline_seconds, training_view(setup, state, 1)
     needs: dict[str, float] = {}
     for name in setup.budgets if deadline else ():
-        clients = [client for client, one in enumerate(setup.classes) if one == name and setup.examples[client]]
+        clients = [client for client, one in enumerate(setup.device_types) if one == name and setup.examples[client]]
         least = min(clients, key=lambda client: setup.examples[client], default=None)
         plan = None if least is None else setup.strategy.train(view, setup.budgets[name], least)
         if least is not None and plan is not None:
@@ -217,6 +217,6 @@ def check_clock(setup: Setup, state: ServerState) -> None:
     fastest = min(needs, key=lambda name: needs[name], default=None)
     if deadline and fastest is not None and needs[fastest] > deadline:
         raise UserError(
-            f"clock.deadline_seconds {deadline:g}: nobody can be done by then: the fastest class, {fastest}, needs "
+            f"clock.deadline_seconds {deadline:g}: nobody can be done by then: the fastest device type, {fastest}, needs "
             f"{needs[fastest]:.4g} s for its smallest work"
         )

@@ -12,7 +12,7 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.messages import Job, RoundContext, Update
 from raffm_ray.server.aggregation import AGGREGATION_RULES, flat_coverage, restore_frozen
-from raffm_ray.server.class_plans import copies, holds_full_model, training_view
+from raffm_ray.server.device_type_plans import copies, holds_full_model, training_view
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.ranking import cuts_residual, wanted_statistic
 from raffm_ray.server.round_schedule import advance_clock, available_clients, schedule_round, selection_size
@@ -43,7 +43,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
     shared: dict[str, Plan | None] = {}
     trained: dict[int, Plan] = {}
     for client in chosen:
-        name = setup.classes[client]
+        name = setup.device_types[client]
         if strategy.per_client:
             plan = strategy.train(view, setup.budgets[name], client)
         else:
@@ -71,7 +71,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
             prefixes=prefixes_of[number_of[plan]],
             prefix=strategy.prefix,
             calibrate=statistic is not None
-            and (len(plan) == 0 or (bool(nested) and holds_full_model(setup, setup.classes[client]))),
+            and (len(plan) == 0 or (bool(nested) and holds_full_model(setup, setup.device_types[client]))),
             weight=1.0 if equal else float(setup.examples[client]),
         )
         for client, plan in trained.items()

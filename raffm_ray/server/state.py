@@ -35,15 +35,15 @@ def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: s
 
 @dataclass(frozen=True)
 class Setup:
-    """What does not change during a run. `budgets`: by device class, weakest first; `classes`: the class of every client;
-    `devices`: all classes that are known; `availability`: who is awake when; `not_stacked`: why clients must be trained one by one, None
+    """What does not change during a run. `budgets`: by device type, weakest first; `device_types`: that of every client;
+    `devices`: all device types that are known; `availability`: who is awake when; `not_stacked`: why clients must be trained one by one, None
     where they need not."""
 
     experiment: Experiment
     architecture: Architecture
     strategy: Strategy
     budgets: Mapping[str, Budget]
-    classes: Sequence[str]
+    device_types: Sequence[str]
     examples: Sequence[int]
     devices: Mapping[str, Device]
     availability: Availability

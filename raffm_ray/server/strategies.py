@@ -26,7 +26,7 @@ from raffm_ray.subnetworks.salience import METRICS, Orders, Parameters, Scores, 
 class StrategyView:
     """What a strategy may look at.
 
-    `scores` are the current ranking; `seed` and `round` name random or rolling choices; `budgets`: of every device class;
+    `scores` are the current ranking; `seed` and `round` name random or rolling choices; `budgets`: of every device type;
     `parameters`: the current ones, by name; `smaller`: plans that are trained as prefixes of larger ones, as `prefix` and `distill` say.
     """
 
@@ -122,21 +122,21 @@ def raffm_reference(view: StrategyView, budget: Budget, client: int) -> Plan:
 
 
 def whole(view: StrategyView, budget: Budget, client: int) -> Plan:
-    """Everyone trains everything, whatever the device: FedAvg (McMahan et al. 2017). It ignores the budget, as an upper bound."""
+    """Full-size FedAvg (McMahan et al. 2017): every client trains the full model, whatever the device. It ignores the budget, as an upper bound."""
     return Plan()
 
 
 def exclusive(view: StrategyView, budget: Budget, client: int) -> Plan | None:
     """FedAvg (McMahan et al. 2017) among those whose device can train the full model; who is drawn and cannot sits the round out.
 
-    What methods for unlike devices must beat (as Kim et al. 2023 point out, abstract). What every class gets afterwards is cut by the
+    What methods for unlike devices must beat (as Kim et al. 2023 point out, abstract). What every device type gets afterwards is cut by the
     ranked list, as from `full`.
     """
     return Plan() if budget.allows(view.costs(Plan())) else None
 
 
 def smallest(view: StrategyView, budget: Budget, client: int) -> Plan:
-    """FedAvg (McMahan et al. 2017) of the largest subnetwork that every device class can train; everyone gets that one afterwards.
+    """FedAvg (McMahan et al. 2017) of the largest subnetwork that every device type can train; everyone gets that one afterwards.
 
     The homogeneous baseline of Diao et al. (2021, section 4). What the subnetwork is follows from the ranked list.
     """
@@ -144,7 +144,7 @@ def smallest(view: StrategyView, budget: Budget, client: int) -> Plan:
 
 
 def heterofl(view: StrategyView, budget: Budget, client: int) -> Plan:
-    """HeteroFL (Diao et al. 2021, section 3): the leading indices of every width, one rate a device class.
+    """HeteroFL (Diao et al. 2021, section 3): the leading indices of every width, one rate a device type.
 
     It deviates in that the rate follows from the budget instead of a grid of five, every head keeps its place and shrinks inside,
     and inputs of layers are not rescaled (its Scaler), since norms follow. Its static batch normalization has nothing to do here:
@@ -156,7 +156,7 @@ def heterofl(view: StrategyView, budget: Budget, client: int) -> Plan:
 def fjord(view: StrategyView, budget: Budget, client: int) -> Plan:
     """FjORD (Horvath et al. 2021, algorithm 1): ordered dropout, the plans of HeteroFL and in every step one of the smaller ones.
 
-    A step trains a width drawn uniformly from those of all device classes up to the client's own (the prefix "one"). It deviates in
+    A step trains a width drawn uniformly from those of all device types up to the client's own (the prefix "one"). It deviates in
     that the first step trains the client's own width, since all of its entries are averaged as trained, and rates follow from budgets
     instead of a grid. Its self-distillation from the client's widest network is `strategy.prefix: random` with `strategy.distill`: every
     step then trains the own width too.
@@ -172,7 +172,7 @@ def federated_dropout(view: StrategyView, budget: Budget, client: int) -> Plan:
     (union bound).
 
     It deviates in that the rate follows from the budget instead of being everyone's, the residual stream is cut too, heads choose their
-    dimensions on their own, and nothing is compressed. For use a class gets HeteroFL's plan: no unit is better trained than another.
+    dimensions on their own, and nothing is compressed. For use a device type gets HeteroFL's plan: no unit is better trained than another.
     """
     layout = view.architecture.layout
     noise = METRICS["random"].score(layout, {}, {}, generator(view.seed, "strategy", view.round, client))
@@ -227,7 +227,7 @@ class Strategy:
     """A row of the table.
 
     `train`: plans for training; `deploy`: for evaluation and afterwards. `salience`: whether either needs scores. `per_client`:
-    whether `train` looks at the client; if not, clients of a class share a plan. `prefix`, `aggregation`, `client_weight` and
+    whether `train` looks at the client; if not, clients of a device type share a plan. `prefix`, `aggregation`, `client_weight` and
     `distill`: the defaults of the settings of those names. `budgeted`: whether training plans keep within budgets. `nested`: whether a
     round's plan for a smaller budget lies inside that for a larger one, so that it can be a prefix.
     """

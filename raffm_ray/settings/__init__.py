@@ -9,6 +9,7 @@ Open to other packages:
 - `loading`: reads YAML and flags; every mistake is one line
 - `paths`: makes paths of files and folders absolute
 - `description`: what each setting may be, as text
+- `former_values`: what values were called in earlier versions
 - `base`: the base class of all settings, and types that they have
 
 Used inside only:
@@ -20,4 +21,4 @@ Imports `basics`.
 Start reading at `experiment`.
 """
 
-__all__ = ["base", "description", "execution", "experiment", "loading", "paths", "strategy", "task_and_model"]
+__all__ = ["base", "description", "execution", "experiment", "former_values", "loading", "paths", "strategy", "task_and_model"]

@@ -8,10 +8,10 @@ from raffm_ray.settings.base import FILE, Settings
 
 
 class FleetSettings(Settings):
-    """The devices. A class's budget is `memory_fraction` of its memory, unless `budgets` names one."""
+    """The devices. A device type's budget is `memory_fraction` of its memory, unless `budgets` names one."""
 
     mix: str = Field(
-        "medium", description="a mix of device classes that raffm_ray/devices/profiles.yaml or the file of `profiles` defines"
+        "medium", description="a mix of device types that raffm_ray/devices/profiles.yaml or the file of `profiles` defines"
     )
     profiles: str | None = Field(
         None,
@@ -19,18 +19,18 @@ class FleetSettings(Settings):
         description="a YAML file like raffm_ray/devices/profiles.yaml that adds devices and mixes",
     )
     shares: dict[str, float] = Field(
-        {}, description="mapping from a device class to its share of the clients; the mix is scaled to the remaining clients"
+        {}, description="mapping from a device type to its share of the clients; the mix is scaled to the remaining clients"
     )
     budgets: dict[str, dict[str, float]] = Field(
         {},
-        description="mapping from a device class to its limits, by kind: `params`, `layer_params`, `bytes`, `training_flops`, `memory_bytes`, `macs`, "
+        description="mapping from a device type to its limits, by kind: `params`, `layer_params`, `bytes`, `training_flops`, `memory_bytes`, `macs`, "
         "`inference_bytes`; a value of at most 1 is a fraction of the full model's",
     )
     memory_fraction: float = Field(
         0.25,
         gt=0,
         le=1,
-        description="fraction of a device's memory that training may use, where `budgets` has no limit for its class",
+        description="fraction of a device's memory that training may use, where `budgets` has no limit for its type",
     )
     correlation: float = Field(
         0.0,
@@ -92,6 +92,6 @@ class ExtractionSettings(Settings):
         None,
         ge=0,
         description="how fast the ranked list gives up the residual stream: 0: only when all layers are at their floors, 1: beside the layers, so that both "
-        "arrive at what they keep together, 2: twice as fast; default: 0 where it leaves enough of every class's layers, else chosen with each ranking, "
+        "arrive at what they keep together, 2: twice as fast; default: 0 where it leaves enough of every device type's layers, else chosen with each ranking, "
         "by the loss on public examples",
     )

@@ -17,7 +17,7 @@ def check_share(share: float) -> float:
 
 
 class PlacementSettings(Settings):
-    """Workers that device classes have of their own, on the nodes that the user chooses for them."""
+    """Workers that device types have of their own, on the nodes that the user chooses for them."""
 
     labels: dict[str, str] = Field({}, description="Ray labels that the nodes must have, such as `ray.io/accelerator-type: H100`")
     gpus_per_worker: float = Field(0.0, description="GPUs of each worker: 1/k, or a whole number; 0: a worker uses a CPU core")
@@ -68,7 +68,7 @@ class PoolSettings(Settings):
         description="whether each round is exported as metrics of Ray, for Prometheus; default: only on a cluster that the run joins",
     )
     placement: dict[str, PlacementSettings] = Field(
-        {}, description="mapping from a device class to the hardware that trains its clients; default: any hardware"
+        {}, description="mapping from a device type to the hardware that trains its clients; default: any hardware"
     )
 
     @model_validator(mode="after")

@@ -1,12 +1,13 @@
 """The experiment: every setting, typed, frozen, validated."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raffm_ray.settings.base import FILE, Settings
 from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
 from raffm_ray.settings.execution import CheckpointSettings, PoolSettings
+from raffm_ray.settings.former_values import PRESENT_VALUES
 from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
 from raffm_ray.settings.task_and_model import ModelSettings, TaskSettings
 
@@ -107,7 +108,7 @@ class ServerSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """When the full model and every class's subnetwork are measured on the held-out part, and what the validation part decides."""
+    """When the full model and every device type's subnetwork are measured on the held-out part, and what the validation part decides."""
 
     every: int = Field(5, ge=1, description="rounds between two evaluations; the last round is always evaluated")
     batch_size: int = Field(256, ge=1, description="examples that are evaluated at once")
@@ -120,16 +121,21 @@ class EvaluationSettings(Settings):
         False,
         description="whether the run keeps the model of the round with the best validation value, instead of the last round",
     )
-    watch: Literal["global", "worst", "mean"] = Field(
+    watch: Literal["full_model", "worst", "mean"] = Field(
         "mean",
-        description="the validation value: of the full model (`global`), of the worst device class's subnetwork (`worst`), or the mean of the full model and all "
-        "classes (`mean`)",
+        description="the validation value: of the full model (`full_model`), of the worst device type's subnetwork (`worst`), or the mean of the full model and all "
+        "device types (`mean`)",
     )
     sizes: int = Field(
         7,
         ge=0,
-        description="how many sizes between the smallest class's subnetwork and the full model are measured at the end, although nobody trained them; 0: none",
+        description="how many sizes between the smallest device type's subnetwork and the full model are measured at the end, although nobody trained them; 0: none",
     )
+
+    @field_validator("watch", mode="before")
+    @classmethod
+    def _present(cls, given: Any) -> Any:
+        return PRESENT_VALUES["evaluation", "watch"].get(given, given) if isinstance(given, str) else given
 
 
 class ClockSettings(Settings):
@@ -183,7 +189,9 @@ class Experiment(Settings):
     """Everything that a run's result depends on."""
 
     name: str = Field("experiment", pattern=r"^[\w.-]+$", max_length=100, description="name in folders, tables and pictures")
-    seed: int = Field(0, ge=0, description="seed of everything that is random, except `task.split_seed`")
+    seed: int = Field(
+        0, ge=0, description="seed of everything that is random, except what `task.split_seed` and `model.seed` name"
+    )
     rounds: int = Field(40, ge=1, description="rounds of federated training")
     task: TaskSettings = TaskSettings()
     model: ModelSettings
@@ -203,3 +211,8 @@ class Experiment(Settings):
         description="strategies to compare with, on the same data, fleet, seed and rounds: names, or mappings of a `name`, a `label` and settings of `strategy`, such as "
         "{name: raffm, label: no prefixes, prefix: none}; `local` holds those of its local training that are not the experiment's",
     )
+
+    @property
+    def model_seed(self) -> int:
+        """Seed of the starting model: `model.seed`, else the run's."""
+        return self.seed if self.model.seed is None else self.model.seed

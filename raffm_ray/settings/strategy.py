@@ -31,7 +31,7 @@ class StrategySettings(Settings):
     temperature: float = Field(1.0, gt=0, description="temperature of the soft outputs")
     own: tuple[str, ...] = Field(
         (),
-        description="parameters of which every device class's size has its own copy: kinds of raffm_ray.subnetworks.size_specific.SIZE_SPECIFIC",
+        description="parameters of which every device type's size has its own copy: kinds of raffm_ray.subnetworks.size_specific.SIZE_SPECIFIC",
     )
 
 

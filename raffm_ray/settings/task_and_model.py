@@ -109,6 +109,12 @@ class ModelSettings(Settings):
         False,
         description="whether the task head is drawn anew although the pretrained model has one, such as one of other classes",
     )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="seed of the weights that are drawn and of `pretrain`; a number gives runs of every seed the same starting model, as a "
+        "checkpoint would; default: the run's seed",
+    )
     tokenizer: str | None = Field(
         None,
         json_schema_extra=MODEL,

@@ -9,8 +9,8 @@ Open to other packages:
 Used inside only:
 
 - `checked_study`: a study whose settings can work
-- `trial`: the runs of one trial
-- `measures`: what a study is decided by
+- `trial`: the runs of one trial, and what they are measured by
+- `storage`: where Optuna keeps a study
 - `tuning`: the learning rate of every strategy of a comparison
 - `ray_trials`: trials side by side on Ray
 - `search_space`: which settings are searched

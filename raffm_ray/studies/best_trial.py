@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from raffm_ray.studies.checked_study import Goal
-from raffm_ray.studies.measures import HELD_OUT
+from raffm_ray.studies.trial import HELD_OUT
 
 Values = Mapping[int, Sequence[float]]
 """Trial -> its values, one for each objective."""

@@ -10,10 +10,10 @@ from raffm_ray.data.metrics import METRICS
 from raffm_ray.preparation.pinning import pinned
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.settings.experiment import Experiment
-from raffm_ray.studies.measures import CHOSEN_BY, HELD_OUT, WATCHED
 from raffm_ray.studies.samplers import check_sampler, pruner_of
 from raffm_ray.studies.search_space import Space, enqueued, space_of
 from raffm_ray.studies.study_settings import Study
+from raffm_ray.studies.trial import CHOSEN_BY, HELD_OUT, WATCHED
 
 VALIDATED, MOST_VALIDATED = 0.1, 2000
 """Of the clients' examples, what a study without a validation part takes off them, and at most how many."""
@@ -85,7 +85,7 @@ def check_study(study: Study, base: Experiment) -> CheckedStudy:
     if base.baselines:
         base = base.model_copy(update={"baselines": ()})
     if "curve_area" in [*study.objectives, *(limit.measure for limit in limits)] and not base.evaluation.sizes:
-        raise UserError("curve_area: evaluation.sizes is 0: no sizes between the classes' are measured")
+        raise UserError("curve_area: evaluation.sizes is 0: no sizes between the device types' are measured")
     if study.parallel > 1 and base.pool.gpus_per_worker == "auto":
         raise UserError(f"pool.gpus_per_worker: auto is for one trial at a time, got parallel {study.parallel}: give a number")
     prepared, told = prepare(base), list[str]()

@@ -26,6 +26,7 @@ from raffm_ray.runs.reader import of_a_run, read_rounds, read_summary
 from raffm_ray.runs.recorder import check_output
 from raffm_ray.runs.simulation import completed, starting
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.former_values import with_present_values
 from raffm_ray.settings.loading import dump
 from raffm_ray.settings.strategy import BaselineSettings
 from raffm_ray.studies.tuning import tuned
@@ -79,7 +80,7 @@ def check_folder(run: Run) -> None:
         raise UserError(f"{kept}: cannot be read: {str(error).splitlines()[0]}") from None
     if text == wanted:
         return
-    there, here = flat(found if isinstance(found, dict) else {}), flat(yaml.safe_load(wanted))
+    there, here = flat(with_present_values(found) if isinstance(found, dict) else {}), flat(yaml.safe_load(wanted))
     keys = [key for key in {**here, **there} if key not in there or key not in here or there[key] != here[key]]
     told = ""
     if keys:
@@ -111,7 +112,7 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
         prepared = prepare(experiment.model_copy(update={"seed": seed}))
         start = starting(prepared, console)
         tell = partial(console.print, highlight=False)
-        pool = open_pool(prepared.runner(), experiment.pool, tell, prepared.setup.classes)
+        pool = open_pool(prepared.runner(), experiment.pool, tell, prepared.setup.device_types)
         try:
             for run in missing:
                 number = 1 + runs.index(run)

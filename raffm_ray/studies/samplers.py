@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, Union
+from zlib import crc32
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -62,11 +63,15 @@ def _made(what: str, kinds: Mapping[str, Any], given: Mapping[str, Any], seed: i
         raise UserError(f"{what} {name}: {in_short(error)}") from None
 
 
-def sampler_of(given: Mapping[str, Any], seed: int, position: int) -> BaseSampler:
+def sampler_of(given: Mapping[str, Any], seed: int, position: int, driver: str | None = None) -> BaseSampler:
     """The sampler that chooses the trial at a position of the study: made anew for each, so that a study that was interrupted goes on as
-    if it had not been. Raises UserError for an unknown name or argument."""
+    if it had not been. `driver`: the name of one of several that work on a study at once, and would else choose the same.
+
+    Raises UserError for an unknown name or argument.
+    """
     steady = given.get("name") in STEADY
-    own = torch_seed(seed, "sampler", *(() if steady else (position,))) % 2**32
+    who = () if driver is None else (crc32(driver.encode()),)
+    own = torch_seed(seed, "sampler", *(() if steady else (position, *who))) % 2**32
     sampler: BaseSampler = _made("sampler", _offered(optuna.samplers, "Sampler"), given, own)
     return sampler
 

@@ -1,20 +1,21 @@
 """A study: Optuna chooses configurations, trials run them, and only the driver touches what Optuna remembers."""
 
+import json
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import optuna
 import yaml
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState, create_trial
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
 from rich.console import Console
 
 from raffm_ray.basics.errors import UserError
@@ -27,12 +28,13 @@ from raffm_ray.settings.experiment import Experiment
 from raffm_ray.studies.checked_study import CheckedStudy, check_study
 from raffm_ray.studies.samplers import pruner_of, sampler_of
 from raffm_ray.studies.search_space import changed
+from raffm_ray.studies.storage import DRIVER, begin_again, begun, driver_of, folder_name, open_storage, open_study
 from raffm_ray.studies.study_report import write_analysis
-from raffm_ray.studies.study_settings import FREE, Study, dump_study, load_study
+from raffm_ray.studies.study_settings import FREE, Study, dump_study, load_study, with_present_words
 from raffm_ray.studies.study_text import notes, said, table
 from raffm_ray.studies.trial import Outcome, TrialTask, run_trial
 
-STUDY, JOURNAL = "study.yaml", "journal.log"
+STUDY = "study.yaml"
 
 
 def _check_same(folder: Path, wanted: str) -> None:
@@ -41,18 +43,17 @@ def _check_same(folder: Path, wanted: str) -> None:
         there, here = yaml.safe_load((folder / STUDY).read_text(encoding="utf-8")), yaml.safe_load(wanted)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{folder / STUDY}: cannot be read: {str(error).splitlines()[0]}") from None
+    there = with_present_words(there) if isinstance(there, dict) else {}
     for key in here:
-        if key not in FREE and (not isinstance(there, dict) or there.get(key) != here[key]):
+        if key not in FREE and there.get(key) != here[key]:
             raise UserError(f"--out {folder}: holds another study: its {key} is not this one's; name another folder")
 
 
-def _mend(journal: Path) -> None:
-    """Takes back a line that was being written, and lets go of a lock, when the driver was killed: nobody else writes here."""
-    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
-    if journal.is_file():
-        content = journal.read_bytes()
-        if content and not content.endswith(b"\n"):
-            write_atomically(journal, content[: content.rfind(b"\n") + 1])
+def _digest(text: str) -> str:
+    """Of all in a study's file that its trials depend on."""
+    values = yaml.safe_load(text)
+    kept = {key: value for key, value in values.items() if key not in (*FREE, "storage")}
+    return sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -68,66 +69,43 @@ def _quiet() -> Iterator[None]:
             optuna.logging.set_verbosity(before)
 
 
-def _opened(search: CheckedStudy, folder: Path) -> optuna.Study:
-    """The study in Optuna's journal, made or gone on with: trials that were cut short are failed and come again, with what they had."""
-    _mend(folder / JOURNAL)
-    kept = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
-        study_name=search.study.name,
-        directions=["maximize" if goal.higher else "minimize" for goal in search.goals],
+def _opened(search: CheckedStudy, folder: Path, configuration: str) -> tuple[optuna.Study, str | None]:
+    """The study where Optuna keeps it, made or gone on with, and this driver's name where it may have company. Trials that were cut
+    short are failed and come again, with what they had."""
+    given = search.study.storage
+    driver = None if given is None else driver_of(folder)
+    kept = open_study(
+        storage=open_storage(given, folder),
+        name=search.study.name,
+        directions=[StudyDirection.MAXIMIZE if goal.higher else StudyDirection.MINIMIZE for goal in search.goals],
         pruner=pruner_of(search.study.pruner),
-        load_if_exists=True,
+        configuration=configuration if given else None,
     )
     known = {trial.user_attrs.get("enqueued") for trial in kept.trials}
     for position, parameters in enumerate(search.first):
         if position not in known:
             kept.enqueue_trial(dict(parameters), user_attrs={"enqueued": position})
-    for trial in kept.trials:
-        if trial.state is TrialState.RUNNING:
-            if trial.number not in _cut_short(kept):
-                parameters = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-                attributes = {"folder": _folder_name(trial.number), **trial.user_attrs, "continues": trial.number}
-                # What samplers note of a trial, such as its generation, goes with it; constraints are known at its end.
-                kept.add_trial(
-                    create_trial(
-                        state=TrialState.WAITING,
-                        user_attrs=attributes,
-                        system_attrs={**trial.system_attrs, "fixed_params": parameters},
-                    )
-                )
-            kept.tell(trial.number, state=TrialState.FAIL)
-    return kept
-
-
-def _folder_name(number: int) -> str:
-    return f"trials/{number:04d}"
-
-
-def _cut_short(kept: optuna.Study) -> set[int]:
-    """Numbers of trials that another one continues."""
-    return {trial.user_attrs["continues"] for trial in kept.trials if "continues" in trial.user_attrs}
-
-
-def _begun(kept: optuna.Study) -> int:
-    cut_short = _cut_short(kept)
-    return sum(trial.state is not TrialState.WAITING and trial.number not in cut_short for trial in kept.trials)
+    begin_again(kept, driver)
+    return kept, driver
 
 
 class _Driver:
     """Asks Optuna what to try, and tells it what became of it."""
 
-    def __init__(self, search: CheckedStudy, kept: optuna.Study, folder: Path, console: Console) -> None:
-        self.search, self.kept, self.folder, self.console = search, kept, folder, console
+    def __init__(self, search: CheckedStudy, kept: optuna.Study, driver: str | None, folder: Path, console: Console) -> None:
+        self.search, self.kept, self.driver, self.folder, self.console = search, kept, driver, folder, console
         self.live: dict[int, tuple[optuna.Trial, float, set[int]]] = {}
 
     def works(self) -> Iterator[TrialTask]:
         """Trials until there are enough, each chosen when it is asked for."""
         study, space = self.search.study, self.search.space
         distributions = {key: dimension.distribution for key, dimension in space.items()}
-        while (position := _begun(self.kept)) < study.trials:
-            self.kept.sampler = sampler_of(study.sampler, study.seed, position)
+        while (position := begun(self.kept)) < study.trials:
+            self.kept.sampler = sampler_of(study.sampler, study.seed, position, self.driver)
             trial = self.kept.ask(distributions)
-            name = trial.user_attrs.get("folder", _folder_name(trial.number))
+            if self.driver:
+                trial.set_user_attr(DRIVER, self.driver)
+            name = trial.user_attrs.get("folder", folder_name(trial.number))
             trial.set_user_attr("folder", name)
             before: Mapping[int, float] = {}
             if "continues" in trial.user_attrs:
@@ -177,7 +155,7 @@ class _Driver:
                 trial.set_constraint(limit.text, limit.excess(means[limit.measure]))
             self.kept.tell(trial, [means[goal.measure] for goal in self.search.goals])
             told = ", ".join(said(goal.measure, self.search.metric, measures[goal.measure]) for goal in self.search.goals)
-        seconds, done = time.perf_counter() - since, _begun(self.kept) - len(self.live)
+        seconds, done = time.perf_counter() - since, begun(self.kept) - len(self.live)
         self.console.print(
             f"trial {number} ({done} of {self.search.study.trials}, {seconds:.0f} s): {told}", highlight=False, soft_wrap=True
         )
@@ -201,11 +179,11 @@ def run_study(study: Study, base: Experiment, folder: Path | str, console: Conso
             if (folder / STUDY).is_file():
                 _check_same(folder, text)
             write_atomically(folder / STUDY, text.encode())
-            kept = _opened(search, folder)
-            record_start(folder, _begun(kept), search.base.pool.device)
-            if _begun(kept):
-                console.print(f"{folder}: goes on after {_begun(kept)} trials", highlight=False, soft_wrap=True)
-            driver = _Driver(search=search, kept=kept, folder=folder, console=console)
+            kept, name = _opened(search, folder, _digest(text))
+            record_start(folder, begun(kept), search.base.pool.device)
+            if begun(kept):
+                console.print(f"{folder}: goes on after {begun(kept)} trials", highlight=False, soft_wrap=True)
+            driver = _Driver(search=search, kept=kept, driver=name, folder=folder, console=console)
             for number, outcome in _outcomes(driver, study, search):
                 driver.ended(number, outcome)
             return write_analysis(kept, search, folder)

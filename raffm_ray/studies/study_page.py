@@ -11,11 +11,11 @@ from raffm_ray.reports.page import Cell, Page, Picture, Section, Table, csv_text
 from raffm_ray.reports.run_story import made_with_facts
 from raffm_ray.reports.seed_statistics import error_of_share
 from raffm_ray.runs.made_with import read_starts
-from raffm_ray.studies.measures import HELD_OUT
 from raffm_ray.studies.study_picture import PANELS
 from raffm_ray.studies.study_text import notes, said, told_setting
+from raffm_ray.studies.trial import HELD_OUT
 
-CALLED = {"full": "full model", "worst_class": "worst device type", "curve_area": "mean over sizes"}
+CALLED = {"full_model": "full model", "worst_device_type": "worst device type", "curve_area": "mean over sizes"}
 ON_VALIDATION = "Metrics are of the validation part where nothing else is said."
 
 
@@ -47,7 +47,7 @@ def verdict(content: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 def _with_error(content: Mapping[str, Any], measure: str, part: str, value: Mapping[str, Any]) -> str:
     """A value, with the standard error that the number of examples of its part gives it."""
     text, examples = f"{_called(measure)} {_value(content, measure, value).text}", content["examples"][part]
-    error = error_of_share(content["metric"], value["mean"], examples) if measure in ("full", "worst_class") else None
+    error = error_of_share(content["metric"], value["mean"], examples) if measure in ("full_model", "worst_device_type") else None
     return (
         text if error is None else f"{text} (standard error from {examples:,} examples: {shown(content['metric'], error)} points)"
     )

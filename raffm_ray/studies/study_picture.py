@@ -14,7 +14,7 @@ from raffm_ray.data.metrics import scaled, unit
 from raffm_ray.reports.drawing import begins_at, panels_of, plt, save
 from raffm_ray.reports.run_picture import COLORS, GREY
 
-NAMES = {"full": "full model", "worst_class": "worst class", "curve_area": "mean over sizes"}
+NAMES = {"full_model": "full model", "worst_device_type": "worst device type", "curve_area": "mean over sizes"}
 MOST_PAIRS = 3
 PANELS = ("history", *(f"pair {number + 1}" for number in range(MOST_PAIRS)), "importances")
 Row = Mapping[str, Any]

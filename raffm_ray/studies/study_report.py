@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import write_atomically
+from raffm_ray.reports.seed_statistics import statistic
 from raffm_ray.runs.recorder import write_json
 from raffm_ray.settings.loading import dump
 from raffm_ray.studies.best_trial import choose, front_of
@@ -18,6 +19,7 @@ from raffm_ray.studies.checked_study import CheckedStudy, Goal
 from raffm_ray.studies.search_space import Space, changed
 from raffm_ray.studies.study_page import study_page
 from raffm_ray.studies.study_picture import draw_study
+from raffm_ray.studies.study_settings import present_constraint, present_measure
 from raffm_ray.studies.study_text import reasons_text, said
 
 ENOUGH = 10
@@ -39,17 +41,25 @@ def importances_of(kept: optuna.Study) -> dict[str, float]:
     return {key: float(value) for key, value in found.items()}
 
 
+def _measures(trial: FrozenTrial, part: str) -> dict[str, Any]:
+    """What was kept of a trial, by the names that measures have now."""
+    return {present_measure(name): value for name, value in trial.user_attrs.get(part, {}).items()}
+
+
 def _row(trial: FrozenTrial, space: Space, goals: Sequence[Goal]) -> dict[str, Any]:
     complete = trial.state is TrialState.COMPLETE
+    values = {goal.measure: value for goal, value in zip(goals, trial.values, strict=True)} if complete else {}
+    # A trial that somebody ran with Optuna alone has values, and nothing else.
+    alone = {name: statistic([value]) for name, value in values.items()}
     return {
         "number": trial.number,
         "state": {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed"),
         "enqueued": "enqueued" in trial.user_attrs,
         "settings": {key: space[key].value(trial.params[key]) for key in space if key in trial.params},
-        "values": {goal.measure: value for goal, value in zip(goals, trial.values, strict=True)} if complete else {},
+        "values": values,
         "feasible": complete and all(excess <= 0 for excess in trial.constraints.values()),
-        "excess": dict(trial.constraints),
-        "measures": trial.user_attrs.get("measures", {}),
+        "excess": {present_constraint(text): excess for text, excess in trial.constraints.items()},
+        "measures": _measures(trial, "measures") or alone,
         "held_out": {},
         "by_round": {str(round_number): value for round_number, value in trial.intermediate_values.items()},
         "reason": trial.user_attrs.get("reason", ""),
@@ -71,7 +81,7 @@ def analysis(kept: optuna.Study, search: CheckedStudy) -> dict[str, Any]:
     ordered = sorted(chosen, key=lambda number: values[number][0], reverse=higher[0])
     for row in trials:  # nobody looks at the held-out part of the others, which might be chosen by it
         if row["number"] in chosen:
-            row["held_out"] = kept_trials[row["number"]].user_attrs.get("held_out", {})
+            row["held_out"] = _measures(kept_trials[row["number"]], "held_out")
             row["file"] = f"front/{ordered.index(row['number']) + 1:03d}.yaml" if len(goals) > 1 else "best.yaml"
     return {
         "name": study.name,

@@ -11,7 +11,7 @@ from raffm_ray.basics.tables import WordTable
 from raffm_ray.data.metrics import unit
 from raffm_ray.reports.comparison_table import with_error
 from raffm_ray.reports.seed_statistics import Statistic
-from raffm_ray.studies.measures import HELD_OUT
+from raffm_ray.studies.trial import HELD_OUT
 
 COSTS = {
     "bytes": human_bytes,
@@ -24,7 +24,7 @@ COSTS = {
 
 
 def said(measure: str, metric: str, value: Statistic) -> str:
-    """`full 93.1 ± 0.2%`, `bytes 12.3 MB`."""
+    """`full_model 93.1 ± 0.2%`, `bytes 12.3 MB`."""
     if measure not in COSTS:
         return f"{measure} {with_error(metric, value)}{unit(metric)}"
     return f"{measure} {COSTS[measure](value['mean'])}" if value["mean"] is not None else f"{measure} -"
@@ -50,10 +50,10 @@ def table(content: Mapping[str, Any]) -> Table:
     result = WordTable(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     result.add_column("trial", justify="right", no_wrap=True)
     for measure in content["objectives"]:
-        result.add_column(measure, justify="right", no_wrap=True)
+        result.add_column(measure.replace("_", " "), justify="right", no_wrap=True)
     reported = [name for name in content["objectives"] if name in HELD_OUT]
     for measure in reported:
-        result.add_column(f"{measure}, held out", justify="right", no_wrap=True)
+        result.add_column(f"{measure.replace('_', ' ')},\nheld out", justify="right", no_wrap=True)
     if len(content["objectives"]) > 1:
         result.add_column("file", no_wrap=True)
     result.add_column("settings", overflow="fold")

@@ -1,17 +1,41 @@
-"""One trial of a study: the runs of one configuration, one seed after the other. It uses neither Optuna nor Ray."""
+"""One trial of a study: the runs of one configuration, one seed after the other, and what they are measured by: metrics on the validation
+part, and costs. The held-out part is for what is reported. It uses neither Optuna nor Ray."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from raffm_ray.basics.errors import BadUpdateError, ClientError, UserError, WorkerLostError
 from raffm_ray.basics.files import LOCK, in_turn
+from raffm_ray.data.metrics import worst
+from raffm_ray.reports.comparison_table import MEASURES
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.loop import no_callback
 from raffm_ray.runs.recorder import RoundRow
 from raffm_ray.runs.simulation import resume, simulate
 from raffm_ray.settings.experiment import Experiment
-from raffm_ray.studies.measures import CHOSEN_BY, HELD_OUT, WATCHED
+
+Measure = Callable[[Mapping[str, Any]], float | None]
+
+HELD_OUT: Mapping[str, Measure] = {name: MEASURES[name] for name in ("full_model", "worst_device_type", "curve_area")}
+"""The task's metric on the held-out part, by name; better higher or lower as the metric is. All other measures are costs."""
+
+CHOSEN_BY: Mapping[str, Measure] = {
+    **MEASURES,
+    "full_model": lambda summary: summary["validation"]["full_model"],
+    "worst_device_type": lambda summary: summary["validation"]["worst_device_type"]["metric"],
+    "curve_area": lambda summary: summary["validation_curve_area"],
+}
+"""What objectives and constraints rest on: name -> its value in a run's summary."""
+
+WATCHED: Mapping[str, Callable[[str, RoundRow], float | None]] = {
+    "full_model": lambda metric, row: row.validation_metric,
+    "worst_device_type": lambda metric, row: (
+        worst(metric, list(row.validation_device_type_metrics.values())) if row.validation_device_type_metrics else None
+    ),
+}
+"""Measures that a pruner is told after every evaluated round: (metric's name, round) -> value, None of a round without evaluation."""
 
 Report = Callable[[int, float], bool]
 """(round, value) -> whether the trial is to stop."""

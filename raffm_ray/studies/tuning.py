@@ -24,7 +24,7 @@ class Tuned(NamedTuple):
 
 
 def _study(base: Experiment, trials: int) -> Study:
-    rate, objective = base.local.learning_rate, "curve_area" if base.evaluation.sizes else "full"
+    rate, objective = base.local.learning_rate, "curve_area" if base.evaluation.sizes else "full_model"
     assert rate is not None  # preparing chooses one
     return Study(
         name=base.name,

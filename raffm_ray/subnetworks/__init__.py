@@ -11,7 +11,7 @@ Open to other packages:
 - `rotation`: exact changes of basis inside attention heads
 - `norm_correction`: corrects norms where the residual stream is cut
 - `size_specific`: parameters of which every size has its own copy
-- `unit_coverage`: which units each device class keeps, and how often they were trained
+- `unit_coverage`: which units each device type keeps, and how often they were trained
 - `standalone`: saves and loads a subnetwork as a transformers model
 - `standalone_config`: the fields of its `config.json`
 - `transformers_registration`: lets `AutoModel` load it

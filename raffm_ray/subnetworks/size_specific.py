@@ -53,17 +53,17 @@ def copies_of(trained_params: Sequence[int], plan_params: Sequence[int]) -> tupl
     return tuple(bisect_right(sizes, max(params, sizes[0])) % len(sizes) for params in plan_params)
 
 
-def with_copies(flat: Tensor, architecture: Architecture, size_specific: Sequence[str], classes: int) -> Tensor:
-    """The flat parameters with `classes` - 1 equal copies of the size-specific ones behind them."""
+def with_copies(flat: Tensor, architecture: Architecture, size_specific: Sequence[str], sizes: int) -> Tensor:
+    """The flat parameters with `sizes` - 1 equal copies of the size-specific ones behind them."""
     named = views(flat, architecture.shapes)
     copy = [named[name].reshape(-1) for name in size_specific]
-    return torch.cat([flat, *copy * (classes - 1)]) if copy and classes > 1 else flat
+    return torch.cat([flat, *copy * (sizes - 1)]) if copy and sizes > 1 else flat
 
 
 def saved_copies(
     flat: Tensor, architecture: Architecture, size_specific: Sequence[str], used: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """By "class/parameter", what classes have of their own. `used`: by class, its copy; one that uses the model's own has nothing."""
+    """By "device type/parameter", what device types have of their own. `used`: by device type, its copy; one that uses the model's own has nothing."""
     return {
         f"{device}/{name}": views(flat, architecture.shapes, size_specific, copy)[name].clone()
         for device, copy in used.items()

@@ -1,4 +1,4 @@
-"""Which heads, neurons and residual units each device class keeps, and how often each was trained."""
+"""Which heads, neurons and residual units each device type keeps, and how often each was trained."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def add_reached(reached: Reached, weights: Mapping[int, float], plans: Sequence[
 
 @dataclass(frozen=True)
 class Units:
-    """The units of one axis. `reached`: the part of all training that reached each, [size]; `kept`: by device class, weakest first,
+    """The units of one axis. `reached`: the part of all training that reached each, [size]; `kept`: by device type, weakest first,
     whether it keeps it, [size]."""
 
     axis: str
@@ -57,7 +57,7 @@ class Units:
 
 
 def units_of(layout: Layout, reached: Reached, weight: float, plans: Mapping[str, Plan]) -> list[Units]:
-    """Every countable axis. `weight`: of all updates together; `plans`: by device class."""
+    """Every countable axis. `weight`: of all updates together; `plans`: by device type."""
     kept = {device: kept_units(layout, plan) for device, plan in plans.items()}
     return [
         Units(
@@ -70,7 +70,7 @@ def units_of(layout: Layout, reached: Reached, weight: float, plans: Mapping[str
 
 
 def write_units(path: Path, units: Sequence[Units]) -> None:
-    """One row a unit: axis, unit, reached, and a column `kept_<device>` for every class. Raises UserError where it cannot be written."""
+    """One row a unit: axis, unit, reached, and a column `kept_<device>` for every device type. Raises UserError where it cannot be written."""
     columns: dict[str, list[object]] = {"axis": [], "unit": [], "reached": []}
     for one in units:
         size = len(one.reached)

@@ -64,8 +64,8 @@ def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--fleet.budgets.v100", "{params: 1.5}"], "budget params: 1.5 would be a count of params; fractions"),
         (["--clients.alpha", "1e-9"], "clients.alpha: input should be greater than or equal to 0.0001"),
         (["--model.config.hidden_act", "gelo"], "model.config: transformers cannot build this model"),
-        (["--fleet.budgets.v100", "{params: 0.001}"], "device class v100: the budget is below the smallest subnetwork: params"),
-        (["--fleet.budgets.v200", "{params: 0.5}"], "fleet.budgets: device class 'v200' is not known (did you mean 'v100'?)"),
+        (["--fleet.budgets.v100", "{params: 0.001}"], "device type v100: the budget is below the smallest subnetwork: params"),
+        (["--fleet.budgets.v200", "{params: 0.5}"], "fleet.budgets: device type 'v200' is not known (did you mean 'v100'?)"),
         (
             ["--fleet.budgets.v100", "{parms: 0.5}"],
             "fleet.budgets.v100: budget kind 'parms' is not known (did you mean 'params'?)",

@@ -17,7 +17,7 @@ from raffm_ray.deployment import command as deployment
 from raffm_ray.fleet import command as fleet
 from raffm_ray.fleet.cluster_description import load_cluster
 from raffm_ray.fleet.cluster_placement import placed, placement_table, predicted
-from raffm_ray.fleet.device_plans import class_rows, provisional_ranking
+from raffm_ray.fleet.device_plans import device_type_rows, provisional_ranking
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.reports import comparison_table
 from raffm_ray.reports.run_story import summary_table
@@ -39,7 +39,7 @@ def value(mean: float) -> dict[str, float]:
 
 def told_budgets(prepared: Prepared) -> RenderableType:
     state = provisional_ranking(prepared)
-    rows = class_rows(prepared.setup, state, 10)
+    rows = device_type_rows(prepared.setup, state, 10)
     return Group(fleet.cost_table(prepared.setup, rows, 10), fleet.width_table(prepared.setup, rows))
 
 
@@ -51,20 +51,25 @@ def told_cluster(prepared: Prepared) -> RenderableType:
 
 def told_shares(prepared: Prepared) -> RenderableType:
     setup = prepared.setup
-    return share_table(prepared.label_distribution, by_device(setup.classes, setup.budgets), "who has what")
+    return share_table(prepared.label_distribution, by_device(setup.device_types, setup.budgets), "who has what")
 
 
 def told_summary(_: Prepared) -> RenderableType:
     tier = {"params_fraction": 0.5, "start": 0.5, "metric": 0.75, "bytes_down": 1e8, "bytes_up": 1e8, "round_seconds": 12.3}
     tier |= {"energy_joules": 123.0, "peak_memory_bytes": 485_100_000}
-    one = {"global": 0.75, "tiers": dict.fromkeys(DEVICES, tier), "bytes_down": 1e9, "bytes_up": 1e9, "curve": []}
-    one |= {"worst_class": {"metric": 0.5}}
+    one = {"full_model": 0.75, "device_types": dict.fromkeys(DEVICES, tier), "bytes_down": 1e9, "bytes_up": 1e9, "curve": []}
+    one |= {"worst_device_type": {"metric": 0.5}}
     whole = {**one, "name": "tiny", "metric": "accuracy", "rounds": 2, "clients": 12, "params": 22_713_986, "start": 0.5}
     return summary_table({**whole, "strategy": "raffm", "baselines": dict.fromkeys(LONG, one)})
 
 
 def told_comparison(_: Prepared) -> RenderableType:
-    one = {"classes": dict.fromkeys(DEVICES, value(0.5)), "full": value(0.9), "worst_class": value(0.5), "curve_area": value(0.7)}
+    one = {
+        "device_types": dict.fromkeys(DEVICES, value(0.5)),
+        "full_model": value(0.9),
+        "worst_device_type": value(0.5),
+        "curve_area": value(0.7),
+    }
     one |= {"bytes": value(5e9), "simulated_seconds": value(123.0), "energy_joules": value(456.0)}
     one |= {"flops_a_client": value(5e9), "over_budget": value(0.25)}
     content = {"name": "tiny", "metric": "accuracy", "rounds": 2, "seeds": [0, 1, 2], "strategies": dict.fromkeys(LONG, one)}
@@ -72,11 +77,11 @@ def told_comparison(_: Prepared) -> RenderableType:
 
 
 def told_study(_: Prepared) -> RenderableType:
-    measures = {name: value(0.5) for name in ("full", "worst_class", "mean_over_sizes", "bytes")}
+    measures = {name: value(0.5) for name in ("full_model", "worst_device_type", "mean_over_sizes", "bytes")}
     row: dict[str, Any] = {"number": 12, "values": dict.fromkeys(measures, 0.5), "enqueued": False, "measures": measures}
     row |= {"held_out": measures, "file": "front/trial-12.yaml"}
     row["settings"] = {"local.learning_rate": 1e-3, "extraction.steps.residual": 4, "salience.metric": "outputs"}
-    objectives = dict.fromkeys(("full", "worst_class", "bytes"), "maximize")
+    objectives = dict.fromkeys(("full_model", "worst_device_type", "bytes"), "maximize")
     content = {"name": "tiny", "metric": "accuracy", "objectives": objectives, "trials": [row], "front": [12], "best": 12}
     return study_text.table(content)
 

@@ -10,7 +10,7 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.preparation.prepare import Prepared, prepare
-from raffm_ray.server.class_plans import view_of
+from raffm_ray.server.device_type_plans import view_of
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.strategies import ranked
 from raffm_ray.subnetworks.budgets import Budget

@@ -291,7 +291,7 @@ def test_runs_with_and_without_stacks_agree_to_rounding(tmp_path: Any) -> None:
             pool={"backend": "in_process", "stack_clients": size},
         )
         summaries[size] = simulate(experiment, tmp_path / str(size))
-    assert summaries[None]["global"] == pytest.approx(summaries[1]["global"], abs=0.01)
+    assert summaries[None]["full_model"] == pytest.approx(summaries[1]["full_model"], abs=0.01)
     assert summaries[None]["bytes_up"] == summaries[1]["bytes_up"]
     assert summaries[None]["params_sha256"] != summaries[1]["params_sha256"]  # rounding differs: it is another path
 

@@ -239,14 +239,14 @@ def test_a_correlation_keeps_the_fleet_and_none_is_plain_chance(clients, seed, c
 
 
 def means_by_device(correlation: float, correlated_with: str) -> list[float]:
-    """Weakest class first: mean examples of a client, or mean number of its most frequent class."""
+    """Weakest device type first: mean examples of a client, or mean number of its most frequent class."""
     experiment = tiny_experiment(
         clients={"count": 120, "alpha": 0.3, "partition": "dirichlet_by_class"},
         fleet={"correlation": correlation, "correlated_with": correlated_with},
     )
     prepared = prepare(experiment)
-    label_distribution, devices = prepared.label_distribution, by_device(prepared.setup.classes, prepared.setup.budgets)
-    assert sorted(prepared.setup.classes) == sorted(prepare(tiny_experiment(clients={"count": 120})).setup.classes)
+    label_distribution, devices = prepared.label_distribution, by_device(prepared.setup.device_types, prepared.setup.budgets)
+    assert sorted(prepared.setup.device_types) == sorted(prepare(tiny_experiment(clients={"count": 120})).setup.device_types)
     assert prepared.setup.examples == label_distribution.sizes.tolist()
     values = label_distribution.sizes if correlated_with == "examples" else label_distribution.dominant()
     return [float(values[clients].mean()) for clients in devices.values()]

@@ -50,16 +50,16 @@ def trained(run: Path) -> TrainedModel:
     return of_run(run)
 
 
-def test_every_class_gets_what_the_run_measured(run: Path, trained: TrainedModel, tmp_path: Path) -> None:
-    tiers = json.loads((run / "summary.json").read_text())["tiers"]
-    for name, tier in tiers.items():
+def test_every_device_type_gets_what_the_run_measured(run: Path, trained: TrainedModel, tmp_path: Path) -> None:
+    device_types = json.loads((run / "summary.json").read_text())["device_types"]
+    for name, device_type in device_types.items():
         told = deploy(run, tmp_path / name, device=name)
-        assert told["params"] == tier["params"]
-        assert told["forms"]["torch"]["metric"] == tier["metric"]
-    assert len({tier["params"] for tier in tiers.values()}) > 2
+        assert told["params"] == device_type["params"]
+        assert told["forms"]["torch"]["metric"] == device_type["metric"]
+    assert len({device_type["params"] for device_type in device_types.values()}) > 2
 
 
-def test_control_without_its_own_norms_a_class_is_not_what_was_measured(run: Path, trained: TrainedModel) -> None:
+def test_control_without_its_own_norms_a_device_type_is_not_what_was_measured(run: Path, trained: TrainedModel) -> None:
     own = {key.split("/")[0] for key in _own(run)}
     assert own
     plan = plan_for(trained, {}, sorted(own)[0])
@@ -131,12 +131,12 @@ def test_a_size_below_all_that_was_trained_says_so(
     trained: TrainedModel, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     least = trained.least_params
-    assert least == min(one["params"] for one in json.loads((run / "summary.json").read_text())["tiers"].values())
+    assert least == min(one["params"] for one in json.loads((run / "summary.json").read_text())["device_types"].values())
     assert main(["deploy", str(run), "--budget", f"params={least - 1}", "--out", str(tmp_path / "less")]) == 0
-    assert f"below {least:,} parameters no device class was trained" in capsys.readouterr().out
-    assert f"the smallest device class had {least:,} parameters" in (tmp_path / "less" / "README.md").read_text()
+    assert f"below {least:,} parameters no device type was trained" in capsys.readouterr().out
+    assert f"the smallest device type had {least:,} parameters" in (tmp_path / "less" / "README.md").read_text()
     assert main(["deploy", str(run), "--budget", f"params={least}", "--out", str(tmp_path / "as_much")]) == 0  # control
-    assert "no device class" not in capsys.readouterr().out
+    assert "no device type" not in capsys.readouterr().out
     assert "Smaller than" not in (tmp_path / "as_much" / "README.md").read_text()
 
 

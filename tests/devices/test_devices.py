@@ -20,10 +20,10 @@ from raffm_ray.clients.messages import Report
 from raffm_ray.devices.profiles import DEVICES, MIXES, PACKAGED, Device, Host, fleet_shares, load_profiles
 from raffm_ray.devices.round_costs import Workload, compute_seconds, device_cost, training_work
 from raffm_ray.fleet.device_calibration import measure, profile_text
-from raffm_ray.fleet.device_plans import budget_in_words, class_rows, in_runs, provisional_ranking, widths
+from raffm_ray.fleet.device_plans import budget_in_words, device_type_rows, in_runs, provisional_ranking, widths
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.runs.summary import client_row
-from raffm_ray.server.class_plans import class_plans
+from raffm_ray.server.device_type_plans import device_type_plans
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.rounds import begin_round
 from raffm_ray.server.state import ServerState
@@ -128,7 +128,7 @@ def test_a_users_file_adds_and_replaces(tmp_path) -> None:
         ),
         ({"devices": {"mine": 3}}, "devices.mine: input should be a valid dictionary"),
         ({"device": {"mine": MINE}}, "device: unknown key (did you mean 'devices'?)"),
-        ({"mixes": {"ours": {"lptop": 1.0}}}, "mixes.ours: device class 'lptop' is not known (did you mean 'laptop'?)"),
+        ({"mixes": {"ours": {"lptop": 1.0}}}, "mixes.ours: device type 'lptop' is not known (did you mean 'laptop'?)"),
         ({"mixes": {"ours": {"laptop": 0.6}}}, "mixes.ours: shares must add up to 1, got 0.6"),
         ({"mixes": {"ours": {"laptop": -1}}}, "mixes.ours.laptop: input should be greater than 0, got -1"),
         ("devices: [1", "line 1: not valid YAML"),
@@ -190,7 +190,7 @@ def test_a_rounds_cost_is_the_sum_of_its_parts(flops, traffic, dispatches, down,
 
 def test_smaller_plans_and_smaller_batches_cost_as_expected(prepared) -> None:
     setup = prepared.setup
-    plans = class_plans(setup, plain(prepared))
+    plans = device_type_plans(setup, plain(prepared))
     work = [training_work(setup.costs(plan), 64, 16) for plan in plans.values()]
     for smaller, larger in pairwise(work):
         assert smaller.flops < larger.flops
@@ -237,7 +237,7 @@ def test_expected_work_is_what_is_reported(prepared) -> None:
 
 def test_expected_draws_are_means(prepared) -> None:
     setup = prepared.setup
-    plans = list(class_plans(setup, plain(prepared)).values())
+    plans = list(device_type_plans(setup, plain(prepared)).values())
     own, smaller = plans[-1], plans[:-1]
     flops = {}
     for prefix in ("none", "random", "one"):
@@ -289,7 +289,7 @@ def test_a_fleet_whose_every_device_is_too_small_is_one_line() -> None:
     with pytest.raises(UserError) as error:
         prepare(tiny_experiment(fleet={"budgets": tiny}))
     message = str(error.value)
-    assert message.startswith("every device class of this fleet is below the smallest subnetwork: raspberry_pi_4: params ")
+    assert message.startswith("every device type of this fleet is below the smallest subnetwork: raspberry_pi_4: params ")
     assert all(f"{name}: params " in message and f" > {tiny[name]['params']}" in message for name in names)
     assert len(message.splitlines()) == 1
 
@@ -298,7 +298,7 @@ def test_control_one_device_that_is_large_enough_changes_the_error() -> None:
     budgets = {name: {"params": 100} for name in ("raspberry_pi_4", "raspberry_pi_5", "laptop", "jetson_agx_orin")} | {
         "v100": {"params": 1.0}
     }
-    with pytest.raises(UserError, match=r"^device class raspberry_pi_4: the budget is below the smallest subnetwork: params"):
+    with pytest.raises(UserError, match=r"^device type raspberry_pi_4: the budget is below the smallest subnetwork: params"):
         prepare(tiny_experiment(fleet={"budgets": budgets}))
 
 
@@ -317,7 +317,7 @@ def config(tmp_path, monkeypatch) -> str:
     return str(path)
 
 
-def test_show_names_every_class_and_writes_nothing(config, capsys, tmp_path) -> None:
+def test_show_names_every_device_type_and_writes_nothing(config, capsys, tmp_path) -> None:
     before = set(tmp_path.rglob("*"))
     assert cli(["fleet", "show", config]) == 0
     told = capsys.readouterr().out
@@ -334,14 +334,14 @@ def test_show_names_every_class_and_writes_nothing(config, capsys, tmp_path) -> 
 
 def test_rows_keep_budgets_and_leave_out_who_takes_no_part(prepared) -> None:
     setup, state = prepared.setup, provisional_ranking(prepared)
-    rows = class_rows(setup, state, 20)
+    rows = device_type_rows(setup, state, 20)
     assert [row.name for row in rows] == list(setup.budgets)
     assert sum(row.clients for row in rows) == setup.experiment.clients.count
     assert all(setup.budgets[row.name].allows(row.costs) for row in rows)
     assert rows[0].costs.params < rows[-1].costs.params == setup.costs(Plan()).params
     assert rows[0].budget == budget_in_words(setup.budgets["raspberry_pi_4"], setup.costs(Plan()))
     nobody = replace(setup, strategy=replace(setup.strategy, train=lambda view, budget, client: None))
-    assert {(row.plan, row.costs, row.cost) for row in class_rows(nobody, state, 20)} == {(None, None, None)}
+    assert {(row.plan, row.costs, row.cost) for row in device_type_rows(nobody, state, 20)} == {(None, None, None)}
 
 
 def test_widths_are_of_kept_layers(prepared) -> None:

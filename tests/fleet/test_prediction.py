@@ -145,7 +145,7 @@ def test_workers_are_where_the_pool_would_put_them(prepared) -> None:
     assert [slot.node for slot in placed(ten, cluster_of(*groups)).slots] == [0] * 2 + [1] * 8
 
 
-def test_classes_are_placed_on_their_nodes(prepared) -> None:
+def test_device_types_are_placed_on_their_nodes(prepared) -> None:
     placement = {"v100": {"labels": {"kind": "big"}, "gpus_per_worker": 0.5}}
     experiment = tiny_experiment(pool={"placement": placement}, local={"learning_rate": 1e-3, "warmup_rounds": 0})
     mine = replace(prepared, setup=replace(prepared.setup, experiment=experiment))
@@ -175,7 +175,7 @@ def test_the_described_examples_are_shown(path, tmp_path, capsys) -> None:
         ({"nodes": []}, "nodes: "),
         ({"nodes": [{"cpu": "server_core"}]}, "nodes.0.cpus: is required"),
         ({"nodes": [{"cpus": 2, "gpus": 1}]}, "nodes.0: gpus and gpu go together: gpus 1, gpu None"),
-        ({"nodes": [{"cpus": 2, "gpus": 1, "gpu": "h10"}]}, "nodes.0.gpu: device class 'h10' is not known (did you mean 'h100'?"),
+        ({"nodes": [{"cpus": 2, "gpus": 1, "gpu": "h10"}]}, "nodes.0.gpu: device type 'h10' is not known (did you mean 'h100'?"),
         ({"nodes": [{"cpus": 2, "gpu_s": 1}]}, "nodes.0.gpu_s: unknown key (did you mean 'gpus'?)"),
         ({"nodes": [{"cpus": 2}], "profiles": "mine.yaml"}, "mine.yaml: no such file"),
     ],

@@ -269,7 +269,7 @@ def test_calibration_is_of_the_whole_model_whatever_is_frozen() -> None:
                 "model": {"freeze": ["*embeddings*", "vit.layers.[01].*", "vit.layernorm*", "class*"]},
                 "strategy": {"name": "depth"},
             },
-            "model.freeze: nothing is left to train in the subnetwork of device class",
+            "model.freeze: nothing is left to train in the subnetwork of device type",
         ),
     ],
 )

@@ -145,8 +145,8 @@ def test_a_run_in_bfloat16_learns(out) -> None:
     same = simulate(tiny_experiment(local={"precision": "float32"}), out / "named")
     assert same["params_sha256"] == plain["params_sha256"]
     assert rounded["params_sha256"] != plain["params_sha256"]
-    assert rounded["global"] > rounded["start"] + 0.05
-    assert rounded["global"] == pytest.approx(plain["global"], abs=0.1)
+    assert rounded["full_model"] > rounded["start"] + 0.05
+    assert rounded["full_model"] == pytest.approx(plain["full_model"], abs=0.1)
 
 
 # shares of a GPU
@@ -401,7 +401,7 @@ def test_law_6_on_a_crowded_gpu(pool, noted, out, local) -> None:
     experiment = tiny_experiment(local=local)
     undisturbed = simulate(experiment, out / "in_process")
     run = simulate(experiment, out / "ray", pool=pool)
-    for key in ("params_sha256", "global", "bytes_up", "bytes_down"):
+    for key in ("params_sha256", "full_model", "bytes_up", "bytes_down"):
         assert run[key] == undisturbed[key]
     assert noted
     assert all("round 2, block of clients" in line and "estimated at" in line for line in noted)

@@ -164,7 +164,7 @@ def test_a_job_that_fails_says_so_in_its_log_and_its_code(cluster) -> None:
     assert "raffm-ray: task.data: /no/such.csv: no such file or folder" in done.stdout
 
 
-def test_a_submitted_run_comes_back_as_a_report_and_keeps_its_bits_where_classes_are_placed(cluster, work, sha256) -> None:
+def test_a_submitted_run_comes_back_as_a_report_and_keeps_its_bits_where_device_types_are_placed(cluster, work, sha256) -> None:
     (work / ".rayignore").write_text("in-process\nlocal\nother\njob\n")
     words = [
         "experiments/tiny.yaml",

@@ -76,7 +76,7 @@ def test_room_is_counted_by_node(asked, nodes, found) -> None:
             [node(4, kind="H100")],
             "v100.workers: 1 workers need 0.5 GPU each, and there are 0 on nodes with kind=H100",
         ),
-        (settings(laptop=SMALL), [node(4, kind="small")], "a core each, and there are 0 on nodes that are no device class's own"),
+        (settings(laptop=SMALL), [node(4, kind="small")], "a core each, and there are 0 on nodes that are no device type's own"),
     ],
 )
 def test_without_room_there_is_one_line(asked, nodes, told) -> None:
@@ -95,18 +95,18 @@ def test_where_nodes_may_join_workers_that_were_asked_for_wait() -> None:
                 check_capacity(worker_groups, [0], [node(0)], growing=True)
 
 
-def test_a_block_is_trained_where_the_first_of_its_placed_classes_is() -> None:
-    worker_groups, by_class = worker_groups_of(settings(v100=H100, laptop=SMALL, jetson=H100), 0.0)
+def test_a_block_is_trained_where_the_first_of_its_placed_device_types_is() -> None:
+    worker_groups, by_device_type = worker_groups_of(settings(v100=H100, laptop=SMALL, jetson=H100), 0.0)
     assert [worker_group.device for worker_group in worker_groups] == ["cpu", "cuda", "cpu"]
-    assert by_class == {"v100": 1, "laptop": 2, "jetson": 1}
-    classes = ["laptop", "v100", "phone", "jetson"]
+    assert by_device_type == {"v100": 1, "laptop": 2, "jetson": 1}
+    device_types = ["laptop", "v100", "phone", "jetson"]
 
     def worker_group(*clients: int, method: str = "block") -> int:
         jobs = tuple(Job(client, 0) for client in clients)
         return worker_group_of(
             Call(method, RoundContext(seed=0, round=1, plans=(Plan(),), local=LocalSettings(), learning_rate=0.1), (jobs,)),
-            classes,
-            by_class,
+            device_types,
+            by_device_type,
         )
 
     assert [worker_group(0), worker_group(1), worker_group(2), worker_group(3)] == [2, 1, 0, 1]
@@ -118,7 +118,7 @@ def test_a_block_is_trained_where_the_first_of_its_placed_classes_is() -> None:
 @pytest.mark.parametrize(
     ("placed", "told"),
     [
-        ({"v10": {}}, "pool.placement: device class 'v10' is not known"),
+        ({"v10": {}}, "pool.placement: device type 'v10' is not known"),
         ({"v100": {"gpus_per_worker": 0.3}}, "must be 1/k"),
         ({"v100": {"label": {}}}, r"pool.placement.v100.label: unknown key \(did you mean 'labels'\?\)"),
     ],
@@ -172,8 +172,8 @@ def runner() -> _Tells:
 
 @pytest.fixture(scope="module")
 def pool(four_cores, runner) -> Iterator[RayPool]:
-    """Two workers, one of which is there for the clients of one class."""
-    opened = RayPool(runner, settings(workers=1, v100={"workers": 1}), classes=["laptop"] * 6 + ["v100"] * 6)
+    """Two workers, one of which is there for the clients of one device type."""
+    opened = RayPool(runner, settings(workers=1, v100={"workers": 1}), device_types=["laptop"] * 6 + ["v100"] * 6)
     yield opened
     opened.close()
 

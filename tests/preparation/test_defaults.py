@@ -130,3 +130,13 @@ def test_nothing_to_train_is_neither_said_nor_cached(tmp_path, monkeypatch) -> N
     starting_parameters(prepare(tiny_experiment(model={"pretrain": {"epochs": 0}})), lambda *_: None, lines.append)
     assert lines == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_of_every_seed_may_begin_with_one_model() -> None:
+    def start(*flags: str) -> torch.Tensor:
+        experiment = parse(override(tiny_experiment().model_dump(), ["--model.pretrain.epochs", "1", *flags]))
+        return starting_parameters(prepare(experiment), lambda *_: None, lambda _: None)
+
+    assert torch.equal(start("--model.seed", "3"), start("--model.seed", "3", "--seed", "1"))
+    assert torch.equal(start("--seed", "3"), start("--model.seed", "3"))
+    assert not torch.equal(start(), start("--seed", "1"))  # control

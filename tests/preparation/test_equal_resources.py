@@ -6,7 +6,7 @@ from conftest import tiny_experiment
 from raffm_ray.basics.errors import UserError
 from raffm_ray.preparation.equal_resources import RESOURCES, equalized, predicted, with_equal_budgets
 from raffm_ray.preparation.prepare import prepare
-from raffm_ray.server.class_plans import class_plans
+from raffm_ray.server.device_type_plans import device_type_plans
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.studies.comparison import compare
 
@@ -26,14 +26,14 @@ def experiment(**changes):
 
 
 @pytest.mark.parametrize("resource", ["compute", "bytes", "memory"])
-def test_budgets_are_what_the_classes_plans_cost_in_that_unit(resource) -> None:
+def test_budgets_are_what_the_device_types_plans_cost_in_that_unit(resource) -> None:
     prepared = prepare(experiment())
     converted = with_equal_budgets(prepared, resource)
     kind = RESOURCES[resource].kind
-    plans = class_plans(prepared.setup, plain_state(prepared.setup.architecture))
+    plans = device_type_plans(prepared.setup, plain_state(prepared.setup.architecture))
     assert converted.fleet.budgets == {name: {kind: getattr(prepared.setup.costs(plan), kind)} for name, plan in plans.items()}
     setup = prepare(converted).setup
-    for name, plan in class_plans(setup, plain_state(setup.architecture)).items():
+    for name, plan in device_type_plans(setup, plain_state(setup.architecture)).items():
         assert setup.budgets[name].allows(setup.costs(plan))
         assert getattr(setup.costs(plan), kind) == getattr(prepared.setup.costs(plans[name]), kind)
 

@@ -29,9 +29,9 @@ from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.runs.reader import read_summary
 from raffm_ray.runs.simulation import simulate
-from raffm_ray.server.class_plans import class_plans
+from raffm_ray.server.device_type_plans import device_type_plans
 from raffm_ray.server.ranking import plain_state
-from raffm_ray.server.residual_pace import LEAN, PACES, class_answers, with_ruled_pace
+from raffm_ray.server.residual_pace import LEAN, PACES, device_type_answers, with_ruled_pace
 from raffm_ray.server.state import ServerState, new_state
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import dump
@@ -77,7 +77,7 @@ def of_layers(wordy) -> tuple[Prepared, ServerState]:
 
 def balances(prepared: Prepared, state: ServerState) -> list[float]:
     setup, full = prepared.setup, costs_of(prepared.setup.architecture, Plan())
-    plans = class_plans(setup, state)
+    plans = device_type_plans(setup, state)
     return [balance(setup.budgets[name], setup.costs(plan), full) for name, plan in plans.items()]
 
 
@@ -85,7 +85,7 @@ def test_a_balance_is_of_the_unit_that_binds(of_layers) -> None:
     prepared, state = of_layers
     architecture = prepared.setup.architecture
     full = costs_of(architecture, Plan())
-    plan = class_plans(prepared.setup, state)["laptop"]
+    plan = device_type_plans(prepared.setup, state)["laptop"]
     costs = costs_of(architecture, plan)
     layers = costs.layer_params / full.layer_params
     assert balance(budget_from({"layer_params": 0.5}, full), costs, full) == pytest.approx(1.0)
@@ -110,11 +110,11 @@ def test_the_rule_moves_the_pace_only_where_layers_would_be_lean(wordy, of_param
         assert with_ruled_pace(fixed, plain_state(fixed.architecture)).pace == pace
 
 
-def test_the_pace_with_the_least_public_loss_is_taken_for_all_classes(of_params) -> None:
+def test_the_pace_with_the_least_public_loss_is_taken_for_all_device_types(of_params) -> None:
     prepared, state = of_params
     setup, losses = prepared.setup, {}
     for pace in PACES:
-        plans = class_plans(setup, replace(state, pace=pace))
+        plans = device_type_plans(setup, replace(state, pace=pace))
         losses[pace] = sum(public_loss(prepared, state, plan) for plan in plans.values())
         for small, large in pairwise(sorted(plans.values(), key=lambda one: setup.costs(one).params)):
             within(small, large, setup.architecture.layout)
@@ -128,7 +128,7 @@ def test_the_pace_with_the_least_public_loss_is_taken_for_all_classes(of_params)
 def test_the_measured_loss_decides_and_not_the_order_of_paces(of_params, monkeypatch) -> None:
     """A control: with other losses, another pace."""
     prepared, state = of_params
-    answers, last = class_answers(prepared.setup), replace(state, pace=0.0)
+    answers, last = device_type_answers(prepared.setup), replace(state, pace=0.0)
     monkeypatch.setattr(pace_search, "public_loss", lambda prepared, state, plan: len(plan.get("residual", range(24))))
     assert with_best_pace(prepared, last, answers).pace == 2.0
     monkeypatch.setattr(pace_search, "public_loss", lambda prepared, state, plan: -len(plan.get("residual", range(24))))
@@ -160,7 +160,7 @@ def test_a_search_gives_the_same_bits_with_any_number_of_threads(of_params, monk
     monkeypatch.setattr(pace_search, "public_loss", told)
     for threads in (2, 1):
         torch.set_num_threads(threads)
-        with_best_pace(prepared, replace(state, pace=0.0), class_answers(prepared.setup))
+        with_best_pace(prepared, replace(state, pace=0.0), device_type_answers(prepared.setup))
     half = len(seen) // 2
     assert half > 3
     assert seen[:half] == seen[half:]
@@ -187,26 +187,26 @@ def run(wordy, tmp_path_factory) -> tuple[Path, str]:
     return folder, console.file.getvalue()
 
 
-def test_a_class_with_hollow_layers_is_told_before_the_run_starts(wordy, run, tmp_path, capsys) -> None:
+def test_a_device_type_with_hollow_layers_is_told_before_the_run_starts(wordy, run, tmp_path, capsys) -> None:
     lines = [line for line in run[1].splitlines() if "outside the layers" in line]
     assert len(lines) == 1
-    assert lines[0].startswith("note: device class raspberry_pi_5: params <= ")
+    assert lines[0].startswith("note: device type raspberry_pi_5: params <= ")
     assert "% of the multiply-accumulates: " in lines[0]
     for name, budgets in (("hollow", {**PARAMS, "raspberry_pi_5": {"params": 0.3}}), ("layers", LAYERS)):
         config = tmp_path / f"{name}.yaml"
         config.write_text(dump(wordy(budgets)))
         assert main(["fleet", "show", str(config)]) == 0
-        assert ("note: device class raspberry_pi_5: params" in capsys.readouterr().out) == (name == "hollow")
+        assert ("note: device type raspberry_pi_5: params" in capsys.readouterr().out) == (name == "hollow")
 
 
 def test_a_run_deploys_the_plans_of_its_own_pace_and_other_budgets_at_theirs(run, tmp_path, capsys) -> None:
     folder, trained = run[0], of_run(run[0])
-    tiers = read_summary(folder)["tiers"]
+    device_types = read_summary(folder)["device_types"]
     assert read_summary(folder)["residual_pace"] == trained.state.pace
-    for name, tier in tiers.items():
+    for name, device_type in device_types.items():
         same = fitted(trained, {}, name)
         assert same is trained
-        assert trained.prepared.setup.costs(plan_for(same, {}, name)).params == tier["params"]
+        assert trained.prepared.setup.costs(plan_for(same, {}, name)).params == device_type["params"]
     full, last = costs_of(trained.prepared.setup.architecture, Plan()), replace(trained, state=replace(trained.state, pace=0.0))
     for kind, share in (("params", 0.55), ("bytes", 0.55), ("inference_bytes", 0.6)):
         chosen = fitted(last, {kind: share})

@@ -72,9 +72,13 @@ def test_every_kind_of_task_runs_from_files_to_a_checkpoint(name, model, tokeniz
         chosen.model.config["max_position_embeddings"] = 40
     summary = simulate(chosen, tmp_path / "run")
     assert summary["metric"] in METRICS
-    values = [summary["start"], summary["global"], *(tier["metric"] for tier in summary["tiers"].values())]
+    values = [
+        summary["start"],
+        summary["full_model"],
+        *(device_type["metric"] for device_type in summary["device_types"].values()),
+    ]
     assert np.isfinite(values).all()
-    sizes = {tier["params"] for tier in summary["tiers"].values()}
+    sizes = {device_type["params"] for device_type in summary["device_types"].values()}
     assert len(sizes) == 3
     final = tmp_path / "run" / "checkpoints" / "final"
     loaded = HEADS[prepare(chosen).task.head].from_pretrained(final).eval()
@@ -161,7 +165,7 @@ def test_law_6_a_text_run_has_the_same_bits_on_ray(tokenizer, tmp_path, four_cor
     first = simulate(text_experiment(task, "bert", tokenizer), tmp_path / "here")
     second = simulate(text_experiment(task, "bert", tokenizer, pool={"backend": "ray", "workers": 2}), tmp_path / "ray")
     assert first["params_sha256"] == second["params_sha256"]
-    assert first["global"] == second["global"]
+    assert first["full_model"] == second["full_model"]
 
 
 def test_workers_map_examples_without_copying(tokenizer, tmp_path, four_cores) -> None:

@@ -27,7 +27,7 @@ def test_a_run_is_heard_round_by_round_from_a_path_that_is_a_text(tmp_path) -> N
     heard = []
     summary = raffm_ray.simulate(tiny_experiment(), str(tmp_path / "run"), on_round=heard.append)
     assert [row.round for row in heard] == [0, 1, 2]
-    assert heard[-1].metric == summary["global"]
+    assert heard[-1].metric == summary["full_model"]
     assert raffm_ray.resume(str(tmp_path / "run")) == summary
     image, page = raffm_ray.write_report(str(tmp_path / "run"))
     assert image.is_file()

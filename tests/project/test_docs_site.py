@@ -255,9 +255,9 @@ def test_every_key_of_a_summary_is_described(run_folder: Path) -> None:
     summary = json.loads((run_folder / "summary.json").read_text())
     documented = set(rows_of("summary-json"))
     assert differences(summary, documented) == set()
-    del summary["tiers"]["v100"]["params"]
+    del summary["device_types"]["v100"]["params"]
     assert differences({**summary, "planted": 1}, documented) == {"+planted"}
-    assert differences(summary, documented | {"gone", "tiers.<device>.gone"}) == {"-gone", "-tiers.<device>.gone"}
+    assert differences(summary, documented | {"gone", "device_types.<device>.gone"}) == {"-gone", "-device_types.<device>.gone"}
 
 
 def test_every_key_of_what_a_run_was_made_with_is_described(run_folder: Path) -> None:
@@ -272,7 +272,7 @@ def test_every_key_of_a_comparison_is_described(run_folder: Path, tmp_path: Path
     content = json.loads((tmp_path / "comparison.json").read_text())
     assert differences(content, set(rows_of("comparison-json"))) == set()
     columns = (tmp_path / "comparison.csv").read_text().splitlines()[0].split(",")
-    devices = json.loads((run_folder / "summary.json").read_text())["tiers"]
+    devices = json.loads((run_folder / "summary.json").read_text())["device_types"]
     assert list(dict.fromkeys("<device>" if name in devices else name for name in columns)) == list(rows_of("comparison-csv"))
 
 
@@ -314,8 +314,8 @@ def test_every_key_of_a_study_is_described(tmp_path: Path) -> None:
     values = {
         "experiment": tiny_experiment(rounds=1).model_dump(mode="json"),
         "space": {"local.learning_rate": [0.001, 0.01]},
-        "objectives": ["full"],
-        "constraints": ["full >= 0"],
+        "objectives": ["full_model"],
+        "constraints": ["full_model >= 0"],
         "trials": 1,
     }
     content = run_study(Study.model_validate(values), tiny_experiment(rounds=1), tmp_path / "study")

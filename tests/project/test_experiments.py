@@ -89,8 +89,8 @@ def test_an_experiment_runs_shortened(path, out) -> None:
     needed(text)
     summary = simulate(load(path, [*COMMON, *SHORT[path.stem]]), out)
     assert summary["rounds"] == 1
-    assert 0 <= summary["global"] <= 1
-    sizes = [tier["params"] for tier in summary["tiers"].values()]
+    assert 0 <= summary["full_model"] <= 1
+    sizes = [device_type["params"] for device_type in summary["device_types"].values()]
     assert len(set(sizes)) == len(sizes)
 
 
@@ -114,8 +114,8 @@ def test_rivals_are_compared_shortened(path, out, monkeypatch) -> None:
     content = compare(load(path, [*COMMON, *SHORT[path.stem], "--baselines", json.dumps(rivals)]), [0], out)
     assert list(content["strategies"]) == ["raffm", *rivals]
     for name, one in content["strategies"].items():
-        assert len(one["classes"]) == len(load(path).fleet.budgets), name
-        assert one["worst_class"]["mean"] == min(value["mean"] for value in one["classes"].values())
+        assert len(one["device_types"]) == len(load(path).fleet.budgets), name
+        assert one["worst_device_type"]["mean"] == min(value["mean"] for value in one["device_types"].values())
         assert one["bytes"]["mean"] > 0
     assert len(list(out.glob("*/*/report.html"))) == 1
     assert (out / "comparison.md").read_text().count("\n| ") == 1 + 1 + len(rivals) + 1

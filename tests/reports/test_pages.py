@@ -47,12 +47,12 @@ def test_several_runs_are_grouped_by_what_differs(runs, tmp_path, capsys) -> Non
     page = write_comparison(list(runs.values()), tmp_path / "page")
     content = json.loads((tmp_path / "page" / "comparison.json").read_text())
     assert list(content["strategies"]) == ["raffm", "heterofl"]
-    ends = [json.loads((runs[name] / "summary.json").read_text())["global"] for name in ("a0", "a1")]
-    full = content["strategies"]["raffm"]["full"]
+    ends = [json.loads((runs[name] / "summary.json").read_text())["full_model"] for name in ("a0", "a1")]
+    full = content["strategies"]["raffm"]["full_model"]
     assert full["mean"] == pytest.approx(np.mean(ends))
     assert full["standard_error"] == pytest.approx(np.std(ends, ddof=1) / np.sqrt(2))
     assert content["strategies"]["raffm"]["progress"]["mean"][-1] == pytest.approx(np.mean(ends))
-    assert content["strategies"]["heterofl"]["full"]["standard_error"] is None
+    assert content["strategies"]["heterofl"]["full_model"]["standard_error"] is None
     text = page.read_text()
     assert all(str(folder) in text for folder in runs.values())
     assert cli(["report", str(runs["a0"]), str(runs["b0"]), "--out", str(tmp_path / "other")]) == 0
@@ -67,7 +67,7 @@ def test_the_page_of_a_run_of_an_earlier_version_tells_what_it_lacks(runs, tmp_p
         for path in (old / part).iterdir():
             pq.write_table(pq.read_table(path).drop_columns(list(names)), path)
     summary = json.loads((old / "summary.json").read_text())
-    for one in (summary, *summary["tiers"].values()):
+    for one in (summary, *summary["device_types"].values()):
         for name in ("flops", "flops_per_example", "over_budget", "extensions"):
             one.pop(name, None)
     (old / "summary.json").write_text(json.dumps(summary))
@@ -142,8 +142,8 @@ def test_the_page_of_a_run_tells_what_was_found_on_what(runs, page) -> None:
     assert lacks(page) == []
     lead = of(page, "div")[0]
     facts = dict(zip(*([one.words for one in of(page, name)] for name in ("dt", "dd")), strict=True))
-    error = 100 * (summary["global"] * (1 - summary["global"]) / summary["held_out_examples"]) ** 0.5
-    assert f"{100 * summary['global']:.1f}% accuracy on {summary['held_out_examples']:,} held-out examples" in lead.words
+    error = 100 * (summary["full_model"] * (1 - summary["full_model"]) / summary["held_out_examples"]) ** 0.5
+    assert f"{100 * summary['full_model']:.1f}% accuracy on {summary['held_out_examples']:,} held-out examples" in lead.words
     assert f"standard error of {error:.1f} points" in lead.words
     (start,) = read_starts(folder)
     assert facts["Processor"] == f"{start['processor']}, {start['cores']} cores"
@@ -164,14 +164,14 @@ def test_every_picture_of_a_run_has_its_data(runs, page) -> None:
     over = [f"accuracy_over_{what}.csv" for what in ("rounds", "bytes", "simulated_seconds", "energy_joules")]
     assert list(found) == [*over, "accuracy_over_sizes.csv", "bytes_of_a_round.csv", "units.csv", "shares.csv", "profile.csv"]
     last = found["accuracy_over_rounds.csv"][-1]
-    assert float(last["accuracy_full_model"]) == summary["global"]
-    assert float(last["accuracy_worst_device_type"]) == summary["worst_class"]["metric"]
+    assert float(last["accuracy_full_model"]) == summary["full_model"]
+    assert float(last["accuracy_worst_device_type"]) == summary["worst_device_type"]["metric"]
     assert int(last["bytes"]) == summary["bytes_down"] + summary["bytes_up"]
     assert float(last["simulated_seconds"]) == summary["simulated_seconds"]
     assert float(last["energy_joules"]) == pytest.approx(summary["energy_joules"])
     trained = [float(row["accuracy"]) for row in found["accuracy_over_sizes.csv"] if row["trained"] == "True"]
     assert trained == [point["metric"] for point in summary["curve"] if point["trained"]]
-    assert {row["device_type"] for row in found["bytes_of_a_round.csv"]} == set(summary["tiers"])
+    assert {row["device_type"] for row in found["bytes_of_a_round.csv"]} == set(summary["device_types"])
     assert len(found["profile.csv"]) == 1 + summary["rounds"]
     assert len(found["shares.csv"]) > summary["clients"] / 2
     assert sum(row["kept_v100"] == "1" for row in found["units.csv"]) == len(found["units.csv"])
@@ -188,7 +188,7 @@ def test_the_page_of_several_runs_tells_what_can_be_told(runs, tmp_path) -> None
     said = [one.words for one in of(page, "p")]
     assert "mean ± standard error over 2 seeds" in said[1]
     assert "no difference can be told from 1 seed" in said[2]
-    full = content["strategies"]["raffm"]["full"]
+    full = content["strategies"]["raffm"]["full_model"]
     assert rows_of(page)[1][:2] == ["raffm", f"{100 * full['mean']:.1f} ± {100 * full['standard_error']:.1f}"]
     assert rows_of(page, 1)[1][2] == "no"
     assert [row[:2] for row in rows_of(page, 2)[1:]] == [["raffm", "0"], ["raffm", "1"], ["heterofl", "0"]]

@@ -8,18 +8,18 @@ def value(mean: float) -> dict[str, float | None]:
 
 
 def test_every_value_stands_under_its_heading() -> None:
-    classes = {"raspberry_pi_4": value(0.25), "laptop": value(0.5)}
-    measured = {"full": value(0.75), "worst_class": value(0.125), "curve_area": value(0.375)}
+    device_types = {"raspberry_pi_4": value(0.25), "laptop": value(0.5)}
+    measured = {"full_model": value(0.75), "worst_device_type": value(0.125), "curve_area": value(0.375)}
     spent = {"bytes": value(2000.0), "simulated_seconds": value(3.0), "energy_joules": value(4.0)}
     spent |= {"flops_a_client": value(5e9), "over_budget": value(0.25)}
-    strategy = {"classes": classes, **measured, **spent}
+    strategy = {"device_types": device_types, **measured, **spent}
     headings, (row,) = headings_and_rows({"metric": "accuracy", "strategies": {"raffm": strategy}})
     assert dict(zip(headings, row, strict=True)) == {
         "strategy": "raffm",
         "full model": "75.0",
         "raspberry pi 4": "25.0",
         "laptop": "50.0",
-        "worst class": "12.5",
+        "worst device type": "12.5",
         "mean over sizes": "37.5",
         "FLOPs": "5 G",
         "bytes": "2.0 kB",
@@ -33,7 +33,7 @@ def test_every_value_stands_under_its_heading() -> None:
         "full model": 0.75,
         "raspberry pi 4": 0.25,
         "laptop": 0.5,
-        "worst class": 0.125,
+        "worst device type": 0.125,
         "mean over sizes": 0.375,
         "FLOPs": 5e9,
         "bytes": 2000.0,
@@ -45,11 +45,13 @@ def test_every_value_stands_under_its_heading() -> None:
 
 def told_of_raffm(*runs: tuple[str, str, str | None]) -> list[str]:
     """The notes about RaFFM below a comparison of runs (label, strategy, salience)."""
-    tier = {"client_rounds": 1, "flops": 1.0, "over_budget": 0, "metric": 0.5}
+    device_type = {"client_rounds": 1, "flops": 1.0, "over_budget": 0, "metric": 0.5}
     summary = {
-        **dict.fromkeys(("rounds", "clients", "params", "start", "global", "curve_area", "bytes_down", "bytes_up", "flops"), 1),
+        **dict.fromkeys(
+            ("rounds", "clients", "params", "start", "full_model", "curve_area", "bytes_down", "bytes_up", "flops"), 1
+        ),
         **{"name": "digits", "metric": "accuracy", "simulated_seconds": 1.0, "energy_joules": 1.0, "rejected_updates": 0},
-        **{"curve": [], "tiers": {"laptop": tier}, "worst_class": {"metric": 0.5}},
+        **{"curve": [], "device_types": {"laptop": device_type}, "worst_device_type": {"metric": 0.5}},
     }
     content = comparison_content(
         {label: {0: {**summary, "strategy": name, "salience": salience}} for label, name, salience in runs}

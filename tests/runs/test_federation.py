@@ -45,13 +45,13 @@ from raffm_ray.server.strategies import STRATEGIES
 # Workers cannot import this module: what it defines travels by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-BITS = ("params_sha256", "global", "start", "bytes_down", "bytes_up", "energy_joules")
+BITS = ("params_sha256", "full_model", "start", "bytes_down", "bytes_up", "energy_joules")
 
 
 def bits(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What must not depend on where a run was made: everything but real time and memory."""
-    tiers = {name: dict(tier.items()) for name, tier in summary["tiers"].items()}
-    return {key: summary[key] for key in BITS} | {"tiers": tiers}
+    device_types = {name: dict(device_type.items()) for name, device_type in summary["device_types"].items()}
+    return {key: summary[key] for key in BITS} | {"device_types": device_types}
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_law_6_control_another_seed_gives_other_bits(undisturbed, out) -> None:
 def test_law_6_control_other_blocks_may_change_the_last_bits_only(undisturbed, out) -> None:
     summary = simulate(tiny_experiment(pool={"block_clients": 3}), out)
     assert summary["params_sha256"] != undisturbed["params_sha256"]
-    assert summary["global"] == pytest.approx(undisturbed["global"], abs=0.02)
+    assert summary["full_model"] == pytest.approx(undisturbed["full_model"], abs=0.02)
 
 
 def test_law_6_with_dropout(four_cores, tmp_path) -> None:
@@ -277,9 +277,9 @@ def test_what_a_run_leaves(four_cores, out) -> None:
         "report.png",
     } <= names
     assert json.loads((out / "summary.json").read_text()) == summary
-    fields = {"rounds", "clients", "metric", "start", "global", "tiers", "bytes_down", "bytes_up", "bytes_full_size"}
+    fields = {"rounds", "clients", "metric", "start", "full_model", "device_types", "bytes_down", "bytes_up", "bytes_full_size"}
     assert fields | {"round_wall_seconds", "driver_peak_rss_bytes", "params_sha256"} <= set(summary)
-    tier_fields = {
+    device_type_fields = {
         "params",
         "params_fraction",
         "metric",
@@ -289,8 +289,8 @@ def test_what_a_run_leaves(four_cores, out) -> None:
         "round_seconds",
         "energy_joules",
     }
-    assert all(tier_fields <= set(tier) for tier in summary["tiers"].values())
-    assert len(summary["tiers"]) == 5
+    assert all(device_type_fields <= set(device_type) for device_type in summary["device_types"].values())
+    assert len(summary["device_types"]) == 5
     assert summary["bytes_down"] < summary["baselines"]["full"]["bytes_down"]
     rounds = [pq.read_table(path).to_pylist()[0] for path in sorted((out / "rounds").glob("*.parquet"))]
     clients = [row for path in sorted((out / "clients").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
@@ -311,7 +311,7 @@ def test_the_final_model_is_a_plain_transformers_checkpoint(out) -> None:
     batch = prepared.task.held_out.batch(slice(0, 1000))
     with torch.no_grad():
         right = (model(pixel_values=batch["pixel_values"]).logits.argmax(-1) == batch["labels"]).double().mean()
-    assert float(right) == pytest.approx(summary["global"])
+    assert float(right) == pytest.approx(summary["full_model"])
 
 
 def test_the_resolved_configuration_repeats_the_run(undisturbed, tmp_path) -> None:

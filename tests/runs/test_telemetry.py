@@ -41,8 +41,8 @@ def test_rounds_are_found_where_prometheus_reads_them(four_cores, tmp_path) -> N
     assert set(found) == set(EXPORTED) - {"raffm_refused_updates"}  # none was
     assert found["raffm_clients"] == {"arrived": sum(row.arrived for row in rows)}
     assert found["raffm_bytes"] == {"down": sum(row.bytes_down for row in rows), "up": sum(row.bytes_up for row in rows)}
-    assert found["raffm_metric"]["full model"] == pytest.approx(summary["global"])
-    assert set(found["raffm_metric"]) == {"full model", *summary["tiers"]}
+    assert found["raffm_metric"]["full model"] == pytest.approx(summary["full_model"])
+    assert set(found["raffm_metric"]) == {"full model", *summary["device_types"]}
     assert found["raffm_round_seconds"][""] == pytest.approx(sum(found["raffm_phase_seconds"].values()))
     assert LOST_WORKERS not in found
 

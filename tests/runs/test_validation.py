@@ -71,7 +71,7 @@ def test_rows_are_divided_the_same_way(words, tmp_path, held_out, limit) -> None
 
 
 def test_what_is_watched() -> None:
-    assert watched_metric("global", "accuracy", 0.9, [0.3, 0.6]) == 0.9
+    assert watched_metric("full_model", "accuracy", 0.9, [0.3, 0.6]) == 0.9
     assert watched_metric("worst", "accuracy", 0.9, [0.3, 0.6]) == 0.3
     assert watched_metric("worst", "perplexity", 9.0, [3.0, 6.0]) == 6.0
     assert watched_metric("mean", "accuracy", 0.9, [0.3, 0.6]) == pytest.approx(0.6)
@@ -143,8 +143,8 @@ def test_a_run_stops_and_keeps_the_best_validated_round(tmp_path) -> None:
     start = starting_parameters(prepared, lambda *_: None, lambda *_: None)
     assert (summary["rounds"], summary["best_round"]) == (1, 0)
     assert summary["params_sha256"] == parameters_sha256(start, prepared.setup.architecture)
-    assert summary["global"] == summary["start"]
-    assert all(tier["metric"] == tier["start"] for tier in summary["tiers"].values())
+    assert summary["full_model"] == summary["start"]
+    assert all(device_type["metric"] == device_type["start"] for device_type in summary["device_types"].values())
     rounds = pq.read_table(tmp_path / "kept" / "rounds").to_pylist()
     assert len(rounds) == 2
     assert rounds[1]["validation"] < rounds[0]["validation"]
@@ -162,7 +162,7 @@ def test_without_a_validation_part_there_is_no_best_round(tmp_path) -> None:
     assert pq.read_table(tmp_path / "run" / "rounds").to_pylist()[0]["validation"] is None
 
 
-@pytest.mark.parametrize("watch", ["global", "worst"])
+@pytest.mark.parametrize("watch", ["full_model", "worst"])
 def test_it_is_measured_on_the_validation_part(watch) -> None:
     prepared = prepare(tiny_experiment(task={"validation": 70}, evaluation={"watch": watch, "batch_size": 32}))
     start = starting_parameters(prepared, lambda *_: None, lambda *_: None)
@@ -172,14 +172,14 @@ def test_it_is_measured_on_the_validation_part(watch) -> None:
     right = {
         name: {
             device: np.mean(_classes(runner, state, plan, part) == part.labels)
-            for device, plan in {"full": Plan(), **found.class_plans}.items()
+            for device, plan in {"full": Plan(), **found.device_type_plans}.items()
         }
         for name, part in parts.items()
     }
     full = right["validation"].pop("full")
-    assert found.validation == pytest.approx(full if watch == "global" else min(right["validation"].values()))
+    assert found.validation == pytest.approx(full if watch == "full_model" else min(right["validation"].values()))
     assert found.metric == pytest.approx(right["held_out"].pop("full"))
-    assert found.class_metrics == pytest.approx(right["held_out"])
+    assert found.device_type_metrics == pytest.approx(right["held_out"])
 
 
 def _classes(runner: Any, state: Any, plan: Plan, part: Examples) -> np.ndarray:

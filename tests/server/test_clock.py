@@ -66,7 +66,7 @@ def with_clock(setup: Any, **changes: Any) -> Any:
     """A setup with other settings of its clock, and everybody always awake unless they say otherwise."""
     clock = ClockSettings(**changes)
     experiment = setup.experiment.model_copy(update={"clock": clock})
-    return replace(setup, experiment=experiment, availability=AVAILABILITY[clock.availability](clock, 0, len(setup.classes)))
+    return replace(setup, experiment=experiment, availability=AVAILABILITY[clock.availability](clock, 0, len(setup.device_types)))
 
 
 # --- the end of a round
@@ -606,7 +606,7 @@ def test_blocks_do_not_change_who_is_used(prepared, state) -> None:
         ({"availability": "trace", "trace": __file__}, "not a Parquet file"),
         ({"availability": "markow"}, "clock.availability 'markow' is not known (did you mean 'markov'?)"),
         ({"late": "acept"}, "clock.late 'acept' is not known (did you mean 'accept'?)"),
-        ({"deadline_seconds": 1e-6}, "clock.deadline_seconds 1e-06: nobody can be done by then: the fastest class, "),
+        ({"deadline_seconds": 1e-6}, "clock.deadline_seconds 1e-06: nobody can be done by then: the fastest device type, "),
     ],
 )
 def test_a_mistake_is_one_clear_line_before_anything_starts(clock, words) -> None:
@@ -615,7 +615,7 @@ def test_a_mistake_is_one_clear_line_before_anything_starts(clock, words) -> Non
     assert words in str(caught.value)
 
 
-def test_a_deadline_that_the_fastest_class_meets_is_accepted() -> None:
+def test_a_deadline_that_the_fastest_device_type_meets_is_accepted() -> None:
     with pytest.raises(UserError) as caught:
         prepare(tiny_experiment(clock={"deadline_seconds": 1e-6}))
     needed = float(str(caught.value).split("needs ")[1].split(" s")[0])

@@ -1,4 +1,4 @@
-"""Law 7: what a client is charged never exceeds its class's budget, whatever the strategy, the family, the budget, the prefixes."""
+"""Law 7: what a client is charged never exceeds its device type's budget, whatever the strategy, the family, the budget, the prefixes."""
 
 from dataclasses import replace
 from functools import cache
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.runs.summary import client_row
-from raffm_ray.server import class_plans
+from raffm_ray.server import device_type_plans
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.rounds import begin_round
 from raffm_ray.server.state import Round, Setup
@@ -41,7 +41,7 @@ def prepared() -> Prepared:
 
 
 def setup_of(family: tuple[str, str], case: tuple[str, str, float], limits: list[tuple[str, float]]) -> Setup:
-    """A setup of this family whose classes are allowed these fractions of the full model, weakest first."""
+    """A setup of this family whose device types are allowed these fractions of the full model, weakest first."""
     architecture, (name, prefix, distill) = architecture_case(*family), case
     setup = prepared().setup
     full = costs_of(architecture, Plan(), setup.experiment.local.batch_size, setup.experiment.local.optimizer)
@@ -51,7 +51,7 @@ def setup_of(family: tuple[str, str], case: tuple[str, str, float], limits: list
 
 
 def exceeded(setup: Setup) -> dict[str, str]:
-    """By device class, what its clients are charged beyond its budget in a round."""
+    """By device type, what its clients are charged beyond its budget in a round."""
     work: Round = begin_round(setup, plain_state(setup.architecture))
     rows = [client_row(setup, work, visit, visit.report) for visit in work.visits]
     assert rows or setup.strategy.train is STRATEGIES["exclusive"].train
@@ -61,7 +61,7 @@ def exceeded(setup: Setup) -> dict[str, str]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 @given(data=st.data())
 @settings(max_examples=3, deadline=None)
-def test_what_a_client_is_charged_is_within_its_class_s_budget(case, data) -> None:
+def test_what_a_client_is_charged_is_within_its_device_type_s_budget(case, data) -> None:
     family = data.draw(st.sampled_from(FAMILIES))
     kinds = data.draw(
         st.sampled_from(
@@ -90,12 +90,12 @@ def test_a_strategy_that_ignores_budgets_is_said_to_exceed_them() -> None:
 
 
 def test_prefixes_are_fixed_before_the_plans_that_they_are_charged_to() -> None:
-    """With budgets of unlike kinds, whose order is not that of the classes, training and deployed plans agree."""
+    """With budgets of unlike kinds, whose order is not that of the device types, training and deployed plans agree."""
     limits = [("params", 0.9), ("training_flops", 0.7), ("memory_bytes", 0.95), ("training_flops", 0.8), ("params", 1.0)]
     setup = setup_of(FAMILIES[0], ("raffm", "random", 0.0), limits)
     state = plain_state(setup.architecture)
-    view, smaller = class_plans.training_view(setup, state, 1)
-    deployed = class_plans.class_plans(setup, state, 1)
+    view, smaller = device_type_plans.training_view(setup, state, 1)
+    deployed = device_type_plans.device_type_plans(setup, state, 1)
     assert list(deployed.values()) == list(smaller)
     assert {name: setup.strategy.train(view, budget, -1) for name, budget in setup.budgets.items()} == deployed
 
@@ -103,7 +103,7 @@ def test_prefixes_are_fixed_before_the_plans_that_they_are_charged_to() -> None:
 def test_memory_of_prefixes_is_that_of_the_one_at_work() -> None:
     """However many prefixes there are: what stays, and the largest of the passes."""
     setup = setup_of(FAMILIES[0], ("raffm", "random", 0.0), [("params", share) for share in SHARES])
-    view, smaller = class_plans.training_view(setup, plain_state(setup.architecture), 1)
+    view, smaller = device_type_plans.training_view(setup, plain_state(setup.architecture), 1)
     own, charged = setup.costs(Plan()), view.costs(Plan())
     beside: list[Costs] = [setup.costs(plan) for plan in smaller if len(plan)]
     passes = [one.bytes + one.bytes_up + one.activation_bytes for one in beside]

@@ -18,7 +18,7 @@ from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.local_training import choose
 from raffm_ray.clients.messages import Job
 from raffm_ray.preparation.prepare import prepare
-from raffm_ray.server.class_plans import class_plans
+from raffm_ray.server.device_type_plans import device_type_plans
 from raffm_ray.server.ranking import rank_again, ranking_is_due
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.strategies import STRATEGIES, Strategy, StrategyView, ranked
@@ -28,7 +28,7 @@ from raffm_ray.subnetworks.norm_correction import norm_statistics
 from raffm_ray.subnetworks.salience import METRICS
 
 
-def test_a_prefix_is_the_very_subnetwork_that_its_class_gets_also_with_corrected_norms() -> None:
+def test_a_prefix_is_the_very_subnetwork_that_its_device_type_gets_also_with_corrected_norms() -> None:
     prepared = prepare(tiny_experiment())
     runner, state = prepared.runner(), state_of(prepared)
     architecture = prepared.setup.architecture
@@ -253,10 +253,10 @@ def test_an_update_that_is_not_finite_is_refused_and_counted() -> None:
     assert torch.equal(untouched.parameters, state.parameters)
 
 
-def test_classes_keep_nested_subnetworks() -> None:
+def test_device_types_keep_nested_subnetworks() -> None:
     from raffm_ray.axes.nesting import within
 
     prepared = prepare(tiny_experiment())
-    plans = list(class_plans(prepared.setup, state_of(prepared)).values())
+    plans = list(device_type_plans(prepared.setup, state_of(prepared)).values())
     for small, large in itertools.pairwise(plans):
         within(small, large, prepared.setup.architecture.layout)

@@ -26,7 +26,7 @@ from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs.evaluation import evaluate
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.server.aggregation import flat_coverage
-from raffm_ray.server.class_plans import class_plans
+from raffm_ray.server.device_type_plans import device_type_plans
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import ServerState, new_state
@@ -93,7 +93,7 @@ def test_no_plan_exceeds_its_budget_and_smaller_ones_are_nested_where_that_is_cl
         present = [plan for plan in plans if plan is not None]
         for small, large in itertools.pairwise(present) if nested else ():
             within(small, large, architecture.layout)
-        # Everyone keeps what it may; only the smallest of all classes binds everybody, and only the full model lets nobody else in.
+        # Everyone keeps what it may; only the smallest of all device types binds everybody, and only the full model lets nobody else in.
         assert len(present) == (1 if name == "exclusive" and extract is strategy.train else 3)
         assert (present[-1] == Plan()) == (name != "smallest")
         assert (len(set(plans)) == 1) == (name == "smallest" or not bound)
@@ -331,7 +331,7 @@ def test_a_plan_for_use_is_nested_in_those_that_are_trained_in_the_same_round() 
     state = replace(rank_again(prepared.setup, new_state(torch.zeros(size)), None), round=11)
     work = begin_round(prepared.setup, state)
     assert any(job.prefixes for job in work.jobs)
-    assert class_plans(prepared.setup, state) != class_plans(prepared.setup, state, 12)
+    assert device_type_plans(prepared.setup, state) != device_type_plans(prepared.setup, state, 12)
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_a_plan_for_use_is_nested_in_those_that_are_trained_in_the_same_round() 
         ),
         (
             {"strategy": {"name": "depth"}, "fleet": {"budgets": {"raspberry_pi_4": {"params": 0.3}}}},
-            "device class raspberry_pi_4: the budget is below one layer: params",
+            "device type raspberry_pi_4: the budget is below one layer: params",
         ),
         (
             {"strategy": {"name": "smallest"}, "fleet": {"budgets": {"raspberry_pi_4": {"params": 0.01}}}},
@@ -383,5 +383,5 @@ def test_a_model_whose_layers_cannot_be_dropped() -> None:
 def test_clients_that_rest_count_in_what_full_size_would_have_moved(tmp_path) -> None:
     exclusive, full = (simulate(tiny_experiment(strategy={"name": name}), tmp_path / name) for name in ("exclusive", "full"))
     assert exclusive["bytes_full_size"] == full["bytes_full_size"] > 0
-    assert exclusive["tiers"]["v100"]["client_rounds"] < 10  # of 5 a round; the others had nothing to do
-    assert exclusive["tiers"]["laptop"]["client_rounds"] == 0 < full["tiers"]["laptop"]["client_rounds"]
+    assert exclusive["device_types"]["v100"]["client_rounds"] < 10  # of 5 a round; the others had nothing to do
+    assert exclusive["device_types"]["laptop"]["client_rounds"] == 0 < full["device_types"]["laptop"]["client_rounds"]

@@ -129,7 +129,7 @@ def test_a_study_s_paths_are_relative_to_it(places) -> None:
         "experiment": "mine/experiment.yaml",
         "settings": {"fleet": {"profiles": "mine/fleet.yaml"}},
         "space": {"task.data": ["mine/data.csv", "owner/name"], "local.learning_rate": {"low": 0.1, "high": 0.2}},
-        "objectives": ["full"],
+        "objectives": ["full_model"],
         "enqueue": [{"task.data": "mine/data.csv"}],
     }
     study.write_text(yaml.safe_dump(content))

@@ -5,7 +5,12 @@ import pytest
 from raffm_ray.studies.best_trial import choose, front_of, keeps, nearest
 from raffm_ray.studies.checked_study import Goal
 
-FULL, BYTES, JOULES, LOSS = Goal("full", True), Goal("bytes", False), Goal("energy_joules", False), Goal("full", False)
+FULL, BYTES, JOULES, LOSS = (
+    Goal("full_model", True),
+    Goal("bytes", False),
+    Goal("energy_joules", False),
+    Goal("full_model", False),
+)
 SEEN = {0: [0.699, 45.5e6], 1: [0.882, 49.4e6]}
 """A front that was seen: accuracy and bytes."""
 
@@ -21,7 +26,7 @@ def test_a_third_of_the_accuracy_is_not_given_away_for_a_few_bytes() -> None:
     choice = choose(SEEN, [FULL, BYTES], 0.99)
     assert choice.best == 1
     assert choice.enough == [1]
-    assert choice.rule == "of the front's trials with at least 0.99 of the best full, the one with the best bytes"
+    assert choice.rule == "of the front's trials with at least 0.99 of the best full_model, the one with the best bytes"
     assert choose({number: own[::-1] for number, own in SEEN.items()}, [BYTES, FULL], 0.99).best == 1
 
 

@@ -82,32 +82,32 @@ def test_the_area_weighs_sizes_by_their_distance() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_curve_has_every_class_and_the_full_model_and_sizes_between(compared, name) -> None:
+def test_the_curve_has_every_device_type_and_the_full_model_and_sizes_between(compared, name) -> None:
     summary = summary_of(compared[0], name, 0)
     curve = summary["curve"]
     trained = {point["params"]: point["metric"] for point in curve if point["trained"]}
-    tiers = {tier["params"]: tier["metric"] for tier in summary["tiers"].values()}
-    assert trained == tiers | {summary["params"]: summary["global"]}
+    device_types = {device_type["params"]: device_type["metric"] for device_type in summary["device_types"].values()}
+    assert trained == device_types | {summary["params"]: summary["full_model"]}
     sizes = [point["params"] for point in curve]
     assert sizes == sorted(set(sizes))
     unseen = [point for point in curve if not point["trained"]]
     assert 1 <= len(unseen) <= EXPERIMENT.evaluation.sizes
     assert all(min(trained) < point["params"] < max(trained) for point in unseen)
     assert summary["curve_area"] == pytest.approx(area(curve))
-    assert summary["worst_class"]["metric"] == min(tiers.values())
-    assert summary["tiers"][summary["worst_class"]["name"]]["metric"] == min(tiers.values())
+    assert summary["worst_device_type"]["metric"] == min(device_types.values())
+    assert summary["device_types"][summary["worst_device_type"]["name"]]["metric"] == min(device_types.values())
 
 
-def test_an_unseen_size_is_measured_as_a_class_of_that_size_would_be(tmp_path) -> None:
-    """The untrained curve against classes that get those sizes: both are cut from the same start by the same list."""
+def test_an_unseen_size_is_measured_as_a_device_type_of_that_size_would_be(tmp_path) -> None:
+    """The untrained curve against device types that get those sizes: both are cut from the same start by the same list."""
     sizes = [0.4, 0.52, 0.64, 0.76, 1.0]
     budgets = {name: {"params": size} for name, size in zip(EXPERIMENT.fleet.budgets, sizes, strict=True)}
     still = {"local": {"optimizer": "sgd", "learning_rate": 1e-30}, "salience": {"metric": "l2"}, "rounds": 1}
-    wanted = simulate(tiny_experiment(fleet={"budgets": budgets}, **still), tmp_path / "classes")
+    wanted = simulate(tiny_experiment(fleet={"budgets": budgets}, **still), tmp_path / "device_types")
     ends = {name: {"params": size} for name, size in zip(budgets, [0.4, 0.4, 0.4, 1.0, 1.0], strict=True)}
     found = simulate(tiny_experiment(fleet={"budgets": ends}, evaluation={"sizes": 4}, **still), tmp_path / "curve")
     measured = {point["params"]: point["metric"] for point in found["curve"]}
-    expected = {tier["params"]: tier["metric"] for tier in wanted["tiers"].values()}
+    expected = {device_type["params"]: device_type["metric"] for device_type in wanted["device_types"].values()}
     assert len(expected.keys() & measured.keys()) >= 4
     assert all(measured[size] == expected[size] for size in expected.keys() & measured.keys())
     assert len(set(measured.values())) > 1
@@ -142,13 +142,13 @@ def test_no_sizes_are_measured_where_none_are_asked_for(compared, out) -> None:
     assert "mean over sizes" not in (out / "report.html").read_text()
 
 
-def test_a_report_shows_the_area_and_the_worst_class(compared) -> None:
+def test_a_report_shows_the_area_and_the_worst_device_type(compared) -> None:
     folder = compared[0] / "raffm" / "seed-0"
     summary, page = summary_of(compared[0], "raffm", 0), (folder / "report.html").read_text()
     shown = {row[0]: row for row in rows_of(page)}
     assert shown["mean over sizes"][3] == f"{100 * summary['curve_area']:.1f}"
-    assert shown["worst device type"][3].split(" ")[0] == f"{100 * summary['worst_class']['metric']:.1f}"
-    assert f"that of {summary['worst_class']['name'].replace('_', ' ')}," in page
+    assert shown["worst device type"][3].split(" ")[0] == f"{100 * summary['worst_device_type']['metric']:.1f}"
+    assert f"that of {summary['worst_device_type']['name'].replace('_', ' ')}," in page
 
 
 def test_a_comparison_leaves_every_run_and_one_table(compared) -> None:
@@ -170,8 +170,8 @@ def test_a_comparison_leaves_every_run_and_one_table(compared) -> None:
             assert load(run / "config.yaml").seed == seed
     rows = list(csv.DictReader((folder / "comparison.csv").open()))
     assert [(row["strategy"], int(row["seed"])) for row in rows] == [(name, seed) for name in NAMES for seed in SEEDS]
-    assert [float(row["full"]) for row in rows] == [
-        summary_of(folder, row["strategy"], int(row["seed"]))["global"] for row in rows
+    assert [float(row["full_model"]) for row in rows] == [
+        summary_of(folder, row["strategy"], int(row["seed"]))["full_model"] for row in rows
     ]
     lines = (folder / "comparison.md").read_text().splitlines()
     table = [line for line in lines if line.startswith("|")]
@@ -185,8 +185,8 @@ def test_its_numbers_are_the_runs_own(compared, name) -> None:
     runs = [summary_of(folder, name, seed) for seed in SEEDS]
     one = content["strategies"][name]
     expected = {
-        "full": [run["global"] for run in runs],
-        "worst_class": [min(tier["metric"] for tier in run["tiers"].values()) for run in runs],
+        "full_model": [run["full_model"] for run in runs],
+        "worst_device_type": [min(device_type["metric"] for device_type in run["device_types"].values()) for run in runs],
         "curve_area": [run["curve_area"] for run in runs],
         "bytes": [run["bytes_down"] + run["bytes_up"] for run in runs],
         "simulated_seconds": [run["simulated_seconds"] for run in runs],
@@ -196,8 +196,8 @@ def test_its_numbers_are_the_runs_own(compared, name) -> None:
         assert one[measure]["values"] == values
         assert one[measure]["mean"] == pytest.approx(np.mean(values))
         assert one[measure]["standard_error"] == pytest.approx(np.std(values, ddof=1) / np.sqrt(len(values)))
-    for device, value in one["classes"].items():
-        assert value["values"] == [run["tiers"][device]["metric"] for run in runs]
+    for device, value in one["device_types"].items():
+        assert value["values"] == [run["device_types"][device]["metric"] for run in runs]
     assert (one["over_budget"]["mean"] == 0) == STRATEGIES[name].budgeted
 
 
@@ -332,4 +332,4 @@ def test_the_csv_leaves_a_missing_value_empty(compared) -> None:
     summary = {**summary_of(compared[0], "raffm", 0), "curve_area": None}
     (row,) = csv.DictReader(io.StringIO(rows_of_runs({"raffm": {0: summary}})))
     assert row["curve_area"] == ""
-    assert row["full"] == str(summary["global"])
+    assert row["full_model"] == str(summary["full_model"])

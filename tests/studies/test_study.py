@@ -39,17 +39,16 @@ from raffm_ray.settings.loading import load
 from raffm_ray.studies import samplers as search
 from raffm_ray.studies import study as studies
 from raffm_ray.studies import study_picture, study_report
-from raffm_ray.studies.measures import CHOSEN_BY
 from raffm_ray.studies.study import run_study
 from raffm_ray.studies.study_settings import load_study
-from raffm_ray.studies.trial import Outcome
+from raffm_ray.studies.trial import CHOSEN_BY, Outcome
 
 RATE, METRIC = "local.learning_rate", "salience.metric"
 SPACE = {METRIC: ["outputs", "fisher"], RATE: {"low": 1e-4, "high": 1e-2, "log": True}}
 
 
 def small(**changes):
-    """A run of a second: two classes of devices, one layer."""
+    """A run of a second: two device types, one layer."""
     config = {key: value for key, value in TINY["vit"].items() if key != "num_labels"} | {"num_hidden_layers": 1}
     values = {
         "model": {"config": config, "pretrain": {"epochs": 1}},
@@ -69,7 +68,7 @@ def small(**changes):
 def written(folder: Path, **changes) -> Path:
     """A study's file."""
     folder.mkdir(exist_ok=True)
-    values = {"experiment": small().model_dump(mode="json"), "space": SPACE, "objectives": ["full"], "trials": 4, **changes}
+    values = {"experiment": small().model_dump(mode="json"), "space": SPACE, "objectives": ["full_model"], "trials": 4, **changes}
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path
@@ -89,7 +88,7 @@ def quick(monkeypatch):
                 return Outcome(pruned=True)
         if experiment.salience.metric == "l1":
             return Outcome(reason="l1 does not work here")
-        values = {"full": 1 - 50 * rate, "bytes": 1 / rate, "worst_class": 1 - 60 * rate}
+        values = {"full_model": 1 - 50 * rate, "bytes": 1 / rate, "worst_device_type": 1 - 60 * rate}
         return Outcome({name: [values.get(name, 1.0) + one.seed / 1000 for one in work.experiments] for name in CHOSEN_BY})
 
     monkeypatch.setattr(studies, "run_trial", run)
@@ -103,7 +102,7 @@ def settings_and_values(content):
 
 def test_a_study_runs_and_its_best_configuration_is_a_run(tmp_path) -> None:
     changes = {
-        "objectives": ["full", "bytes"],
+        "objectives": ["full_model", "bytes"],
         "trials": 3,
         "enqueue": [{}],
         "space": {**SPACE, "local.steps": {"low": 1, "high": 3}},
@@ -115,16 +114,19 @@ def test_a_study_runs_and_its_best_configuration_is_a_run(tmp_path) -> None:
     assert content["best"] in content["front"]
     for row in content["trials"]:
         summary = read_summary(tmp_path / "out" / row["folder"] / "seed-0")
-        assert row["values"] == {"full": summary["validation"]["global"], "bytes": summary["bytes_down"] + summary["bytes_up"]}
+        assert row["values"] == {
+            "full_model": summary["validation"]["full_model"],
+            "bytes": summary["bytes_down"] + summary["bytes_up"],
+        }
         assert not list((tmp_path / "out" / row["folder"]).glob("seed-0/checkpoints/round-*"))  # too many runs to keep them
         assert bool(row["held_out"]) == (row["number"] in content["front"])
         if row["held_out"]:
-            assert row["held_out"]["full"]["values"] == [summary["global"]]
+            assert row["held_out"]["full_model"]["values"] == [summary["full_model"]]
     best = next(row for row in content["trials"] if row["number"] == content["best"])
     again = simulate(load(tmp_path / "out" / "best.yaml"), tmp_path / "again")
     assert list((tmp_path / "again").glob("checkpoints/round-*"))  # control
     assert again["params_sha256"] == read_summary(tmp_path / "out" / best["folder"] / "seed-0")["params_sha256"]
-    ordered = sorted(content["front"], key=lambda number: -content["trials"][number]["values"]["full"])
+    ordered = sorted(content["front"], key=lambda number: -content["trials"][number]["values"]["full_model"])
     assert [content["trials"][number]["file"] for number in ordered] == [f"front/{at + 1:03d}.yaml" for at in range(len(ordered))]
     assert {path.name for path in (tmp_path / "out" / "front").iterdir()} == {f"{at + 1:03d}.yaml" for at in range(len(ordered))}
     assert load(tmp_path / "out" / best["file"]) == load(tmp_path / "out" / "best.yaml")
@@ -147,7 +149,7 @@ def test_nothing_is_chosen_on_what_it_is_judged_by(tmp_path, monkeypatch) -> Non
         "trials": 3,
         "pruner": {"name": "MedianPruner", "n_startup_trials": 0},
     }
-    values |= {"constraints": ["worst_class >= 0.01"], "settings": {"evaluation": {"sizes": 1}, "rounds": 3}}
+    values |= {"constraints": ["worst_device_type >= 0.01"], "settings": {"evaluation": {"sizes": 1}, "rounds": 3}}
     real = prepare_module.load_task
     told = {}
     for name in ("plain", "held_out", "validation"):
@@ -205,7 +207,7 @@ def test_the_same_seed_gives_the_same_study_and_another_one_does_not(tmp_path, q
     ids=lambda sampler: sampler["name"],
 )
 def test_an_interrupted_study_is_the_same_study(tmp_path, quick, monkeypatch, sampler) -> None:
-    study, base = load_study(written(tmp_path, trials=7, sampler=sampler, objectives=["full", "bytes"]))
+    study, base = load_study(written(tmp_path, trials=7, sampler=sampler, objectives=["full_model", "bytes"]))
     whole = run_study(study, base, tmp_path / "whole")
     run = studies.run_trial
     for stop in (2, 6):
@@ -303,7 +305,7 @@ def test_a_constraint_keeps_trials_from_being_best(tmp_path, quick) -> None:
     free = run_study(study.model_copy(update={"constraints": ()}), base, tmp_path / "free")
     best = next(row for row in free["trials"] if row["number"] == free["best"])
     assert best["settings"][RATE] < 1e-3
-    none = run_study(study.model_copy(update={"constraints": ("full >= 2",)}), base, tmp_path / "none")
+    none = run_study(study.model_copy(update={"constraints": ("full_model >= 2",)}), base, tmp_path / "none")
     assert none["best"] is None
     assert not (tmp_path / "none" / "best.yaml").exists()
 
@@ -312,8 +314,8 @@ def test_seeds_are_averaged_with_their_error(tmp_path, quick) -> None:
     study, base = load_study(written(tmp_path, trials=1, seeds=[0, 1, 2]))
     (row,) = run_study(study, base, tmp_path / "out")["trials"]
     assert [one.seed for one in quick[0].experiments] == [0, 1, 2]
-    full = row["measures"]["full"]
-    assert row["values"]["full"] == full["mean"] == pytest.approx(full["values"][0] + 0.001)
+    full = row["measures"]["full_model"]
+    assert row["values"]["full_model"] == full["mean"] == pytest.approx(full["values"][0] + 0.001)
     assert full["standard_error"] == pytest.approx(3**-0.5 / 1000)
 
 
@@ -368,12 +370,12 @@ BAD = [
     ),
     (
         {"space": {"fleet.budgets.v10.params": {"low": 0.1, "high": 0.5}}},
-        r"device class 'v10' is not known \(did you mean 'v100'",
+        r"device type 'v10' is not known \(did you mean 'v100'",
     ),
     ({"space": {"rounds.x": [1, 2]}}, "'rounds' has no keys below it"),
     ({"space": {"seed": [1, 2]}}, "space.seed: is not searched"),
     ({"space": {RATE: 3}}, "expected a list of choices or a range"),
-    ({"objectives": ["ful"]}, r"objectives: measure 'ful' is not known \(did you mean 'full'\?\)"),
+    ({"objectives": ["full_modl"]}, r"objectives: measure 'full_modl' is not known \(did you mean 'full_model'\?\)"),
     ({"objectives": ["curve_area"]}, "curve_area: evaluation.sizes is 0"),
     ({"constraints": ["bytes < 3"]}, "constraints: expected 'measure >= number'"),
     ({"constraints": ["byte <= 3"]}, "constraints: measure 'byte' is not known"),
@@ -392,7 +394,7 @@ BAD = [
     ({"pruner": {"name": "PercentilePruner"}}, "pruner PercentilePruner: .*missing.*'percentile'"),
     ({"pruner": {"name": "MedianPruna"}}, "pruner.name 'MedianPruna' is not known"),
     ({"pruner": {"name": "PercentilePruner", "percentile": 120.0}}, "pruner PercentilePruner: "),
-    ({"pruner": {"name": "MedianPruner"}, "objectives": ["full", "bytes"]}, "pruner: prunes by one objective"),
+    ({"pruner": {"name": "MedianPruner"}, "objectives": ["full_model", "bytes"]}, "pruner: prunes by one objective"),
     ({"pruner": {"name": "MedianPruner"}, "objectives": ["bytes"]}, "pruner: prunes by one objective"),
     ({"enqueue": [{RATE: 5.0}]}, "enqueue: local.learning_rate: 5.0 is not in its space"),
     ({"enqueue": [{"local.rate": 5.0}]}, "enqueue: local.rate is not in the space"),
@@ -564,7 +566,7 @@ def test_what_is_far_off_leaves_the_picture_to_the_others() -> None:
     assert study_picture._view([5.0], [5.0]) == (2.5, 7.5)
 
 
-@pytest.mark.parametrize("objectives", [["bytes"], ["full", "bytes"], ["full", "bytes", "energy_joules"]], ids=len)
+@pytest.mark.parametrize("objectives", [["bytes"], ["full_model", "bytes"], ["full_model", "bytes", "energy_joules"]], ids=len)
 def test_a_study_of_any_number_of_objectives_is_drawn(tmp_path, quick, objectives, monkeypatch) -> None:
     drawn = []
     study, base = load_study(written(tmp_path, objectives=objectives, trials=12))
@@ -597,8 +599,51 @@ def test_only_studies_import_optuna() -> None:
         for path in package.rglob("*.py")
         if any(name.split(".")[0] == "optuna" for name in top_level_imports(path))
     }
-    assert users == {f"raffm_ray.studies.{name}" for name in ("samplers", "search_space", "study", "study_report")}
+    assert users == {f"raffm_ray.studies.{name}" for name in ("samplers", "search_space", "storage", "study", "study_report")}
     loading = users | {module_of(path, package) for path in (package / "studies").glob("*.py") if users & top_level_imports(path)}
     assert "raffm_ray.studies.checked_study" in loading
     for path in package.rglob("*.py"):
         assert path.parent.name == "studies" or not loading & top_level_imports(path), path.stem
+
+
+FORMER = {"full_model": "full", "worst_device_type": "worst_class"}
+
+
+def renamed(text: str) -> str:
+    """With the words of an earlier version."""
+    for now, before in FORMER.items():
+        text = text.replace(now, before)
+    return text
+
+
+@pytest.mark.parametrize("asked", ["former", "present"])
+def test_a_study_of_an_earlier_version_goes_on(tmp_path, quick, asked) -> None:
+    """Its file, its constraints and its journal call measures otherwise; the same trials follow as in one that never did."""
+    settings = {"evaluation": {"watch": "full_model", "sizes": 0}}
+    values = {"objectives": ["full_model", "bytes"], "constraints": ["worst_device_type >= 0.5"], "settings": settings}
+    values |= {"sampler": {"name": "TPESampler", "n_startup_trials": 2}}
+    path, out = written(tmp_path, trials=5, **values), tmp_path / "out"
+    wanted = run_study(*load_study(path), tmp_path / "undisturbed")
+    run_study(*load_study(path, ["--trials", "3"]), out)
+    text = renamed((out / "study.yaml").read_text()).replace("watch: full", "watch: global")
+    (out / "study.yaml").write_text(text)
+    (out / "journal.log").write_text(renamed((out / "journal.log").read_text()))
+    assert "worst_class" in (out / "journal.log").read_text()  # control
+    if asked == "former":
+        path = out / "study.yaml"
+    content = run_study(*load_study(path, ["--trials", "5"]), out)
+    assert content == wanted
+    assert list(content["trials"][0]["measures"])[:2] == ["full_model", "worst_device_type"]
+    assert content["trials"][0]["excess"].keys() == {"worst_device_type >= 0.5"}
+    with pytest.raises(UserError, match="holds another study: its objectives"):
+        run_study(*load_study(path, ["--objectives", "[worst_class, bytes]"]), out)
+
+
+def test_the_former_names_of_measures_are_accepted(tmp_path) -> None:
+    study, _ = load_study(
+        written(tmp_path, objectives=["full", "worst_class"], constraints=[" worst_class>=0.5", "bytes <= 1e9"])
+    )
+    assert study.objectives == ("full_model", "worst_device_type")
+    assert study.constraints == (" worst_device_type>=0.5", "bytes <= 1e9")
+    with pytest.raises(UserError, match="every one once"):
+        load_study(written(tmp_path, objectives=["full", "full_model"]))

@@ -22,11 +22,11 @@ def study(**changes: Any) -> dict[str, Any]:
             "state": "complete",
             "enqueued": False,
             "settings": {"local.learning_rate": 0.001 * (number + 1), "salience.metric": "<i>l1"},
-            "values": {"full": full, "bytes": moved},
+            "values": {"full_model": full, "bytes": moved},
             "feasible": True,
             "excess": {},
-            "measures": {"full": statistic(full), "bytes": statistic(moved)},
-            "held_out": {"full": statistic(full - 0.01)},
+            "measures": {"full_model": statistic(full), "bytes": statistic(moved)},
+            "held_out": {"full_model": statistic(full - 0.01)},
             "by_round": {},
             "reason": "",
             "file": f"front/{3 - number:03d}.yaml",
@@ -48,7 +48,7 @@ def study(**changes: Any) -> dict[str, Any]:
         "metric": "accuracy",
         "seeds": [0],
         "examples": {"validation": 400, "held_out": 449},
-        "objectives": {"full": "maximize", "bytes": "minimize"},
+        "objectives": {"full_model": "maximize", "bytes": "minimize"},
         "constraints": [],
         "trials": [*trials, {**failed, "feasible": False}],
         "front": [0, 1, 2],
@@ -90,8 +90,8 @@ def test_the_best_is_told_with_its_uncertainty() -> None:
 
 
 def test_a_study_without_a_best_trial_says_so(tmp_path) -> None:
-    none = study(best=None, front=[], enough=[], constraints=["full >= 2"])
-    assert lead(none) == ["4 trials, 3 of them complete: none meets every constraint (full >= 2)."]
+    none = study(best=None, front=[], enough=[], constraints=["full_model >= 2"])
+    assert lead(none) == ["4 trials, 3 of them complete: none meets every constraint (full_model >= 2)."]
     assert lacks(study_page(none, {}, tmp_path, [])) == []
 
 

@@ -29,7 +29,7 @@ def test_every_strategy_has_as_many_trials_and_the_rate_that_was_best_for_it(tmp
         assert study["trials"][0]["settings"] == {"local.learning_rate": LEARNING_RATES["adamw"].new}
         best = next(row for row in study["trials"] if row["number"] == study["best"])
         assert best["settings"]["local.learning_rate"] == rate
-        assert best["values"]["full"] == max(row["values"]["full"] for row in study["trials"])
+        assert best["values"]["full_model"] == max(row["values"]["full_model"] for row in study["trials"])
         run = load(tmp_path / name / "seed-3" / "config.yaml")
         assert run.local.learning_rate == rate
         assert run.task.validation > 0

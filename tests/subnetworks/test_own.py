@@ -25,8 +25,8 @@ from raffm_ray.preparation.prepare import prepare
 from raffm_ray.runs.evaluation import measure
 from raffm_ray.runs.recorder import parameters_sha256
 from raffm_ray.runs.simulation import simulate
-from raffm_ray.server.class_plans import class_plans, copies
 from raffm_ray.server.clock import LateUpdate, VirtualClock
+from raffm_ray.server.device_type_plans import copies, device_type_plans
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.round_schedule import advance_clock
 from raffm_ray.server.rounds import begin_round, finish_round
@@ -145,33 +145,33 @@ def test_without_the_setting_there_are_no_copies() -> None:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_class_is_measured_with_the_copy_that_its_clients_train(name: str) -> None:
+def test_a_device_type_is_measured_with_the_copy_that_its_clients_train(name: str) -> None:
     prepared, state = system(strategy={"name": name}, clients={"count": 40, "per_round": 40})
     setup = prepared.setup
-    assert set(setup.classes) == set(setup.budgets)
-    deployed = class_plans(setup, state)
+    assert set(setup.device_types) == set(setup.budgets)
+    deployed = device_type_plans(setup, state)
     measured = dict(zip(deployed, copies(setup, state, list(deployed.values())), strict=True))
     for number in range(3):
         work = begin_round(setup, replace(state, round=number))
-        trained = {(setup.classes[job.client], work.context.copy_of(job.plan)) for job in work.jobs}
+        trained = {(setup.device_types[job.client], work.context.copy_of(job.plan)) for job in work.jobs}
         assert trained <= set(measured.items())
         assert {copy for _, copy in trained} == set(measured.values())
     assert copies(setup, state, [Plan()]) == (0,)
-    if name in ("full", "exclusive"):  # control: going by the sizes that classes get, most copies would stay as they began
+    if name in ("full", "exclusive"):  # control: going by the sizes that device types get, most copies would stay as they began
         sizes = [setup.costs(plan).params for plan in deployed.values()]
         assert set(copies_of(sizes, sizes)) - {copy for _, copy in trained}
 
 
-def test_a_class_that_owns_no_data_has_no_copy() -> None:
+def test_a_device_type_that_owns_no_data_has_no_copy() -> None:
     prepared, state = system()
     setup = prepared.setup
-    weakest, next_one = [one for one in setup.budgets if one in setup.classes][:2]
-    assert copies(setup, state, list(class_plans(setup, state).values())) == (1, 2, 3, 4, 0)
-    owners = [0 if name == weakest else count for name, count in zip(setup.classes, setup.examples, strict=True)]
+    weakest, next_one = [one for one in setup.budgets if one in setup.device_types][:2]
+    assert copies(setup, state, list(device_type_plans(setup, state).values())) == (1, 2, 3, 4, 0)
+    owners = [0 if name == weakest else count for name, count in zip(setup.device_types, setup.examples, strict=True)]
     without = replace(setup, examples=owners)
-    plans = class_plans(without, state)
+    plans = device_type_plans(without, state)
     work = begin_round(without, state)
-    shared = {work.context.copy_of(job.plan) for job in work.jobs if setup.classes[job.client] == next_one}
+    shared = {work.context.copy_of(job.plan) for job in work.jobs if setup.device_types[job.client] == next_one}
     assert set(copies(without, state, [plans[weakest], plans[next_one]])) == shared
 
 
@@ -180,7 +180,7 @@ def test_sizes_go_by_parameters_and_not_by_the_order_of_devices() -> None:
     prepared, state = system(
         fleet={"budgets": {name: {"params": share} for name, share in budgets.items()}}, clients={"count": 40, "per_round": 40}
     )
-    plans = class_plans(prepared.setup, state)
+    plans = device_type_plans(prepared.setup, state)
     used = copies(prepared.setup, state, [*plans.values(), Plan()])
     assert dict(zip(plans, used, strict=False)) == {
         "raspberry_pi_4": 0,
@@ -214,7 +214,7 @@ def test_copies_are_averaged_as_the_dense_oracle_says(name: str) -> None:
     setup, runner = prepared.setup, prepared.runner()
     shapes, layout = setup.architecture.shapes, setup.architecture.layout
     work, after = one_round(prepared, state)
-    sizes = [setup.costs(plan).params for plan in class_plans(setup, state).values()]
+    sizes = [setup.costs(plan).params for plan in device_type_plans(setup, state).values()]
     sums: dict[tuple[str, int], Tensor] = {}
     weights: dict[tuple[str, int], Tensor] = {}
     for job in work.jobs:
@@ -293,10 +293,10 @@ def test_stacked_clients_train_their_size_s_copy() -> None:
     torch.testing.assert_close(results[0].parameters, results[1].parameters, atol=1e-5, rtol=0)
 
 
-def test_a_class_is_measured_with_its_own_copy() -> None:
+def test_a_device_type_is_measured_with_its_own_copy() -> None:
     prepared, state = system()
     setup = prepared.setup
-    plans = class_plans(setup, state)
+    plans = device_type_plans(setup, state)
     asked = [*plans.values(), Plan()]
     pool = InProcessPool(prepared.runner())
 
@@ -326,7 +326,9 @@ def test_a_run_with_copies_leaves_a_plain_model_and_its_copies(tmp_path: Path) -
     plain = simulate(tiny_experiment(**changes), tmp_path / "plain")
     size_specific = simulate(tiny_experiment(**changes, strategy={"own": BOTH}), tmp_path / "owned")
     assert size_specific["start"] == plain["start"]
-    assert [tier["start"] for tier in size_specific["tiers"].values()] == [tier["start"] for tier in plain["tiers"].values()]
+    assert [device_type["start"] for device_type in size_specific["device_types"].values()] == [
+        device_type["start"] for device_type in plain["device_types"].values()
+    ]
     assert size_specific["params_sha256"] != plain["params_sha256"]
     assert [size_specific[key] for key in ("bytes_up", "bytes_down", "params")] == [
         plain[key] for key in ("bytes_up", "bytes_down", "params")
@@ -337,7 +339,7 @@ def test_a_run_with_copies_leaves_a_plain_model_and_its_copies(tmp_path: Path) -
     assert {name: values.shape for name, values in model.items()} == {
         name: values.shape for name, values in load_file(final["plain"] / "model.safetensors").items()
     }
-    assert {name.split("/")[0] for name in own} == set(list(size_specific["tiers"])[:-1])
+    assert {name.split("/")[0] for name in own} == set(list(size_specific["device_types"])[:-1])
     assert any(not torch.equal(values, model[name.split("/")[1]]) for name, values in own.items())
 
 

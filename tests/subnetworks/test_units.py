@@ -1,4 +1,4 @@
-"""Which units each class keeps, and how much of the training reached them: counted exactly, recorded, drawn."""
+"""Which units each device type keeps, and how much of the training reached them: counted exactly, recorded, drawn."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which subnetwork every device class trains and gets, so that all that a client does with it keeps within the class's budget."""
+"""Which subnetwork every device type trains and gets, so that all that a client does with it keeps within its budget."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,9 +31,9 @@ def view_of(setup: Setup, state: ServerState, round_number: int) -> StrategyView
 
 
 def _plans_for_use(setup: Setup, view: StrategyView) -> dict[str, Plan]:
-    """Every class's plan, each sized with those of smaller plans as its prefixes. Raises UserError as `class_plans`.
+    """Every device type's plan, each sized with those of smaller plans as its prefixes. Raises UserError as `device_type_plans`.
 
-    A class's plan without prefixes tells the order: then all that a plan's charge depends on is known before it.
+    A device type's plan without prefixes tells the order: then all that a plan's charge depends on is known before it.
     """
     plans, refused = {}, dict[str, TooSmallError]()
     for name, budget in setup.budgets.items():
@@ -47,9 +47,9 @@ def _plans_for_use(setup: Setup, view: StrategyView) -> dict[str, Plan]:
     if refused and not plans:
         lacking = "; ".join(f"{name}: {', '.join(error.exceeded)}" for name, error in refused.items())
         smallest = next(iter(refused.values())).smallest
-        raise UserError(f"every device class of this fleet is below {smallest}: {lacking} (need > what it allows)")
+        raise UserError(f"every device type of this fleet is below {smallest}: {lacking} (need > what it allows)")
     for name, error in refused.items():
-        raise UserError(f"device class {name}: {error} (strategy {setup.experiment.strategy.name!r})")
+        raise UserError(f"device type {name}: {error} (strategy {setup.experiment.strategy.name!r})")
     if setup.strategy.prefix == "none":
         return plans
     fixed: list[Plan] = []
@@ -61,10 +61,10 @@ def _plans_for_use(setup: Setup, view: StrategyView) -> dict[str, Plan]:
     return plans
 
 
-def class_plans(setup: Setup, state: ServerState, round_number: int | None = None) -> dict[str, Plan]:
-    """The subnetwork that every device class gets from the current parameters and ranking, for use rather than training.
+def device_type_plans(setup: Setup, state: ServerState, round_number: int | None = None) -> dict[str, Plan]:
+    """The subnetwork that every device type gets from the current parameters and ranking, for use rather than training.
 
-    As after the last round, or as they are in the round of that number. Raises UserError that names the first class whose budget is too
+    As after the last round, or as they are in the round of that number. Raises UserError that names the first one whose budget is too
     small, or all of them where every one is.
     """
     return _plans_for_use(setup, view_of(setup, state, state.round if round_number is None else round_number))
@@ -82,19 +82,19 @@ def training_view(setup: Setup, state: ServerState, round_number: int) -> tuple[
 def copies(setup: Setup, state: ServerState, plans: Sequence[Plan], round_number: int | None = None) -> tuple[int, ...]:
     """Which copy of the size-specific parameters each plan uses, 0 where there are none but the model's own.
 
-    It goes by the sizes that clients with data train, not by those that classes get: where everybody trains the full model, a copy for
+    It goes by the sizes that clients with data train, not by those that device types get: where everybody trains the full model, a copy for
     a smaller size would stay as it began. Strategies that look at clients differ in what they choose for one, not in how much.
     """
     if not setup.size_specific:
         return (0,) * len(plans)
     view, _ = training_view(setup, state, state.round if round_number is None else round_number)
     extract = setup.strategy.deploy if setup.strategy.per_client else setup.strategy.train
-    owners = {setup.classes[client] for client, count in enumerate(setup.examples) if count}
+    owners = {setup.device_types[client] for client, count in enumerate(setup.examples) if count}
     trained = [extract(view, budget, -1) for name, budget in setup.budgets.items() if name in owners]
     sizes = [setup.costs(plan).params for plan in trained if plan is not None]
     return copies_of(sizes, [setup.costs(plan).params for plan in plans])
 
 
 def holds_full_model(setup: Setup, name: str) -> bool:
-    """Whether a device class can train the full model."""
+    """Whether a device type can train the full model."""
     return setup.budgets[name].allows(setup.costs(Plan()))
