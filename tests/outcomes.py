@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-REAL = ("wall_seconds", "phase_seconds", "seconds", "round_wall_seconds", "driver_peak_rss_bytes")
+REAL = ("wall_seconds", "phase_seconds", "seconds", "round_wall_seconds", "driver_peak_rss_bytes", "forecast")
 """What is measured of this machine, and may differ."""
 
 

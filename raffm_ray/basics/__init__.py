@@ -12,6 +12,7 @@ Open to other packages:
 - `machine`: this machine's processor and memory
 - `registry`: tables of variants, and the decorators that add rows to them
 - `plugins`: Python files and modules that add such rows, read and imported
+- `tables`: tables on a terminal that break between words
 - `profiling`: stopwatches: where a round's real time goes
 - `version`: the package's version and commit
 
@@ -31,6 +32,7 @@ __all__ = [
     "profiling",
     "registry",
     "seeding",
+    "tables",
     "temporary_folders",
     "version",
 ]

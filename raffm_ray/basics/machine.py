@@ -1,9 +1,12 @@
 """What this machine is: its processor, its memory, and what this process takes of it."""
 
+import ctypes
+import gc
 import os
 import platform
 import resource
 import sys
+from pathlib import Path
 
 CPUINFO = "/proc/cpuinfo"
 
@@ -39,6 +42,31 @@ def fast_bfloat16() -> bool:
     with open(CPUINFO, encoding="utf-8") as file:
         lines = [line.split(":", 1)[1].split() for line in file if line.startswith(("flags", "Features"))]
     return any(MATRIX_UNITS in line for line in lines[:1])
+
+
+STATUS = Path("/proc/self/status")
+
+
+def status_bytes(name: str) -> int | None:
+    """A size in bytes of what Linux says of this process, such as VmRSS or VmHWM; None elsewhere."""
+    if not STATUS.exists():
+        return None
+    line = next((line for line in STATUS.read_text(encoding="ascii").splitlines() if line.startswith(f"{name}:")), None)
+    return None if line is None else 1024 * int(line.split()[1])
+
+
+def resident_bytes() -> int:
+    """What this process holds now; where that is not told, the most that it held."""
+    return status_bytes("VmRSS") or peak_rss_bytes()
+
+
+def return_freed_memory() -> None:
+    """Has glibc give freed memory back to the system, where there is a glibc: it keeps what is freed in small pieces, gigabytes after
+    a model was trained."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def peak_rss_bytes() -> int:

@@ -7,6 +7,7 @@ from time import perf_counter
 PHASES = {
     "pretrain": "training on the public part, before round 1",
     "plan": "ranking, drawing clients, cutting plans",
+    "forecast": "clients' first steps, timed before round 1 to tell how long the run will take",
     "broadcast": "parameters and package to the workers' store",
     "cut": "subnetworks cut and made into modules",
     "calibrate": "statistics for the ranking",

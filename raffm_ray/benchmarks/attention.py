@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.machine import fast_bfloat16, processor
+from raffm_ray.basics.tables import WordTable
 from raffm_ray.benchmarks.training import WORKLOADS, Workload
 from raffm_ray.clients.local_training import backward, decayed_groups, one_thread
 from raffm_ray.models.architecture import build, new_model
@@ -154,7 +155,7 @@ def rows_of(device: str, repetitions: int, quick: bool = False) -> list[Attentio
 
 def table_of(rows: Sequence[AttentionRow], title: str) -> Table:
     """A line a row; what the rule takes is marked."""
-    table = Table(title=title, box=SIMPLE_HEAD)
+    table = WordTable(title=title, box=SIMPLE_HEAD)
     table.add_column("what")
     table.add_column("precision")
     for name in (*IMPLEMENTATIONS, "eager / sdpa"):

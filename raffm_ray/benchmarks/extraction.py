@@ -22,6 +22,7 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import Layout
 from raffm_ray.basics.seeding import generator
+from raffm_ray.basics.tables import WordTable
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.data.metrics import scaled, shown, unit
 from raffm_ray.models.architecture import Architecture, build, skeleton
@@ -219,7 +220,9 @@ def _rows(
 
 def _table(full: float, rows: Sequence[Row], metric: str) -> Table:
     sign = f" in {unit(metric)}" if unit(metric) else ""
-    table = Table(title=f"{metric}{sign} of subnetworks cut without training; full model {shown(metric, full)}", box=SIMPLE_HEAD)
+    table = WordTable(
+        title=f"{metric}{sign} of subnetworks cut without training; full model {shown(metric, full)}", box=SIMPLE_HEAD
+    )
     for heading in ("cut", "salience", "basis"):
         table.add_column(heading, no_wrap=True)
     for fraction in FRACTIONS:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from raffm_ray.basics.machine import peak_rss_bytes
+from raffm_ray.basics.machine import peak_rss_bytes, resident_bytes, status_bytes
 from raffm_ray.benchmarks.warm_processes import WarmProcesses
 
 T = TypeVar("T")
@@ -119,23 +119,10 @@ def interleaved(bench: Bench, repetitions: int, actions: Sequence[Callable[[], T
     return [tuple(values) for values in given]
 
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR = Path("/proc/self/clear_refs")
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _MMAP_MAX = -3, -1, -4
 """mallopt(3)'s names for its parameters."""
 _SMALL_BYTES = 65536
-
-
-def _field(name: str) -> int | None:
-    """A size in bytes of what Linux says of this process; None elsewhere."""
-    if not STATUS.exists():
-        return None
-    line = next((line for line in STATUS.read_text(encoding="ascii").splitlines() if line.startswith(f"{name}:")), None)
-    return None if line is None else 1024 * int(line.split()[1])
-
-
-def resident_bytes() -> int:
-    """What this process holds now; where that is not told, the most that it held."""
-    return _field("VmRSS") or peak_rss_bytes()
 
 
 def return_memory_at_once() -> None:
@@ -165,5 +152,5 @@ def peak_growth(action: Callable[[], object]) -> tuple[int, str]:
     before = resident_bytes()
     action()
     return max(
-        PAGESIZE, (_field("VmHWM") or peak_rss_bytes()) - before
+        PAGESIZE, (status_bytes("VmHWM") or peak_rss_bytes()) - before
     ), "growth of the resident set to its peak (VmHWM, reset before)"

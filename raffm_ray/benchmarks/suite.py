@@ -17,6 +17,7 @@ from rich.table import Table
 
 from raffm_ray.basics.errors import UserError, near_miss
 from raffm_ray.basics.machine import memory_bytes, processor
+from raffm_ray.basics.tables import WordTable
 from raffm_ray.basics.version import __version__
 from raffm_ray.benchmarks.empty_rounds import noop_large, noop_small
 from raffm_ray.benchmarks.gpu import gpu, why_no_gpu
@@ -87,7 +88,7 @@ def _target(row: Row) -> str:
 
 def table_of(results: Mapping[str, Sequence[Row]], title: str) -> Table:
     """A line a row: medians, and the quartiles of what the target is about."""
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    table = WordTable(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     table.add_column("case", no_wrap=True)
     for heading in ("", "ours", "limit"):
         table.add_column(heading, no_wrap=True, justify="right" if heading else "left")

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.basics.formatting import standard_output
+from raffm_ray.basics.tables import WordTable
 from raffm_ray.data.inspection import Column, columns_of, roles_of, task_of
 from raffm_ray.data.sources import open_splits, split_of
 from raffm_ray.data.task_types import TASK_TYPES, TaskType
@@ -235,7 +235,9 @@ def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapp
 
 
 def _show(data: str, rows: int, columns: Sequence[Column], choices: Sequence[Choice], out: Path) -> None:
-    seen, chosen = (Table(title=title, box=SIMPLE_HEAD, title_justify="left") for title in (f"{data}: {rows:,} rows", "chosen"))
+    seen, chosen = (
+        WordTable(title=title, box=SIMPLE_HEAD, title_justify="left") for title in (f"{data}: {rows:,} rows", "chosen")
+    )
     for heading in ("column", "kind", "values", "missing"):
         seen.add_column(heading)
     for column in columns:

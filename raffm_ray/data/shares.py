@@ -15,6 +15,7 @@ from rich.table import Table
 from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.basics.files import read_whole, write_atomically
 from raffm_ray.basics.seeding import generator
+from raffm_ray.basics.tables import WordTable
 from raffm_ray.data.label_distribution import Indices, LabelDistribution
 
 
@@ -129,7 +130,7 @@ def dealt_at_random(label_distribution: LabelDistribution) -> LabelDistribution:
 
 def share_table(label_distribution: LabelDistribution, devices: Mapping[str, Indices], title: str) -> Table:
     """`share_rows` for a terminal of 80 columns."""
-    table = Table(title=title, box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    table = WordTable(title=title, box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.add_column("", no_wrap=True)
     named = bool(label_distribution.class_names)
     for heading in (

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.formatting import human_bytes, standard_output
+from raffm_ray.basics.tables import WordTable
 from raffm_ray.data.metrics import shown
 from raffm_ray.deployment.deploy import LATENCY, budget_for, check_forms, fitted, hollow_note, plan_for, write_models
 from raffm_ray.deployment.model_card import at_once
@@ -58,7 +59,7 @@ def _count(number: int) -> str:
 def table_of(told: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row a model and form."""
     metric = next(iter(told.values()))["metric_name"]
-    table = Table(box=SIMPLE_HEAD)
+    table = WordTable(box=SIMPLE_HEAD)
     names = ["size"] * any(told)
     for column in (*names, "form", "parameters", metric, "file", "MACs", "memory*", "median ms", "95% ms"):
         table.add_column(column, justify="left" if column in ("size", "form") else "right", no_wrap=True)

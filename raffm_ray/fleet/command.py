@@ -13,6 +13,7 @@ from rich.text import Text
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.formatting import counted, human_bytes, human_joules, human_seconds
+from raffm_ray.basics.tables import WordTable
 from raffm_ray.devices.profiles import Device
 from raffm_ray.devices.round_costs import compute_seconds, training_work
 from raffm_ray.fleet.cluster_description import load_cluster
@@ -95,7 +96,7 @@ def _with_note(table: Table, note: str) -> Group:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    return WordTable(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
 
 
 def show(path: Path, flags: Sequence[str], described: Path | None, plugins: Sequence[str] = ()) -> int:

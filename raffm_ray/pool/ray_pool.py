@@ -166,6 +166,17 @@ class RayPool:
                 scheduler.wait_for_next()
             yield result
 
+    def memory(self) -> Sequence[tuple[int, int]]:
+        """See `Pool.memory`; of those that answer soon."""
+        asked = [slot.actor.memory.remote() for slot in self._slots if slot.place is not None]
+        told, found = ray.wait(asked, num_returns=len(asked), timeout=LOOK_SECONDS)[0] if asked else [], []
+        for one in told:
+            try:
+                found.append(ray.get(one))
+            except ray.exceptions.RayError:  # a worker that died is replaced when it is needed
+                continue
+        return found
+
     def close(self) -> None:
         """Kills the actors; Ray itself stays up for the next pool of this process."""
         for slot in self._slots:

@@ -4,25 +4,46 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from socket import gethostname
 from typing import Any
 
 import torch
 
 from raffm_ray.axes.flat_parameters import Flat
+from raffm_ray.basics.machine import peak_rss_bytes, resident_bytes, return_freed_memory
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.messages import Result, RoundContext
 from raffm_ray.pool.gpu_sharing import GpuOutOfMemoryError, limit_gpu_memory, release_gpu_memory, use_deterministic_kernels
 
+NO_TRIMMING, NO_MAPPING = (-1, -1), (-4, 0)
+TRIMMING, MAPPING, LARGE = (-1, 1 << 17), (-4, 65536), (-3, 1 << 20)
+"""Arguments of mallopt(3), parameter and value, as malloc.h has them: M_TRIM_THRESHOLD, M_MMAP_MAX, M_MMAP_THRESHOLD."""
+
+
+def _adjust_memory(*settings: tuple[int, int]) -> None:
+    adjust = getattr(ctypes.CDLL(None), "mallopt", None)
+    if sys.platform == "linux" and adjust is not None:
+        for name, value in settings:
+            adjust(name, value)
+
 
 def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for the next block: it would return large arrays, whose pages cost more to get anew than to fill."""
-    adjust = getattr(ctypes.CDLL(None), "mallopt", None)
-    if sys.platform == "linux" and adjust is not None:
-        no_trimming, no_mapping = (-1, -1), (-4, 0)  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
-        adjust(*no_trimming)
-        adjust(*no_mapping)
+    _adjust_memory(NO_TRIMMING, NO_MAPPING)
+
+
+@contextmanager
+def returning_freed_memory() -> Iterator[None]:
+    """Within it, large arrays are returned when they are freed. Kept memory falls into pieces that larger arrays do not fit in: a calibration, with its
+    many backward passes, took twice what it uses."""
+    _adjust_memory(TRIMMING, MAPPING, LARGE)
+    return_freed_memory()
+    try:
+        yield
+    finally:
+        keep_freed_memory()
 
 
 class NotStartedError(Exception):
@@ -54,6 +75,10 @@ class Worker:
             return None
         return f"{gethostname()} {os.environ.get('CUDA_VISIBLE_DEVICES')}"
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes that this process holds now, and the most that it has held."""
+        return resident_bytes(), peak_rss_bytes()
+
     def begin(self, run: int, contexts: Sequence[RoundContext], flat: Flat) -> None:
         """Takes what the calls of a run share."""
         self.run, self.contexts, self.flat = run, contexts, flat
@@ -65,8 +90,10 @@ class Worker:
             raise NotStartedError
         if alone:
             limit_gpu_memory(self.share, alone)
+        calibrates = method == "block" and any(job.calibrate for job in arguments[0])
         try:
-            return self.runner.perform(method, self.contexts[context], self.flat, arguments)
+            with returning_freed_memory() if calibrates else nullcontext():
+                return self.runner.perform(method, self.contexts[context], self.flat, arguments)
         except torch.OutOfMemoryError as error:
             problem = GpuOutOfMemoryError(*error.args)
         finally:

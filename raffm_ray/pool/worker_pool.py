@@ -31,6 +31,10 @@ class Pool(Protocol):
         """Results in the order of `calls`; `progress(index, small result)` as each completes; costliest calls start first."""
         ...
 
+    def memory(self) -> Sequence[tuple[int, int]]:
+        """Of every process besides this one that runs calls: bytes that it holds now, and the most that it has held."""
+        ...
+
     def close(self) -> None:
         """Ends the workers."""
         ...
@@ -54,6 +58,10 @@ class InProcessPool:
             with self.profile.during("record"):
                 progress(index, small)
             yield small, large
+
+    def memory(self) -> Sequence[tuple[int, int]]:
+        """See `Pool.memory`: there is no other process."""
+        return []
 
     def close(self) -> None:
         """Nothing to end."""

@@ -10,11 +10,14 @@ Open to other packages:
 - `pretraining`: trains the starting model on public examples
 - `starting_parameters`: the parameters of round 1
 - `public_calibration`: salience statistics of public examples
+- `run_forecast`: memory and time of a run, expected and measured
 - `pace_search`: how fast the residual stream is cut, by public examples
 
 Used inside only:
 
 - `model_for_task`: the model with the head that the data needs
+- `memory_forecast`: peaks of the driver and of a worker
+- `time_forecast`: seconds of the rounds, from a few timed steps
 
 Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `devices`, `clients`, `server`, `pool`.
 
@@ -30,5 +33,6 @@ __all__ = [
     "prepare",
     "pretraining",
     "public_calibration",
+    "run_forecast",
     "starting_parameters",
 ]

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from raffm_ray.basics.formatting import counted, human_bytes, human_flops, human_joules, human_seconds
+from raffm_ray.basics.tables import WordTable
 from raffm_ray.data.metrics import shown, unit
 from raffm_ray.reports.seed_statistics import (
     Statistic,
@@ -159,8 +160,8 @@ NOTES = (
 def tables(content: Mapping[str, Any]) -> list[Table]:
     """Two tables for a terminal: the headline with costs, and the device types. Each fits 100 columns with five of them."""
     metric, strategies = content["metric"], content["strategies"]
-    headline = Table(title=title(content), box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    device_types = Table(title="each device type's own subnetwork", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    headline = WordTable(title=title(content), box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    device_types = WordTable(title="each device type's own subnetwork", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for table, headings in (
         (headline, (*METRIC_HEADINGS, *COST_HEADINGS)),
         (device_types, next(iter(strategies.values()))["device_types"]),

@@ -14,6 +14,7 @@ from raffm_ray.reports.drawing import plt
 COLORS = {
     "pretrain": "#c9b26b",
     "plan": "#7a6a53",
+    "forecast": "#b5651d",
     "broadcast": "#86b93b",
     "cut": "#d9a400",
     "calibrate": "#9a4fa0",

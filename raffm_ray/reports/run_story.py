@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from raffm_ray.basics.formatting import counted, human_bytes, human_joules, human_seconds
+from raffm_ray.basics.tables import WordTable
 from raffm_ray.data.metrics import shown, unit, worst_name
 from raffm_ray.reports.seed_statistics import error_of_share
 
@@ -157,7 +158,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     """The table at a run's end: the full model and every device type, this strategy and its baselines. It fits 80 columns."""
     baselines, metric = summary.get("baselines", {}), summary["metric"]
     title = f"{summary['name']}: {metric}{' in %' if unit(metric) else ''} after {counted(summary['rounds'], 'round')}, {counted(summary['clients'], 'client')}"
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    table = WordTable(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     table.add_column("model", no_wrap=True)
     for heading in ("params", "start", summary["strategy"], *baselines, "bytes", "time*", "energy*", "peak*"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -17,6 +17,7 @@ from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.pace_search import rank_with_pace
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.public_calibration import public_statistics
+from raffm_ray.preparation.run_forecast import RunForecast, held_line
 from raffm_ray.runs.evaluation import EvaluationRequest, curve_of, evaluate, request_evaluation, run_request
 from raffm_ray.runs.extending import recorded_extensions
 from raffm_ray.runs.hints import hint_at_end, hint_at_start
@@ -40,6 +41,10 @@ OnRound = Callable[[RoundRow], None]
 can be resumed; rounds that were recorded before are not told again."""
 
 
+def _tell(console: Console, line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True)
+
+
 def no_callback(row: RoundRow) -> None:
     """Tells nobody."""
 
@@ -48,14 +53,15 @@ def no_callback(row: RoundRow) -> None:
 class Environment:
     """What a run works with, which changes none of its results: where its blocks run, where it prints, who is told of its rounds.
 
-    `pretraining_seconds`: real time that its starting parameters took, if it is the one that they were made for; `label`: what its lines
-    begin with, its strategy's name where empty.
+    `pretraining_seconds`: real time that its starting parameters took, if it is the one that they were made for; `forecast`: where what it
+    will take is told, None where nobody reads; `label`: what its lines begin with, its strategy's name where empty.
     """
 
     pool: Pool
     console: Console
     on_round: OnRound = no_callback
     pretraining_seconds: float = 0.0
+    forecast: RunForecast | None = None
     label: str = ""
 
 
@@ -202,7 +208,7 @@ def _complete(
     if now is not None:
         display.evaluated(state.round, metric, now.metric, now.device_type_metrics)
     if state.round == 0 and (hint := hint_at_start(setup.experiment, prepared.task, recorder.rounds[-1])):
-        display.console.print(hint, highlight=False, soft_wrap=True)
+        _tell(display.console, hint)
     return state
 
 
@@ -241,6 +247,10 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
                 ended = FinishedRound(
                     state=first, work=work, updates=updates, ranked=True, question=request_evaluation(setup, first, prepared.task)
                 )
+        present = ended.state if ended else state
+        if environment.forecast and present is not None and not is_finished(setup, present):
+            asked = request_evaluation(setup, present, prepared.task).calls
+            _tell(console, environment.forecast.time_line(prepared, present, asked, pool))
         while state is None or ended is not None or not is_finished(setup, state):
             if ended is None:
                 assert state is not None
@@ -270,6 +280,9 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         held_out=len(prepared.task.held_out),
     )
     extensions = [asdict(one) for one in recorded_extensions(recorder.folder, experiment)]
+    summary["forecast"] = environment.forecast.content(pool) if environment.forecast else None
+    if environment.forecast:
+        _tell(console, held_line(summary["forecast"]))
     summary |= curve_of(setup, state, pool, prepared.task, measured) | {"made_from": recorder.origin, "extensions": extensions}
     words = prepared.foundation.words
     used = dict(zip(measured.device_type_plans, copies(setup, state, list(measured.device_type_plans.values())), strict=True))
@@ -280,6 +293,6 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
     )
     hint = hint_at_end(experiment, prepared.task.metric, recorder.rounds[0], recorder.rounds[-1])
     if hint and best.round == recorder.rounds[-1].round:
-        console.print(hint, highlight=False, soft_wrap=True)
+        _tell(console, hint)
     recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None, own)
     return summary

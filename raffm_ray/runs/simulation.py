@@ -12,12 +12,13 @@ from rich.console import Console
 from torch import Tensor
 
 from raffm_ray.basics.files import locked
-from raffm_ray.basics.machine import fast_bfloat16
+from raffm_ray.basics.machine import fast_bfloat16, return_freed_memory
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.data.data_summary import data_summary
 from raffm_ray.pool.worker_pool import Pool, check_pool, device_of, open_pool
 from raffm_ray.preparation.baselines import check_baselines, with_protocol, with_strategy
 from raffm_ray.preparation.prepare import Prepared, prepare
+from raffm_ray.preparation.run_forecast import RunForecast
 from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.extending import check_longer, extend, is_extended
@@ -141,12 +142,10 @@ def _extended(folder: Path, experiment: Experiment, tell: Callable[[str], None],
 
 
 class _Ready(NamedTuple):
-    """The experiment and its baselines, checked, and the flat parameters that all start from, with the real seconds that these took."""
+    """The experiment and its baselines, checked."""
 
     prepared: Prepared
     baselines: Mapping[str, Prepared]
-    start: Tensor
-    seconds: float
 
 
 def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mapping[str, str], pool: Pool | None) -> _Ready:
@@ -168,9 +167,7 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
         console.print(f"note: {line}", highlight=False, soft_wrap=True)
     if slow := slow_precision(experiment):
         console.print(f"note: {slow}", highlight=False, soft_wrap=True)
-    begun = monotonic()
-    start = starting(prepared, console)
-    return _Ready(prepared=prepared, baselines=beside, start=start, seconds=monotonic() - begun)
+    return _Ready(prepared=prepared, baselines=beside)
 
 
 def slow_precision(experiment: Experiment) -> str | None:
@@ -198,8 +195,18 @@ def _using(pool: Pool | None, prepared: Prepared, console: Console) -> Iterator[
 def _run_all(
     ready: _Ready, folder: Path, environment: Environment, recorder: Recorder | None, mirror: Mirror | None
 ) -> dict[str, Any]:
-    """The experiment's own strategy, and then each baseline in a folder inside."""
+    """The starting parameters, the experiment's own strategy, and then each baseline in a folder inside."""
     tell = _teller(environment.console)
+    if not environment.console.quiet:
+        return_freed_memory()
+        forecast = RunForecast([ready.prepared, *ready.baselines.values()], environment.pool)
+        for line in forecast.memory_lines():
+            tell(line)
+        environment = replace(environment, forecast=forecast)
+    begun = monotonic()
+    start = starting(ready.prepared, environment.console)
+    return_freed_memory()
+    seconds = monotonic() - begun
 
     def save() -> None:
         if mirror is not None:
@@ -215,8 +222,8 @@ def _run_all(
 
     on_round = _exporting(ready.prepared.setup.experiment, environment.pool, environment.on_round)
     recorder = recorder or _extended(folder, ready.prepared.setup.experiment, tell, save)
-    own = replace(environment, on_round=copied_and_told, pretraining_seconds=ready.seconds)
-    summary = completed(ready.prepared, ready.start, folder, own, recorder)
+    own = replace(environment, on_round=copied_and_told, pretraining_seconds=seconds)
+    summary = completed(ready.prepared, start, folder, own, recorder)
     if ready.baselines:
         summary["baselines"] = {}
         for name, one in ready.baselines.items():
@@ -224,7 +231,7 @@ def _run_all(
             with locked(place):
                 longer = _extended(place, one.setup.experiment, tell, save)
                 summary["baselines"][name] = completed(
-                    one, ready.start, place, replace(environment, on_round=copied, label=name), longer
+                    one, start, place, replace(environment, on_round=copied, label=name), longer
                 )
         write_json(folder / SUMMARY, summary)
     save()

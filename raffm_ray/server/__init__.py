@@ -13,6 +13,7 @@ Open to other packages:
 - `round_schedule`: predicts a round's work, seconds and joules
 - `workload`: FLOPs and bytes of a client's round
 - `early_stopping`: what the validation part decides
+- `step_memory`: how many copies of the parameters a step takes
 
 Used inside only:
 
@@ -33,6 +34,7 @@ __all__ = [
     "round_schedule",
     "rounds",
     "state",
+    "step_memory",
     "strategies",
     "workload",
 ]

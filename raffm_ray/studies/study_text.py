@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from raffm_ray.basics.formatting import human_bytes, human_flops, human_joules, human_seconds
+from raffm_ray.basics.tables import WordTable
 from raffm_ray.data.metrics import unit
 from raffm_ray.reports.comparison_table import with_error
 from raffm_ray.reports.seed_statistics import Statistic
@@ -46,7 +47,7 @@ def table(content: Mapping[str, Any]) -> Table:
     shown.sort(key=lambda row: row["values"][first], reverse=content["objectives"][first] == "maximize")
     shown += [row for row in content["trials"] if row["enqueued"] and row["values"] and row not in shown]
     title = f"{content['name']}: {'the front' if len(content['objectives']) > 1 else 'the best trial'}"
-    result = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    result = WordTable(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     result.add_column("trial", justify="right", no_wrap=True)
     for measure in content["objectives"]:
         result.add_column(measure.replace("_", " "), justify="right", no_wrap=True)

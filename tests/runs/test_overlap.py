@@ -12,7 +12,7 @@ from raffm_ray.preparation.prepare import prepare
 from raffm_ray.runs.reader import read_rounds
 from raffm_ray.runs.simulation import simulate
 
-REAL = {"seconds", "wall_seconds", "phase_seconds", "round_wall_seconds", "driver_peak_rss_bytes", "made_from"}
+REAL = {"seconds", "wall_seconds", "phase_seconds", "round_wall_seconds", "driver_peak_rss_bytes", "forecast", "made_from"}
 """What is real time or memory, or the digest of settings."""
 NEVER = {"patience": 10**6}
 """A run that may stop after any evaluation cannot train before it; this one never does."""
