@@ -64,8 +64,7 @@ def test_a_family_is_added_by_the_row_that_is_shown(electra, seed) -> None:
 
 
 def test_the_examples_of_all_tables_run_as_one_plug_in(tmp_path) -> None:
-    page = (DOCS / "how_to" / "add_your_own.md").read_text()
-    code = "\n".join(block.text for block in blocks_of(page) if block.language == "python")
+    code = _own_methods()
     assert set(re.findall(r"@raffm_ray\.(\w+)\(", code)) == set(raffm_ray._DECORATORS)
     (tmp_path / "my_method.py").write_text(code)
     values = tiny_experiment(rounds=1, evaluation={"sizes": 0}, local={"learning_rate": 0.01}).model_dump(mode="json")
@@ -164,7 +163,15 @@ def test_control_a_call_with_a_mistake_is_seen(call: str) -> None:
     assert calls_in("raffm-ray run a.yaml \\\n    --rounds 3   # again\n") == [["run", "a.yaml", "--rounds", "3"]]
 
 
-def test_settings_that_guides_show_are_settings(tmp_path: Path) -> None:
+def _own_methods() -> str:
+    """What the page on own methods says is to be saved as `my_method.py`."""
+    page = (DOCS / "how_to" / "add_your_own.md").read_text()
+    return "\n".join(block.text for block in blocks_of(page) if block.language == "python")
+
+
+def test_settings_that_guides_show_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_method.py").write_text(_own_methods())
     digits = yaml.safe_load((ROOT / "experiments" / "digits.yaml").read_text())
     (tmp_path / "digits.yaml").write_text(yaml.safe_dump(digits))
     shown = [block for path in PAGES for block in blocks_of(path.read_text()) if block.language == "yaml"]
@@ -179,8 +186,10 @@ def test_settings_that_guides_show_are_settings(tmp_path: Path) -> None:
         elif "nodes" in content:
             load_cluster(path)
         else:
-            raffm_ray.parse({**digits, **content})
+            own = {"plugins": ["my_method.py"]} if "plugin_settings" in content else {}
+            raffm_ray.parse({**digits, **own, **content})
         seen.append(min(content.keys() & {"devices", "experiment", "nodes"}, default="settings"))
+        use([])
     assert set(seen) == {"devices", "experiment", "nodes", "settings"}
     with pytest.raises(UserError):  # control
         raffm_ray.parse({**digits, "fleet": {"mixx": "small"}})
