@@ -81,8 +81,8 @@ def read_plugin(name: str) -> Plugin:
     if is_file_name(name):
         try:
             text = Path(name).read_bytes()
-        except OSError as error:
-            raise UserError(f"plugins: {name}: cannot be read: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"plugins: {name}: cannot be read: {getattr(error, 'strerror', None) or in_short(error)}") from None
         module = f"raffm_ray_plugin_{re.sub(r'[^0-9a-zA-Z]', '_', Path(name).stem)}_{sha256(text).hexdigest()[:12]}"
         return Plugin(name, module, ((module, name, text),))
     if not all(part.isidentifier() for part in name.split(".")):

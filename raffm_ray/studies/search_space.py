@@ -15,7 +15,7 @@ from raffm_ray.settings.base import Settings
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import one_line, parse
 
-NOT_SEARCHED = ("name", "seed", "baselines", "pool", "checkpoint")
+NOT_SEARCHED = ("name", "seed", "plugins", "baselines", "pool", "checkpoint")
 """Settings that are the study's own affair, or change no result."""
 
 

@@ -132,8 +132,9 @@ def test_settings_are_named_with_type_default_and_meaning(capsys) -> None:
     assert narrow(told)
     assert cli(["settings", "local.optimizer"]) == 0
     told = capsys.readouterr().out
-    assert "--local.optimizer  one of adamw, sgd, momentum; default: adamw" in told
+    assert "--local.optimizer  text; default: adamw" in told
     assert "optimizer of a client" in told
+    assert "Names: adamw, sgd, momentum" in " ".join(told.split())
     assert "--local.learning_rate" not in told
 
 

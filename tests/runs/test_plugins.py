@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from raffm_ray.subnetworks.salience import METRICS
 class Mine(BaseModel):
     other: str = "fedrolex"
     step: float = 1.0
+    part: float = 1.0
 
 @raffm_ray.strategy("alternate", like="raffm", nested=False, prefix="none", settings=Mine)
 def alternate(settings):
@@ -58,18 +60,20 @@ def plain(groups, rate):
 def smoothed(output, labels):
     return torch.nn.functional.cross_entropy(output.logits, labels, reduction="none", label_smoothing=0.1)
 
-@raffm_ray.client_update("halved", passes=2)
-def halved(module, batches, given, training, rng, state):
-    parameters = [one for one in module.parameters() if one.requires_grad]
-    optimizer, losses = training.optimizer(parameters), []
-    for batch in batches:
-        loss = training.objective.loss(module(pixel_values=batch["pixel_values"]), batch["labels"], "mean")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss))
-    now = dict(module.named_parameters())
-    return sum(losses) / len(losses), {name: (now[name].detach() - before) / 2 for name, before in given.items()}
+@raffm_ray.client_update("in_part", passes=2, settings=Mine)
+def in_part(settings):
+    def train(module, batches, given, training, rng, state):
+        parameters = [one for one in module.parameters() if one.requires_grad]
+        optimizer, losses = training.optimizer(parameters), []
+        for batch in batches:
+            loss = training.objective.loss(module(pixel_values=batch["pixel_values"]), batch["labels"], "mean")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss))
+        now = dict(module.named_parameters())
+        return sum(losses) / len(losses), {name: settings.part * (now[name].detach() - old) for name, old in given.items()}
+    return train
 
 @raffm_ray.task("shifted", kind="image_classification", ready=True)
 def shifted(settings, rng):
@@ -105,6 +109,8 @@ def as_in_a_new_process() -> None:
     plugins._READ.clear()
     for table in TABLES.values():
         table.shelf.clear()
+    for name in [name for name in sys.modules if name.startswith("raffm_ray_plugin_")]:
+        del sys.modules[name]
 
 
 def written(methods: Path, **changes) -> Path:
@@ -128,7 +134,7 @@ def stop(row) -> None:
 
 def test_a_file_through_run_resume_report_and_deploy(methods, tmp_path, capsys) -> None:
     experiment = raffm_ray.load(written(methods))
-    assert experiment.plugin_settings == {"mine": {"other": "fedrolex", "step": 0.5}}
+    assert experiment.plugin_settings == {"mine": {"other": "fedrolex", "step": 0.5, "part": 1.0}}
     whole = raffm_ray.simulate(experiment, tmp_path / "whole")
     other = raffm_ray.load(written(methods), ["--plugin_settings.mine.step", "0.25"])
     assert raffm_ray.simulate(other, tmp_path / "other")["params_sha256"] != whole["params_sha256"]  # its settings count
@@ -214,22 +220,24 @@ def test_compare_and_a_study_know_a_plug_in(methods, tmp_path, capsys) -> None:
 
 
 OWN_TRAINING = {
-    "local": {"client_update": "halved", "optimizer": "plain", "learning_rate": 0.1, "steps": 2},
+    "local": {"client_update": "in_part", "optimizer": "plain", "learning_rate": 0.1, "steps": 2},
     "task": {"name": "shifted", "objective": "smoothed", "public": 40},
     "rounds": 1,
 }
 
 
 def test_own_training_is_what_it_says(methods, tmp_path) -> None:
-    """Half of what was learned is sent: the server moves half as far as with the whole of it, and devices are charged what is said."""
-    folder = tmp_path / "run"
-    halved = raffm_ray.simulate(raffm_ray.load(written(methods, **OWN_TRAINING)), folder)
-    flags = ["--local.client_update", "standard", "--local.clip", "none", "--server.learning_rate", "0.5"]
-    whole = raffm_ray.simulate(raffm_ray.load(written(methods, **OWN_TRAINING), flags), tmp_path / "whole")
-    assert halved["global"] == pytest.approx(whole["global"], abs=0.03)
-    spent = [summary["tiers"]["laptop"]["energy_joules"] for summary in (halved, whole)]
-    assert spent[0] is None or spent[0] > 1.5 * spent[1]
-    with pytest.raises(UserError, match=r"strategy.prefix: must be none with local.client_update 'halved'"):
+    """What it returns is what is sent, its own settings reach it, and devices are charged what it says."""
+    path = written(methods, **OWN_TRAINING)
+    own = raffm_ray.simulate(raffm_ray.load(path), tmp_path / "own")
+    assert own["full_model"] != own["start"]  # control
+    nothing = raffm_ray.simulate(raffm_ray.load(path, ["--plugin_settings.mine.part", "0"]), tmp_path / "nothing")
+    assert nothing["full_model"] == nothing["start"] == own["start"]
+    flags = ["--local.client_update", "standard", "--local.clip", "null"]
+    plain = raffm_ray.simulate(raffm_ray.load(path, flags), tmp_path / "plain")
+    assert plain["full_model"] == pytest.approx(own["full_model"], abs=0.02)
+    assert own["flops"] == pytest.approx(2 * plain["flops"])
+    with pytest.raises(UserError, match=r"strategy.prefix: must be none with local.client_update 'in_part'"):
         raffm_ray.simulate(raffm_ray.load(written(methods, **OWN_TRAINING), ["--strategy.prefix", "random"]), tmp_path / "no")
     with pytest.raises(UserError, match="local.learning_rate: is required: the optimizer 'plain' names no rates"):
         raffm_ray.simulate(raffm_ray.load(written(methods, **OWN_TRAINING), ["--local.learning_rate", "null"]), tmp_path / "no")
