@@ -112,6 +112,8 @@ def run_page(page: str) -> None:
         if block.not_run:
             for command in block.commands:
                 check_command(command)
+        elif block.language == "python" and (named := re.match(r"# ([\w.-]+\.py)\n", block.text)):
+            Path(named[1]).write_text(block.text)
         elif block.language == "python":
             exec(compile("\n" * block.line + block.text, "page", "exec"), variables)
         elif block.language == "bash":

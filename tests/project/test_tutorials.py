@@ -3,7 +3,7 @@
 A page's fenced blocks run in their order, in an empty folder that holds copies of `experiments/` and `cluster/`, as a reader who stands
 in the project's folder would run them. Nothing is shortened here: the pages themselves use small values.
 
-- `python`: all blocks of a page share their variables.
+- `python`: all blocks of a page share their variables. A block of which the first line names a file (`# mine.py`) is written to that file.
 - `bash`: line by line. `raffm-ray` is called in this process, unless it starts Ray; anything else is run by bash.
 - `yaml`, of which the first line names a file (`# reviews.yaml`): is written to that file.
 - `text`: shows output, and is not run.
