@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.registry import TABLES
 from raffm_ray.cli.main import main
 from raffm_ray.cli.parser import SETTINGS_OF, command_of, parsed
 from raffm_ray.settings.loading import load, pairs_of
@@ -108,6 +109,19 @@ def check_call(words: list[str]) -> None:
 def run_page(page: str) -> None:
     """Runs a page's blocks in the current folder; raises at the first that fails."""
     variables: dict[str, Any] = {"__name__": "__main__"}
+    try:
+        _run_blocks(page, variables)
+    finally:
+        forget_rows("__main__")
+
+
+def forget_rows(module: str) -> None:
+    """Takes what a module added to the tables out of them."""
+    for table in TABLES.values():
+        table.forget({module})
+
+
+def _run_blocks(page: str, variables: dict[str, Any]) -> None:
     for block in blocks_of(page):
         if block.not_run:
             for command in block.commands:

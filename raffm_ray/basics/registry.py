@@ -6,11 +6,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from dataclasses import replace as with_fields
 from inspect import Signature, signature
-from typing import Any, Generic, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from raffm_ray.basics.errors import UserError, in_short, look_up, near_miss
+
+if TYPE_CHECKING:  # what loads a deployed model alone has no pydantic
+    from pydantic import BaseModel
 
 Row = TypeVar("Row")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -25,7 +26,7 @@ class Entry(Generic[Row]):
 
     row: Row
     module: str
-    settings: type[BaseModel] | None = None
+    settings: "type[BaseModel] | None" = None
     make: Callable[[Any], Row] | None = None
     replaces: bool = False
     before: "Entry[Row] | None" = None
@@ -67,7 +68,7 @@ class Table(dict[str, Row]):
         *,
         like: str | None = None,
         replace: bool = False,
-        settings: type[BaseModel] | None = None,
+        settings: "type[BaseModel] | None" = None,
         **others: Any,
     ) -> Callable[[Function], Function]:
         """A decorator that adds a row of the table under a name. `others`: the row's other fields; what they leave out is as in the row
@@ -202,10 +203,12 @@ def _check_signature(told: str, given: Any, like: Any) -> None:
         raise UserError(f"{told}: expected a function {_shown(right)}, got {_shown(form)}") from None
 
 
-class _Settings(Table[type[BaseModel]]):
+class _Settings(Table["type[BaseModel]"]):
     """The models of plug-ins' own settings."""
 
-    def _row(self, name: str, given: Any, like: str | None, others: Mapping[str, Any]) -> type[BaseModel]:
+    def _row(self, name: str, given: Any, like: str | None, others: Mapping[str, Any]) -> "type[BaseModel]":
+        from pydantic import BaseModel
+
         if not (isinstance(given, type) and issubclass(given, BaseModel)):
             raise UserError(f"raffm_ray.{self.decorator}: {name!r}: expected a class of pydantic's BaseModel, got {given!r}")
         for field, one in given.model_fields.items():
@@ -218,13 +221,15 @@ PLUGIN_SETTINGS = _Settings("plugin_settings", {})
 """By the name in an experiment's `plugin_settings`."""
 
 
-def settings_name(model: type[BaseModel]) -> str:
+def settings_name(model: "type[BaseModel]") -> str:
     """What a model of settings is called in YAML."""
     return next((name for name, one in PLUGIN_SETTINGS.items() if one is model), "")
 
 
 def own_settings(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Settings of plug-ins, all of them, as plain values. Raises ValueError for a name, a key or a value that no plug-in takes."""
+    from pydantic import ValidationError
+
     for name in given:
         if name not in PLUGIN_SETTINGS:
             known = near_miss(name, PLUGIN_SETTINGS) if PLUGIN_SETTINGS else ""

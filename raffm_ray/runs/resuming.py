@@ -49,6 +49,9 @@ FREE = (
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
 FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
 """Those of runs whose checkpoints hold a digest of the places too."""
+ADDED = ("model.seed", "plugin_settings", "task.objective", "local.client_update")
+FREE_BEFORE_PLUGINS = (*FREE, *ADDED)
+"""Those of runs from before there were these settings, whose checkpoints hold a digest of the rest."""
 FREE_AT_FIRST = (
     *FREE[:8],
     "pool.deterministic",
@@ -56,7 +59,6 @@ FREE_AT_FIRST = (
     "task.no_answer_threshold",
     "model.revision",
     "model.new_head",
-    "model.seed",
     "local.warmup_rounds",
     "model.pretrain.head_epochs",
     "model.pretrain.head_learning_rate",
@@ -67,9 +69,7 @@ FREE_AT_FIRST = (
     "extraction.reserves",
     "extraction.pace",
     "local.attention",
-    "plugin_settings",
-    "task.objective",
-    "local.client_update",
+    *ADDED,
 )
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 
@@ -144,7 +144,7 @@ def opened(folder: Path, experiment: Experiment, tell: Tell, begun: Experiment |
     if recorder.origin.get("config.yaml") in {
         experiment_digest(one, free, former)
         for one in same
-        for free in (FREE, FREE_WITHOUT_PLACES, FREE_AT_FIRST)
+        for free in (FREE, FREE_BEFORE_PLUGINS, FREE_WITHOUT_PLACES, FREE_AT_FIRST)
         for former in (False, True)
     }:
         recorder.origin |= digest

@@ -19,7 +19,7 @@ from raffm_ray.reports.multi_run_report import labels, write_comparison
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.reader import read_configuration, read_rounds, read_summary, with_present_keys
 from raffm_ray.runs.recorder import RoundRow, digest_of, record_names
-from raffm_ray.runs.resuming import FREE
+from raffm_ray.runs.resuming import ADDED, FREE
 from raffm_ray.runs.simulation import resume, simulate
 from raffm_ray.settings.loading import dump, load, parse
 
@@ -52,9 +52,9 @@ def old_digest(folder: Path, watch: str) -> str:
     """As an earlier version digested the settings."""
     values = yaml.safe_load((folder / "config.yaml").read_text())
     values["evaluation"]["watch"] = watch
-    for key in FREE:
-        section, name = key.rsplit(".", 1)
-        values[section].pop(name)
+    for key in (*FREE, *ADDED, "plugins"):
+        *sections, name = key.split(".")
+        (values[sections[0]] if sections else values).pop(name)
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
