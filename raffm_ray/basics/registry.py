@@ -13,26 +13,26 @@ from raffm_ray.basics.errors import UserError, in_short, look_up, near_miss
 if TYPE_CHECKING:  # what loads a deployed model alone has no pydantic
     from pydantic import BaseModel
 
-Row = TypeVar("Row")
-Function = TypeVar("Function", bound=Callable[..., Any])
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 TABLES: dict[str, "Table[Any]"] = {}
 """Every table that is imported, by its decorator."""
 
 
 @dataclass(frozen=True)
-class Entry(Generic[Row]):
+class Entry(Generic[R]):
     """A row of a table. `module`: which one added it, empty for those that are built in; `settings`: the model of its own settings, and
     `make`: what makes the row of them, None where it has none; `replaces`: whether it may stand in another's place, `before`: in whose."""
 
-    row: Row
+    row: R
     module: str
     settings: "type[BaseModel] | None" = None
-    make: Callable[[Any], Row] | None = None
+    make: Callable[[Any], R] | None = None
     replaces: bool = False
-    before: "Entry[Row] | None" = None
+    before: "Entry[R] | None" = None
 
 
-class Table(dict[str, Row]):
+class Table(dict[str, R]):
     """Name -> row. Rows are functions of one signature, or dataclasses with a field for the function that is decorated.
 
     `decorator`: its name in `raffm_ray`. `function`: the field that is decorated, None for the first. `make(function, like, **fields)`: a
@@ -44,10 +44,10 @@ class Table(dict[str, Row]):
     def __init__(
         self,
         decorator: str,
-        rows: Mapping[str, Row],
+        rows: Mapping[str, R],
         *,
         function: str | None = None,
-        make: Callable[..., Row] | None = None,
+        make: Callable[..., R] | None = None,
         signatures: Mapping[str, Callable[..., Any]] | None = None,
         in_workers: bool = False,
         without_settings: str | None = None,
@@ -55,7 +55,7 @@ class Table(dict[str, Row]):
         super().__init__(rows)
         self.decorator, self.in_workers, self._without_settings = decorator, in_workers, without_settings
         self.entries = {name: Entry(row, "") for name, row in rows.items()}
-        self.shelf: dict[tuple[str, str], Entry[Row]] = {}
+        self.shelf: dict[tuple[str, str], Entry[R]] = {}
         self._first: Any = next(iter(rows.values()), None)
         self._fields = [one.name for one in fields(self._first)] if is_dataclass(self._first) else []
         self._function = function or next(iter(self._fields), "")
@@ -70,7 +70,7 @@ class Table(dict[str, Row]):
         replace: bool = False,
         settings: "type[BaseModel] | None" = None,
         **others: Any,
-    ) -> Callable[[Function], Function]:
+    ) -> Callable[[F], F]:
         """A decorator that adds a row of the table under a name. `others`: the row's other fields; what they leave out is as in the row
         `like`.
 
@@ -80,8 +80,8 @@ class Table(dict[str, Row]):
         """
         module = str(sys._getframe(1).f_globals.get("__name__", "__main__"))
 
-        def added(function: Function) -> Function:
-            def make(given: Any) -> Row:
+        def added(function: F) -> F:
+            def make(given: Any) -> R:
                 return self._row(name, function(given) if settings else function, like, others)
 
             if settings is not None and self._without_settings:
@@ -98,7 +98,7 @@ class Table(dict[str, Row]):
 
         return added
 
-    def chosen(self, name: str, own: Mapping[str, Any], what: str = "") -> Row:
+    def chosen(self, name: str, own: Mapping[str, Any], what: str = "") -> R:
         """The row of a name, made of its own settings where it has some. `own`: settings by the name of their model, as in an experiment's
         `plugin_settings`; `what`: the setting that has the name. Raises UserError for a name that is not known."""
         row, entry = look_up(self, name, what or self.decorator), self.entries.get(name)
@@ -144,12 +144,12 @@ class Table(dict[str, Row]):
                 "name, or replace=True"
             )
 
-    def _put(self, name: str, entry: Entry[Row]) -> None:
+    def _put(self, name: str, entry: Entry[R]) -> None:
         before = self.entries.get(name)
         self[name] = entry.row
         self.entries[name] = with_fields(entry, before=before) if entry.module else entry
 
-    def _row(self, name: str, given: Any, like: str | None, others: Mapping[str, Any]) -> Row:
+    def _row(self, name: str, given: Any, like: str | None, others: Mapping[str, Any]) -> R:
         """A row of what was decorated. Raises UserError where it is none of this table's."""
         told = f"raffm_ray.{self.decorator}: {name!r}"
         if not self._fields:
