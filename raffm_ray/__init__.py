@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from raffm_ray.models.objectives import OBJECTIVES
     from raffm_ray.reports.multi_run_report import write_comparison
     from raffm_ray.reports.run_report import write_report
+    from raffm_ray.runs.callbacks import Callback
+    from raffm_ray.runs.loggers.table import LOGGERS
     from raffm_ray.runs.simulation import resume, simulate
     from raffm_ray.server.aggregation import AGGREGATION_RULES
     from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
@@ -46,12 +48,13 @@ if TYPE_CHECKING:
     from raffm_ray.subnetworks.salience import METRICS as SALIENCE
 
     aggregation, availability, client_optimizer = AGGREGATION_RULES.add, AVAILABILITY.add, OPTIMIZERS.add
-    client_update = CLIENT_UPDATES.add
+    client_update, logger = CLIENT_UPDATES.add, LOGGERS.add
     family, metric, objective, partition = FAMILIES.add, METRICS.add, OBJECTIVES.add, PARTITIONS.add
     plugin_settings, salience, server_optimizer = PLUGIN_SETTINGS.add, SALIENCE.add, SERVER_OPTIMIZERS.add
     strategy, task = STRATEGIES.add, TASKS.add
 
 _HOMES = {
+    "Callback": "runs.callbacks",
     "Experiment": "settings.experiment",
     "ExportFormats": "deployment.model_folder",
     "Study": "studies.study_settings",
@@ -76,6 +79,7 @@ _DECORATORS = {
     "client_optimizer": ("subnetworks.client_optimizers", "OPTIMIZERS"),
     "client_update": ("clients.client_updates", "CLIENT_UPDATES"),
     "family": ("models.architecture", "FAMILIES"),
+    "logger": ("runs.loggers.table", "LOGGERS"),
     "metric": ("data.metrics", "METRICS"),
     "objective": ("models.objectives", "OBJECTIVES"),
     "partition": ("data.partition", "PARTITIONS"),
@@ -90,6 +94,7 @@ _DECORATORS = {
 _RENAMED = {"Forms": "ExportFormats"}
 
 __all__ = [
+    "Callback",
     "Experiment",
     "ExportFormats",
     "Study",
@@ -104,6 +109,7 @@ __all__ = [
     "family",
     "load",
     "load_study",
+    "logger",
     "metric",
     "objective",
     "open_supernet",

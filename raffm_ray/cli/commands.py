@@ -69,10 +69,12 @@ def run(
 
     from rich.console import Console
 
+    from raffm_ray.reports.run_report import write_report
     from raffm_ray.runs.simulation import simulate
 
     with telling_how_to_resume(folder, mirror.url if mirror else ""):
-        code = _show(simulate(experiment, folder, Console(stderr=True), mirror=mirror), folder, mirror)
+        summary = simulate(experiment, folder, Console(stderr=True), mirror=mirror, report=write_report)
+        code = _show(summary, folder, mirror)
     if hand_over:
         from raffm_ray.cli.submit import hand_over as leave
 
@@ -116,10 +118,12 @@ def resume(run: Run, /, *settings: Settings, plugin: Moved = ()) -> int:
 
     from rich.console import Console
 
+    from raffm_ray.reports.run_report import write_report
     from raffm_ray.runs.simulation import resume as go_on
 
     with telling_how_to_resume(folder, mirror.url if mirror else ""):
-        return _show(go_on(folder, settings, Console(stderr=True), mirror=mirror, plugins=plugin), folder, mirror)
+        summary = go_on(folder, settings, Console(stderr=True), mirror=mirror, plugins=plugin, report=write_report)
+        return _show(summary, folder, mirror)
 
 
 def _seeds(text: str) -> list[int]:

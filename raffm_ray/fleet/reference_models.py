@@ -31,6 +31,7 @@ from raffm_ray.fleet.time_prediction import BlockWork, block_work
 from raffm_ray.pool.worker import keep_freed_memory
 from raffm_ray.pool.worker_pool import open_pool
 from raffm_ray.preparation.prepare import Prepared
+from raffm_ray.runs.callbacks import Callback, Listeners
 from raffm_ray.runs.loop import Environment, train
 from raffm_ray.runs.recorder import RoundRow
 from raffm_ray.runs.resuming import opened
@@ -223,7 +224,12 @@ def _driver_seconds(prepared: Prepared) -> float:
         recorder = opened(Path(folder) / "run", prepared.setup.experiment, lambda line: None)
         pool = open_pool(prepared.runner(), prepared.setup.experiment.pool)
         try:
-            train(prepared, starting_flat(prepared), recorder, Environment(pool, Console(quiet=True), rows.append))
+            train(
+                prepared,
+                starting_flat(prepared),
+                recorder,
+                Environment(pool, Console(quiet=True), Listeners([Callback(round=rows.append)])),
+            )
         finally:
             pool.close()
     inside = [row.wall_seconds - sum(row.phase_seconds.get(phase, 0.0) for phase in BY_WORKERS) for row in rows]

@@ -13,13 +13,14 @@ Open to other packages:
 - `mirror`: copies a run's folder to an object store
 - `locations`: folders and URLs of runs
 - `progress`: the progress bar
+- `callbacks`: who is told of a run
 
 Used inside only:
 
 - `extending`: makes a longer run of one that began with fewer rounds
 - `summary`: computes rows of the records and the content of `summary.json`
-- `hints`: what is said where a run learns nothing
-- `telemetry`: rounds as Prometheus metrics
+- `hints`: what is said where a run learns nothing, or slowly
+- `loggers`: what is told to TensorBoard, MLflow and others
 
 Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`, `server`, `pool`, `preparation`.
 
@@ -27,6 +28,7 @@ Start reading at `simulation`.
 """
 
 __all__ = [
+    "callbacks",
     "checkpoint",
     "evaluation",
     "locations",

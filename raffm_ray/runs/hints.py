@@ -1,11 +1,13 @@
-"""What a user is told, in one line with the likely cause, where a run learns nothing. Pure functions."""
+"""What a user is told, in one line with the likely cause, where a run learns nothing, or slowly. Pure functions."""
 
 from math import sqrt
 
 import numpy as np
 
+from raffm_ray.basics.machine import fast_bfloat16
 from raffm_ray.data.metrics import METRICS, shown, unit
 from raffm_ray.data.tasks import Task
+from raffm_ray.pool.worker_pool import device_of
 from raffm_ray.runs.recorder import RoundRow
 from raffm_ray.settings.experiment import Experiment
 
@@ -52,3 +54,13 @@ def hint_at_end(experiment: Experiment, metric: str, first: RoundRow, last: Roun
         f"warning: the run ends no better than it began, {metric} {shown(metric, first.metric)}{unit(metric)} -> "
         f"{shown(metric, last.metric)}{unit(metric)}: {cause}"
     )
+
+
+def slow_precision(experiment: Experiment) -> str | None:
+    """What to tell of a precision that does not pay on this processor, which is taken for the workers'; None of others.
+
+    It is no mistake: the same run may go on elsewhere, and a small part of it be tried here.
+    """
+    if experiment.local.precision == "float32" or device_of(experiment.pool) != "cpu" or fast_bfloat16():
+        return None
+    return f"local.precision: {experiment.local.precision} pays on processors with AMX; on this one float32 is faster, as far as was measured"

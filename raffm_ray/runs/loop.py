@@ -1,6 +1,6 @@
 """The loop over rounds: an imperative shell. Everything it calls is pure, a pool, a file or the screen."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,11 +18,12 @@ from raffm_ray.preparation.pace_search import rank_with_pace
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.public_calibration import public_statistics
 from raffm_ray.preparation.run_forecast import RunForecast, held_line
+from raffm_ray.runs.callbacks import Listeners
 from raffm_ray.runs.evaluation import EvaluationRequest, curve_of, evaluate, request_evaluation, run_request
 from raffm_ray.runs.extending import recorded_extensions
 from raffm_ray.runs.hints import hint_at_end, hint_at_start
 from raffm_ray.runs.progress import Display
-from raffm_ray.runs.recorder import Recorder, RoundRow, parameters_sha256
+from raffm_ray.runs.recorder import Recorder, parameters_sha256
 from raffm_ray.runs.resuming import check_fits, origin_of
 from raffm_ray.runs.summary import Evaluation, client_rows, recorded_evaluation, round_row, summarize
 from raffm_ray.server.device_type_plans import copies, device_type_plans
@@ -36,30 +37,22 @@ from raffm_ray.subnetworks.salience import METRICS
 from raffm_ray.subnetworks.size_specific import saved_copies, with_copies
 from raffm_ray.subnetworks.unit_coverage import add_reached, units_of, write_units
 
-OnRound = Callable[[RoundRow], None]
-"""What is told of every round, 0 included, once it is recorded, with its evaluation if it has one. Whatever it raises ends the run, which
-can be resumed; rounds that were recorded before are not told again."""
-
 
 def _tell(console: Console, line: str) -> None:
     console.print(line, highlight=False, soft_wrap=True)
 
 
-def no_callback(row: RoundRow) -> None:
-    """Tells nobody."""
-
-
 @dataclass(frozen=True)
 class Environment:
-    """What a run works with, which changes none of its results: where its blocks run, where it prints, who is told of its rounds.
+    """What a run works with, which changes none of its results: where its blocks run, where it prints, who is told of it.
 
-    `pretraining_seconds`: real time that its starting parameters took, if it is the one that they were made for; `forecast`: where what it
+    `listeners`: None where that is its experiment's loggers alone; `pretraining_seconds`: real time that its starting parameters took, if it is the one that they were made for; `forecast`: where what it
     will take is told, None where nobody reads; `label`: what its lines begin with, its strategy's name where empty.
     """
 
     pool: Pool
     console: Console
-    on_round: OnRound = no_callback
+    listeners: Listeners | None = None
     pretraining_seconds: float = 0.0
     forecast: RunForecast | None = None
     label: str = ""
@@ -213,7 +206,7 @@ def _complete(
 
 
 def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: Environment) -> dict[str, Any]:
-    """All rounds of one strategy that are not recorded yet, recorded as they end and then told to `on_round`; returns the summary.
+    """All rounds of one strategy that are not recorded yet, recorded as they end and then told to its listeners; returns the summary.
 
     A round is evaluated beside the next one's training, unless that depends on it (`evaluation.patience`) or there is none.
     """
@@ -225,7 +218,8 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
     def complete(ended: FinishedRound, now: Evaluation | None, phases: Mapping[str, float]) -> ServerState:
         with pool.profile.during("checkpoint"):
             completed = _complete(prepared, ended, now, phases, recorder, display)
-        environment.on_round(recorder.rounds[-1])
+        if environment.listeners is not None:
+            environment.listeners.round(recorder.rounds[-1])
         return completed
 
     state, first = recorder.state, new_state(with_copies(start, setup.architecture, setup.size_specific, len(setup.budgets)))

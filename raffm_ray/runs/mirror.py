@@ -14,6 +14,8 @@ from raffm_ray.runs.reader import SUMMARY
 CONFIG = "config.yaml"
 LAST = {SUMS: 1, SUMMARY: 2}
 """Files that vouch for others, which are therefore written before them and removed after them."""
+LOGS = {"tensorboard", "mlflow", "wandb", "rounds.csv"}
+"""Files and folders of loggers, which grow every round, and are made anew from the records by who goes on: copied once, at the end."""
 OBJECTS = {"s3", "gcs", "abfs"}
 """Stores in which a file is whole as soon as it is there, and folders are but parts of names."""
 
@@ -85,8 +87,8 @@ class Mirror:
     def save(self, folder: Path) -> None:
         """Copies what is new or changed in the local folder, and removes what is not in it any more."""
         here = _files(folder)
-        if SUMMARY not in here:  # event files grow every round, and are drawn anew from the records by who goes on
-            here = {name: state for name, state in here.items() if "tensorboard" not in PurePosixPath(name).parts}
+        if SUMMARY not in here:
+            here = {name: state for name, state in here.items() if not LOGS & set(PurePosixPath(name).parts)}
         changed = [name for name, state in here.items() if self._copied.get(name) != state]
         with self._told(f"{folder} cannot be copied there"):
             for name in sorted(changed, key=_order):

@@ -1,11 +1,9 @@
-"""Writes a run's folder: Parquet rounds and clients, TensorBoard events, the final model and `summary.json`."""
+"""Writes a run's folder: Parquet rounds and clients, the final model and `summary.json`."""
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -16,7 +14,6 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from raffm_ray.axes.flat_parameters import views
 from raffm_ray.basics.errors import UserError
@@ -169,16 +166,6 @@ def _parquet(kind: type, rows: Sequence[Any]) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _show(row: RoundRow, events: SummaryWriter) -> None:
-    scalars = {"metric": row.metric, "loss": row.loss, "validation": row.validation, "train_loss": row.train_loss}
-    scalars["bytes"] = row.bytes_down + row.bytes_up
-    scalars["simulated_seconds"] = row.simulated_seconds
-    scalars |= {f"device_type_metric/{device}": value for device, value in row.device_type_metrics.items()}
-    for tag, value in scalars.items():
-        if value is not None:
-            events.add_scalar(tag, value, row.round)
-
-
 @dataclass(frozen=True)
 class Past:
     """What a run goes on from: a checkpoint, None to begin again, and the rows up to it."""
@@ -215,17 +202,6 @@ class Recorder:
         self.origin = dict(kept.origin) if kept else {}
         self._digest, self._unsynced = kept.records if kept else "", set[Path]()
 
-    @cached_property
-    def _events(self) -> SummaryWriter:
-        # Drawn anew from the records: TensorBoard reads event files in the order of their names, which hold whole seconds and a counter,
-        # so that what one of them takes back (purge_step) could follow what a later one shows.
-        folder = self.folder / "tensorboard"
-        shutil.rmtree(folder, ignore_errors=True)
-        events = SummaryWriter(str(folder))
-        for row in self.rounds:
-            _show(row, events)
-        return events
-
     def made_from(self, origin: Mapping[str, str]) -> None:
         """Adds digests of what the run is made from. Raises UserError as `check_origin`."""
         check_origin(self.folder, self.origin, origin)
@@ -245,8 +221,7 @@ class Recorder:
             raise UserError(f"{self.folder}: round {row.round} cannot be written: {error.strerror}") from None
 
     def add(self, row: RoundRow, clients: Sequence[ClientRow]) -> None:
-        """Records one round: one Parquet file each, and TensorBoard scalars."""
-        events = self._events
+        """Records one round: one Parquet file each."""
         self.rounds.append(row)
         self.clients.extend(clients)
         contents = _parquet(RoundRow, [row]), _parquet(ClientRow, clients)
@@ -254,8 +229,6 @@ class Recorder:
             write_atomically(self.folder / name, content)
             self._unsynced |= {self.folder / name, (self.folder / name).parent}
         self._digest = digest_of(self._digest, contents)
-        _show(row, events)
-        events.flush()
 
     def finish(
         self,
@@ -280,7 +253,6 @@ class Recorder:
                 tokenizer.save_pretrained(final)
             ranking = {name: torch.from_numpy(score.copy()) for name, score in state.scores.items()}
             save_file({**ranking, **state.norms}, final / "salience.safetensors")
-        self._events.close()
         write_json(self.folder / SUMMARY, summary)
         checkpoint.keep_one(self.folder / "checkpoints", last_common_round(self.experiment))
 

@@ -44,6 +44,7 @@ FREE = (
     "pool.device",
     "pool.placement",
     "pool.deterministic",
+    "loggers",
     *PLACES,
 )
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
@@ -55,6 +56,7 @@ FREE_BEFORE_PLUGINS = (*FREE, *ADDED)
 FREE_AT_FIRST = (
     *FREE[:8],
     "pool.deterministic",
+    "loggers",
     "task.revision",
     "task.no_answer_threshold",
     "model.revision",
@@ -229,6 +231,11 @@ def _digests(folder: Path) -> list[str]:
             return digests[1:]
         digests.append(digest_of(digests[-1], contents))
     raise AssertionError
+
+
+def recorded_rounds(folder: Path) -> list[RoundRow]:
+    """All rounds that are recorded in a run's folder. Raises UserError for a record that is damaged."""
+    return [row for path in sorted((folder / "rounds").glob("round-*.parquet")) for row in _rows(path, RoundRow)]
 
 
 def _rows(path: Path, kind: type[Row]) -> list[Row]:

@@ -12,23 +12,26 @@ from rich.console import Console
 from torch import Tensor
 
 from raffm_ray.basics.files import locked
-from raffm_ray.basics.machine import fast_bfloat16, return_freed_memory
+from raffm_ray.basics.machine import return_freed_memory
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.data.data_summary import data_summary
-from raffm_ray.pool.worker_pool import Pool, check_pool, device_of, open_pool
+from raffm_ray.pool.worker_pool import Pool, check_pool, open_pool
 from raffm_ray.preparation.baselines import check_baselines, with_protocol, with_strategy
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.run_forecast import RunForecast
 from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters
 from raffm_ray.runs import checkpoint
+from raffm_ray.runs.callbacks import Callback, Listeners, OnRound, Report, StartedRun
 from raffm_ray.runs.extending import check_longer, extend, is_extended
-from raffm_ray.runs.loop import Environment, OnRound, no_callback, train
+from raffm_ray.runs.hints import slow_precision
+from raffm_ray.runs.loggers.table import chosen_loggers
+from raffm_ray.runs.loop import Environment, train
 from raffm_ray.runs.made_with import record_start
 from raffm_ray.runs.mirror import CONFIG, Mirror
 from raffm_ray.runs.progress import Display
 from raffm_ray.runs.reader import SUMMARY, of_a_run, read_summary
 from raffm_ray.runs.recorder import Recorder, RoundRow, check_origin, check_output, write_json
-from raffm_ray.runs.resuming import experiment_in, opened, origin_of
+from raffm_ray.runs.resuming import experiment_in, opened, origin_of, recorded_rounds
 from raffm_ray.server.early_stopping import last_common_round
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.residual_pace import hollow_notes, with_ruled_pace
@@ -39,13 +42,21 @@ from raffm_ray.settings.plugins import plugins_of
 def completed(
     prepared: Prepared, start: Tensor, folder: Path, environment: Environment, recorder: Recorder | None = None
 ) -> dict[str, Any]:
-    """The summary of one strategy's run in a folder that this process holds: begun, gone on with, or read where it is finished."""
+    """The summary of one strategy's run in a folder that this process holds: begun, gone on with, or read where it is finished. Listeners of
+    the environment are not told of its end; without any, the experiment's loggers are told of all."""
     if (folder / SUMMARY).is_file():
         _keep_one(folder, prepared.setup.experiment)
         return read_summary(folder)
-    recorder = recorder or opened(folder, prepared.setup.experiment, _teller(environment.console))
-    experiment = prepared.setup.experiment
+    experiment, tell = prepared.setup.experiment, _teller(environment.console)
+    if environment.listeners is None:
+        listeners = Listeners((), chosen_loggers(experiment), tell)
+        with listeners.watching():
+            summary = completed(prepared, start, folder, replace(environment, listeners=listeners), recorder)
+            listeners.end(summary)
+        return summary
+    recorder = recorder or opened(folder, experiment, tell)
     record_start(folder, recorder.rounds[-1].round if recorder.rounds else 0, experiment.pool.device)
+    environment.listeners.start(StartedRun(folder, experiment, tuple(recorder.rounds)))
     return train(prepared, start, recorder, environment)
 
 
@@ -63,13 +74,16 @@ def simulate(
     folder: Path | str,
     console: Console | None = None,
     pool: Pool | None = None,
-    on_round: OnRound = no_callback,
+    on_round: OnRound | None = None,
     mirror: Mirror | None = None,
+    callbacks: Sequence[Callback] = (),
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Runs an experiment and its baselines; writes `folder` and returns the content of its `summary.json`.
 
-    Raises UserError before any training when something cannot work. A given pool is used and left open. `on_round`: see `loop.OnRound`;
-    it is told of the experiment's own strategy, not of baselines. `mirror`: where the folder is copied to after every round.
+    Raises UserError before any training when something cannot work. A given pool is used and left open. `callbacks`: they are told of the
+    experiment's own strategy, not of baselines; `on_round`: the same as `Callback(round=on_round)`. `mirror`: where the folder is copied
+    to after every round. `report`: writes the report into the folder, before loggers and callbacks are told of the end.
     """
     console, folder = console or Console(stderr=True, quiet=True), Path(folder)
     with one_thread():
@@ -78,7 +92,7 @@ def simulate(
             mirror.begin()
         ready = _ready(experiment, folder, console, {}, pool)
         with _using(pool, ready.prepared, console) as used, locked(folder):
-            return _run_all(ready, folder, Environment(used, console, on_round), None, mirror)
+            return _run_all(ready, folder, Environment(used, console), None, _Told(_all(callbacks, on_round), mirror, report))
 
 
 def resume(
@@ -86,16 +100,18 @@ def resume(
     flags: Sequence[str] = (),
     console: Console | None = None,
     pool: Pool | None = None,
-    on_round: OnRound = no_callback,
+    on_round: OnRound | None = None,
     mirror: Mirror | None = None,
     plugins: Sequence[str] = (),
+    callbacks: Sequence[Callback] = (),
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Goes on with a run that was interrupted: its records and summary become, to the bit, what `simulate` would have left, but for real
     time and memory.
 
     `flags`, `plugins`: as for `resuming.experiment_in`; with more `--rounds` than the run has, it is extended, finished or not, and becomes what
     `simulate` of so many rounds would have left. `mirror`: where the folder was fetched from and is copied to. A run that is finished otherwise
-    stays as it is. Raises UserError before any training, and with nothing changed, where the run cannot go on, a longer one would have
+    stays as it is. `callbacks`, `report`: as for `simulate`. Raises UserError before any training, and with nothing changed, where the run cannot go on, a longer one would have
     come another way, what it is made from has changed, or another process is at it.
     """
     console, folder = console or Console(stderr=True, quiet=True), Path(folder)
@@ -116,7 +132,20 @@ def resume(
             origin = recorder.origin
         ready = _ready(experiment, folder, console, origin, pool)
         with _using(pool, ready.prepared, console) as used:
-            return _run_all(ready, folder, Environment(used, console, on_round), recorder, mirror)
+            told = _Told(_all(callbacks, on_round), mirror, report)
+            return _run_all(ready, folder, Environment(used, console), recorder, told)
+
+
+def _all(callbacks: Sequence[Callback], on_round: OnRound | None) -> tuple[Callback, ...]:
+    return (*callbacks, *([Callback(round=on_round)] if on_round is not None else []))
+
+
+class _Told(NamedTuple):
+    """Whom a run is told of besides its loggers: callbacks, a copy of its folder, who writes its report."""
+
+    callbacks: Sequence[Callback]
+    mirror: Mirror | None
+    report: Report | None
 
 
 def _origin_of_longer(folder: Path, begun: Experiment, experiment: Experiment) -> Mapping[str, str]:
@@ -153,6 +182,7 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
     check_baselines(experiment)
     prepared = prepare(experiment)
     check_origin(folder, origin, origin_of(prepared))
+    check_loggers(experiment)
     if pool is None:
         check_pool(experiment.pool, plugins_of(experiment.plugins))
     setup = prepared.setup
@@ -170,16 +200,6 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
     return _Ready(prepared=prepared, baselines=beside)
 
 
-def slow_precision(experiment: Experiment) -> str | None:
-    """What to tell of a precision that does not pay on this processor, which is taken for the workers'; None of others.
-
-    It is no mistake: the same run may go on elsewhere, and a small part of it be tried here.
-    """
-    if experiment.local.precision == "float32" or device_of(experiment.pool) != "cpu" or fast_bfloat16():
-        return None
-    return f"local.precision: {experiment.local.precision} pays on processors with AMX; on this one float32 is faster, as far as was measured"
-
-
 @contextmanager
 def _using(pool: Pool | None, prepared: Prepared, console: Console) -> Iterator[Pool]:
     """The given pool, which is left open, or one that is closed at the end."""
@@ -192,11 +212,14 @@ def _using(pool: Pool | None, prepared: Prepared, console: Console) -> Iterator[
             used.close()
 
 
-def _run_all(
-    ready: _Ready, folder: Path, environment: Environment, recorder: Recorder | None, mirror: Mirror | None
-) -> dict[str, Any]:
+def check_loggers(experiment: Experiment) -> None:
+    """Raises UserError where an experiment's loggers are not known, or the library of one is not installed."""
+    chosen_loggers(experiment)
+
+
+def _run_all(ready: _Ready, folder: Path, environment: Environment, recorder: Recorder | None, told: _Told) -> dict[str, Any]:
     """The starting parameters, the experiment's own strategy, and then each baseline in a folder inside."""
-    tell = _teller(environment.console)
+    tell, experiment = _teller(environment.console), ready.prepared.setup.experiment
     if not environment.console.quiet:
         return_freed_memory()
         forecast = RunForecast([ready.prepared, *ready.baselines.values()], environment.pool)
@@ -209,43 +232,50 @@ def _run_all(
     seconds = monotonic() - begun
 
     def save() -> None:
-        if mirror is not None:
-            mirror.save(folder)
+        if told.mirror is not None:
+            told.mirror.save(folder)
 
-    def copied(row: RoundRow) -> None:
-        if mirror is not None:
-            mirror.try_to_save(folder, tell)
+    def copy(row: RoundRow) -> None:
+        if told.mirror is not None:
+            told.mirror.try_to_save(folder, tell)
 
-    def copied_and_told(row: RoundRow) -> None:
-        copied(row)
-        on_round(row)
+    def listeners(one: Prepared, callbacks: Sequence[Callback]) -> Listeners:
+        return Listeners((Callback(round=copy), *callbacks), chosen_loggers(one.setup.experiment), tell)
 
-    on_round = _exporting(ready.prepared.setup.experiment, environment.pool, environment.on_round)
-    recorder = recorder or _extended(folder, ready.prepared.setup.experiment, tell, save)
-    own = replace(environment, on_round=copied_and_told, pretraining_seconds=seconds)
-    summary = completed(ready.prepared, start, folder, own, recorder)
-    if ready.baselines:
-        summary["baselines"] = {}
-        for name, one in ready.baselines.items():
-            place = folder / "baselines" / name
-            with locked(place):
-                longer = _extended(place, one.setup.experiment, tell, save)
-                summary["baselines"][name] = completed(
-                    one, start, place, replace(environment, on_round=copied, label=name), longer
-                )
-        write_json(folder / SUMMARY, summary)
+    recorder = recorder or _extended(folder, experiment, tell, save)
+    own = listeners(ready.prepared, (*_exporting(experiment, environment.pool), *told.callbacks))
+    with own.watching():
+        summary = completed(
+            ready.prepared, start, folder, replace(environment, listeners=own, pretraining_seconds=seconds), recorder
+        )
+        if ready.baselines:
+            summary["baselines"] = {}
+            for name, one in ready.baselines.items():
+                place, beside = folder / "baselines" / name, listeners(one, ())
+                with locked(place), beside.watching():
+                    longer = _extended(place, one.setup.experiment, tell, save)
+                    there = replace(environment, listeners=beside, label=name)
+                    summary["baselines"][name] = completed(one, start, place, there, longer)
+                    if beside.started:
+                        beside.end(summary["baselines"][name])
+            write_json(folder / SUMMARY, summary)
+        if told.report is not None:
+            told.report(folder)
+        if not own.started:  # it had come to its end before, and was interrupted beside a baseline
+            own.start(StartedRun(folder, experiment, tuple(recorded_rounds(folder))))
+        own.end(summary)
     save()
     return summary
 
 
-def _exporting(experiment: Experiment, pool: Pool, on_round: OnRound) -> OnRound:
-    """What is told of rounds, which exports them besides where that is wanted."""
+def _exporting(experiment: Experiment, pool: Pool) -> list[Callback]:
+    """What exports rounds as metrics, where that is wanted."""
     wanted = experiment.pool.metrics
     if wanted or (wanted is None and experiment.pool.backend == "ray" and os.environ.get("RAY_ADDRESS")):
-        from raffm_ray.runs.telemetry import exporting
+        from raffm_ray.runs.loggers.telemetry import exporting
 
-        return exporting(experiment, pool, on_round)
-    return on_round
+        return [exporting(experiment, pool)]
+    return []
 
 
 FORECAST_STEPS = 3

@@ -224,6 +224,10 @@ class Experiment(Settings):
     clock: ClockSettings = ClockSettings()
     pool: PoolSettings = PoolSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    loggers: tuple[str, ...] = Field(
+        ("tensorboard",),
+        description="who is told of the run while it works: loggers of raffm_ray.runs.loggers.table.LOGGERS, such as `mlflow`; they change no result",
+    )
     baselines: tuple[BaselineSettings, ...] = Field(
         (),
         description="strategies to compare with, on the same data, fleet, seed and rounds: names, or mappings of a `name`, a `label` and settings of `strategy`, such as "
@@ -234,6 +238,13 @@ class Experiment(Settings):
     @classmethod
     def _own(cls, given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         return own_settings(given)
+
+    @field_validator("loggers")
+    @classmethod
+    def _once(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(given)) < len(given):
+            raise ValueError("every logger once")
+        return given
 
     @property
     def model_seed(self) -> int:

@@ -24,7 +24,7 @@ from raffm_ray.runs import checkpoint
 from raffm_ray.runs.loop import Environment
 from raffm_ray.runs.reader import of_a_run, read_rounds, read_summary
 from raffm_ray.runs.recorder import check_output
-from raffm_ray.runs.simulation import completed, starting
+from raffm_ray.runs.simulation import check_loggers, completed, starting
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.former_values import with_present_values
 from raffm_ray.settings.loading import dump
@@ -160,6 +160,7 @@ def compare(
     """
     console, folder = console or Console(stderr=True, quiet=True), Path(folder)
     check_baselines(experiment)
+    check_loggers(experiment)
     seen = prepare(experiment.model_copy(update={"seed": seeds[0]})).setup.experiment  # with what it leaves open chosen
     experiment, allowed = seen.model_copy(update={"seed": experiment.seed}), None
     if equal is not None:

@@ -11,7 +11,6 @@ from raffm_ray.basics.files import LOCK, in_turn
 from raffm_ray.data.metrics import worst
 from raffm_ray.reports.comparison_table import MEASURES
 from raffm_ray.runs import checkpoint
-from raffm_ray.runs.loop import no_callback
 from raffm_ray.runs.recorder import RoundRow
 from raffm_ray.runs.simulation import resume, simulate
 from raffm_ray.settings.experiment import Experiment
@@ -79,7 +78,7 @@ def run_trial(work: TrialTask, report: Report) -> Outcome:
     held_out: dict[str, list[float | None]] = {name: [] for name in HELD_OUT}
     for position, experiment in enumerate(work.experiments):
         folder = work.folder / f"seed-{experiment.seed}"
-        watch = on_round if position == 0 else no_callback
+        watch = on_round if position == 0 else None
         try:
             if folder.is_dir():
                 with in_turn(folder / LOCK):  # a trial of before an interruption may not have let go of it yet

@@ -17,7 +17,8 @@ from raffm_ray.models.attention import _rounded_mask
 from raffm_ray.models.attention_choice import LONGEST_EAGER, MEASURED, AttentionShape, attention_for, shape_of, with_attention
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.preparation.prepare import prepare
-from raffm_ray.runs.simulation import simulate, slow_precision
+from raffm_ray.runs.hints import slow_precision
+from raffm_ray.runs.simulation import simulate
 from raffm_ray.subnetworks.costs import costs_of
 
 SLOWER = 1.15
@@ -101,7 +102,7 @@ def test_a_run_says_which_attention_ran_and_auto_is_the_one_of_the_rule(out) -> 
 def test_the_attention_does_not_depend_on_the_processor(monkeypatch) -> None:
     found = []
     for fast in (True, False):
-        monkeypatch.setattr("raffm_ray.runs.simulation.fast_bfloat16", lambda fast=fast: fast)
+        monkeypatch.setattr("raffm_ray.runs.hints.fast_bfloat16", lambda fast=fast: fast)
         experiment = tiny_experiment(local={"precision": "bfloat16"})
         found.append((prepare(experiment).setup.architecture.attention, slow_precision(experiment)))
     (attention, nothing), (same, line) = found

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
-from raffm_ray.runs.telemetry import EXPORTED, LOST_WORKERS
+from raffm_ray.runs.loggers.telemetry import EXPORTED, LOST_WORKERS
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

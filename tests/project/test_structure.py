@@ -186,7 +186,7 @@ def test_only_the_pool_knows_ray_and_the_benchmark_without_it() -> None:
         "pool.ray_pool",
         "pool.ray_start",
         "cli.submit",
-        "runs.telemetry",
+        "runs.loggers.telemetry",
         "studies.ray_trials",
         "benchmarks.bare_ray",
     }

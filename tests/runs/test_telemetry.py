@@ -12,9 +12,9 @@ from conftest import tiny_experiment
 from raffm_ray.basics.errors import UserError
 from raffm_ray.pool.worker import Worker
 from raffm_ray.runs import simulation
+from raffm_ray.runs.loggers.telemetry import EXPORTED, LOST_WORKERS
 from raffm_ray.runs.recorder import RoundRow
 from raffm_ray.runs.simulation import simulate
-from raffm_ray.runs.telemetry import EXPORTED, LOST_WORKERS
 
 
 def samples(text: str, run: str) -> dict[str, dict[str, float]]:
@@ -49,12 +49,12 @@ def test_rounds_are_found_where_prometheus_reads_them(four_cores, tmp_path) -> N
 
 def test_rounds_are_exported_where_a_run_joins_a_cluster(monkeypatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("raffm_ray.runs.telemetry.exporting", lambda experiment, pool, on_round: asked.append(experiment.name))
+    monkeypatch.setattr("raffm_ray.runs.loggers.telemetry.exporting", lambda experiment, pool: asked.append(experiment.name))
     cases = {"alone": (None, ""), "joined": (None, "192.0.2.1:6379"), "never": (False, "192.0.2.1:6379"), "always": (True, "")}
     for name, (metrics, address) in cases.items():
         monkeypatch.setenv("RAY_ADDRESS", address)
         experiment = tiny_experiment(name=name, pool={"backend": "ray", "metrics": metrics})
-        simulation._exporting(experiment, None, lambda row: None)
+        simulation._exporting(experiment, None)
     assert asked == ["joined", "always"]
     with pytest.raises(UserError, match=r"pool: metrics: are Ray's, and backend is in_process"):
         tiny_experiment(pool={"metrics": True})

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ray.util.metrics import Counter, Gauge
 
 from raffm_ray.pool.worker_pool import Pool
-from raffm_ray.runs.loop import OnRound
+from raffm_ray.runs.callbacks import Callback
 from raffm_ray.runs.recorder import RoundRow
 from raffm_ray.settings.experiment import Experiment
 
@@ -70,8 +70,8 @@ def _known(values: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def exporting(experiment: Experiment, pool: Pool, on_round: OnRound) -> OnRound:
-    """`on_round`, and before it every round's metrics. Ray must be running in this process."""
+def exporting(experiment: Experiment, pool: Pool) -> Callback:
+    """Exports every round's metrics. Ray must be running in this process."""
     common = dict(zip(COMMON, (experiment.name, experiment.strategy.name), strict=True))
     made = {name: _made(name, one) for name, one in EXPORTED.items()}
     lost = Counter(LOST_WORKERS, description="actors that died or hung and were replaced", tag_keys=COMMON)
@@ -84,9 +84,8 @@ def exporting(experiment: Experiment, pool: Pool, on_round: OnRound) -> OnRound:
                 _tell(made[name], value, common | ({one.label: part} if one.label else {}))
         _tell(lost, pool.lost_workers - told, common)
         told = pool.lost_workers
-        on_round(row)
 
-    return export
+    return Callback(round=export)
 
 
 def _made(name: str, one: Exported) -> Any:
