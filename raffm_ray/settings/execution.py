@@ -19,9 +19,13 @@ def check_share(share: float) -> float:
 class PlacementSettings(Settings):
     """Workers that device types have of their own, on the nodes that the user chooses for them."""
 
-    labels: dict[str, str] = Field({}, description="Ray labels that the nodes must have, such as `ray.io/accelerator-type: H100`")
-    gpus_per_worker: float = Field(0.0, description="GPUs of each worker: 1/k, or a whole number; 0: a worker uses a CPU core")
-    workers: int | None = Field(None, ge=1, description="number of workers; default: as many as the nodes have room for")
+    labels: dict[str, str] = Field(
+        default={}, description="Ray labels that the nodes must have, such as `ray.io/accelerator-type: H100`"
+    )
+    gpus_per_worker: float = Field(
+        default=0.0, description="GPUs of each worker: 1/k, or a whole number; 0: a worker uses a CPU core"
+    )
+    workers: int | None = Field(default=None, ge=1, description="number of workers; default: as many as the nodes have room for")
 
     @model_validator(mode="after")
     def _share(self) -> "PlacementSettings":
@@ -33,42 +37,45 @@ class PoolSettings(Settings):
     """Where clients run. None of these changes a result except `block_clients` and `stack_clients`, which change how it is rounded."""
 
     backend: Literal["ray", "in_process"] = Field(
-        "ray", description="`ray`: workers are Ray actors; `in_process`: everything runs in one process"
+        default="ray", description="`ray`: workers are Ray actors; `in_process`: everything runs in one process"
     )
     workers: int | None = Field(
-        None, ge=1, description="number of workers; default: one for each core, or for each share of a GPU"
+        default=None, ge=1, description="number of workers; default: one for each core, or for each share of a GPU"
     )
     gpus_per_worker: float | Literal["auto"] = Field(
-        0.0,
+        default=0.0,
         description="GPUs of each worker: 1/k, or a whole number; `auto`: 1/k with the largest k for which the largest subnetwork fits k times into a GPU",
     )
-    gpu_memory_bytes: float | None = Field(None, gt=0, description="memory of a GPU for `auto`; default: what PyTorch reports")
+    gpu_memory_bytes: float | None = Field(
+        default=None, gt=0, description="memory of a GPU for `auto`; default: what PyTorch reports"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where workers compute; `auto`: on the GPU where they have a share of one, otherwise on the CPU"
+        default="auto",
+        description="where workers compute; `auto`: on the GPU where they have a share of one, otherwise on the CPU",
     )
     deterministic: bool = Field(
-        True,
+        default=True,
         description="whether a GPU may only use kernels that give the same bits every time; false: faster where it has others, and no result can be repeated to the bit",
     )
     block_clients: int | None = Field(
-        None, ge=1, description="clients that a worker is sent at once; default: a 64th of the round"
+        default=None, ge=1, description="clients that a worker is sent at once; default: a 64th of the round"
     )
     stack_clients: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="clients with the same subnetwork that are trained at once as one stacked module; default: 16 for small models, otherwise 1",
     )
-    attempts: int = Field(3, ge=1, description="how often a block of clients is tried when its worker dies or hangs")
+    attempts: int = Field(default=3, ge=1, description="how often a block of clients is tried when its worker dies or hangs")
     patience_seconds: float = Field(
-        300.0, gt=0, description="a block counts as hung when it takes this much longer than ten times the predicted time"
+        default=300.0, gt=0, description="a block counts as hung when it takes this much longer than ten times the predicted time"
     )
 
     metrics: bool | None = Field(
-        None,
+        default=None,
         description="whether each round is exported as metrics of Ray, for Prometheus; default: only on a cluster that the run joins",
     )
     placement: dict[str, PlacementSettings] = Field(
-        {}, description="mapping from a device type to the hardware that trains its clients; default: any hardware"
+        default={}, description="mapping from a device type to the hardware that trains its clients; default: any hardware"
     )
 
     @model_validator(mode="after")
@@ -83,5 +90,7 @@ class PoolSettings(Settings):
 class CheckpointSettings(Settings):
     """What an interrupted run goes on from. Nothing here changes a result."""
 
-    every: int = Field(1, ge=0, description="rounds between two checkpoints; 0: none, and an interrupted run begins again")
-    keep: int = Field(2, ge=1, description="how many of the newest checkpoints are kept; a finished run keeps one")
+    every: int = Field(
+        default=1, ge=0, description="rounds between two checkpoints; 0: none, and an interrupted run begins again"
+    )
+    keep: int = Field(default=2, ge=1, description="how many of the newest checkpoints are kept; a finished run keeps one")

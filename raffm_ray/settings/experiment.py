@@ -17,22 +17,26 @@ from raffm_ray.settings.task_and_model import ModelSettings, TaskSettings
 class ClientSettings(Settings):
     """Who there is and what they own."""
 
-    count: int = Field(100, ge=1, description="number of registered clients")
-    per_round: int = Field(10, ge=1, description="number of clients drawn for a round")
+    count: int = Field(default=100, ge=1, description="number of registered clients")
+    per_round: int = Field(default=10, ge=1, description="number of clients drawn for a round")
     partition: str = Field(
-        "dirichlet_by_class",
+        default="dirichlet_by_class",
         description="how examples are divided over clients: `iid`, `dirichlet_by_class`, `dirichlet_by_client`, `shards`, `quantity_skew`, "
         "`k_shot` or `natural`, where a client owns the examples with one value of the column `task.columns.group`",
     )
     alpha: float = Field(
-        0.5,
+        default=0.5,
         ge=1e-4,
         description="concentration of the two Dirichlet partitions and of `quantity_skew`; a smaller value is more unequal",
     )
     shards: int = Field(
-        2, ge=1, description="for the partition `shards`: how many pieces of the examples, sorted by class, each client owns"
+        default=2,
+        ge=1,
+        description="for the partition `shards`: how many pieces of the examples, sorted by class, each client owns",
     )
-    shots: int = Field(1, ge=1, description="for the partition `k_shot`: how many examples of every class each client owns")
+    shots: int = Field(
+        default=1, ge=1, description="for the partition `k_shot`: how many examples of every class each client owns"
+    )
 
     @model_validator(mode="after")
     def _enough(self) -> "ClientSettings":
@@ -45,49 +49,53 @@ class LocalSettings(Settings):
     """A client's training."""
 
     optimizer: str = Field(
-        "adamw", description="optimizer of a client: one of raffm_ray.subnetworks.client_optimizers.OPTIMIZERS"
+        default="adamw", description="optimizer of a client: one of raffm_ray.subnetworks.client_optimizers.OPTIMIZERS"
     )
     learning_rate: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="learning rate of a client; default: by the optimizer and the model, see raffm_ray.preparation.defaults; the run's config.yaml says which",
     )
     client_update: str = Field(
-        "standard",
+        default="standard",
         description="a client's training in a round as a whole: one of raffm_ray.clients.client_updates.CLIENT_UPDATES",
     )
-    schedule: Literal["constant", "cosine"] = Field("constant", description="how the learning rate changes over the rounds")
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="how the learning rate changes over the rounds"
+    )
     warmup_rounds: int | None = Field(
-        None,
+        default=None,
         ge=0,
         description="rounds in which the learning rate rises linearly to what `schedule` says; 0: it begins there; default: 2 for a pretrained model, else 0",
     )
-    weight_decay: float = Field(0.0, ge=0, description="weight decay of a client's optimizer; none for biases and norms")
-    batch_size: int = Field(16, ge=1, description="examples of a training step")
-    epochs: int = Field(1, ge=1, description="passes over a client's examples in a round")
-    steps: int | None = Field(None, ge=1, description="training steps in a round, instead of `epochs`; default: by `epochs`")
+    weight_decay: float = Field(default=0.0, ge=0, description="weight decay of a client's optimizer; none for biases and norms")
+    batch_size: int = Field(default=16, ge=1, description="examples of a training step")
+    epochs: int = Field(default=1, ge=1, description="passes over a client's examples in a round")
+    steps: int | None = Field(
+        default=None, ge=1, description="training steps in a round, instead of `epochs`; default: by `epochs`"
+    )
     clip: float | None = Field(
-        1.0, gt=0, description="largest L2 norm of the gradient; a longer one is scaled down; none: no limit"
+        default=1.0, gt=0, description="largest L2 norm of the gradient; a longer one is scaled down; none: no limit"
     )
     proximal: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="mu of FedProx: how strongly a client's parameters are pulled back to those that it received; 0: not at all",
     )
     crop_padding: int = Field(
-        0,
+        default=0,
         ge=0,
         description="pixels by which a client's images are padded on every side before a random part of their size is cut out, anew in every step; 0: not at all",
     )
     flip: bool = Field(
-        False, description="whether a client's images are mirrored left to right, each with probability 1/2 in every step"
+        default=False, description="whether a client's images are mirrored left to right, each with probability 1/2 in every step"
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32",
+        default="float32",
         description="precision of matrix products, also in evaluation; parameters, their gradients, the optimizer and all sums over clients are always float32",
     )
     attention: Literal["auto", "sdpa", "eager"] = Field(
-        "auto",
+        default="auto",
         description="how attention is computed: `sdpa` by PyTorch's fused kernels, `eager` by two matrix products and a softmax; `auto`: by a rule over "
         "device, precision, dropout and positions (raffm_ray.models.attention_choice)",
     )
@@ -97,20 +105,22 @@ class ServerSettings(Settings):
     """How the server moves the model towards a round's average."""
 
     optimizer: str = Field(
-        "sgd",
+        default="sgd",
         description="how the average of the updates is applied: an optimizer of raffm_ray.server.optimizers.SERVER_OPTIMIZERS",
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="learning rate of the server; default: 1 for `sgd` and `momentum`, 0.001 for `adam` and `yogi`"
+        default=None,
+        gt=0,
+        description="learning rate of the server; default: 1 for `sgd` and `momentum`, 0.001 for `adam` and `yogi`",
     )
-    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment, for `momentum`, `adam` and `yogi`")
-    beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment, for `adam` and `yogi`")
-    tau: float = Field(1e-3, gt=0, description="adaptivity of `adam` and `yogi`; a smaller value adapts more")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment, for `momentum`, `adam` and `yogi`")
+    beta2: float = Field(default=0.99, ge=0, lt=1, description="decay of the second moment, for `adam` and `yogi`")
+    tau: float = Field(default=1e-3, gt=0, description="adaptivity of `adam` and `yogi`; a smaller value adapts more")
     update_norm_bound: float | None = Field(
-        None, gt=0, description="largest L2 norm of a client's update that is accepted; default: no limit"
+        default=None, gt=0, description="largest L2 norm of a client's update that is accepted; default: no limit"
     )
     bad_updates: Literal["refuse", "stop"] = Field(
-        "refuse",
+        default="refuse",
         description="what happens to updates that are longer than that or not finite: `refuse` does not use them, `stop` ends the run",
     )
 
@@ -118,24 +128,24 @@ class ServerSettings(Settings):
 class EvaluationSettings(Settings):
     """When the full model and every device type's subnetwork are measured on the held-out part, and what the validation part decides."""
 
-    every: int = Field(5, ge=1, description="rounds between two evaluations; the last round is always evaluated")
-    batch_size: int = Field(256, ge=1, description="examples that are evaluated at once")
+    every: int = Field(default=5, ge=1, description="rounds between two evaluations; the last round is always evaluated")
+    batch_size: int = Field(default=256, ge=1, description="examples that are evaluated at once")
     patience: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="evaluations without improvement of the validation value after which the run stops; default: never",
     )
     keep_best: bool = Field(
-        False,
+        default=False,
         description="whether the run keeps the model of the round with the best validation value, instead of the last round",
     )
     watch: Literal["full_model", "worst", "mean"] = Field(
-        "mean",
+        default="mean",
         description="the validation value: of the full model (`full_model`), of the worst device type's subnetwork (`worst`), or the mean of the full model and all "
         "device types (`mean`)",
     )
     sizes: int = Field(
-        7,
+        default=7,
         ge=0,
         description="how many sizes between the smallest device type's subnetwork and the full model are measured at the end, although nobody trained them; 0: none",
     )
@@ -150,38 +160,44 @@ class ClockSettings(Settings):
     """Virtual time: who is available, how long a round waits, and what becomes of updates that come late."""
 
     deadline_seconds: float | None = Field(
-        None, gt=0, description="simulated seconds after which a round ends; default: it ends when all clients are done"
+        default=None, gt=0, description="simulated seconds after which a round ends; default: it ends when all clients are done"
     )
     over_selection: float = Field(
-        1.0,
+        default=1.0,
         ge=1,
         description="clients drawn for a round, as a multiple of `clients.per_round`; the round ends when `clients.per_round` of them have sent their updates",
     )
     late: str = Field(
-        "drop",
+        default="drop",
         description="what happens to an update that arrives after the end of its round: a policy of raffm_ray.server.clock.LATE_POLICIES",
     )
-    late_rounds: int = Field(2, ge=1, description="for the policy `accept`: the number of rounds that an update may be late")
+    late_rounds: int = Field(
+        default=2, ge=1, description="for the policy `accept`: the number of rounds that an update may be late"
+    )
     staleness: float = Field(
-        0.5,
+        default=0.5,
         ge=0,
         description="for the policy `accept`: the exponent a; an update that is s rounds late has (1 + s)^-a of its weight",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="probability that a client drops out of a round, at a random time in it")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="probability that a client drops out of a round, at a random time in it"
+    )
     availability: str = Field(
-        "always",
+        default="always",
         description="when clients are awake: a model of raffm_ray.devices.availability.AVAILABILITY; a client that falls asleep drops out",
     )
-    period_seconds: float = Field(86400.0, ge=1e-6, description="for `periodic`: length of the period in simulated seconds")
-    awake: float = Field(0.5, gt=0, le=1, description="for `periodic`: fraction of the period in which a client is awake")
+    period_seconds: float = Field(
+        default=86400.0, ge=1e-6, description="for `periodic`: length of the period in simulated seconds"
+    )
+    awake: float = Field(default=0.5, gt=0, le=1, description="for `periodic`: fraction of the period in which a client is awake")
     mean_on_seconds: float = Field(
-        3600.0, ge=1e-6, description="for `markov`: mean time that a client is awake, in simulated seconds"
+        default=3600.0, ge=1e-6, description="for `markov`: mean time that a client is awake, in simulated seconds"
     )
     mean_off_seconds: float = Field(
-        3600.0, ge=1e-6, description="for `markov`: mean time that a client is asleep, in simulated seconds"
+        default=3600.0, ge=1e-6, description="for `markov`: mean time that a client is asleep, in simulated seconds"
     )
     trace: str | None = Field(
-        None,
+        default=None,
         json_schema_extra=FILE,
         description="for `trace`: a Parquet file with the columns `client`, `start_seconds` and `end_seconds`, sorted; it repeats after its latest end",
     )
@@ -196,18 +212,20 @@ class ClockSettings(Settings):
 class Experiment(Settings):
     """Everything that a run's result depends on."""
 
-    name: str = Field("experiment", pattern=r"^[\w.-]+$", max_length=100, description="name in folders, tables and pictures")
-    seed: int = Field(
-        0, ge=0, description="seed of everything that is random, except what `task.split_seed` and `model.seed` name"
+    name: str = Field(
+        default="experiment", pattern=r"^[\w.-]+$", max_length=100, description="name in folders, tables and pictures"
     )
-    rounds: int = Field(40, ge=1, description="rounds of federated training")
+    seed: int = Field(
+        default=0, ge=0, description="seed of everything that is random, except what `task.split_seed` and `model.seed` name"
+    )
+    rounds: int = Field(default=40, ge=1, description="rounds of federated training")
     plugins: tuple[PluginSettings, ...] = Field(
-        (),
+        default=(),
         json_schema_extra=FILE,
         description="Python files and modules that add strategies, metrics and more to the tables, by their paths and names; see docs/how_to/add_your_own.md",
     )
     plugin_settings: dict[str, dict[str, Any]] = Field(
-        {},
+        default={},
         validate_default=True,
         description="mapping from a name that a plug-in declares to the plug-in's own settings",
     )
@@ -225,11 +243,11 @@ class Experiment(Settings):
     pool: PoolSettings = PoolSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     loggers: tuple[str, ...] = Field(
-        ("tensorboard",),
+        default=("tensorboard",),
         description="who is told of the run while it works: loggers of raffm_ray.runs.loggers.table.LOGGERS, such as `mlflow`; they change no result",
     )
     baselines: tuple[BaselineSettings, ...] = Field(
-        (),
+        default=(),
         description="strategies to compare with, on the same data, fleet, seed and rounds: names, or mappings of a `name`, a `label` and settings of `strategy`, such as "
         "{name: raffm, label: no prefixes, prefix: none}; `local` holds those of its local training that are not the experiment's",
     )

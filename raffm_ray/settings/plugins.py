@@ -25,7 +25,7 @@ class PluginSettings(Settings):
     """Python code that adds rows to tables; written as its name alone where the digest is not known yet."""
 
     name: str = Field(min_length=1, description="path of a Python file, or name of a module that can be imported")
-    sha256: str | None = Field(None, description="digest of its source; a run's config.yaml says it")
+    sha256: str | None = Field(default=None, description="digest of its source; a run's config.yaml says it")
 
     @model_validator(mode="before")
     @classmethod

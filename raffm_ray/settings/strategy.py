@@ -10,28 +10,28 @@ from raffm_ray.settings.base import Settings
 class StrategySettings(Settings):
     """Who trains which plan."""
 
-    name: str = Field("raffm", description="a strategy of raffm_ray.server.strategies.STRATEGIES")
+    name: str = Field(default="raffm", description="a strategy of raffm_ray.server.strategies.STRATEGIES")
     prefix: Literal["default", "none", "smallest", "random", "one"] = Field(
-        "default",
+        default="default",
         description="which smaller prefix of its subnetwork a client also trains in each step; `default`: what the strategy says",
     )
     aggregation: str = Field(
-        "default",
+        default="default",
         description="how the sum of updates becomes an average: a rule of raffm_ray.server.aggregation.AGGREGATION_RULES; `default`: what the strategy says",
     )
     client_weight: Literal["default", "examples", "equal"] = Field(
-        "default",
+        default="default",
         description="weight of a client in the average: its number of `examples`, or `equal`; `default`: what the strategy says",
     )
     distill: float | None = Field(
-        None,
+        default=None,
         ge=0,
         le=1,
         description="fraction of a prefix's loss that compares it with the soft outputs of the client's whole subnetwork, instead of the labels; default: what the strategy says",
     )
-    temperature: float = Field(1.0, gt=0, description="temperature of the soft outputs")
+    temperature: float = Field(default=1.0, gt=0, description="temperature of the soft outputs")
     own: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="parameters of which every device type's size has its own copy: kinds of raffm_ray.subnetworks.size_specific.SIZE_SPECIFIC",
     )
 
@@ -44,14 +44,18 @@ class BaselineSettings(StrategySettings):
     """
 
     label: str | None = Field(
-        None,
+        default=None,
         pattern=r"^\w[\w .+-]*$",
         max_length=60,
         description="name in tables, pictures and folders; default: the strategy's name",
     )
-    rounds: int | None = Field(None, ge=1, description="rounds of its training; default: the experiment's")
-    local: dict[str, Any] = Field({}, description="settings of `local` that are this one's own, such as {learning_rate: 0.01}")
-    server: dict[str, Any] = Field({}, description="settings of `server` that are this one's own, such as {optimizer: momentum}")
+    rounds: int | None = Field(default=None, ge=1, description="rounds of its training; default: the experiment's")
+    local: dict[str, Any] = Field(
+        default={}, description="settings of `local` that are this one's own, such as {learning_rate: 0.01}"
+    )
+    server: dict[str, Any] = Field(
+        default={}, description="settings of `server` that are this one's own, such as {optimizer: momentum}"
+    )
 
     @property
     def shown(self) -> str:

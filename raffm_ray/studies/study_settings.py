@@ -38,11 +38,11 @@ DATABASES: Mapping[str, str] = {"sqlite": "", "postgresql": "postgresql", "mysql
 class Study(Settings):
     """What is searched, for what, and how."""
 
-    name: str = Field("study", pattern=r"^[\w.-]+$", description="name of the study; default: the name of the file")
+    name: str = Field(default="study", pattern=r"^[\w.-]+$", description="name of the study; default: the name of the file")
     experiment: str | dict[str, Any] = Field(
         description="the configuration of every trial: a YAML file, relative to the folder of this one, or its content"
     )
-    settings: dict[str, Any] = Field({}, description="settings in which all trials differ from `experiment`")
+    settings: dict[str, Any] = Field(default={}, description="settings in which all trials differ from `experiment`")
     space: dict[str, Any] = Field(
         min_length=1,
         description="mapping from the dotted name of a setting to a list of choices, or to a range with `low`, `high`, and optionally `step` and `log`",
@@ -52,34 +52,37 @@ class Study(Settings):
         description="one or several of `full_model`, `worst_device_type`, `curve_area`, `bytes`, `simulated_seconds`, `energy_joules`",
     )
     constraints: tuple[str, ...] = Field(
-        (), description="conditions that a trial has to meet, such as `worst_device_type >= 0.85` and `bytes <= 2e8`"
+        default=(), description="conditions that a trial has to meet, such as `worst_device_type >= 0.85` and `bytes <= 2e8`"
     )
-    trials: int = Field(30, ge=1, description="number of trials; a trial that was interrupted is started again and counts once")
+    trials: int = Field(
+        default=30, ge=1, description="number of trials; a trial that was interrupted is started again and counts once"
+    )
     parallel: int = Field(
-        1,
+        default=1,
         ge=1,
         description="trials that run at the same time, each on one core; 1: one after the other, each with the pool of the experiment",
     )
     seeds: tuple[int, ...] = Field(
-        (0,), min_length=1, description="seeds with which every trial is run; its values are means over them"
+        default=(0,), min_length=1, description="seeds with which every trial is run; its values are means over them"
     )
-    seed: int = Field(0, ge=0, description="seed of the sampler")
+    seed: int = Field(default=0, ge=0, description="seed of the sampler")
     metric_share: float = Field(
-        0.99,
+        default=0.99,
         gt=0,
         le=1,
         description="with several objectives, `best.yaml` is the trial of the front that is best in the others among those with at least this share of the best value of the first metric in `objectives` (at most 1 / share of it where less is better)",
     )
     storage: str | None = Field(
-        None,
+        default=None,
         description="where Optuna keeps the study, so that several machines work on it: `journal:FILE`, or a database such as `sqlite:///FILE` or `postgresql://...`; $NAME is replaced by the environment variable; default: a journal in the study's folder",
     )
-    sampler: dict[str, Any] = Field({"name": "TPESampler"}, description="name of a sampler of Optuna, and its arguments")
+    sampler: dict[str, Any] = Field(default={"name": "TPESampler"}, description="name of a sampler of Optuna, and its arguments")
     pruner: dict[str, Any] | None = Field(
-        None, description="name of a pruner of Optuna, and its arguments; only with one objective; default: no trial is pruned"
+        default=None,
+        description="name of a pruner of Optuna, and its arguments; only with one objective; default: no trial is pruned",
     )
     enqueue: tuple[dict[str, Any], ...] = Field(
-        (),
+        default=(),
         description="trials that are run first, as mappings from the dotted name of a setting to its value; settings that are left out have the experiment's value",
     )
 
