@@ -241,34 +241,36 @@ from raffm_ray import load, simulate
 simulate(load(sys.argv[1], sys.argv[3:]), sys.argv[2], on_round=lambda row: row.round == 2 and os.kill(os.getpid(), 9))
 """
 CHOSEN = {
-    "methods": (
-        METHODS,
-        ["--strategy.name", "in_turns", "--strategy.aggregation", "halfway", "--salience.metric", "upside_down"],
-    ),
-    "others": (OTHERS, ["--model.config.model_type", "own_vit", "--task.name", "shifted", "--local.client_update", "signs"]),
+    "strategy.name": "in_turns",
+    "strategy.prefix": "none",
+    "strategy.aggregation": "halfway",
+    "salience.metric": "upside_down",
+    "model.config.model_type": "own_vit",
+    "task.name": "shifted",
+    "local.client_update": "signs",
 }
 
 
-@pytest.fixture(params=CHOSEN)
-def own(request, work) -> tuple[str, str]:
-    """An experiment beside a file of at most 30 lines that is its plug-in; and what comes of it in one process."""
-    text, flags = CHOSEN[request.param]
-    assert len(text.strip().splitlines()) <= 30
-    name = f"experiments/{request.param}.yaml"
-    (work / "experiments" / f"{request.param}.py").write_text(text)
-    given = ["--plugins", f"[{work}/experiments/{request.param}.py]", "--strategy.prefix", "none", *flags]
-    experiment = load(work / "experiments" / "tiny.yaml", [*given, "--pool.backend", "in_process"])
+@pytest.fixture(scope="module")
+def own(work) -> tuple[str, str]:
+    """An experiment beside two plug-ins, files of at most 30 lines; and what comes of it in one process."""
+    for name, text in (("methods.py", METHODS), ("others.py", OTHERS)):
+        assert len(text.strip().splitlines()) <= 30
+        (work / "experiments" / name).write_text(text)
+    flags = [word for key, value in CHOSEN.items() for word in (f"--{key}", value)]
+    files = f"[{work}/experiments/methods.py, {work}/experiments/others.py]"
+    experiment = load(work / "experiments" / "tiny.yaml", [*flags, "--plugins", files, "--pool.backend", "in_process"])
     try:
-        sha256 = simulate(experiment, work / f"in-process-{request.param}")["params_sha256"]
+        sha256 = simulate(experiment, work / "in-process-own")["params_sha256"]
     finally:
         use([])
-    written = yaml.safe_load(dump(experiment)) | {"plugins": [f"{request.param}.py"]}
+    written = yaml.safe_load(dump(experiment)) | {"plugins": ["methods.py", "others.py"]}
     written["pool"]["backend"] = "ray"
-    (work / name).write_text(yaml.safe_dump(written))
-    return name, sha256
+    (work / "experiments" / "own.yaml").write_text(yaml.safe_dump(written))
+    return "experiments/own.yaml", sha256
 
 
-def test_a_plug_in_beside_an_experiment_travels_with_the_job(cluster, work, sha256, own, tmp_path) -> None:
+def test_plug_ins_beside_an_experiment_travel_with_the_job(cluster, work, sha256, own, tmp_path) -> None:
     name, expected = own
     assert expected != sha256  # control: it is used
     done = cluster.run("raffm-ray", "submit", name, "--address", cluster.dashboard, "--out", f"file:{tmp_path}/job")
@@ -276,7 +278,7 @@ def test_a_plug_in_beside_an_experiment_travels_with_the_job(cluster, work, sha2
     assert json.loads((tmp_path / "job" / "summary.json").read_text())["params_sha256"] == expected
 
 
-def test_a_run_of_a_plug_in_goes_on_after_kill_9(work, own, tmp_path) -> None:
+def test_a_run_of_plug_ins_goes_on_after_kill_9(work, own, tmp_path) -> None:
     name, expected = own
     run = tmp_path / "run"
     words = [name, str(run), "--pool.backend", "in_process"]

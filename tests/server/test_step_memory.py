@@ -41,7 +41,8 @@ def _measured(rule: str, optimizer: str) -> tuple[float, int, int, float | None]
     kept = []
     # What a process takes once, at its first step, is not the step's: the smaller of two.
     grown, how = min(
-        peak_growth(lambda: kept.append(step(old, averages(old, summed, covered, 3.0), covered, moments, settings))) for _ in range(2)
+        peak_growth(lambda: kept.append(step(old, averages(old, summed, covered, 3.0), covered, moments, settings)))
+        for _ in range(2)
     )
     counted, remembered = step_copies(rule, settings)
     return counted, remembered, len(moments), grown / old.nbytes if "reset" in how else None
