@@ -21,36 +21,33 @@ import os
 import tempfile
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from IPython.display import Image
 from transformers import AutoModelForImageClassification
 
 import raffm_ray
 
-ROUNDS, BACKEND = os.environ.get("NOTEBOOK_ROUNDS", "20"), os.environ.get("NOTEBOOK_BACKEND", "ray")
+ROUNDS, BACKEND = int(os.environ.get("NOTEBOOK_ROUNDS", "20")), os.environ.get("NOTEBOOK_BACKEND", "ray")
 experiments = next(folder / "experiments" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "experiments").is_dir())
 folder = Path(tempfile.mkdtemp())
 
 # %% [markdown]
-# An experiment is a YAML file. Any setting in it can be given as a flag instead, here as on the command line.
+# An experiment is a YAML file, or is built from keyword arguments (`raffm_ray.Experiment`). Here: the file, with a few other settings.
 
 # %%
-flags = ["--rounds", ROUNDS, "--baselines", "[]", "--local.learning_rate", "0.001", "--pool.backend", "in_process"]
-experiment = raffm_ray.load(experiments / "digits.yaml", flags)
+experiment = raffm_ray.load(experiments / "digits.yaml").with_settings(
+    rounds=ROUNDS, baselines=[], local={"learning_rate": 0.001}, pool={"backend": "in_process"}
+)
 experiment.fleet.budgets
 
 # %% [markdown]
-# Running is one call (the first one also pretrains the model, which is kept for the next). What it leaves is a folder, and a summary: here
-# the part of the parameters that each device type keeps, and its subnetwork's held-out accuracy before and after training.
+# Running is one call (the first one also pretrains the model, which is kept for the next). What it leaves is a folder, and an object that
+# shows the table of results: the full model and the subnetwork of every device type, before and after training.
 
 # %%
-summary = raffm_ray.simulate(
-    experiment, folder / "run", on_round=lambda row: row.metric and print(row.round, f"{row.metric:.3f}")
+run = raffm_ray.run(
+    experiment, folder / "run", on_round=lambda row: row.metric and print(row.round, f"{row.metric:.3f}"), quiet=True
 )
-{
-    name: tuple(round(one[key], 3) for key in ("params_fraction", "start", "metric"))
-    for name, one in summary["device_types"].items()
-}
+run
 
 # %% [markdown]
 # ## The report
@@ -58,8 +55,8 @@ summary = raffm_ray.simulate(
 # `report.html` is one file with everything in it; these are two of its pictures.
 
 # %%
-image, page = raffm_ray.write_report(folder / "run")
-Image(image, width=1100)
+page = run.report()
+Image(page.with_name("report.png"), width=1100)
 
 # %% [markdown]
 # Which heads and neurons each device type keeps, and how much of the training reached them:
@@ -70,21 +67,25 @@ Image(folder / "run" / "units.png", width=900)
 # %% [markdown]
 # ## The records
 #
-# Parquet, one row a client and round. Bytes are counted; seconds and joules are estimated from the device's data sheet.
+# Tables of pandas, one row a round, and one row a client and round. Bytes are counted; seconds and joules are estimated from the device's
+# data sheet.
 
 # %%
-rows = pq.read_table(folder / "run" / "clients").to_pylist()
-{key: rows[-1][key] for key in ("round", "client", "device", "examples", "loss", "bytes_up", "round_seconds", "energy_joules")}
+run.clients[["round", "client", "device", "examples", "loss", "bytes_up", "round_seconds", "energy_joules"]].tail(3)
+
+# %%
+run.rounds.set_index("round").filter(like="device_type_metrics").dropna()
 
 # %% [markdown]
 # ## The model
 #
-# A plain transformers checkpoint:
+# In any size, as a model of transformers. The full one is also a plain checkpoint in the folder:
 
 # %%
+small = run.model(budget={"layer_params": 0.35})
 model = AutoModelForImageClassification.from_pretrained(folder / "run" / "checkpoints" / "final")
-assert model.num_parameters() == summary["params"]
-type(model).__name__, model.num_parameters()
+assert model.num_parameters() == run.summary["params"]
+type(model).__name__, model.num_parameters(), small.num_parameters()
 
 # %% [markdown]
 # ## Again, elsewhere
@@ -92,7 +93,7 @@ type(model).__name__, model.num_parameters()
 # The folder holds its configuration. Run again, now on Ray with a worker for every core, it gives the same bits:
 
 # %%
-again = raffm_ray.load(folder / "run" / "config.yaml", ["--pool.backend", BACKEND])
-same = raffm_ray.simulate(again, folder / "again")["params_sha256"] == summary["params_sha256"]
+again = raffm_ray.load(folder / "run" / "config.yaml").with_settings(pool={"backend": BACKEND})
+same = raffm_ray.run(again, folder / "again", quiet=True).summary["params_sha256"] == run.summary["params_sha256"]
 assert same
 same

@@ -30,8 +30,8 @@ BACKEND = os.environ.get("NOTEBOOK_BACKEND", "ray")
 experiments = next(folder / "experiments" for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "experiments").is_dir())
 folder = Path(tempfile.mkdtemp())
 flags = ["--rounds", ROUNDS, "--baselines", "[]", "--local.learning_rate", "0.001", "--pool.backend", BACKEND]
-summary = raffm_ray.simulate(raffm_ray.load(experiments / "digits.yaml", flags), folder / "run")
-summary["full_model"]
+run = raffm_ray.run(raffm_ray.load(experiments / "digits.yaml", flags), folder / "run", quiet=True)
+run
 
 # %% [markdown]
 # A budget may be in parameters, bytes, multiply-accumulates, memory or milliseconds. Here: two fifths of the parameters, a size that

@@ -4,11 +4,12 @@ Everything that the commands do, from Python:
 
     import raffm_ray
 
-    experiment = raffm_ray.load("experiments/digits.yaml", ["--rounds", "20"])
-    summary = raffm_ray.simulate(experiment, "runs/mine", on_round=lambda row: print(row.round, row.metric))
-    raffm_ray.write_report("runs/mine")
-    raffm_ray.deploy("runs/mine", "small", {"layer_params": 0.35})
+    experiment = raffm_ray.load("experiments/digits.yaml").with_settings(rounds=20)
+    run = raffm_ray.run(experiment, "runs/mine", on_round=lambda row: print(row.round, row.metric))
+    run.summary["full_model"], run.clients.groupby("device")["bytes_up"].sum()
+    small = run.model(budget={"layer_params": 0.35})
 
+`Experiment` and its groups of settings, such as `TaskSettings`, are classes with keyword arguments; `ModelSettings.of` takes a fitted model.
 Decorators add to it, for example `@raffm_ray.strategy("mine")`; a file with such functions is a plug-in of an experiment.
 """
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from raffm_ray.data.partition import PARTITIONS
     from raffm_ray.data.tasks import TASKS
     from raffm_ray.deployment.deploy import deploy
+    from raffm_ray.deployment.finished_run import Run, run
     from raffm_ray.deployment.model_folder import ExportFormats
     from raffm_ray.deployment.supernet import open_supernet
     from raffm_ray.devices.availability import AVAILABILITY
@@ -39,8 +41,20 @@ if TYPE_CHECKING:
     from raffm_ray.server.aggregation import AGGREGATION_RULES
     from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
     from raffm_ray.server.strategies import STRATEGIES
-    from raffm_ray.settings.experiment import Experiment
+    from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
+    from raffm_ray.settings.execution import CheckpointSettings, PlacementSettings, PoolSettings
+    from raffm_ray.settings.experiment import (
+        ClientSettings,
+        ClockSettings,
+        EvaluationSettings,
+        Experiment,
+        LocalSettings,
+        ServerSettings,
+    )
     from raffm_ray.settings.loading import load, parse
+    from raffm_ray.settings.plugins import PluginSettings
+    from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
+    from raffm_ray.settings.task_and_model import ModelSettings, PretrainSettings, TaskSettings
     from raffm_ray.studies.comparison import compare
     from raffm_ray.studies.study import run_study
     from raffm_ray.studies.study_settings import Study, load_study
@@ -54,10 +68,28 @@ if TYPE_CHECKING:
     strategy, task = STRATEGIES.add, TASKS.add
 
 _HOMES = {
+    "BaselineSettings": "settings.strategy",
     "Callback": "runs.callbacks",
+    "CheckpointSettings": "settings.execution",
+    "ClientSettings": "settings.experiment",
+    "ClockSettings": "settings.experiment",
+    "EvaluationSettings": "settings.experiment",
     "Experiment": "settings.experiment",
     "ExportFormats": "deployment.model_folder",
+    "ExtractionSettings": "settings.compression",
+    "FleetSettings": "settings.compression",
+    "LocalSettings": "settings.experiment",
+    "ModelSettings": "settings.task_and_model",
+    "PlacementSettings": "settings.execution",
+    "PluginSettings": "settings.plugins",
+    "PoolSettings": "settings.execution",
+    "PretrainSettings": "settings.task_and_model",
+    "Run": "deployment.finished_run",
+    "SalienceSettings": "settings.compression",
+    "ServerSettings": "settings.experiment",
+    "StrategySettings": "settings.strategy",
     "Study": "studies.study_settings",
+    "TaskSettings": "settings.task_and_model",
     "UserError": "basics.errors",
     "compare": "studies.comparison",
     "deploy": "deployment.deploy",
@@ -66,6 +98,7 @@ _HOMES = {
     "open_supernet": "deployment.supernet",
     "parse": "settings.loading",
     "resume": "runs.simulation",
+    "run": "deployment.finished_run",
     "run_study": "studies.study",
     "simulate": "runs.simulation",
     "write_comparison": "reports.multi_run_report",
@@ -94,10 +127,28 @@ _DECORATORS = {
 _RENAMED = {"Forms": "ExportFormats"}
 
 __all__ = [
+    "BaselineSettings",
     "Callback",
+    "CheckpointSettings",
+    "ClientSettings",
+    "ClockSettings",
+    "EvaluationSettings",
     "Experiment",
     "ExportFormats",
+    "ExtractionSettings",
+    "FleetSettings",
+    "LocalSettings",
+    "ModelSettings",
+    "PlacementSettings",
+    "PluginSettings",
+    "PoolSettings",
+    "PretrainSettings",
+    "Run",
+    "SalienceSettings",
+    "ServerSettings",
+    "StrategySettings",
     "Study",
+    "TaskSettings",
     "UserError",
     "__version__",
     "aggregation",
@@ -117,6 +168,7 @@ __all__ = [
     "partition",
     "plugin_settings",
     "resume",
+    "run",
     "run_study",
     "salience",
     "server_optimizer",

@@ -6,6 +6,7 @@ Open to other packages:
 - `command`: `raffm-ray deploy`
 - `options`: what can be asked of it
 - `model_folder`: a folder that loads on its own
+- `finished_run`: starts a run from Python; its records, report and model as one object
 - `supernet`: one file of which every beginning is a subnetwork
 
 Used inside only:
@@ -24,4 +25,4 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`
 Start reading at `deploy`.
 """
 
-__all__ = ["command", "deploy", "model_folder", "options", "supernet"]
+__all__ = ["command", "deploy", "finished_run", "model_folder", "options", "supernet"]

@@ -56,9 +56,18 @@ def read_record(path: Path) -> list[dict[str, Any]]:
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
     """A run's round records, in order. Raises UserError when there are none or one is damaged."""
-    files = sorted((folder / "rounds").glob("*.parquet"))
+    return _records(folder, "rounds")
+
+
+def read_clients(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's clients, in the order of rounds and clients. Raises UserError when there are none or one is damaged."""
+    return _records(folder, "clients")
+
+
+def _records(folder: Path, part: str) -> list[dict[str, Any]]:
+    files = sorted((folder / part).glob("*.parquet"))
     if not files:
-        raise UserError(f"{folder}: no finished run here (rounds/ holds no records){how_to_resume(folder)}")
+        raise UserError(f"{folder}: no finished run here ({part}/ holds no records){how_to_resume(folder)}")
     rows: list[dict[str, Any]] = []
     for file in files:
         try:

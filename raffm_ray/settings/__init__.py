@@ -16,6 +16,7 @@ Open to other packages:
 Used inside only:
 
 - `compression`: settings of budgets, and of how parameters are ranked and cut
+- `model_objects`: keeps a fitted model as a folder
 
 Imports `basics`.
 

@@ -1,5 +1,6 @@
 """The experiment: every setting, typed, frozen, validated."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -210,7 +211,17 @@ class ClockSettings(Settings):
 
 
 class Experiment(Settings):
-    """Everything that a run's result depends on."""
+    """Everything that a run's result depends on.
+
+    >>> import raffm_ray
+    >>> experiment = raffm_ray.Experiment(
+    ...     model=raffm_ray.ModelSettings(pretrained="all-MiniLM-L6-v2"),
+    ...     task=raffm_ray.TaskSettings(name="text_classification", data="reviews.csv"),
+    ...     clients=raffm_ray.ClientSettings(count=20, per_round=5),
+    ... )
+    >>> experiment.rounds
+    40
+    """
 
     name: str = Field(
         default="experiment", pattern=r"^[\w.-]+$", max_length=100, description="name in folders, tables and pictures"
@@ -264,7 +275,26 @@ class Experiment(Settings):
             raise ValueError("every logger once")
         return given
 
+    def with_settings(self, **changes: Any) -> "Experiment":
+        """The same experiment with other settings, checked anew. A group of settings may be given as a mapping of those that change.
+
+        >>> import raffm_ray
+        >>> experiment = raffm_ray.Experiment(model=raffm_ray.ModelSettings(config={"model_type": "vit"}))
+        >>> longer = experiment.with_settings(rounds=100, local={"epochs": 2})
+        >>> longer.rounds, longer.local.epochs, longer.local.batch_size
+        (100, 2, 16)
+        """
+        return Experiment.model_validate(_changed(self, changes))
+
     @property
     def model_seed(self) -> int:
         """Seed of the starting model: `model.seed`, else the run's."""
         return self.seed if self.model.seed is None else self.model.seed
+
+
+def _changed(settings: Settings, changes: Mapping[str, Any]) -> dict[str, Any]:
+    values = settings.model_dump(exclude_unset=True)
+    for key, change in changes.items():
+        now = getattr(settings, key, None)
+        values[key] = _changed(now, change) if isinstance(now, Settings) and isinstance(change, Mapping) else change
+    return values

@@ -98,6 +98,11 @@ def parse(values: Mapping[str, Any], plugins: Sequence[str] = ()) -> Experiment:
     return _validated(with_plugins(absolute(values, Path.cwd()), plugins))
 
 
+def resolved(experiment: Experiment) -> Experiment:
+    """An experiment as `parse` would have read it: its paths absolute, its plug-ins imported. Raises UserError as `parse`."""
+    return parse(experiment.model_dump(mode="json", exclude_unset=True))
+
+
 def _validated(values: Mapping[str, Any]) -> Experiment:
     try:
         return Experiment.model_validate(dict(values))

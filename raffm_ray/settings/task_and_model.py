@@ -1,10 +1,12 @@
 """Settings of the data, and of the model that is trained on it."""
 
+import os
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raffm_ray.settings.base import DATA, MODEL, ClassWeights, Settings
+from raffm_ray.settings.model_objects import kept_model
 
 
 class TaskSettings(Settings):
@@ -136,8 +138,29 @@ class ModelSettings(Settings):
     )
     pretrain: PretrainSettings = Field(default=PretrainSettings(), description="pretraining on the public examples")
 
+    @field_validator("pretrained", "tokenizer", mode="before")
+    @classmethod
+    def _folder(cls, given: Any) -> Any:
+        return os.fspath(given) if isinstance(given, os.PathLike) else given
+
     @model_validator(mode="after")
     def _source(self) -> "ModelSettings":
         if not self.pretrained and "model_type" not in self.config:
             raise ValueError("needs `pretrained`, or `config` with a `model_type`")
         return self
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any = None, **others: Any) -> "ModelSettings":
+        """Settings of a model that was fitted in this process: a `PreTrainedModel` of transformers. `tokenizer`: of a model of texts;
+        `others`: further settings.
+
+        The model is saved in the folder `models` of the cache, which a run needs to go on. Raises UserError for what is no such model.
+
+        >>> import raffm_ray
+        >>> from transformers import ViTConfig, ViTForImageClassification
+        >>> small = ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=48, image_size=8, patch_size=4)
+        >>> settings = raffm_ray.ModelSettings.of(ViTForImageClassification(small), new_head=True)
+        >>> settings.new_head
+        True
+        """
+        return cls(pretrained=kept_model(model, tokenizer), **others)

@@ -83,11 +83,13 @@ def test_the_examples_of_all_tables_run_as_one_plug_in(tmp_path) -> None:
         "task.public": "40",
         "clients.partition": "every_tenth",
         "clock.availability": "even_clients",
+        "loggers": "[lines]",
     }
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({**values, "plugins": ["my_method.py"]}))
     flags = [word for name, value in chosen.items() for word in (f"--{name}", value)]
     summary = raffm_ray.simulate(raffm_ray.load(tmp_path / "own.yaml", flags), tmp_path / "run")
     assert summary["metric"] == "error"
+    assert [line.split()[0] for line in (tmp_path / "run" / "lines.txt").read_text().splitlines()] == ["0", "1"]
     assert all(client % 2 == 0 for client in pq.read_table(tmp_path / "run" / "clients")["client"].to_pylist())
     use([])
 
