@@ -4,8 +4,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from warnings import warn
+
+from rich.console import Console
 
 from raffm_ray.basics.errors import in_short
 from raffm_ray.runs.recorder import RoundRow
@@ -63,7 +67,7 @@ class Listeners:
 
     callbacks: Sequence[Callback] = ()
     loggers: Mapping[str, Opener] = field(default_factory=dict)
-    tell: Callable[[str], None] = ignore
+    tell: Callable[[str], object] = warn
     started: bool = False
     _open: dict[str, Callback] = field(default_factory=dict)
 
@@ -111,6 +115,11 @@ class Listeners:
             self._open.pop(name, None)
             told = f"{type(error).__name__}: {in_short(error)}"
             self.tell(f"note: loggers: {name} failed, and is told nothing more of this run, which goes on: {told}")
+
+
+def told_of_failures(console: Console) -> Callable[[str], object]:
+    """What tells of a logger that failed: the console, or a warning where that shows nothing."""
+    return warn if console.quiet else partial(console.print, highlight=False, soft_wrap=True)
 
 
 def _checked(given: object) -> Callback:

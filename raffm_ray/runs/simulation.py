@@ -21,7 +21,7 @@ from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.run_forecast import RunForecast
 from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters
 from raffm_ray.runs import checkpoint
-from raffm_ray.runs.callbacks import Callback, Listeners, OnRound, Report, StartedRun
+from raffm_ray.runs.callbacks import Callback, Listeners, OnRound, Report, StartedRun, told_of_failures
 from raffm_ray.runs.extending import check_longer, extend, is_extended
 from raffm_ray.runs.hints import slow_precision
 from raffm_ray.runs.loggers.table import chosen_loggers
@@ -49,7 +49,7 @@ def completed(
         return read_summary(folder)
     experiment, tell = prepared.setup.experiment, _teller(environment.console)
     if environment.listeners is None:
-        listeners = Listeners((), chosen_loggers(experiment), tell)
+        listeners = Listeners((), chosen_loggers(experiment), told_of_failures(environment.console))
         with listeners.watching():
             summary = completed(prepared, start, folder, replace(environment, listeners=listeners), recorder)
             listeners.end(summary)
@@ -240,7 +240,8 @@ def _run_all(ready: _Ready, folder: Path, environment: Environment, recorder: Re
             told.mirror.try_to_save(folder, tell)
 
     def listeners(one: Prepared, callbacks: Sequence[Callback]) -> Listeners:
-        return Listeners((Callback(round=copy), *callbacks), chosen_loggers(one.setup.experiment), tell)
+        failed = told_of_failures(environment.console)
+        return Listeners((Callback(round=copy), *callbacks), chosen_loggers(one.setup.experiment), failed)
 
     recorder = recorder or _extended(folder, experiment, tell, save)
     own = listeners(ready.prepared, (*_exporting(experiment, environment.pool), *told.callbacks))

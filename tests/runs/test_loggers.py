@@ -122,8 +122,9 @@ def test_control_without_a_copy_a_logger_would_change_the_run(rows, monkeypatch)
     for copied, left in ((None, True), (lambda told: told, False)):
         if copied:
             monkeypatch.setattr("raffm_ray.runs.callbacks.deepcopy", copied)
-        listeners = Listeners(loggers={"one": lambda run: Callback(round=clear)})
-        listeners.start(StartedRun(Path(), tiny_experiment()))
+        listeners = Listeners(loggers={"one": lambda run: Callback(round=clear), "none": lambda run: None})
+        with pytest.warns(UserWarning, match="loggers: none failed"):
+            listeners.start(StartedRun(Path(), tiny_experiment()))
         listeners.round(rows[2])
         assert bool(rows[2].device_type_metrics) is left
 
