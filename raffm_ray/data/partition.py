@@ -195,7 +195,7 @@ def partition(
     `labels`: [examples], what the partition goes by: classes, or groups for `natural`; `own`: settings of plug-ins. Raises UserError when there are more clients
     than examples, or the partition cannot be met.
     """
-    deal = PARTITIONS.chosen(settings.partition, own or {}, "clients.partition").deal
+    deal = PARTITIONS.chosen(str(settings.partition), own or {}, "clients.partition").deal
     if settings.count > len(labels):
         raise UserError(f"clients.count: {settings.count} clients cannot share {len(labels)} examples")
     owner = deal(labels, settings, rng)
