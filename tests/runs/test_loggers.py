@@ -5,6 +5,7 @@ import json
 import re
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,8 @@ def stored(content: bytes) -> Iterator[bytes]:
         if 32768 - position % 32768 < 7:
             position += 32768 - position % 32768
         length, kind = struct.unpack_from("<HB", content, position + 4)
+        if position + 7 + length > len(content):
+            return
         parts += content[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or the last of several
@@ -186,7 +189,11 @@ def test_wandb_keeps_a_run_offline_that_was_interrupted(folder, rows, tmp_path, 
     callback.end(read_summary(folder))
     check_no_links(place)
     (file,) = place.glob("wandb/*/*.wandb")
-    records = [wandb_internal_pb2.Record.FromString(data) for data in stored(file.read_bytes())]
+    records, end = list[Any](), time.monotonic() + 60
+    while not any(record.WhichOneof("record_type") == "exit" for record in records):  # another process writes it
+        assert time.monotonic() < end
+        time.sleep(0.05)
+        records = [wandb_internal_pb2.Record.FromString(data) for data in stored(file.read_bytes())]
     history = [
         {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
         for record in records
