@@ -90,10 +90,11 @@ type(model).__name__, model.num_parameters(), small.num_parameters()
 # %% [markdown]
 # ## Again, elsewhere
 #
-# The folder holds its configuration. Run again, now on Ray with a worker for every core, it gives the same bits:
+# The folder holds its configuration. Run again, now on Ray with a worker for every core, it gives the same bits (`simulate` is the run alone,
+# without its report):
 
 # %%
 again = raffm_ray.load(folder / "run" / "config.yaml").with_settings(pool={"backend": BACKEND})
-same = raffm_ray.run(again, folder / "again", quiet=True).summary["params_sha256"] == run.summary["params_sha256"]
+same = raffm_ray.simulate(again, folder / "again")["params_sha256"] == run.summary["params_sha256"]
 assert same
 same
