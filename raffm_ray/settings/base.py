@@ -1,5 +1,6 @@
 """The base class of all settings, types that they have, and what marks those that name a place."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -9,6 +10,15 @@ class Settings(BaseModel):
     """Frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def changed_values(settings: Settings, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that were given, nested, with changes; a mapping changes a group of settings, and replaces all else."""
+    values = settings.model_dump(exclude_unset=True)
+    for key, change in changes.items():
+        now = getattr(settings, key, None)
+        values[key] = changed_values(now, change) if isinstance(now, Settings) and isinstance(change, Mapping) else change
+    return values
 
 
 def _weights_by_name(value: Any) -> Any:

@@ -1,12 +1,11 @@
 """The experiment: every setting, typed, frozen, validated."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from raffm_ray.basics.registry import own_settings
-from raffm_ray.settings.base import FILE, Settings
+from raffm_ray.settings.base import FILE, Settings, changed_values
 from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
 from raffm_ray.settings.execution import CheckpointSettings, PoolSettings
 from raffm_ray.settings.former_values import PRESENT_VALUES
@@ -280,22 +279,13 @@ class Experiment(Settings):
         """The same experiment with other settings, checked anew. A group of settings may be given as a mapping of those that change.
 
         >>> import raffm_ray
-        >>> experiment = raffm_ray.Experiment(model=raffm_ray.ModelSettings(config={"model_type": "vit"}))
-        >>> longer = experiment.with_settings(rounds=100, local={"epochs": 2})
-        >>> longer.rounds, longer.local.epochs, longer.local.batch_size
-        (100, 2, 16)
+        >>> short = raffm_ray.Experiment(model=raffm_ray.ModelSettings(config={"model_type": "vit"}))
+        >>> short.with_settings(rounds=100, local={"epochs": 2}).local.batch_size
+        16
         """
-        return Experiment.model_validate(_changed(self, changes))
+        return Experiment.model_validate(changed_values(self, changes))
 
     @property
     def model_seed(self) -> int:
         """Seed of the starting model: `model.seed`, else the run's."""
         return self.seed if self.model.seed is None else self.model.seed
-
-
-def _changed(settings: Settings, changes: Mapping[str, Any]) -> dict[str, Any]:
-    values = settings.model_dump(exclude_unset=True)
-    for key, change in changes.items():
-        now = getattr(settings, key, None)
-        values[key] = _changed(now, change) if isinstance(now, Settings) and isinstance(change, Mapping) else change
-    return values
