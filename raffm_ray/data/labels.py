@@ -1,6 +1,7 @@
 """Labels of a data set: how many classes they are of, and what is odd about them."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -81,6 +82,10 @@ def label_count(kind: TaskType, name: str, classes: Sequence[str] | None, parts:
     return count
 
 
+def _form(name: str) -> str:
+    return " ".join(name.split()).casefold()
+
+
 def notes_on_classes(
     parts: Sequence[Examples], classes: Sequence[str] | None, numbers: Sequence[int] | None = None
 ) -> tuple[str, ...]:
@@ -93,6 +98,13 @@ def notes_on_classes(
     if numbers:
         told = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
         return (f"task: labels do not begin with 0: the model's {len(numbers)} classes are called {told}",)
+    alike = [
+        f"{first!r} and {second!r}"
+        for first, second in pairwise(sorted(classes or (), key=_form))
+        if _form(first) == _form(second)
+    ]
+    if alike:
+        return (f"task: classes that differ only in spaces or capitals are classes of their own: {', '.join(alike[:3])}",)
     missing = sorted(set(range(max(found, default=0))) - set(found)) if not classes else []
     if missing:
         told = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")

@@ -3,9 +3,12 @@
 import csv
 import json
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from glob import escape, has_magic
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,19 +91,19 @@ def splits_in(place: Place, subset: str | None) -> Splits:
     """
     where = place.where
     if where.is_file():
-        return _by_file({"train": [where]}, place)
+        return Splits({"train": partial(_files, [where], place)})
     if (where / "dataset_dict.json").is_file():
         return _saved({name: where / name for name in _saved_splits(where / "dataset_dict.json")}, place)
     if (where / "state.json").is_file() and (where / "dataset_info.json").is_file():
         return _saved({"train": where}, place)
     if subset is None and not _configured(where):
-        if found := _files_by_split(where) or _files_by_split(where / "data"):
-            return _by_file(found, place)
         folders = [one for one in sorted(where.iterdir()) if one.is_dir() and one.name in SPLITS]
-        if found := {one.name: files for one in folders if (files := _data_files(one))}:
-            return _by_file(found, place)
-        if "train" in {one.name for one in folders}:
-            return Splits({one.name: partial(_images, one, place) for one in folders})
+        by_folder = {one.name: files for one in folders if (files := _data_files(one))}
+        named = {**by_folder, **_files_by_split(where / "data"), **_files_by_split(where)}
+        images = {one.name: one for one in folders if one.name not in named}
+        if named or "train" in images:
+            readers = {name: partial(_images, folder, place) for name, folder in images.items()}
+            return Splits(readers | {name: partial(_files, files, place) for name, files in named.items()})
     if has_magic(str(where)) or any(map(_describes_images, where.glob("metadata.*"))):
         return in_memory(load(IMAGES, place, subset, data_dir=escape(str(where))))
     return in_memory(load(str(where), place, subset))
@@ -112,6 +115,7 @@ def load(name: str, place: Place, subset: str | None = None, **arguments: Any) -
 
     check_libraries_cache(datasets.config.HF_DATASETS_CACHE)
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(CRITICAL)  # what is wrong is said once, by us
     try:
         return datasets.load_dataset(name, subset, **arguments)
     except Exception as error:  # whatever the library raises for files that it cannot read and names that it cannot reach
@@ -121,6 +125,10 @@ def load(name: str, place: Place, subset: str | None = None, **arguments: Any) -
 def unreadable(place: Place, error: Exception) -> UserError:
     """What is said of data that a library cannot read."""
     told = in_short(error).replace(str(place.where), place.shown)
+    if isinstance(error, UnicodeDecodeError):
+        told += "; texts must be stored as UTF-8, or as UTF-16 that says so at its beginning"
+    if "corresponds to no data" in told:
+        told = "it has no rows"
     return UserError(f"task.data: {place.shown} cannot be read as a data set: {told}")
 
 
@@ -181,11 +189,6 @@ def _saved(folders: Mapping[str, Path], place: Place) -> Splits:
     return Splits({name: partial(read, name, folder) for name, folder in folders.items()})
 
 
-def _by_file(files: Mapping[str, Sequence[Path]], place: Place) -> Splits:
-    """Splits of files. Raises UserError, when a split is asked for, where its files are of several kinds."""
-    return Splits({name: partial(_files, chosen, place) for name, chosen in files.items()})
-
-
 def _files(files: Sequence[Path], place: Place) -> tuple[Any, Origin]:
     base = place.where if place.where.is_dir() else place.where.parent
 
@@ -208,23 +211,42 @@ def _table(files: Sequence[Path], place: Place) -> Any:
         if not one.is_file():
             raise UserError(f"task.data: {one}: not a file")
     arguments = _reading(endings[0], files[0], place)
-    return load(BUILDERS[endings[0]], place, data_files={"train": [escape(str(one)) for one in files]}, **arguments)["train"]
+    where = {"train": [escape(str(one)) for one in files]}
+    table = load(BUILDERS[endings[0]], place, data_files=where, **arguments)["train"]
+    if BUILDERS[endings[0]] != "json" or len(table) != len(files):
+        return table
+    fields = [name for name, feature in table.features.items() if _is_list_of_rows(feature)]
+    if len(fields) == 1:  # the rows are one field of an object, as in {"version": 1, "data": [...]}
+        return load("json", place, data_files=where, field=fields[0])["train"]
+    if all(isinstance(feature, dict) for feature in table.features.values()):
+        raise UserError(
+            f"task.data: {place.shown}: a table by columns, as pandas writes it unless told otherwise: write it by rows (orient='records')"
+        )
+    return table
+
+
+def _is_list_of_rows(feature: Any) -> bool:
+    return isinstance(getattr(feature, "feature", None), dict) or (
+        isinstance(feature, list) and len(feature) == 1 and isinstance(feature[0], dict)
+    )
 
 
 def _reading(kind: str, file: Path, place: Place) -> dict[str, Any]:
     """Arguments of the builder for files like this one."""
     if BUILDERS[kind] == "parquet":
-        features = _plain_features(file, place)
-        return {} if features is None else {"features": features}
+        return _plain_columns(file, place)
     if BUILDERS[kind] != "csv":
         return {}
     # Words like "null" or "N/A" are texts and names of classes, not missing values.
-    return {"keep_default_na": False, **({"sep": "\t"} if kind == ".tsv" else {})}
+    reading = {"keep_default_na": False, **({"sep": "\t"} if kind == ".tsv" else {})}
+    with file.open("rb") as opened:
+        return {**reading, "encoding": "utf-16"} if opened.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else reading
 
 
-def _plain_features(file: Path, place: Place) -> Any:
+def _plain_columns(file: Path, place: Place) -> dict[str, Any]:
     """The columns of a Parquet file as types that everything here reads, where it has others: views and large texts, dictionaries and decimals are
-    those of another writer for the same values. None where there is nothing to change. Raises UserError for a file that is not Parquet."""
+    those of another writer for the same values. Columns of types that `datasets` has not, such as maps, are left out. Nothing where there is
+    nothing to change. Raises UserError for a file that is not Parquet."""
     import datasets
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -234,9 +256,16 @@ def _plain_features(file: Path, place: Place) -> Any:
     except (OSError, pa.ArrowException) as error:
         raise unreadable(place, error) from None
     if b"huggingface" in (schema.metadata or {}):
-        return None  # the library wrote it, and knows its columns better
-    plain = pa.schema([pa.field(one.name, plain_type(one.type)) for one in schema])
-    return None if plain.types == schema.types else datasets.Features.from_arrow_schema(plain)
+        return {}  # the library wrote it, and knows its columns better
+    fields = []
+    for one in schema:
+        plain = pa.field(one.name, plain_type(one.type))
+        with suppress(ValueError, NotImplementedError, TypeError):
+            datasets.Features.from_arrow_schema(pa.schema([plain]))
+            fields.append(plain)
+    if [one.type for one in fields] == schema.types:
+        return {}
+    return {"columns": [one.name for one in fields], "features": datasets.Features.from_arrow_schema(pa.schema(fields))}
 
 
 def plain_type(kind: Any) -> Any:

@@ -46,6 +46,11 @@ class Rows:
         """A column by its name. Raises UserError that lists the columns that are there."""
         if name not in self.table.column_names:
             there = self.table.column_names
+            if len(there) == 1 and (found := [mark for mark in (";", "\t", "|") if mark in there[0]]):
+                raise UserError(
+                    f"task.columns.{role}: the data has one column, {there[0]!r}: its columns seem to be separated by {found[0]!r}, but those of a "
+                    ".csv file are by commas, and of a .tsv file by tabs"
+                )
             raise UserError(f"task.columns.{role}: the data has no column {name!r}{near_miss(name, there, listed=True)}")
         return self.table[name]
 
