@@ -37,9 +37,14 @@ def writable_cache() -> Path:
 
 
 def can_be_made(folder: Path) -> bool:
-    """Whether a folder is there and can be written to, or could be made. One that is not absolute would be a new one named `~`."""
-    nearest = next((one for one in (folder, *folder.parents) if one.exists()), None)
-    return folder.is_absolute() and nearest is not None and nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+    """Whether a folder is there and can be written to, or could be made; it is tried, in the nearest one that is there. One that is not
+    absolute would be a new one named `~`."""
+    nearest = next((one for one in (folder, *folder.parents) if one.exists()), folder)
+    try:
+        with TemporaryFile(dir=nearest):
+            return folder.is_absolute()
+    except OSError:
+        return False
 
 
 def lend_cache() -> None:
