@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from conftest import tiny_experiment
 from html_pages import data_of, lacks, of, rows_of
 
 from raffm_ray.basics.errors import UserError
+from raffm_ray.cli import commands
 from raffm_ray.cli.main import main as cli
 from raffm_ray.reports import comparison_picture, live
 from raffm_ray.reports.comparison_table import progress
@@ -352,3 +354,18 @@ def test_a_live_report_of_a_run_that_measured_nothing_waits(runs, tmp_path, caps
     ):
         assert cli(["report", *words]) == 2
         assert told in capsys.readouterr().err
+
+
+def test_the_report_of_an_unfinished_run_is_written_again_at_its_end(runs, tmp_path, monkeypatch) -> None:
+    """Control: one that was written after the end is not."""
+    shutil.copytree(runs["a0"], folder := tmp_path / "run")
+    made: list[Path] = []
+    monkeypatch.setattr("raffm_ray.reports.run_report.write_report", made.append)
+    page, summary = folder / "report.html", folder / "summary.json"
+    page.write_text("so far")
+    for written, again in ((1, [folder]), (3, [])):
+        made.clear()
+        os.utime(page, (written, written))
+        os.utime(summary, (2, 2))
+        commands._show(json.loads(summary.read_text()), folder)
+        assert made == again

@@ -341,26 +341,49 @@ def test_data_that_changed_is_refused_before_any_training(tmp_path, out, monkeyp
     assert outcome_of_files(out) == before
 
 
-def test_a_run_goes_on_with_its_files_in_another_place(tmp_path, out, monkeypatch) -> None:
+def pictures(folder: Path, changed: bool = False) -> Path:
+    rng = np.random.default_rng(0)
+    for row in range(60):
+        place = folder / "train" / "ab"[row % 2] / f"{row}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8) ^ np.uint8(changed and row == 7)).save(place)
+    return folder
+
+
+def test_a_run_goes_on_and_is_deployed_with_its_files_in_another_place(tmp_path, out, monkeypatch) -> None:
+    """Its data, of which one bit may not be another, and its profiles."""
     here, there = tmp_path / "profiles.yaml", tmp_path / "moved.yaml"
     text = (ROOT / "raffm_ray" / "devices" / "profiles.yaml").read_text()
     here.write_text(text)
     fleet = tiny_experiment().fleet.model_dump() | {"profiles": str(here)}
+    task = {"name": "image_classification", "data": str(pictures(tmp_path / "data")), "public": 10}
     finish = Recorder.finish
     monkeypatch.setattr(Recorder, "finish", lambda *_: (_ for _ in ()).throw(Interrupted))
     with pytest.raises(Interrupted):
-        simulate(tiny_experiment(**{**REALLY, "baselines": (), "fleet": fleet}), out)
+        simulate(tiny_experiment(**{**REALLY, "baselines": (), "fleet": fleet, "task": task}), out)
     here.rename(there)
-    with pytest.raises(UserError, match="profiles.yaml: no such file"):
-        resume(out)
-    changed = tmp_path / "changed.yaml"
-    laptop = text.index("memory_bytes:", text.index("laptop:"))
-    changed.write_text(f"{text[:laptop]}memory_bytes: 1.25e+9 #{text[laptop:]}")
-    with pytest.raises(UserError, match="fleet.profiles is not what it was when the run began"):
-        resume(out, ["--fleet.profiles", str(changed)])
-    monkeypatch.setattr(Recorder, "finish", finish)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    profiles, data = ["--fleet.profiles", "moved.yaml"], ["--task.data", str(tmp_path / "moved")]
+    changed = ["--task.data", str(pictures(tmp_path / "changed", changed=True))]
     monkeypatch.chdir(tmp_path)
-    assert resume(out, ["--fleet.profiles", "moved.yaml"])["rounds"] == 2
+    with pytest.raises(UserError, match="profiles.yaml: no such file"):
+        resume(out, data)
+    with pytest.raises(UserError, match="data: no such file or folder"):
+        resume(out, profiles)
+    with pytest.raises(UserError, match="task.data is not what it was when the run began"):
+        resume(out, [*profiles, *changed])
+    other = tmp_path / "other.yaml"
+    laptop = text.index("memory_bytes:", text.index("laptop:"))
+    other.write_text(f"{text[:laptop]}memory_bytes: 1.25e+9 #{text[laptop:]}")
+    with pytest.raises(UserError, match="fleet.profiles is not what it was when the run began"):
+        resume(out, [*data, "--fleet.profiles", str(other)])
+    monkeypatch.setattr(Recorder, "finish", finish)
+    assert resume(out, [*data, *profiles])["rounds"] == 2
+    with pytest.raises(UserError, match="data: no such file or folder"):
+        of_run(out, profiles)
+    with pytest.raises(UserError, match="task.data is not what it was when the run began"):
+        of_run(out, [*profiles, *changed])
+    assert of_run(out, [*profiles, *data]).state.round == 2
 
 
 def test_only_settings_that_change_no_result_may_be_others(copy, capsys) -> None:
@@ -418,13 +441,10 @@ def test_a_run_from_before_texts_were_joined_still_cuts_them(tmp_path) -> None:
 
 
 def test_a_run_that_is_not_finished_has_a_report_so_far_and_a_way_to_go_on(copy, capsys) -> None:
-    """It is written again at the end; a run that did not say when it began what it measures has none."""
-    page = copy / "report.html"
-    page.write_text("not finished")
+    """But one that did not say when it began what it measures has none."""
     assert runs_of(copy, unfinished=True)["raffm"][1]["unfinished"] == experiment_in(copy).rounds
     config = copy.parent / "tiny.yaml"
     config.write_text(dump(tiny_experiment()))
-    capsys.readouterr()
     assert cli(["run", str(config), "--out", str(copy)]) == 2
     assert f"nothing is overwritten; raffm-ray resume {copy} goes on" in capsys.readouterr().err
     (copy / START).unlink()
@@ -432,40 +452,6 @@ def test_a_run_that_is_not_finished_has_a_report_so_far_and_a_way_to_go_on(copy,
     told = capsys.readouterr().err
     assert f"{copy}: not finished, and start.json cannot be read" in told
     assert f"raffm-ray resume {copy} goes on" in told
-    assert cli(["resume", str(copy)]) == 0
-    assert "not finished" not in page.read_text()
-
-
-def pictures(folder: Path, changed: bool = False) -> str:
-    rng = np.random.default_rng(0)
-    for row in range(60):
-        place = folder / "train" / "ab"[row % 2] / f"{row}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8) ^ np.uint8(changed and row == 7)).save(place)
-    return str(folder)
-
-
-def test_a_run_goes_on_and_is_deployed_with_its_data_in_another_place(tmp_path, out, monkeypatch) -> None:
-    """Control: data in another place of which one bit is another."""
-    here, there = Path(pictures(tmp_path / "here")), tmp_path / "there"
-    finish = Recorder.finish
-    monkeypatch.setattr(Recorder, "finish", lambda *_: (_ for _ in ()).throw(Interrupted))
-    task = {"name": "image_classification", "data": str(here), "public": 10}
-    with pytest.raises(Interrupted):
-        simulate(tiny_experiment(**{**REALLY, "baselines": (), "task": task}), out)
-    monkeypatch.setattr(Recorder, "finish", finish)
-    here.rename(there)
-    changed = pictures(tmp_path / "changed", changed=True)
-    with pytest.raises(UserError, match="here: no such file or folder"):
-        resume(out)
-    with pytest.raises(UserError, match="task.data is not what it was when the run began"):
-        resume(out, ["--task.data", changed])
-    assert resume(out, ["--task.data", str(there)])["rounds"] == 2
-    with pytest.raises(UserError, match="here: no such file or folder"):
-        of_run(out)
-    with pytest.raises(UserError, match="task.data is not what it was when the run began"):
-        of_run(out, ["--task.data", changed])
-    assert of_run(out, ["--task.data", str(there)]).state.round == 2
 
 
 def started(arguments: list[str], mark: str = "") -> subprocess.Popen[str]:
