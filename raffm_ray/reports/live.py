@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from threading import Lock
 
 from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.files import check_path
 from raffm_ray.reports.page import Page, render
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.runs.reader import SUMMARY
@@ -82,6 +83,7 @@ def server_of(report: LiveReport, port: int = 0) -> ThreadingHTTPServer:
 
 def serve(folder: Path, plugins: Sequence[str], port: int, tell: Callable[[str], None]) -> None:
     """Serves a run's report until Ctrl-C. Raises UserError where there is no run, or the port is taken."""
+    check_path(folder)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: no run here (config.yaml is missing)")
     with server_of(LiveReport(folder, plugins), port) as server:

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from raffm_ray.basics.formatting import counted, human_bytes, magnitude, time_unit
 from raffm_ray.data.metrics import scaled, unit, worst
 from raffm_ray.reports.drawing import begins_at, plt, share_heights
-from raffm_ray.runs.reader import SUMMARY, read_so_far, read_summary
+from raffm_ray.runs.reader import is_unfinished, read_so_far, read_summary
 
 COLORS = (
     "#3b6fb6",
@@ -45,8 +45,7 @@ def style(position: int) -> dict[str, Any]:
 def runs_of(folder: Path, unfinished: bool = False) -> Runs:
     """The run itself and its baselines; an `unfinished` one, if that is wanted, as far as it came. Raises UserError as `read_summary`, and
     `read_so_far`."""
-    begun = unfinished and (folder / "config.yaml").is_file() and not (folder / SUMMARY).is_file()
-    summary = read_so_far(folder) if begun else read_summary(folder)
+    summary = read_so_far(folder) if unfinished and is_unfinished(folder) else read_summary(folder)
     runs = {str(summary["strategy"]): (folder, summary)}
     for name in summary.get("baselines", {}):
         runs[name] = (folder / "baselines" / name, read_summary(folder / "baselines" / name))

@@ -101,9 +101,15 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a run began here that has not ended. Raises UserError as `check_path`."""
+    check_path(folder)
+    return (folder / "config.yaml").is_file() and not (folder / SUMMARY).is_file()
+
+
 def metric_of(folder: Path) -> str | None:
     """The metric of a run, finished or not; None where its beginning does not say. Raises UserError as `read_summary`."""
-    if (folder / "config.yaml").is_file() and not (folder / SUMMARY).is_file():
+    if is_unfinished(folder):
         return str(read_start(folder)["metric"])
     return read_summary(folder).get("metric")
 
