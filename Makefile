@@ -6,12 +6,13 @@ RUN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PORT := 8000
 
-.PHONY: demo test test-clusters test-fast bench chaos leaks fuzz faults check lint types docs docs-serve clean help
+.PHONY: demo test test-all test-clusters test-fast bench chaos leaks fuzz faults check lint types docs docs-serve clean help
 
 help:
 	@echo "make demo    install and run the embedded default: 100 clients, five device types, a picture"
 	@echo "make test    install and run the tests: about ten minutes on two cores"
 	@echo "make test-clusters   the tests that start clusters, and kill them: about eight minutes"
+	@echo "make test-all   both, side by side: about a quarter of an hour"
 	@echo "make test-fast   the tests to run before every commit: at most two minutes"
 	@echo "make bench   the speed suite: about ten minutes on two cores, quiet ones"
 	@echo "make chaos   200 kills of actors, raylets and drivers, each with the same bits after it: about half an hour"
@@ -38,6 +39,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(RUN)/python tests/side_by_side.py
+
+test-all: $(STAMP)
+	$(RUN)/python tests/side_by_side.py --all
 
 test-clusters: $(STAMP)
 	OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(RUN)/python -m pytest --lane clusters
@@ -73,7 +77,7 @@ docs: $(STAMP)
 docs-serve: docs
 	$(RUN)/python -m http.server --bind 127.0.0.1 --directory docs/_build/html $(PORT)
 
-check: lint types docs test test-clusters
+check: lint types docs test-all
 
 clean:
 	rm -rf $(VENV) docs/_build docs/reference/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis

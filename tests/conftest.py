@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from PIL import Image
 from selection import (  # noqa: F401  # pytest finds its hooks here
     pytest_addoption,
     pytest_collection_modifyitems,
@@ -171,6 +172,24 @@ def tiny_experiment(**changes: Any) -> Experiment:
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["RAFFM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+DRAWN = ("reports", "test_phases.py", "test_study.py", "test_units.py")
+"""Folders and files whose tests look at pictures. In all others, and without the mark `drawn`, a figure is built but not painted."""
+
+
+@pytest.fixture(autouse=True)
+def _unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Painting a report's figures takes longer than most runs of these tests."""
+    if not set(DRAWN) & {request.path.name, request.path.parent.name} and "drawn" not in request.keywords:
+        monkeypatch.setattr("raffm_ray.reports.drawing.paint", _blank)
+
+
+def _blank(figure: Any, path: Path | str) -> None:
+    from raffm_ray.reports.drawing import DOTS_PER_INCH
+
+    width, height = (round(inches * DOTS_PER_INCH) for inches in figure.get_size_inches())
+    Image.new("RGB", (width, height), "white").save(path)
 
 
 @pytest.fixture(scope="session")

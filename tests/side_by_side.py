@@ -1,12 +1,13 @@
-"""`make test` and `make test-fast`: two runs of pytest side by side, which divide the test files between them (see selection.py).
+"""`make test`, `make test-all` and `make test-fast`: runs of pytest side by side, which divide the test files between them (see selection.py).
 
-Tests of files that start processes run one after the other in the first. Those of clusters, which mostly wait, are `make test-clusters`.
+Tests of files that start processes run one after the other beside the rest. With `--all`, those of clusters, which mostly wait, come before them.
 """
 
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
@@ -14,10 +15,10 @@ NOTHING_TO_RUN = 5
 """pytest's exit code where nothing of what was asked for is in that lane."""
 
 
-def _command(lane: str, place: Path) -> list[str]:
-    """Both keep what they remember and write in places of their own: pytest removes the folders of all but its last few runs."""
+def _command(lane: str, place: Path, words: Sequence[str]) -> list[str]:
+    """All keep what they remember and write in places of their own: pytest removes the folders of all but its last few runs."""
     own = [f"--share={place}", "-o", f"cache_dir=.pytest_cache/{lane}", "--basetemp", f"{place}-{lane}"]
-    return [sys.executable, "-m", "pytest", "--lane", lane, *own, *sys.argv[1:]]
+    return [sys.executable, "-m", "pytest", "--lane", lane, *own, *words]
 
 
 def main() -> int:
@@ -28,9 +29,11 @@ def main() -> int:
     with TemporaryDirectory(prefix="raffm-tests-") as folder, TemporaryFile("w+") as kept:
         place = Path(folder) / "begun"
         place.mkdir()
-        first, second = (_command(lane, place) for lane in ("alone", "processes"))
-        with subprocess.Popen(first, stdout=kept, stderr=subprocess.STDOUT, env=environment) as beside:
-            codes = [subprocess.run(second, env=environment, check=False).returncode]
+        words = sys.argv[1:]
+        lanes = ["clusters", "processes"] if "--all" in words else ["processes"]
+        words = [word for word in words if word != "--all"]
+        with subprocess.Popen(_command("alone", place, words), stdout=kept, stderr=subprocess.STDOUT, env=environment) as beside:
+            codes = [subprocess.run(_command(lane, place, words), env=environment, check=False).returncode for lane in lanes]
             codes.append(beside.wait())
         kept.seek(0)
         print(kept.read())

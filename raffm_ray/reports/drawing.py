@@ -45,12 +45,20 @@ def _make_literal(figure: Figure) -> None:
             text.set_parse_math(False)
 
 
+def paint(figure: Figure, path: Path | str) -> None:
+    """Lays a figure out and writes it."""
+    if engine := figure.get_layout_engine():  # matplotlib would draw everything once more only to have it done
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    figure.savefig(path, dpi=DOTS_PER_INCH)
+
+
 def save(figure: Figure, path: Path | str) -> None:
     """Writes a picture and closes it. Characters that no font has are said in one note on standard error, and are boxes in the picture."""
     _make_literal(figure)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        figure.savefig(path, dpi=DOTS_PER_INCH)
+        paint(figure, path)
     plt.close(figure)
     missing = {chr(int(found[1])) for one in told if (found := MISSING_GLYPH.search(str(one.message)))}
     if missing:

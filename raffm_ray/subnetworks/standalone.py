@@ -101,9 +101,10 @@ def _config_class(base: str) -> type[PretrainedConfig]:
             "__annotations__": annotations,
         },
     )
-    inner = AutoModel._model_mapping[stock]
-    # What some task heads build inside themselves, to be cut with them.
-    AutoModel._model_mapping.register(made, tuple(map(_inner, inner)) if isinstance(inner, list | tuple) else _inner(inner))
+    if stock in AutoModel._model_mapping:
+        # What some task heads build inside themselves, to be cut with them. A family of one's own need not have any.
+        inner = AutoModel._model_mapping[stock]
+        AutoModel._model_mapping.register(made, tuple(map(_inner, inner)) if isinstance(inner, list | tuple) else _inner(inner))
     for head, auto in HEADS.items():
         if stock in auto._model_mapping:
             models = auto._model_mapping[stock]

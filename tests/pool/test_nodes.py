@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import tiny_experiment
 from nodes import ROOT, Cluster, wait_for
 
-from raffm_ray.runs.simulation import simulate
+from raffm_ray.basics.plugins import use
+from raffm_ray.cli.main import main
+from raffm_ray.runs.simulation import resume, simulate
 from raffm_ray.settings.loading import dump, load
 
 ROUNDS = 5
@@ -181,6 +184,112 @@ def test_a_submitted_run_comes_back_as_a_report_and_keeps_its_bits_where_device_
     whole = cluster.folder / "raffm-ray-runs" / folder.name
     assert all((whole / name).read_bytes() == (folder / name).read_bytes() for name in ("report.html", "report.png"))
     assert (whole / "checkpoints" / "final" / "model.safetensors").is_file()
+
+
+METHODS = """
+import raffm_ray
+from raffm_ray.server.aggregation import damped_by_coverage
+from raffm_ray.server.strategies import STRATEGIES
+from raffm_ray.subnetworks.salience import METRICS
+
+@raffm_ray.strategy("in_turns", like="raffm", nested=False, prefix="none")
+def in_turns(view, budget, client):
+    return STRATEGIES["fedrolex" if view.round % 2 else "raffm"].train(view, budget, client)
+
+@raffm_ray.salience("upside_down")
+def upside_down(layout, parameters, statistics, rng):
+    return {axis: -score for axis, score in METRICS["l1"].score(layout, parameters, statistics, rng).items()}
+
+@raffm_ray.aggregation("halfway")
+def halfway(old, summed, covered, total):
+    return old + 0.5 * (damped_by_coverage(old, summed, covered, total) - old)
+"""
+OTHERS = """
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+import raffm_ray
+
+OwnConfig = type("OwnConfig", (ViTConfig,), {"model_type": "own_vit"})
+OwnModel = type("OwnModel", (ViTForImageClassification,), {"config_class": OwnConfig})
+AutoConfig.register("own_vit", OwnConfig, exist_ok=True)
+AutoModelForImageClassification.register(OwnConfig, OwnModel, exist_ok=True)
+
+@raffm_ray.family("own_vit", like="vit")
+def own_vit(config, head):
+    described = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+    return raffm_ray.models.architecture.FAMILIES["vit"].layout(ViTConfig(**described), head)
+
+@raffm_ray.task("shifted", kind="image_classification", ready=True)
+def shifted(settings, rng):
+    labels = rng.integers(10, size=400)
+    return {"pixel_values": rng.normal(size=(400, 1, 8, 8)) + labels[:, None, None, None] / 5, "labels": labels}
+
+@raffm_ray.client_update("signs")
+def signs(module, batches, given, training, rng, state):
+    optimizer = torch.optim.SGD([one for one in module.parameters() if one.requires_grad], lr=0.1)
+    for batch in batches:
+        loss = training.objective.loss(module(pixel_values=batch["pixel_values"]), batch["labels"], "mean")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item(), {name: 0.01 * (dict(module.named_parameters())[name].detach() - old).sign() for name, old in given.items()}
+"""
+KILLED = """
+import os, sys
+from raffm_ray import load, simulate
+simulate(load(sys.argv[1], sys.argv[3:]), sys.argv[2], on_round=lambda row: row.round == 2 and os.kill(os.getpid(), 9))
+"""
+CHOSEN = {
+    "strategy.name": "in_turns",
+    "strategy.prefix": "none",
+    "strategy.aggregation": "halfway",
+    "salience.metric": "upside_down",
+    "model.config.model_type": "own_vit",
+    "task.name": "shifted",
+    "local.client_update": "signs",
+}
+
+
+@pytest.fixture(scope="module")
+def own(work) -> tuple[str, str]:
+    """An experiment beside two plug-ins, files of at most 30 lines; and what comes of it in one process."""
+    for name, text in (("methods.py", METHODS), ("others.py", OTHERS)):
+        assert len(text.strip().splitlines()) <= 30
+        (work / "experiments" / name).write_text(text)
+    flags = [word for key, value in CHOSEN.items() for word in (f"--{key}", value)]
+    files = f"[{work}/experiments/methods.py, {work}/experiments/others.py]"
+    experiment = load(work / "experiments" / "tiny.yaml", [*flags, "--plugins", files, "--pool.backend", "in_process"])
+    try:
+        sha256 = simulate(experiment, work / "in-process-own")["params_sha256"]
+    finally:
+        use([])
+    written = yaml.safe_load(dump(experiment)) | {"plugins": ["methods.py", "others.py"]}
+    written["pool"]["backend"] = "ray"
+    (work / "experiments" / "own.yaml").write_text(yaml.safe_dump(written))
+    return "experiments/own.yaml", sha256
+
+
+def test_plug_ins_beside_an_experiment_travel_with_the_job(cluster, work, sha256, own, tmp_path) -> None:
+    name, expected = own
+    assert expected != sha256  # control: it is used
+    done = cluster.run("raffm-ray", "submit", name, "--address", cluster.dashboard, "--out", f"file:{tmp_path}/job")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "job" / "summary.json").read_text())["params_sha256"] == expected
+
+
+def test_a_run_of_plug_ins_goes_on_after_kill_9(work, own, tmp_path) -> None:
+    name, expected = own
+    run = tmp_path / "run"
+    words = [name, str(run), "--pool.backend", "in_process"]
+    assert subprocess.run([sys.executable, "-c", KILLED, *words], check=False, cwd=work).returncode == -signal.SIGKILL
+    assert not (run / "summary.json").exists()
+    try:
+        assert resume(run)["params_sha256"] == expected
+        assert main(["report", str(run)]) == 0
+        assert main(["deploy", str(run), "--budget", "layer_params=0.5", "--out", str(tmp_path / "small")]) == 0
+    finally:
+        use([])
 
 
 def test_ctrl_c_stops_the_job(cluster, work) -> None:
