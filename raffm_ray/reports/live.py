@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
+from time import monotonic
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import check_path
@@ -16,6 +17,8 @@ from raffm_ray.runs.reader import SUMMARY
 HERE = "127.0.0.1"
 RENEWED_SECONDS = 5
 """How often a browser asks for the page; it is made anew only where something was recorded."""
+MOST_OF_THE_TIME = 0.1
+"""What part of the time pages of an unfinished run are drawn at most: the run has the same cores."""
 
 
 class LiveReport:
@@ -23,18 +26,20 @@ class LiveReport:
 
     def __init__(self, folder: Path, plugins: Sequence[str] = ()) -> None:
         self._folder, self._plugins = folder, plugins
-        self._lock, self._state, self._page = Lock(), (-1, ""), b""
+        self._lock, self._state, self._page, self._rests_until = Lock(), (-1, False), b"", 0.0
 
     def page(self) -> bytes:
         """The page as HTML. A run of which nothing was measured yet has one that says so."""
         with self._lock:  # a browser may ask twice at once, and pictures are drawn one after the other
-            if (state := self._recorded()) != self._state or not self._page:
+            state, begun = self._recorded(), monotonic()
+            if state != self._state and (state[1] or begun >= self._rests_until):
                 self._page, self._state = self._rendered(), state
+                self._rests_until = monotonic() + (monotonic() - begun) * (1 / MOST_OF_THE_TIME - 1)
             return self._page
 
-    def _recorded(self) -> tuple[int, str]:
-        files = sorted((self._folder / "rounds").glob("*.parquet"))
-        return len(files), f"{files[-1].name if files else ''} {(self._folder / SUMMARY).is_file()}"
+    def _recorded(self) -> tuple[int, bool]:
+        """How many rounds are recorded, and whether the run is finished."""
+        return len(list((self._folder / "rounds").glob("*.parquet"))), (self._folder / SUMMARY).is_file()
 
     def _rendered(self) -> bytes:
         with TemporaryDirectory() as into:

@@ -313,7 +313,8 @@ def test_a_live_report_renews_itself_on_this_machine_alone(runs, tmp_path, monke
     monkeypatch.setattr(live, "write_report", write)
     folder = so_far(runs["a0"], tmp_path / "run", 1)
     before = sorted(path.name for path in folder.rglob("*"))
-    with live.server_of(live.LiveReport(folder)) as server:
+    report = live.LiveReport(folder)
+    with live.server_of(report) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"127.0.0.1:{server.server_port}"
 
@@ -330,6 +331,9 @@ def test_a_live_report_renews_itself_on_this_machine_alone(runs, tmp_path, monke
         assert sorted(path.name for path in folder.rglob("*")) == before
         record = next((runs["a0"] / "rounds").glob("*2.parquet"))
         shutil.copy(record, folder / "rounds")
+        report._rests_until = float("inf")
+        assert asked() == (200, "page 1"), "the run needs the cores"
+        report._rests_until = 0.0
         assert asked() == (200, "page 2")
         shutil.copy(runs["a0"] / "summary.json", folder)
         assert asked() == (200, "page 3")
