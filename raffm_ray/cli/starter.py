@@ -108,7 +108,7 @@ def _roles(kind: TaskType, found: Mapping[str, str], columns: Sequence[Column], 
 
 def _named(word: str) -> str:
     """A word as YAML, in quotes where that would read a number, a date or a truth value: 2024, no."""
-    return word if yaml.safe_load(word) == word else _quoted(word)
+    return word if word[:1].isalpha() and yaml.safe_load(word) == word else _quoted(word)
 
 
 def _quoted(value: str | float) -> str:
