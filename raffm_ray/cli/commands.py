@@ -285,7 +285,7 @@ def shares(
 
     prepared = prepare(experiment)
     label_distribution, devices = prepared.label_distribution, by_device(prepared.setup.device_types, prepared.setup.budgets)
-    title = f"{experiment.name}: {experiment.clients.partition}, {experiment.clients.count:,} clients, seed {experiment.seed}"
+    title = f"{experiment.name}: {prepared.setup.experiment.clients.partition}, {experiment.clients.count:,} clients, seed {experiment.seed}"
     figure = picture_of_shares(label_distribution, devices, title)
     try:
         image.parent.mkdir(parents=True, exist_ok=True)

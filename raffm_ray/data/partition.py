@@ -196,7 +196,7 @@ def partition(
     `labels`: [examples], what the partition goes by: classes, or groups for `natural`; `own`: settings of plug-ins. Raises UserError when there are more clients
     than examples, or the partition cannot be met.
     """
-    row = PARTITIONS.chosen(settings.partition, own or {}, "clients.partition")
+    row = PARTITIONS.chosen(str(settings.partition), own or {}, "clients.partition")
     owned = labels != UNOWNED if row.by == "groups" else np.ones(len(labels), dtype=bool)
     if not owned.all() and settings.missing_group == "refuse":
         raise UserError(

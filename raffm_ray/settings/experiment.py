@@ -19,10 +19,11 @@ class ClientSettings(Settings):
 
     count: int = Field(100, ge=1, description="number of registered clients")
     per_round: int = Field(10, ge=1, description="number of clients drawn for a round")
-    partition: str = Field(
-        "dirichlet_by_class",
+    partition: str | None = Field(
+        None,
         description="how examples are divided over clients: `iid`, `dirichlet_by_class`, `dirichlet_by_client`, `shards`, `quantity_skew`, "
-        "`k_shot` or `natural`, where a client owns the examples with one value of the column `task.columns.group`",
+        "`k_shot` or `natural`, where a client owns the examples with one value of the column `task.columns.group`; default: "
+        "`dirichlet_by_class` for tasks with classes, else `iid`",
     )
     alpha: float = Field(
         0.5,
