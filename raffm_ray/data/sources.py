@@ -55,17 +55,13 @@ class Rows:
         return self.table[name]
 
 
-def expand(path: str) -> str:
-    """`$NAME/sst2` with the environment's NAME. Raises UserError where it is not set, or is a secret's."""
+def expand(path: str, setting: str = "task.data") -> str:
+    """`$NAME/sst2` with the environment's NAME. `setting`: whose path it is. Raises UserError where NAME is not set, or is a secret's."""
     for name in re.findall(r"\$\{?(\w+)\}?", path):
         if SECRET.search(name):
-            raise UserError(
-                f"task.data: {path!r}: the environment variable {name} is a secret by its name, not the folder of data"
-            )
+            raise UserError(f"{setting}: {path!r}: the environment variable {name} is a secret by its name, not a folder")
         if not os.environ.get(name):
-            raise UserError(
-                f"task.data: {path!r} needs the environment variable {name}, which is not set: it names the folder of the data"
-            )
+            raise UserError(f"{setting}: {path!r} needs the environment variable {name}, which is not set: it names a folder")
     return os.path.expanduser(os.path.expandvars(path))
 
 
