@@ -15,7 +15,7 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.deployment.deploy import fitted, plan_for
 from raffm_ray.deployment.trained_model import of_run
 from raffm_ray.reports.page import Table
-from raffm_ray.reports.run_report import result_table, write_report
+from raffm_ray.reports.run_report import report_of, result_table, write_report
 from raffm_ray.reports.run_story import lead
 from raffm_ray.runs.callbacks import Callback, OnRound
 from raffm_ray.runs.locations import fresh_folder
@@ -81,8 +81,7 @@ class Run:
 
     def report(self) -> Path:
         """The page of the run, which is written where it is not there yet."""
-        page = self.folder / "report.html"
-        return page if page.is_file() else write_report(self.folder)[1]
+        return report_of(self.folder)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}): {lead(self.summary)[0]}"

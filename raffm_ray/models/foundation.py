@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.data.encoding import Pictures, Words
+from raffm_ray.data.sources import expand
 from raffm_ray.models.architecture import check_head
 from raffm_ray.models.model_config import REFUSED_FIELDS, check_model_type, parse_config
 from raffm_ray.models.pretrained_weights import Source, check_plain
@@ -51,12 +52,13 @@ def locate(name: str, setting: str, revision: str | None = None) -> str:
         if found is None or not found.submodule_search_locations:
             raise UserError(f"{setting}: {name} comes with a package that is not installed: {command}")
         return str(Path(next(iter(found.submodule_search_locations))) / folder)
-    path = Path(name).expanduser()
+    name = expand(name, setting)
+    path = Path(name)
     if path.exists():
         if not (path / "config.json").is_file():
             raise UserError(f"{setting}: {path} holds no config.json: it is not the folder of a transformers model")
         return str(path)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if name.startswith((".", "/")) or name.count("/") > 1:
         raise UserError(f"{setting}: {name}: no such folder")
     return _fetched(name, setting, revision) if revision else name
 
@@ -103,11 +105,12 @@ def _tokenizer(settings: ModelSettings, source: str | None) -> Any:
     name = settings.tokenizer
     if name is None and source is None:
         return None
-    place = locate(name, "model.tokenizer") if name in PACKAGED else name or str(source)
-    if Path(place).expanduser().is_dir():
-        place = str(Path(place).expanduser())
-        if not any((Path(place) / file).is_file() for file in TOKENIZER_FILES):
-            raise UserError(f"model.tokenizer: {place} holds no tokenizer (one of {', '.join(TOKENIZER_FILES)})")
+    if name is None:
+        place = str(source)
+    else:
+        place = locate(name, "model.tokenizer") if name in PACKAGED else expand(name, "model.tokenizer")
+    if Path(place).is_dir() and not any((Path(place) / file).is_file() for file in TOKENIZER_FILES):
+        raise UserError(f"model.tokenizer: {place} holds no tokenizer (one of {', '.join(TOKENIZER_FILES)})")
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
     except Exception as error:  # whatever the library raises for names that it cannot reach and files that it cannot read

@@ -18,8 +18,8 @@ def pinned(experiment: Experiment) -> Experiment:
     """The experiment with the commits that its model's and its data's revisions are of now; the same where both are local, or where the hub
     cannot be asked and nothing of it is stored here. Raises UserError for a revision of what is not on the hub."""
     model, task = experiment.model, experiment.task
-    name = model.pretrained
-    local = name is None or name in PACKAGED or Path(name).expanduser().exists()
+    name = model.pretrained and expand(model.pretrained, "model.pretrained")
+    local = name is None or name in PACKAGED or Path(name).exists()
     if local and model.revision:
         raise UserError(f"model.revision: {model.revision}: {name or 'a new model'} is not on the hub, and has no revisions")
     data = hub_name(task)

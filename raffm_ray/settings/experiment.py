@@ -39,6 +39,12 @@ class ClientSettings(Settings):
         default=1, ge=1, description="for the partition `k_shot`: how many examples of every class each client owns"
     )
 
+    missing_group: Literal["refuse", "drop"] = Field(
+        default="refuse",
+        description="for the partition `natural`: what happens where examples have no value in the column `task.columns.group`: `refuse` ends with "
+        "their number, `drop` gives them to nobody",
+    )
+
     @model_validator(mode="after")
     def _enough(self) -> "ClientSettings":
         if self.per_round > self.count:

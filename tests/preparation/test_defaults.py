@@ -52,6 +52,16 @@ def test_a_new_model_is_pretrained_and_a_pretrained_one_only_gets_a_head(checkpo
     assert chosen(from_checkpoint(checkpoints["whole"])) == (rate, 2, 0, 0)
 
 
+def test_a_pretrained_model_is_found_by_a_variable_of_the_environment(checkpoints, monkeypatch) -> None:
+    monkeypatch.setenv("MODELS", str(checkpoints["whole"].parent))
+    place = f"$MODELS/{checkpoints['whole'].name}"
+    experiment = from_checkpoint(Path(place))
+    assert prepare(experiment).setup.experiment.model.pretrained == place  # another machine has its own
+    monkeypatch.delenv("MODELS")
+    with pytest.raises(UserError, match=r"model.pretrained: .* needs the environment variable MODELS, which is not set"):
+        prepare(experiment)
+
+
 def test_data_without_classes_is_dealt_at_random(tmp_path) -> None:
     assert prepare(tiny_experiment()).setup.experiment.clients.partition == "dirichlet_by_class"
     texts = tmp_path / "texts.csv"
