@@ -50,7 +50,10 @@ def measured(prepared: Prepared, prefix: str) -> tuple[float, float]:
         with_prefixes(costs[-1], costs[:-1], prefix).memory_bytes + costs[-1].bytes_up
     )  # what it began with, to tell the change
     local = setup.experiment.local
-    if prefix != "random":  # every step is like the second, the first one with the optimizer's moments
+    if prefix in (
+        "none",
+        "smallest",
+    ):  # no step draws what it trains: all are like the second, the first one with the optimizer's moments
         local = local.model_copy(update={"steps": 3})
     context = RoundContext(seed=0, round=1, plans=tuple(plans), local=local, learning_rate=1e-3)
     job = Job(0, 5, prefixes=(0, 1, 2, 3, 4), prefix=prefix)

@@ -105,6 +105,7 @@ def test_an_experiment_is_listed(path) -> None:
     assert f"raffm-ray {command} experiments/{path.name}" in path.read_text()
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.stem in RIVALS], ids=lambda path: path.stem)
 def test_rivals_are_compared_shortened(path, out, monkeypatch) -> None:
     needed(path.read_text())

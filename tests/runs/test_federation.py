@@ -265,6 +265,7 @@ def test_blocks_are_pure() -> None:
     assert (flat == before).all()
 
 
+@pytest.mark.drawn
 def test_what_a_run_leaves(out) -> None:
     summary = simulate(tiny_experiment(baselines=("full", "heterofl"), evaluation={"every": 1}), out)
     for page in write_report(out):
