@@ -15,6 +15,7 @@ Decorators add to it, for example `@raffm_ray.strategy("mine")`; a file with suc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from raffm_ray.basics.cache import lend_cache
 from raffm_ray.basics.version import __version__
 from raffm_ray.subnetworks.transformers_registration import tell_transformers
 
@@ -141,4 +142,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES, *_DECORATORS})
 
 
+lend_cache()
 tell_transformers()

@@ -6,9 +6,43 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 
 CPUINFO = "/proc/cpuinfo"
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""Where Linux says in which control groups this process is, and what they allow."""
+
+
+def usable_cores(own: Path = OWN_GROUPS, groups: Path = GROUPS) -> int:
+    """How many cores this process may use, at least 1: those of its affinity (`taskset`, a scheduler's cpuset), and no more than the quotas of
+    its control groups come to (a container's `--cpus`, a unit's CPUQuota), a part of a core counted as one."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([affinity, *(ceil(quota) for quota in _quotas(own, groups))]))
+
+
+def _quotas(own: Path, groups: Path) -> Iterator[float]:
+    """In cores, of the control groups of both versions that this process is in, up to the root; a container may see its own group as the root."""
+    for line in own.read_text(encoding="utf-8").splitlines() if own.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = groups / controllers
+        if not controllers:
+            root = groups / "unified" if (groups / "unified").is_dir() else groups
+        inside = Path(path.lstrip("/"))
+        for folder in (root / inside, *(root / parent for parent in inside.parents)):
+            words = _words(folder / "cpu.max") or _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
+            if len(words) == 2 and all(word.isdigit() and int(word) for word in words):  # "max" and -1 are no quota
+                yield int(words[0]) / int(words[1])
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").split()
+    except OSError:
+        return []
 
 
 def memory_bytes() -> tuple[int, int]:

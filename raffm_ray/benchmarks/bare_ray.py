@@ -9,6 +9,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from raffm_ray.basics.machine import usable_cores
+
 Flat = NDArray[np.float32]
 CHANGE = np.float32(0.001)
 """A client that does nothing changes every parameter by so much of it."""
@@ -71,6 +73,6 @@ def bare_start(workers: int) -> None:
     _Importer().ready()
     if workers:
         os.environ.pop("RAY_ADDRESS", None)
-        cores = max(workers, os.cpu_count() or 1)
+        cores = max(workers, usable_cores())
         ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         ray.get([_actor(_Importer).ready.remote() for _ in range(workers)])

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raffm_ray.basics.errors import UserError, near_miss
-from raffm_ray.basics.machine import memory_bytes, processor
+from raffm_ray.basics.machine import memory_bytes, processor, usable_cores
 from raffm_ray.basics.tables import WordTable
 from raffm_ray.basics.version import __version__
 from raffm_ray.benchmarks.empty_rounds import noop_large, noop_small
@@ -63,7 +63,7 @@ def machine(workers: int) -> dict[str, Any]:
     """What the numbers depend on."""
     return {
         "processor": processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "memory_bytes": memory_bytes()[0],
         "workers": workers,
         "threads_a_worker": 1,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from raffm_ray.basics.errors import UserError, without_secrets
-from raffm_ray.basics.flags import whole
-from raffm_ray.cli.flags import Config, Moved, Out, Plugins, Run, RunOut, Settings
+from raffm_ray.basics.flags import is_url, whole
+from raffm_ray.cli.flags import Config, Moved, Out, Plugins, Run, RunOut, Settings, Switch
 from raffm_ray.cli.signals import telling_how_to_resume
 from raffm_ray.runs.locations import fetched, fresh_folder, mirror_at
 
@@ -31,10 +31,12 @@ def _show(summary: dict[str, Any], folder: Path, mirror: "Mirror | None" = None)
     from raffm_ray.basics.formatting import standard_output
     from raffm_ray.reports.run_report import write_report
     from raffm_ray.reports.run_story import summary_table
-    from raffm_ray.runs.reader import of_a_run
+    from raffm_ray.runs.reader import SUMMARY, of_a_run
 
     image, page = folder / "report.png", folder / "report.html"
-    if not page.is_file():  # written last
+    if (
+        not page.is_file() or page.stat().st_mtime_ns < (folder / SUMMARY).stat().st_mtime_ns
+    ):  # written last, or before the run's end
         write_report(folder)
     if mirror is not None:
         mirror.save(folder)
@@ -207,15 +209,26 @@ def study(
 
 
 def report(
-    *runs: Annotated[str, Parameter(name="DIR", help="folders of finished runs, or URLs of their copies")],
+    *runs: Annotated[str, Parameter(name="DIR", help="folders of runs, or URLs of their copies; one alone need not be finished")],
     out: Annotated[
         str | None, Parameter(metavar="DIR", help="with several runs: folder of the comparison; default: a new one in runs/")
     ] = None,
     plugin: Moved = (),
+    live: Annotated[
+        Switch, Parameter(help="show it in a browser, on this machine alone, and renew it while the run works")
+    ] = False,
+    port: Annotated[
+        int | None,
+        Parameter(metavar="N", converter=whole("the number of a port"), help="with --live: where; default: one that is free"),
+    ] = None,
 ) -> int:
-    """Draw the pictures and the HTML page of a finished run, or of several side by side."""
+    """Draw the pictures and the HTML page of a run, or of several side by side."""
     if not runs:
         raise UserError("report: expected folders of finished runs")
+    if live:
+        return _live(runs, out, plugin, port or 0)
+    if port:
+        raise UserError("report: --port is for --live")
     if len(runs) > 1:
         from raffm_ray.reports.multi_run_report import write_comparison
 
@@ -231,6 +244,17 @@ def report(
         print(path)
     if mirror is not None:
         mirror.save(folder)
+    return 0
+
+
+def _live(runs: tuple[str, ...], out: str | None, plugins: tuple[str, ...], port: int) -> int:
+    if len(runs) > 1 or out or is_url(runs[0]):
+        raise UserError("report: --live is for the folder of one run on this machine, and writes nothing")
+    if port > 65535:
+        raise UserError(f"--port {port}: ports are numbered up to 65535")
+    from raffm_ray.reports.live import serve
+
+    serve(Path(runs[0]), plugins, port, lambda line: print(line, flush=True))
     return 0
 
 
@@ -261,7 +285,7 @@ def shares(
 
     prepared = prepare(experiment)
     label_distribution, devices = prepared.label_distribution, by_device(prepared.setup.device_types, prepared.setup.budgets)
-    title = f"{experiment.name}: {experiment.clients.partition}, {experiment.clients.count:,} clients, seed {experiment.seed}"
+    title = f"{experiment.name}: {prepared.setup.experiment.clients.partition}, {experiment.clients.count:,} clients, seed {experiment.seed}"
     figure = picture_of_shares(label_distribution, devices, title)
     try:
         image.parent.mkdir(parents=True, exist_ok=True)

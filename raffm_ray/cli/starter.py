@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from rich.box import SIMPLE_HEAD
 
 from raffm_ray.basics.errors import UserError, look_up, near_miss
@@ -23,7 +24,7 @@ from raffm_ray.preparation.prepare import prepare
 from raffm_ray.settings.loading import load
 
 HELD_OUT = ("validation", "test", "dev", "valid", "eval")
-"""Splits that evaluate, the first one that is there."""
+"""Splits that evaluate, the first one that is there and has all columns: the tests of competitions have no labels."""
 KNOWN = {
     "question_answering": ("distilbert-base-uncased", "bert-base-uncased"),
     "language_modelling": ("distilgpt2", "gpt2", "Qwen/Qwen2.5-0.5B"),
@@ -71,7 +72,8 @@ def command(data: str, task: str | None, model: str | None, out: Path) -> int:
         Choice("task", kind, "as you say" if task else "by its columns"),
         *(Choice(role, name, by_name[name].says()) for role, name in roles.items()),
     ]
-    held_out = next((name for name in HELD_OUT if name in splits and name != split), None)
+    wanted, others = set(roles.values()), [name for name in HELD_OUT if name in splits and name != split]
+    held_out = next((name for name in others if wanted <= set(splits[name][0].column_names)), None)
     settings = {
         "data": _beside(data, out.parent),
         "roles": roles,
@@ -102,6 +104,11 @@ def _roles(kind: TaskType, found: Mapping[str, str], columns: Sequence[Column], 
         )
     optional = kind.optional if name not in ("question_answering", "language_modelling", "sequence_to_sequence") else ()
     return {**roles, **{role: found[role] for role in optional if role in found}}
+
+
+def _named(word: str) -> str:
+    """A word as YAML, in quotes where that would read a number, a date or a truth value: 2024, no."""
+    return word if word[:1].isalpha() and yaml.safe_load(word) == word else _quoted(word)
 
 
 def _quoted(value: str | float) -> str:
@@ -180,7 +187,7 @@ def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapp
     lines = [
         f"# Written by raffm-ray init. Next: raffm-ray shares {name}.yaml (who owns what), raffm-ray run {name}.yaml",
         "# raffm-ray settings: all settings and what they mean.",
-        f"name: {re.sub(r'[^a-zA-Z0-9_.-]', '-', name)}",
+        f"name: {_named(re.sub(r'[^a-zA-Z0-9_.-]', '-', name))}",
         "rounds: 20",
         "task:",
         f"  name: {kind}",

@@ -1,6 +1,5 @@
 """What the commands beside runs do: deploying, devices, benchmarks, settings."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +7,7 @@ from cyclopts import Parameter
 
 from raffm_ray.basics.errors import UserError, near_miss
 from raffm_ray.basics.flags import whole
+from raffm_ray.basics.machine import usable_cores
 from raffm_ray.cli.flags import Config, Moved, Out, Plugins, Settings, Switch
 from raffm_ray.deployment.options import DeployOptions
 from raffm_ray.runs.locations import fresh_folder
@@ -73,7 +73,7 @@ def bench(
     from raffm_ray.benchmarks.suite import Options as Measuring
     from raffm_ray.benchmarks.suite import bench as measure
 
-    measuring = Measuring(workers or os.cpu_count() or 1, repetitions or (1 if quick else 5), quick)
+    measuring = Measuring(workers or usable_cores(), repetitions or (1 if quick else 5), quick)
     return measure(cases, measuring, Path(out) if out else fresh_folder("bench"))
 
 

@@ -16,6 +16,7 @@ Open to other packages:
 
 Used inside only:
 
+- `layouts`: which files of a local folder are which split
 - `labels`: how many classes there are, and what is odd about them
 - `own_data`: data that a function gives instead of a file
 - `packing`: texts of one owner as blocks of equal length

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.basics.formatting import counted
+from raffm_ray.data.examples import UNOWNED
 from raffm_ray.data.tasks import Task
 
 MOST_LABELS = 8
@@ -28,9 +29,11 @@ def data_summary(task: Task, shares: Sequence[NDArray[np.int64]], max_length: in
         )
     sizes = np.array([len(share) for share in shares])
     empty = f"; {int((sizes == 0).sum()):,} without any" if (sizes == 0).any() else ""
-    groups = (
-        "" if task.clients.groups is None else f"; {counted(len(np.unique(task.clients.groups)), 'group')} in task.columns.group"
-    )
+    groups = ""
+    if task.clients.groups is not None:
+        nobodys = int((task.clients.groups == UNOWNED).sum())
+        groups = f"; {counted(len(np.unique(task.clients.groups)) - (nobodys > 0), 'group')} in task.columns.group"
+        groups += f", {counted(nobodys, 'example')} without one" if nobodys else ""
     lines.append(
         f"{counted(len(sizes), 'client')} with {sizes.min():,} to {sizes.max():,} examples, half of them at most {np.median(sizes):.0f}{empty}{groups}"
     )

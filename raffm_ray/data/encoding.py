@@ -1,6 +1,7 @@
 """Rows -> columns of numbers, made once, kept as files that are memory-mapped: tokenized texts, answer spans, images as bytes."""
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -81,22 +82,27 @@ def _load(folder: Path) -> Columns:
     return columns
 
 
-def chunks(rows: Rows, *names: str) -> Iterator[list[list[Any]]]:
-    """The values of these columns, some thousand rows at a time."""
+def chunks(rows: Rows, *names: str) -> Iterator[tuple[int, list[list[Any]]]]:
+    """The values of these columns, some thousand rows at a time, and which row is the first of them; no other column is decoded."""
+    table = rows.table.select_columns(list(dict.fromkeys(names)))
     for start in range(0, len(rows), CHUNK):
-        try:
-            part = rows.table[start : start + CHUNK]
-        except OSError as error:  # an image that cannot be decoded
-            raise UserError(f"task.data: one of rows {start} to {start + CHUNK - 1} cannot be read: {in_short(error)}") from None
-        yield [part[name] for name in names]
+        part = table[start : start + CHUNK]
+        yield start, [part[name] for name in names]
 
 
-def texts_of(values: Iterable[Any], role: str) -> list[str]:
-    """Raises UserError unless all are texts."""
+def values_of(rows: Rows, name: str) -> list[Any]:
+    """All values of a column."""
+    return [value for _, (part,) in chunks(rows, name) for value in part]
+
+
+def texts_of(rows: Rows, start: int, values: Iterable[Any], role: str) -> list[str]:
+    """Raises UserError unless all are texts. `start`: the row of the first one."""
     listed = list(values)
-    for value in listed:
+    for row, value in enumerate(listed, start):
+        if value is None:
+            raise rows.mistake(role, row, "there is no text: leave out what has none")
         if not isinstance(value, str):
-            raise UserError(f"task.columns.{role}: expected texts, got {shortened(value)}")
+            raise rows.mistake(role, row, f"expected texts, got {shortened(value)}")
     return listed
 
 
@@ -121,8 +127,8 @@ class Words:
     def texts(self, rows: Rows, columns: Mapping[str, str], *roles: str) -> Columns:
         """`input_ids` of one text or a pair of texts a row, and `token_type_ids` where the model tells the two apart."""
         found: dict[str, list[list[int]]] = {"input_ids": [], "token_type_ids": []}
-        for values in chunks(rows, *(columns[role] for role in roles)):
-            texts = [texts_of(one, role) for one, role in zip(values, roles, strict=True)]
+        for start, values in chunks(rows, *(columns[role] for role in roles)):
+            texts = [texts_of(rows, start, one, role) for one, role in zip(values, roles, strict=True)]
             encoded = self.tokenizer(*texts, truncation=True, max_length=self.length, verbose=False)
             for name in found:
                 found[name] += encoded.get(name, [])
@@ -140,7 +146,6 @@ def spans(rows: Rows, columns: Mapping[str, str], words: Words, stride: int) -> 
     `last`: where each token of the context begins and ends in it, -1 for other tokens.
     """
     found: dict[str, list[Any]] = {name: [] for name in ("input_ids", "token_type_ids", "first", "last", "row", "labels")}
-    at = 0
     if not words.tokenizer.is_fast:
         raise UserError(
             f"model.tokenizer: {type(words.tokenizer).__name__} cannot tell where tokens stand in a text, which question answering needs: use "
@@ -148,10 +153,10 @@ def spans(rows: Rows, columns: Mapping[str, str], words: Words, stride: int) -> 
         )
     if words.length < SHORTEST_SPAN:
         raise UserError(f"task.max_length: a question and its context need at least {SHORTEST_SPAN} tokens, got {words.length}")
-    for questions, contexts, answers in chunks(rows, *(columns[role] for role in ("question", "context", "answers"))):
+    for at, (questions, contexts, answers) in chunks(rows, *(columns[role] for role in ("question", "context", "answers"))):
         encoded = words.tokenizer(
-            _cut_questions(texts_of(questions, "question"), words),
-            texts_of(contexts, "context"),
+            _cut_questions(texts_of(rows, at, questions, "question"), words),
+            texts_of(rows, at, contexts, "context"),
             truncation="only_second",
             max_length=words.length,
             stride=min(stride, words.length // 4 - 2),
@@ -168,8 +173,11 @@ def spans(rows: Rows, columns: Mapping[str, str], words: Words, stride: int) -> 
             found["last"].append(last)
             found["row"].append(at + source)
             context = [token for token, kept in enumerate(inside) if kept] or [0]
-            found["labels"].append((*_span(answers[source], first, last), context[0], context[-1]))
-        at += len(questions)
+            try:
+                span = _span(answers[source], first, last)
+            except ValueError as error:
+                raise rows.mistake("answers", at + source, str(error)) from None
+            found["labels"].append((*span, context[0], context[-1]))
     result: Columns = {"input_ids": ragged(found["input_ids"], words.padding)}
     result |= {name: ragged(found[name], -1) for name in ("first", "last")}
     if any(map(any, found["token_type_ids"])):
@@ -192,16 +200,16 @@ def _cut_questions(questions: list[str], words: Words) -> list[str]:
 def _span(answers: Any, first: list[int], last: list[int]) -> tuple[int, int]:
     """The tokens of the first answer; (0, 0) where it is not whole among them, or there is none.
 
-    Raises UserError for answers that are not in SQuAD's form.
+    Raises ValueError for answers that are not in SQuAD's form.
     """
     texts, starts_at = (answers.get(key) if isinstance(answers, dict) else None for key in ("text", "answer_start"))
     if not isinstance(texts, list) or not isinstance(starts_at, list) or len(texts) != len(starts_at):
-        raise UserError(f"task.columns.answers: expected lists `text` and `answer_start` of one length, got {shortened(answers)}")
+        raise ValueError(f"expected lists `text` and `answer_start` of one length, got {shortened(answers)}")
     if not texts:
         return 0, 0
     begin, text = starts_at[0], texts[0]
     if not isinstance(begin, int) or not isinstance(text, str):
-        raise UserError(f"task.columns.answers: expected texts and whole numbers, got {shortened(answers)}")
+        raise ValueError(f"expected texts and whole numbers, got {shortened(answers)}")
     end = begin + len(text)
     starts = [token for token, place in enumerate(first) if 0 <= place <= begin < last[token]]
     ends = [token for token, place in enumerate(last) if place >= end > first[token] >= 0]
@@ -240,15 +248,16 @@ def one_by_one(rows: Rows, name: str) -> Iterator[Any]:
     import datasets
     from PIL import Image
 
-    feature = rows.table.features[name]
-    if not isinstance(feature, datasets.Image):
-        raise UserError(f"task.columns.image: expected images in {name!r}, got {getattr(feature, 'dtype', feature)}")
-    raw = rows.table.cast_column(name, datasets.Image(decode=False))
+    feature = image_feature(rows.table.features[name])
+    if feature is None:
+        there = rows.table.features[name]
+        raise UserError(f"task.columns.image: expected images in {name!r}, got {getattr(there, 'dtype', there)}")
+    raw = rows.table.cast_column(name, datasets.Image(decode=False)).select_columns([name])
     for row in range(len(raw)):
         stored = raw[row][name]
         if stored is None:
-            raise UserError(f"task.columns.image: row {row + 1} has no image in {name!r}")
-        where = stored["path"] or f"row {row + 1}"
+            raise rows.mistake("image", row, f"no image in {name!r}")
+        where = stored["path"] if stored["path"] and os.path.isfile(stored["path"]) else rows.place(row)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -259,3 +268,14 @@ def one_by_one(rows: Rows, name: str) -> Iterator[Any]:
         except (OSError, ValueError, SyntaxError) as error:
             raise UserError(f"task.data: {where}: cannot be read as an image: {in_short(error)}") from None
         yield image
+
+
+def image_feature(feature: Any) -> Any:
+    """The column as images, None where it holds none: also bytes of image files, alone or with their `path`, as other writers than `datasets`
+    store them."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        return feature
+    stored = feature.get("bytes") if isinstance(feature, dict) and set(feature) <= {"bytes", "path"} else feature
+    return datasets.Image() if getattr(stored, "dtype", None) == "binary" else None

@@ -21,6 +21,10 @@ IGNORED = -100
 """The label of a position that is not a target (transformers' convention)."""
 
 
+UNOWNED = -1
+"""The group of an example without an owner."""
+
+
 @dataclass(frozen=True)
 class Ragged:
     """Sequences of unequal length, one after the other. A batch is padded with `fill` to its own longest, not to a fixed length.
@@ -111,7 +115,7 @@ def _part(column: Column, indices: Indices) -> Column:
 class Examples:
     """Model inputs by argument name, and labels: [examples] classes or numbers, [examples, k], or sequences.
 
-    `groups`: to which natural owner an example belongs, [examples] integers, where the data says so. Ragged columns of words
+    `groups`: to which natural owner an example belongs, [examples] integers, `UNOWNED` for none, where the data says so. Ragged columns of words
     bring their masks along.
     """
 
@@ -152,6 +156,22 @@ class Examples:
             for values in [column] if isinstance(column, np.ndarray) else column.arrays():
                 digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
+
+
+def owner_of(value: Any) -> str | None:
+    """An owner's name, None where the cell is empty: null, not a number, or nothing but spaces."""
+    if value is None or value != value:  # only what is not a number is unlike itself
+        return None
+    name = str(value)
+    return name if name.strip() else None
+
+
+def groups_of(values: NDArray[Any]) -> NDArray[np.int64]:
+    """[examples]: the number of each one's owner, owners in their order, `UNOWNED` where there is none."""
+    owned = np.array([owner_of(value) is not None for value in values.tolist()], dtype=bool)
+    groups = np.full(len(values), UNOWNED, dtype=np.int64)
+    groups[owned] = np.unique(values[owned], return_inverse=True)[1]
+    return groups
 
 
 def batches(share: Indices, batch_size: int, steps: int, rng: np.random.Generator) -> Iterator[Indices]:

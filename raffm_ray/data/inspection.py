@@ -1,5 +1,6 @@
 """What is in a data set that nobody has described: its columns, and what each of them may be for."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ LABELS = ("label", "labels", "class", "category", "target", "sentiment", "rating
 """Names of columns that are labels, whatever else is there."""
 OWNERS = ("user", "client", "owner", "author", "group", "speaker", "writer", "patient", "device", "customer", "member", "worker")
 """Words in names of columns that say whose a row is."""
+INDEX = re.compile(r"Unnamed: \d+|__index_level_\d+__|")
+"""Names that pandas gives to the numbers of rows where it writes them."""
 PAIRS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -31,7 +34,7 @@ PAIRS = (
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a data set. `kind`: text, category (few values that repeat), number, image, or another type by its name; `counts`: of the
+    """A column of a data set. `kind`: text, category (few values that repeat), number, image, index (rows' numbers that pandas left), or another type by its name; `counts`: of the
     values, the most frequent first, where they are few; `lengths`: words of each text; `size`: pixels of an image's shorter side."""
 
     name: str
@@ -72,6 +75,8 @@ def _image(table: Any, name: str) -> Column:
 
 def _column(table: Any, name: str, feature: Any) -> Column:
     values = list(table[name])
+    if INDEX.fullmatch(name):
+        return Column(name=name, kind="index", distinct=len(values), missing=0, counts={})
     there = [value for value in values if value is not None and value != ""]
     if not all(isinstance(value, str | int | float) for value in there):
         return Column(name=name, kind=type(there[0]).__name__, distinct=0, missing=len(values) - len(there), counts={})

@@ -14,6 +14,8 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.registry import Table
 
 Answers = NDArray[np.float64]
+F1 = "f1"
+"""The metric that is of one of two classes."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,23 @@ def f1(answers: Answers, truth: NDArray[Any]) -> float:
     return float(f1_score(truth, answers[:, 0].astype(int), zero_division=0.0))
 
 
+def f1_of(positive: int, answers: Answers, truth: Any) -> float:
+    """`f1` of any class: what the metric is where that is not class 1."""
+    return METRICS[F1].score(answers == positive, np.equal(truth, positive))
+
+
 def f1_macro(answers: Answers, truth: NDArray[Any]) -> float:
     """Mean over classes of each class's F1, all classes alike; of a class that nobody has or answers, 0 (scikit-learn's `macro`)."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(truth, answers[:, 0].astype(int), average="macro", zero_division=0.0))
+
+
+def f1_micro(answers: Answers, truth: NDArray[Any]) -> float:
+    """F1 of all classes' decisions counted together (scikit-learn's `micro`); where every example has one class, the accuracy."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(truth, answers[:, 0].astype(int), average="micro", zero_division=0.0))
 
 
 def f1_weighted(answers: Answers, truth: NDArray[Any]) -> float:
@@ -149,9 +163,10 @@ def _same_text(given: str, true: str) -> float:
 
 _METRICS = {
     "accuracy": Metric(accuracy),
-    "f1": Metric(f1),
+    F1: Metric(f1),
     "matthews": Metric(matthews),
     "f1_macro": Metric(f1_macro),
+    "f1_micro": Metric(f1_micro),
     "f1_weighted": Metric(f1_weighted),
     "pearson": Metric(pearson),
     "spearman": Metric(spearman),

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.basics.errors import UserError, in_short, near_miss
-from raffm_ray.data.examples import Column, Examples, ragged
-from raffm_ray.data.labels import label_count, notes_on_classes
-from raffm_ray.data.metrics import METRICS, Answers
+from raffm_ray.data.examples import Column, Examples, groups_of, ragged
+from raffm_ray.data.labels import label_count, notes_on_classes, positive_class
+from raffm_ray.data.metrics import F1, METRICS, Answers, f1_of
 from raffm_ray.data.sources import told_parts
 from raffm_ray.data.task_types import TASK_TYPES
 from raffm_ray.settings.task_and_model import TaskSettings
@@ -115,7 +115,7 @@ def ready_splits(name: str, data: Any) -> dict[str, Examples]:
             raise UserError(f"task {name!r}: arrays of one length are expected, got {lengths}")
         labels = columns.pop("labels")
         groups = columns.pop("group", None)
-        coded = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)
+        coded = None if groups is None else groups_of(np.asarray(groups))
         found[split] = Examples(columns, labels, coded)
     return found
 
@@ -171,8 +171,11 @@ def parts_of_arrays(
     testing = splits[held_out] if isinstance(held_out, str) else held_out
     shown, owned, held, validation = divided(splits[settings.train], testing, settings, rng)
     everything = [part for part in (shown, owned, held, validation) if part is not None]
+    positive, told = positive_class(everything, None) if metric == F1 else (1, ())
 
     def scored(part: Examples) -> Callable[[Answers], float]:
+        if metric == F1:
+            return lambda answers: f1_of(positive, answers, part.labels)
         return lambda answers: METRICS[metric].score(answers, part.labels)
 
     labels = label_count(TASK_TYPES[kind], kind, None, everything)
@@ -184,5 +187,5 @@ def parts_of_arrays(
         "score": scored(held),
         "validation": validation,
         "validation_score": None if validation is None else scored(validation),
-        "notes": notes_on_classes(everything, None) if labels and kind != "text_regression" else (),
+        "notes": (*notes_on_classes(everything, None), *told) if labels and kind != "text_regression" else (),
     }

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.data.encoding import Columns, Words, chunks, texts_of
-from raffm_ray.data.examples import IGNORED, Ragged
+from raffm_ray.data.examples import IGNORED, Ragged, owner_of
 from raffm_ray.data.sources import Rows
 
 Tokens = NDArray[np.int32]
-Owned = dict[str, list[tuple[int, Tokens]]]
-"""Owner -> (row, tokens) of each of its texts."""
+Owned = dict[str | None, list[tuple[int, Tokens]]]
+"""Owner -> (row, tokens) of each of its texts; None: those of nobody."""
 
 
 def packed(rows: Rows, columns: Mapping[str, str], words: Words) -> Columns:
@@ -47,12 +47,11 @@ def _owned(rows: Rows, columns: Mapping[str, str], words: Words) -> Owned:
             "task.pack: texts are joined by the tokenizer's end-of-text token (eos_token), and it has none: set task.pack to false"
         )
     found: Owned = {}
-    row = 0
-    for texts, *owners in chunks(rows, columns["text"], *([columns["group"]] if "group" in columns else [])):
-        encoded = words.tokenizer(texts_of(texts, "text"), verbose=False)["input_ids"]
-        for text, tokens, owner in zip(texts, encoded, owners[0] if owners else [""] * len(texts), strict=True):
+    for start, (texts, *owners) in chunks(rows, columns["text"], *([columns["group"]] if "group" in columns else [])):
+        encoded = words.tokenizer(texts_of(rows, start, texts, "text"), verbose=False)["input_ids"]
+        named = map(owner_of, owners[0]) if owners else [""] * len(texts)
+        for row, (text, tokens, owner) in enumerate(zip(texts, encoded, named, strict=True), start):
             if text.strip():
                 whole = tokens if tokens[-1:] == [end] else [*tokens, end]
-                found.setdefault(str(owner), []).append((row, np.array(whole, dtype=np.int32)))
-            row += 1
+                found.setdefault(owner, []).append((row, np.array(whole, dtype=np.int32)))
     return found

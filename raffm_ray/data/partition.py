@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.registry import Table
+from raffm_ray.data.examples import UNOWNED
 from raffm_ray.settings.experiment import ClientSettings
 
 Indices = NDArray[np.int64]
@@ -195,9 +196,16 @@ def partition(
     `labels`: [examples], what the partition goes by: classes, or groups for `natural`; `own`: settings of plug-ins. Raises UserError when there are more clients
     than examples, or the partition cannot be met.
     """
-    deal = PARTITIONS.chosen(settings.partition, own or {}, "clients.partition").deal
-    if settings.count > len(labels):
-        raise UserError(f"clients.count: {settings.count} clients cannot share {len(labels)} examples")
-    owner = deal(labels, settings, rng)
+    row = PARTITIONS.chosen(str(settings.partition), own or {}, "clients.partition")
+    owned = labels != UNOWNED if row.by == "groups" else np.ones(len(labels), dtype=bool)
+    if not owned.all() and settings.missing_group == "refuse":
+        raise UserError(
+            f"clients.partition: {settings.partition}: {(~owned).sum():,} of the clients' {len(labels):,} examples have no value in the column of "
+            "task.columns.group: clients.missing_group: drop leaves them out"
+        )
+    if settings.count > owned.sum():
+        raise UserError(f"clients.count: {settings.count} clients cannot share {owned.sum()} examples")
+    owner = np.full(len(labels), NOBODY, dtype=np.int64)
+    owner[owned] = row.deal(labels[owned], settings, rng)
     order = np.argsort(owner, kind="stable")
     return np.split(order, np.searchsorted(owner[order], np.arange(settings.count)))[1:]

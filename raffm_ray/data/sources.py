@@ -2,10 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from glob import escape, has_magic
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
@@ -13,30 +11,46 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raffm_ray.basics.errors import SECRET, UserError, in_short, near_miss
-
-BUILDERS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
-"""A file's ending -> the builder of `datasets` that reads it; folders are recognised by what is in them, images too."""
+from raffm_ray.basics.errors import SECRET, UserError, near_miss
+from raffm_ray.data.layouts import BUILDERS, Origin, Place, Splits, ending, in_memory, load, of_split, splits_in
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a data set, not yet read: `table` is a `datasets.Dataset`, `key` names its content."""
+    """Some rows of a data set, not yet read: `table` is a `datasets.Dataset`, `key` names its content. `origin`: where rows of all the data
+    are, of which these are those at `positions`, all of them where that is None."""
 
     table: Any
     key: str
+    origin: Origin = field(default=of_split("train"), compare=False)
+    positions: NDArray[np.int64] | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.table)
 
     def select(self, indices: NDArray[np.int64]) -> "Rows":
         """The rows at these indices, in their order."""
-        return Rows(self.table.select(indices), sha256(f"{self.key}{indices.tobytes().hex()}".encode()).hexdigest())
+        key = sha256(f"{self.key}{indices.tobytes().hex()}".encode()).hexdigest()
+        positions = indices if self.positions is None else self.positions[indices]
+        return Rows(self.table.select(indices), key, self.origin, positions)
+
+    def place(self, row: int) -> str:
+        """Where one of these rows is, counted from 0: in which file, and which of the file's rows, counted from 1 without a heading."""
+        return self.origin(row if self.positions is None else int(self.positions[row]))
+
+    def mistake(self, role: str, row: int, told: str) -> UserError:
+        """What is wrong with one of these rows, by the role of its column."""
+        return UserError(f"task.columns.{role}: {self.place(row)} (rows are counted from 1, without a heading): {told}")
 
     def column(self, role: str, name: str) -> Any:
         """A column by its name. Raises UserError that lists the columns that are there."""
         if name not in self.table.column_names:
             there = self.table.column_names
+            if len(there) == 1 and (found := [mark for mark in (";", "\t", "|") if mark in there[0]]):
+                raise UserError(
+                    f"task.columns.{role}: the data has one column, {there[0]!r}: its columns seem to be separated by {found[0]!r}, but those of a "
+                    ".csv file are by commas, and of a .tsv file by tabs"
+                )
             raise UserError(f"task.columns.{role}: the data has no column {name!r}{near_miss(name, there, listed=True)}")
         return self.table[name]
 
@@ -72,65 +86,38 @@ def _digest(path: str, size: int, changed_ns: int) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-def _builder(where: Path) -> tuple[str, dict[str, Any]]:
-    """The builder of `datasets` for a local place, and its arguments.
-
-    A folder's files name its splits (`validation_matched.parquet`, `train-00000-of-00002.parquet`); one without such files is left to
-    the library, which knows folders of images. Names are literal: the library would take `data[1].csv` for a pattern.
-    """
-    if not where.is_file() and not where.is_dir():
-        raise UserError(f"task.data: {where}: neither a file nor a folder")
-    files = [where] if where.is_file() else sorted(file for file in where.iterdir() if file.suffix in BUILDERS)
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"task.data: {file}: not a file")
-    if not files:
-        return ("imagefolder", {"data_dir": escape(str(where))}) if has_magic(str(where)) else (str(where), {})
-    endings = {file.suffix for file in files}
-    if len(endings) > 1:
-        raise UserError(f"task.data: {where} holds files of several kinds ({', '.join(sorted(endings))}): name one of them")
-    by_split: dict[str, list[str]] = {}
-    for file in files:
-        split = "train" if where.is_file() else re.sub(r"-\d+-of-\d+$", "", file.stem)
-        by_split.setdefault(split, []).append(escape(str(file)))
-    ending = endings.pop()
-    # Words like "null" or "N/A" are texts and names of classes, not missing values.
-    reading = {"keep_default_na": False, **({"sep": "\t"} if ending == ".tsv" else {})} if BUILDERS[ending] == "csv" else {}
-    return BUILDERS[ending], {"data_files": by_split, **reading}
-
-
-def open_splits(data: str, subset: str | None, revision: str | None = None) -> tuple[Mapping[str, Any], str]:
-    """All splits of a data set, and a name for their content. `revision`: of one on the hub.
+def open_splits(data: str, subset: str | None, revision: str | None = None) -> tuple[Splits, str]:
+    """The splits of a data set, of which local ones are read when they are asked for, and a name for their content. `revision`: of one on the
+    hub.
 
     `data`: a local file (Parquet, CSV, JSON), a local folder of such files or of images by class, or a name on the hub. Raises
     UserError where it cannot be found or read.
     """
-    import datasets
-
     path = expand(data)
     where = Path(path)
-    if not where.exists() and (path.startswith((".", "/", "~")) or path.count("/") != 1 or where.suffix in BUILDERS):
+    if where.is_file() and not ending(where):
+        raise UserError(f"task.data: {data}: files must end in one of {', '.join(BUILDERS)}")
+    if where.exists():
+        if not where.is_file() and not where.is_dir():
+            raise UserError(f"task.data: {where}: neither a file nor a folder")
+        splits, key = splits_in(Place(where, data), subset), content_key(where)
+        if len(splits) == 1:
+            splits[next(iter(splits))]  # the only one: what is wrong with it is said now
+        return splits, f"{key}:{subset or ''}"
+    if path.startswith((".", "/", "~")) or path.count("/") != 1 or ending(where):
         beside = [str(Path(data).parent / other.name) for other in where.parent.iterdir()] if where.parent.is_dir() else []
         told = near_miss(data, beside)
         raise UserError(f"task.data: {data}: no such file or folder{told if 'did you mean' in told else ''}")
-    if where.is_file() and where.suffix not in BUILDERS:
-        raise UserError(f"task.data: {data}: files must end in one of {', '.join(BUILDERS)}")
-    name, arguments = _builder(where) if where.exists() else (path, {"revision": revision} if revision else {})
-    datasets.disable_progress_bars()
-    try:
-        loaded = datasets.load_dataset(name, subset, **arguments)
-    except Exception as error:  # whatever the library raises for files that it cannot read and names that it cannot reach
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise UserError(f"task.data: {data} cannot be read as a data set: {in_short(cause).replace(path, data)}") from None
-    key = content_key(where) if where.exists() else f"{path}:{subset}:{revision}"
-    return loaded, f"{key}:{'/'.join(f'{split}={len(rows)}' for split, rows in loaded.items())}"
+    loaded = load(path, Place(where, data), subset, **({"revision": revision} if revision else {}))
+    return in_memory(loaded), f"{path}:{subset}:{revision}:{'/'.join(f'{split}={len(rows)}' for split, rows in loaded.items())}"
 
 
-def split_of(splits: Mapping[str, Any], key: str, split: str, setting: str) -> Rows:
+def split_of(splits: Splits, key: str, split: str, setting: str) -> Rows:
     """One split. Raises UserError that lists those there."""
     if split not in splits:
         raise UserError(f"{setting}: the data has no split {split!r}{near_miss(split, splits, listed=True)}")
-    return Rows(splits[split], f"{key}:{split}")
+    table, origin = splits[split]
+    return Rows(table, f"{key}:{split}", origin)
 
 
 def divide(
@@ -155,27 +142,3 @@ def divide(
 def told_parts(public: int, validation: int, held_out: int) -> str:
     """How many examples the parts take that are not the clients', as an error says it."""
     return f"{public} public{f', {validation} validation' if validation else ''} and {held_out} held-out examples"
-
-
-def class_names(tables: Sequence[Rows], name: str) -> list[str] | None:
-    """The names of a label column's classes: of its `ClassLabel` feature, or its sorted strings; None where labels are numbers."""
-    import datasets
-
-    feature = tables[0].table.features[name]
-    if isinstance(feature, datasets.ClassLabel):
-        return list(feature.names)
-    if getattr(feature, "dtype", None) in ("string", "large_string"):
-        for rows in tables:
-            check_no_missing(rows.table[name], name)
-        return sorted({value for rows in tables for value in rows.table.unique(name)})
-    return None
-
-
-def check_no_missing(labels: Sequence[Any], name: str) -> None:
-    """Raises UserError for the first row whose label is missing: an empty cell of a table of texts is no class of its own."""
-    for row, value in enumerate(labels, 1):
-        if value is None or (isinstance(value, str) and not value.strip()):
-            raise UserError(
-                f"task.columns.label: row {row} has no value in {name!r} (rows of the data are counted from 1, without a heading): "
-                "leave out what has no label"
-            )

@@ -2,28 +2,32 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from math import isfinite
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.basics.errors import UserError, shortened
-from raffm_ray.data.encoding import Columns, Pictures, Words, chunks, spans
-from raffm_ray.data.examples import IGNORED, Column, Examples, Ragged, ragged
-from raffm_ray.data.metrics import METRICS, Answers, Writing
+from raffm_ray.data.encoding import Columns, Pictures, Words, cached, spans, values_of
+from raffm_ray.data.examples import IGNORED, Column, Examples, Ragged, groups_of, owner_of, ragged
+from raffm_ray.data.metrics import F1, METRICS, Answers, Writing, f1_of
 from raffm_ray.data.packing import packed
 from raffm_ray.data.sources import Rows
 
 
 @dataclass(frozen=True)
 class Loading:
-    """What reading a task's rows takes: its columns by role, and how this model wants its words or images. `no_answer_threshold`: by how much
-    no answer must outscore the best one to be the answer."""
+    """What reading a task's rows takes: its columns by role, and how this model wants its words or images. `numbers`: what
+    the data calls the classes, where that is not 0, 1, ...; `no_answer_threshold`: by how much no answer must outscore the best one to be the answer."""
 
     name: str
     columns: Mapping[str, str]
     words: Words | None = None
     pictures: Pictures | None = None
     classes: tuple[str, ...] | None = None
+    numbers: tuple[int, ...] | None = None
     first_target: int | None = None
     stride: int = 0
     no_answer_threshold: float = 0.0
@@ -43,17 +47,28 @@ class Loading:
 
 
 def _labels(rows: Rows, loading: Loading) -> NDArray[np.int64]:
-    values = [value for (part,) in chunks(rows, loading.columns["label"]) for value in part]
-    if loading.classes and any(isinstance(value, str) for value in values):
+    values = values_of(rows, loading.columns["label"])
+    if loading.classes and not loading.numbers and any(isinstance(value, str) for value in values):
         code = {name: number for number, name in enumerate(loading.classes)}
         for row, value in enumerate(values):
             if value not in code:
-                raise UserError(f"task.columns.label: expected the name of a class, got {shortened(value)} in row {row}")
+                raise rows.mistake("label", row, f"expected the name of a class, got {shortened(value)}")
         return np.array([code[value] for value in values], dtype=np.int64)
-    for row, value in enumerate(values):
-        if not isinstance(value, (int, np.integer)) or not -(2**63) <= value < 2**63:
-            raise UserError(f"task.columns.label: expected classes (whole numbers or names), got {shortened(value)} in row {row}")
-    return np.array(values, dtype=np.int64)
+    numbers = [whole(value) for value in values]
+    for row, number in enumerate(numbers):
+        if number is None:
+            raise rows.mistake("label", row, f"expected classes (whole numbers or names), got {shortened(values[row])}")
+    known = None if loading.numbers is None else {number: place for place, number in enumerate(loading.numbers)}
+    return np.array(numbers if known is None else [known[number] for number in numbers if number is not None], dtype=np.int64)
+
+
+def whole(value: Any) -> int | None:
+    """The whole number of 64 bits that a value is, however it is stored; None where it is none."""
+    if isinstance(value, float | np.floating | Decimal):
+        if not isfinite(value) or value != int(value):
+            return None
+        value = int(value)
+    return int(value) if isinstance(value, int | np.integer) and -(2**63) <= value < 2**63 else None
 
 
 def _texts(rows: Rows, loading: Loading) -> Columns:
@@ -66,14 +81,21 @@ def _text_classes(rows: Rows, loading: Loading) -> Columns:
 
 
 def _text_numbers(rows: Rows, loading: Loading) -> Columns:
-    values = [value for (part,) in chunks(rows, loading.columns["label"]) for value in part]
+    name = loading.columns["label"]
+    numbers = [_number(value) for value in values_of(rows, name)]
+    for row, number in enumerate(numbers):
+        if not isfinite(number):
+            raise rows.mistake("label", row, f"expected a finite number in {name!r}")
+    return {**_texts(rows, loading), "labels": np.array(numbers, dtype=np.float32)}
+
+
+def _number(value: Any) -> float:
+    """A number as float32 has it; not a number where it is none."""
     try:
-        numbers = np.array(values, dtype=np.float32)
+        with np.errstate(over="ignore"):
+            return float(np.float32(value))
     except (TypeError, ValueError):
-        numbers = np.array([np.nan], dtype=np.float32)
-    if not np.isfinite(numbers).all():
-        raise UserError(f"task.columns.label: expected finite numbers in {loading.columns['label']!r}")
-    return {**_texts(rows, loading), "labels": numbers}
+        return np.nan
 
 
 def _image_classes(rows: Rows, loading: Loading) -> Columns:
@@ -128,7 +150,7 @@ class TaskType:
 
 _TEXT = {"text": "text", "label": "label"}
 _OPTIONAL = ("text_pair", "group")
-_OF_CLASSES = ("accuracy", "f1", "f1_macro", "f1_weighted", "matthews")
+_OF_CLASSES = ("accuracy", "f1", "f1_macro", "f1_micro", "f1_weighted", "matthews")
 TASK_TYPES: dict[str, TaskType] = {
     "text_classification": TaskType(
         head="sequence_classification", columns=_TEXT, read=_text_classes, metrics=_OF_CLASSES, optional=_OPTIONAL
@@ -161,13 +183,17 @@ TASK_TYPES: dict[str, TaskType] = {
 }
 
 
-def scorer(metric: str, rows: Rows, loading: Loading, held_out: tuple[Examples, Columns]) -> Callable[[Answers], float]:
+def scorer(
+    metric: str, rows: Rows, loading: Loading, held_out: tuple[Examples, Columns], positive: int = 1
+) -> Callable[[Answers], float]:
     """What turns the answers of all held-out examples into the metric; of answers in words, each row's likeliest counts. Where some questions have
     no answer (SQuAD 2, Rajpurkar et al. 2018), a row is left unanswered if that scores higher.
 
-    `held_out`: the examples, and the columns beside them that lead from tokens back to the words of `rows`.
+    `held_out`: the examples, and the columns beside them that lead from tokens back to the words of `rows`; `positive`: the class that `f1` is of.
     """
     examples, beside = held_out
+    if metric == F1:
+        return lambda answers: f1_of(positive, answers, examples.labels)
     if METRICS[metric].written:
         return _score_of_texts(metric, rows, loading, beside["order"])
     if "first" not in beside:
@@ -211,3 +237,29 @@ def _score_of_texts(metric: str, rows: Rows, loading: Loading, order: Column) ->
         return METRICS[metric].score(texts, truth)
 
     return score
+
+
+def examples_of(rows: Rows, kind: TaskType, loading: Loading) -> tuple[Examples, Columns]:
+    """The rows as examples, from the cache where they were read before, and the columns that are not for the model."""
+    form = loading.pictures if loading.words is None else loading.words.key
+    key = [rows.key, kind.read.__name__, loading.columns, loading.classes, loading.first_target, loading.stride, form]
+    columns = cached([*key, *([loading.numbers] if loading.numbers else [])], lambda: kind.read(rows, loading))
+    beside: Columns = {name: columns.pop(name) for name in ("row", "first", "last") if name in columns}
+    if isinstance(kept := beside.get("row"), np.ndarray) and "first" not in beside:
+        rows = rows.select(kept)
+    groups = None
+    if "group" in loading.columns:
+        groups = groups_of(np.array([owner_of(value) or "" for value in values_of(rows, loading.columns["group"])]))
+        if len(groups) != len(columns["labels"]):
+            raise UserError("task.columns.group: only for tasks in which every row is one example")
+    labels = columns.pop("labels")
+    return Examples(columns, labels, groups), beside
+
+
+def by_length(examples: Examples, beside: Columns) -> tuple[Examples, Columns]:
+    """Held-out texts from short to long, so that evaluating pads little; where answers lead back to rows, as they are."""
+    lengths = examples.lengths()
+    if lengths is None or "first" in beside:
+        return examples, beside
+    order = np.argsort(lengths, kind="stable")
+    return examples.part(order), {**beside, "order": order}

@@ -13,13 +13,14 @@ import numpy as np
 from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.basics.registry import Table
 from raffm_ray.basics.seeding import generator
-from raffm_ray.data.encoding import Columns, Pictures, Words, cached, chunks
+from raffm_ray.data.encoding import Pictures, Words
 from raffm_ray.data.examples import Examples, Ragged, batch_length
-from raffm_ray.data.labels import label_count, labels_beyond_two, notes_on_classes
-from raffm_ray.data.metrics import METRICS, Answers, Writing
+from raffm_ray.data.labels import classes_of, label_count, notes_on_classes, positive_class
+from raffm_ray.data.layouts import Splits, in_memory
+from raffm_ray.data.metrics import F1, METRICS, Answers, Writing
 from raffm_ray.data.own_data import digits, own_rows, parts_of_arrays, ready_splits, splits_of
-from raffm_ray.data.sources import Rows, class_names, divide, open_splits, split_of
-from raffm_ray.data.task_types import TASK_TYPES, Loading, TaskType, scorer
+from raffm_ray.data.sources import Rows, divide, open_splits, split_of
+from raffm_ray.data.task_types import TASK_TYPES, Loading, TaskType, by_length, examples_of, scorer
 from raffm_ray.settings.task_and_model import TaskSettings
 
 
@@ -185,7 +186,7 @@ def load_task(
     if held_out == settings.train:
         raise UserError(f"task.held_out: {held_out!r} is also task.train: what evaluates must not be trained on")
     subset = settings.subset or (recipe.subset if settings.data is None else None)
-    splits: Mapping[str, Any]
+    splits: Splits
     if recipe.rows is not None:
         rows_of = TASKS.chosen(settings.name, own or {}).rows
         assert rows_of is not None
@@ -193,7 +194,8 @@ def load_task(
         if recipe.ready:
             parts = parts_of_arrays(settings, recipe.kind, ready_splits(settings.name, given), held_out, metric, rng)
             return Task(name=settings.name, head=kind.head, metric=metric, **parts)
-        splits, key = splits_of(settings.name, given, list(kind.columns))
+        tables_given, key = splits_of(settings.name, given, list(kind.columns))
+        splits = in_memory(tables_given)
     else:
         splits, key = open_splits(data or "", subset, settings.revision)
     rows = split_of(splits, key, settings.train, "task.train")
@@ -202,7 +204,8 @@ def load_task(
     for role, name in columns.items():
         for one in tables:
             one.column(role, name)
-    classes = class_names(tables, columns["label"]) if "label" in columns and kind.head != "question_answering" else None
+    named = "label" in columns and kind.head != "question_answering" and recipe.kind != "text_regression"
+    classes, numbers = classes_of(tables, columns["label"]) if named else (None, None)
     shown, owned, testing, validating = divide(
         rows=rows, held_out=held, public=settings.public, limit=settings.examples, rng=rng, validation=settings.validation
     )
@@ -212,19 +215,17 @@ def load_task(
         columns=columns,
         words=words,
         pictures=pictures,
-        classes=tuple(classes) if classes else None,
+        classes=classes,
+        numbers=numbers,
         first_target=first_target,
         stride=stride,
         no_answer_threshold=settings.no_answer_threshold,
     )
-    public, clients, held_part = (_examples(part, kind, loading) for part in (shown, owned, testing))
-    held_part = _by_length(*held_part)
-    validation = _by_length(*_examples(validating, kind, loading)) if validating else None
+    public, clients, held_part = (examples_of(part, kind, loading) for part in (shown, owned, testing))
+    held_part = by_length(*held_part)
+    validation = by_length(*examples_of(validating, kind, loading)) if validating else None
     everything = [part[0] for part in (public, clients, held_part, validation) if part]
-    if metric == "f1" and labels_beyond_two(*everything):
-        raise UserError(
-            "task.metric: f1 is of two classes, and the data has more: use f1_macro, f1_weighted, accuracy or matthews"
-        )
+    positive, told = positive_class(everything, classes) if metric == F1 else (1, ())
     labels = label_count(kind, recipe.kind, classes, everything)
     return Task(
         name=settings.name,
@@ -234,11 +235,11 @@ def load_task(
         public=public[0],
         clients=clients[0],
         held_out=held_part[0],
-        score=scorer(metric, testing, loading, held_part),
+        score=scorer(metric, testing, loading, held_part, positive),
         class_names=tuple(classes or ()),
         validation=validation[0] if validation else None,
-        validation_score=scorer(metric, validating, loading, validation) if validation and validating else None,
-        notes=notes_on_classes(everything, classes) if labels and recipe.kind != "text_regression" else (),
+        validation_score=scorer(metric, validating, loading, validation, positive) if validation and validating else None,
+        notes=(*notes_on_classes(everything, classes, numbers), *told) if labels and recipe.kind != "text_regression" else (),
         writing=loading.writing() if METRICS[metric].written else None,
     )
 
@@ -265,30 +266,3 @@ def _columns(settings: TaskSettings, recipe: Recipe, kind: TaskType) -> dict[str
         if role not in roles:
             raise UserError(f"task.columns: {role!r} is no role of a {recipe.kind} task{near_miss(role, roles, listed=True)}")
     return {**kind.columns, **recipe.columns, **settings.columns}
-
-
-def _examples(rows: Rows, kind: TaskType, loading: Loading) -> tuple[Examples, Columns]:
-    """The rows as examples, and the columns that are not for the model."""
-    form = loading.pictures if loading.words is None else loading.words.key
-    key = [rows.key, kind.read.__name__, loading.columns, loading.classes, loading.first_target, loading.stride, form]
-    columns = cached(key, lambda: kind.read(rows, loading))
-    beside: Columns = {name: columns.pop(name) for name in ("row", "first", "last") if name in columns}
-    if isinstance(kept := beside.get("row"), np.ndarray) and "first" not in beside:
-        rows = rows.select(kept)
-    groups = None
-    if "group" in loading.columns:
-        values = [str(value) for (part,) in chunks(rows, loading.columns["group"]) for value in part]
-        groups = np.unique(values, return_inverse=True)[1].astype(np.int64)
-        if len(groups) != len(columns["labels"]):
-            raise UserError("task.columns.group: only for tasks in which every row is one example")
-    labels = columns.pop("labels")
-    return Examples(columns, labels, groups), beside
-
-
-def _by_length(examples: Examples, beside: Columns) -> tuple[Examples, Columns]:
-    """Held-out texts from short to long, so that evaluating pads little; where answers lead back to rows, as they are."""
-    lengths = examples.lengths()
-    if lengths is None or "first" in beside:
-        return examples, beside
-    order = np.argsort(lengths, kind="stable")
-    return examples.part(order), {**beside, "order": order}

@@ -4,7 +4,6 @@ Everything runs with one thread on the CPU, as a worker does, and what counts is
 to do it is the time that passes, and what else a busy one does is left out (but not that it takes caches and memory away).
 """
 
-import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ import yaml
 from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
-from raffm_ray.basics.machine import memory_bytes, processor
+from raffm_ray.basics.machine import memory_bytes, processor, usable_cores
 from raffm_ray.clients.client_updates import train
 from raffm_ray.clients.local_training import ClientData, Training, one_thread
 from raffm_ray.data.examples import Examples
@@ -62,7 +61,7 @@ def measure(
 ) -> Device:
     """This machine as a device: one core of it while all others are busy too, as workers are. `seconds`: for each of the references;
     `others`: how many cores are kept busy meanwhile; `host_of`: what the driver takes; `progress` is told what comes next."""
-    beside = (os.cpu_count() or 1) - 1 if others is None else others
+    beside = usable_cores() - 1 if others is None else others
     with one_thread(), torch.random.fork_rng(devices=[]):
         progress("training reference models")
         keep_freed_memory()

@@ -18,6 +18,7 @@ import ray._raylet
 from ray._private import ray_constants, services
 
 from raffm_ray.basics.errors import UserError, in_short
+from raffm_ray.basics.machine import usable_cores
 from raffm_ray.basics.temporary_folders import INSIDE, process_folder
 from raffm_ray.settings.execution import PoolSettings
 
@@ -83,7 +84,7 @@ def _start(settings: PoolSettings) -> None:
         _check_address(address)
         _join(address)
         return
-    cores = max(settings.workers or 0, os.cpu_count() or 1)
+    cores = max(settings.workers or 0, usable_cores())
     if not settings.gpus_per_worker and (settings.workers or cores) == cores:  # one actor for every process that Ray has waiting
         os.environ.setdefault("RAY_preload_python_modules", "raffm_ray.clients.client_runner")
     with _only_this_machine(), _only_who_has_the_token():

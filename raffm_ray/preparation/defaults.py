@@ -1,4 +1,4 @@
-"""Settings of training that the user leaves open: what suits a new model, a pretrained one, and a head alone."""
+"""Settings that the user leaves open: what suits a new model, a pretrained one, and a head alone; and how data without classes is divided."""
 
 from collections.abc import Set
 
@@ -30,11 +30,11 @@ def learning_rate(optimizer: str, width: int, pretrained: bool, head_alone: bool
     return rates.head if head_alone else min(rates.new, rates.pretrained * REFERENCE_WIDTH / width)
 
 
-def with_defaults(experiment: Experiment, layout: Layout, new: Set[str], public: int) -> Experiment:
-    """The experiment with a value for every setting of training that it leaves open.
+def with_defaults(experiment: Experiment, layout: Layout, new: Set[str], public: int, classes: bool) -> Experiment:
+    """The experiment with a value for every setting of training that it leaves open, and for how the data is divided.
 
     `layout`: of its model; `new`: names of the parameters that are freshly drawn although the model is pretrained; `public`: number of
-    public examples.
+    public examples; `classes`: whether the data has any.
     """
     local, pretrain = experiment.local, experiment.model.pretrain
     known = experiment.model.pretrained is not None
@@ -54,7 +54,9 @@ def with_defaults(experiment: Experiment, layout: Layout, new: Set[str], public:
         "learning_rate": pretrain.learning_rate or rate("adamw"),
     }
     model = experiment.model.model_copy(update={"pretrain": pretrain.model_copy(update=before)})
-    return experiment.model_copy(update={"local": local.model_copy(update=chosen), "model": model})
+    partition = experiment.clients.partition or ("dirichlet_by_class" if classes else "iid")
+    clients = experiment.clients.model_copy(update={"partition": partition})
+    return experiment.model_copy(update={"local": local.model_copy(update=chosen), "model": model, "clients": clients})
 
 
 def _or(value: int | None, default: int) -> int:

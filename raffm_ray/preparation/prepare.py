@@ -85,7 +85,7 @@ def _classes(task: Task) -> NDArray[np.int64] | None:
 
 def _goes_by(experiment: Experiment, task: Task) -> NDArray[np.int64]:
     """What the partition goes by. Raises UserError where the data does not have it."""
-    name, classes = experiment.clients.partition, _classes(task)
+    name, classes = str(experiment.clients.partition), _classes(task)
     by = PARTITIONS[name].by
     if by == "groups":
         if task.clients.groups is None:
@@ -174,7 +174,8 @@ def _check_names(experiment: Experiment) -> None:
     look_up(OPTIMIZERS, experiment.local.optimizer, "local.optimizer")
     look_up(SERVER_OPTIMIZERS, experiment.server.optimizer, "server.optimizer")
     _check_validation(experiment)
-    look_up(PARTITIONS, experiment.clients.partition, "clients.partition")
+    if experiment.clients.partition:
+        look_up(PARTITIONS, experiment.clients.partition, "clients.partition")
 
 
 def check_values(experiment: Experiment, architecture: Architecture) -> None:
@@ -215,7 +216,7 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
     check_augmentation(experiment.local, task)
     architecture = architecture_for(experiment, foundation, task)
     new = new_parameters(foundation.source, architecture)
-    experiment = with_defaults(experiment, architecture.layout, new, len(task.public))
+    experiment = with_defaults(experiment, architecture.layout, new, len(task.public), _classes(task) is not None)
     _check_cutting(experiment, architecture)
     _check_rotation(experiment, architecture)
     size_specific_names(architecture.layout, experiment.strategy.own)

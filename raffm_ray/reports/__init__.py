@@ -1,8 +1,9 @@
-"""Tables, pictures and HTML pages of finished runs.
+"""Tables, pictures and HTML pages of runs.
 
 Open to other packages:
 
 - `run_report`: the page of one run
+- `live`: the page of one run while it works
 - `multi_run_report`: one page of several runs
 - `comparison_table`: the table of a comparison
 - `seed_statistics`: means, standard errors and paired intervals over seeds
@@ -28,6 +29,7 @@ Start reading at `run_report`.
 __all__ = [
     "comparison_table",
     "drawing",
+    "live",
     "multi_run_report",
     "page",
     "run_picture",

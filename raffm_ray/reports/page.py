@@ -68,13 +68,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """`kind`: what the page is of; `lead`: the result in sentences, the most important one first; `footer`: small print."""
+    """`kind`: what the page is of; `lead`: the result in sentences, the most important one first; `footer`: small print; `renewed_seconds`: how
+    often a browser asks for it again, None for never."""
 
     kind: str
     title: str
     lead: Sequence[str]
     sections: Sequence[Section]
     footer: Sequence[str] = ()
+    renewed_seconds: int | None = None
 
 
 LIGHT = {"ink": "#222222", "paper": "#ffffff", "faint": "#595959", "line": "#d0d0d0", "link": "#1f4e9e", "panel": "#f4f6f9"}
@@ -160,7 +162,7 @@ PAGE = jinja2.Template(
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{{ digest }}'">
-<title>{{ page.title }} - raffm_ray</title>
+{% if page.renewed_seconds %}<meta http-equiv="refresh" content="{{ page.renewed_seconds }}">{% endif %}<title>{{ page.title }} - raffm_ray</title>
 <style>
 {{ style|safe }}
 </style>

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from raffm_ray.basics.formatting import counted, human_bytes, magnitude, time_unit
 from raffm_ray.data.metrics import scaled, unit, worst
 from raffm_ray.reports.drawing import begins_at, plt, share_heights
-from raffm_ray.runs.reader import read_summary
+from raffm_ray.runs.reader import is_unfinished, read_so_far, read_summary
 
 COLORS = (
     "#3b6fb6",
@@ -42,9 +42,10 @@ def style(position: int) -> dict[str, Any]:
     return {"color": COLORS[position % len(COLORS)], "marker": MARKERS[position % len(MARKERS)]}
 
 
-def runs_of(folder: Path) -> Runs:
-    """The run itself and its baselines. Raises UserError as `read_summary`."""
-    summary = read_summary(folder)
+def runs_of(folder: Path, unfinished: bool = False) -> Runs:
+    """The run itself and its baselines; an `unfinished` one, if that is wanted, as far as it came. Raises UserError as `read_summary`, and
+    `read_so_far`."""
+    summary = read_so_far(folder) if unfinished and is_unfinished(folder) else read_summary(folder)
     runs = {str(summary["strategy"]): (folder, summary)}
     for name in summary.get("baselines", {}):
         runs[name] = (folder / "baselines" / name, read_summary(folder / "baselines" / name))

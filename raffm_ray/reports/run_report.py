@@ -23,7 +23,7 @@ from raffm_ray.reports.seed_statistics import error_of_share
 from raffm_ray.reports.share_picture import picture_of_shares
 from raffm_ray.reports.unit_picture import picture_of_units
 from raffm_ray.runs.made_with import read_starts
-from raffm_ray.runs.reader import of_a_run, read_configuration, read_rounds, read_summary
+from raffm_ray.runs.reader import metric_of, of_a_run, read_configuration, read_rounds
 from raffm_ray.runs.recorder import ClientRow, RoundRow, schema_of
 from raffm_ray.subnetworks.unit_coverage import read_units
 
@@ -132,18 +132,18 @@ def _sizes(panels: Mapping[str, bytes], runs: Runs, summary: Mapping[str, Any]) 
     return [sizes, moved]
 
 
-def _shares(folder: Path) -> Picture | None:
+def _shares(folder: Path, into: Path) -> Picture | None:
     """None where the run has no record of shares."""
     path = folder / "shares.parquet"
     if not path.is_file():
         return None
     label_distribution, devices = read_shares(path)
-    save(picture_of_shares(label_distribution, devices, "clients' shares of the data"), folder / "shares.png")
+    save(picture_of_shares(label_distribution, devices, "clients' shares of the data"), into / "shares.png")
     own = label_distribution.sizes[label_distribution.sizes > 0]
     told = f"from {own.min():,} to {own.max():,} examples" if len(own) else "no examples"
     return Picture(
         name="shares",
-        image=(folder / "shares.png").read_bytes(),
+        image=(into / "shares.png").read_bytes(),
         alt=f"Charts of the clients' shares of the data. {len(own):,} clients have {told}, of {len(label_distribution.class_names)} classes.",
         caption="Who owns which data: sizes and classes of the clients' shares, and their device types.",
         data=shares_csv(label_distribution, devices),
@@ -152,17 +152,17 @@ def _shares(folder: Path) -> Picture | None:
     )
 
 
-def _units(folder: Path) -> Picture | None:
+def _units(folder: Path, into: Path) -> Picture | None:
     """None where the run has no record of units, or every device type keeps all."""
     path = folder / "units.parquet"
     units = read_units(path) if path.is_file() else []
     figure = picture_of_units(units) if units else None
     if figure is None:
         return None
-    save(figure, folder / "units.png")
+    save(figure, into / "units.png")
     return Picture(
         name="units",
-        image=(folder / "units.png").read_bytes(),
+        image=(into / "units.png").read_bytes(),
         alt="Heat maps by layer: which heads and neurons each device type keeps, and how much of the training reached them.",
         caption="What each device type keeps of every layer, from the most kept unit to the least, and the part of the training that reached it.",
         data=units_csv(units),
@@ -171,15 +171,15 @@ def _units(folder: Path) -> Picture | None:
     )
 
 
-def _profile(folder: Path, rounds: Sequence[Mapping[str, Any]]) -> Picture | None:
+def _profile(into: Path, rounds: Sequence[Mapping[str, Any]]) -> Picture | None:
     """None where no phases were recorded."""
     figure = picture_of_profile(rounds)
     if figure is None:
         return None
-    save(figure, folder / "profile.png")
+    save(figure, into / "profile.png")
     return Picture(
         name="profile",
-        image=(folder / "profile.png").read_bytes(),
+        image=(into / "profile.png").read_bytes(),
         alt="Stacked bar chart: where every round's real time went, by phase; the legend has each phase's share of the whole run.",
         caption="Real seconds of this machine by round and phase. They say nothing of the simulated devices.",
         data=profile_csv(rounds),
@@ -198,32 +198,37 @@ def _told_of_lacks(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     return [f"{line}." for line in told_of_lacks(", ".join(columns), [summary["name"]] if columns else [])]
 
 
-def write_report(folder: Path | str, plugins: Sequence[str] = ()) -> tuple[Path, Path]:
-    """Writes `report.png`, `shares.png`, `profile.png`, `units.png` and `report.html` into a finished run's folder; returns the first's and the last's path.
+def write_report(
+    folder: Path | str, plugins: Sequence[str] = (), into: Path | None = None, renewed_seconds: int | None = None
+) -> tuple[Path, Path]:
+    """Writes `report.png`, `shares.png`, `profile.png`, `units.png` and `report.html` into a run's folder, or another one; returns the first's and the
+    last's path. Of a run that is not finished they say how far it came, and that it is not.
 
-    `plugins`: where those of the run are now. They are imported only where its metric is not known without them. Raises UserError when
-    the folder holds no finished run.
+    `plugins`: where those of the run are now. They are imported only where its metric is not known without them. `renewed_seconds`: how often
+    a browser asks for the page again while the run is not finished. Raises UserError when the folder holds no run, or nothing was measured yet.
     """
     folder = Path(folder)
     import_metric(folder, plugins)
     with of_a_run(folder):
-        return _written(folder)
+        return _written(folder, into or folder, renewed_seconds)
 
 
 def import_metric(folder: Path, plugins: Sequence[str] = ()) -> None:
     """Imports a run's plug-ins where its metric is of one of them, or where it is said where they are. Raises UserError as `experiment_in`."""
-    if plugins or read_summary(folder).get("metric") not in METRICS:
+    if plugins or metric_of(folder) not in METRICS:
         from raffm_ray.runs.resuming import experiment_in  # it takes a second to import
 
         experiment_in(folder, plugins=plugins)
 
 
-def _written(folder: Path) -> tuple[Path, Path]:
-    runs = runs_of(folder)
+def _written(folder: Path, into: Path, renewed_seconds: int | None) -> tuple[Path, Path]:
+    runs = runs_of(folder, unfinished=True)
     summary = next(iter(runs.values()))[1]
     rounds = {name: read_rounds(place) for name, (place, _) in runs.items()}
+    if "unfinished" in summary:
+        rounds = {name: [row for row in rows if row["round"] <= summary["rounds"]] for name, rows in rounds.items()}
     text, configuration = read_configuration(folder)
-    image, page = folder / "report.png", folder / "report.html"
+    image, page = into / "report.png", into / "report.html"
     figure = picture(runs, rounds)
     save(figure, image)
     panels = panels_of(figure, image, [tuple(CURVES), ("sizes", "moved")])
@@ -236,23 +241,30 @@ def _written(folder: Path) -> tuple[Path, Path]:
             facts=[*made_with_facts(read_starts(folder)), strategies, *setting_facts(configuration, summary), seed],
         ),
         Section("While it trained", pictures=list(_curves(panels, rounds, summary))),
-        Section("By size and device type", pictures=[*_sizes(panels, runs, summary), *_some(_units(folder))]),
-        Section("Who owns which data", pictures=_some(_shares(folder))),
-        Section("Where real time went", pictures=_some(_profile(folder, own))),
+        Section("By size and device type", pictures=[*_sizes(panels, runs, summary), *_some(_units(folder, into))]),
+        Section("Who owns which data", pictures=_some(_shares(folder, into))),
+        Section("Where real time went", pictures=_some(_profile(into, own))),
         Section(
             "Settings",
             folded=[("All settings: `config.yaml`. `raffm-ray run config.yaml` repeats the run.", without_secrets(text))],
         ),
     ]
     page_content = Page(
-        kind=f"Report of a run: {', '.join(runs)}",
+        kind=f"Report of a run{' that is not finished' if 'unfinished' in summary else ''}: {', '.join(runs)}",
         title=summary["name"],
         lead=[*lead(summary), *([f"The run was {told}."] if (told := extended(summary)) else [])],
         sections=[one for one in sections if one.tables or one.pictures or one.facts or one.folded],
-        footer=[f"Made with raffm_ray. Parameters of the final model: sha256 {summary['params_sha256']}."],
+        footer=[f"Made with raffm_ray. {_footer(summary)}"],
+        renewed_seconds=renewed_seconds if "unfinished" in summary else None,
     )
     page.write_text(render(page_content), encoding="utf-8")
     return image, page
+
+
+def _footer(summary: Mapping[str, Any]) -> str:
+    if "unfinished" in summary:
+        return "The run is not finished."
+    return f"Parameters of the final model: sha256 {summary['params_sha256']}."
 
 
 def _some(one: Picture | None) -> list[Picture]:

@@ -64,6 +64,14 @@ def _beside(summary: Mapping[str, Any]) -> list[str]:
     return [f"On the same data and clients: {told}."]
 
 
+def unfinished(summary: Mapping[str, Any]) -> list[str]:
+    """What has to be known first of a run that is not finished."""
+    if "unfinished" not in summary:
+        return []
+    told = f"This run is not finished: what follows is how it was after round {summary['rounds']} of {summary['unfinished']}."
+    return [f"{told} Sizes between the device types and baselines are measured at the end."]
+
+
 def lead(summary: Mapping[str, Any]) -> list[str]:
     """The result in sentences."""
     moved = summary["bytes_down"] + summary["bytes_up"]
@@ -79,7 +87,7 @@ def lead(summary: Mapping[str, Any]) -> list[str]:
         f"This is one run with seed {summary['seed']}. Another seed divides the data and draws the clients differently; how much the result "
         "changes with it cannot be told from one run. `raffm-ray compare --seeds 0,1,2` measures it."
     )
-    return [_full_model(summary), _sizes(summary), *_beside(summary), costs, seed]
+    return [*unfinished(summary), _full_model(summary), _sizes(summary), *_beside(summary), costs, seed]
 
 
 def _each(starts: Sequence[Start], text: Any) -> str:

@@ -22,9 +22,10 @@ from raffm_ray.runs.evaluation import EvaluationRequest, curve_of, evaluate, req
 from raffm_ray.runs.extending import recorded_extensions
 from raffm_ray.runs.hints import hint_at_end, hint_at_start
 from raffm_ray.runs.progress import Display
-from raffm_ray.runs.recorder import Recorder, RoundRow, parameters_sha256
+from raffm_ray.runs.reader import START
+from raffm_ray.runs.recorder import Recorder, RoundRow, parameters_sha256, write_json
 from raffm_ray.runs.resuming import check_fits, origin_of
-from raffm_ray.runs.summary import Evaluation, client_rows, recorded_evaluation, round_row, summarize
+from raffm_ray.runs.summary import Evaluation, client_rows, recorded_evaluation, round_row, start_of, summarize
 from raffm_ray.server.device_type_plans import copies, device_type_plans
 from raffm_ray.server.early_stopping import chosen_state, is_evaluated, is_finished, with_best_round
 from raffm_ray.server.ranking import begin_calibration, plain_scores, ranking_is_due
@@ -221,6 +222,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
     pool, console = environment.pool, environment.console
     recorder.made_from({**origin_of(prepared), "model": parameters_sha256(start, setup.architecture)})
     write_shares(recorder.folder / "shares.parquet", prepared.label_distribution, by_device(setup.device_types, setup.budgets))
+    write_json(recorder.folder / START, start_of(setup, prepared.task.metric, len(prepared.task.held_out)))
 
     def complete(ended: FinishedRound, now: Evaluation | None, phases: Mapping[str, float]) -> ServerState:
         with pool.profile.during("checkpoint"):

@@ -1,7 +1,6 @@
 """What a run was made with: command, versions, and hardware, at every start. Nothing that names the machine, its user or its folders."""
 
 import json
-import os
 import platform
 import re
 import sys
@@ -16,7 +15,7 @@ import torch
 
 from raffm_ray.basics.errors import UserError, in_short, without_secrets
 from raffm_ray.basics.files import read_whole, write_atomically
-from raffm_ray.basics.machine import processor
+from raffm_ray.basics.machine import processor, usable_cores
 from raffm_ray.basics.version import version_text
 from raffm_ray.runs.checkpoint import versions
 
@@ -60,7 +59,7 @@ def record_start(folder: Path, done: int, device: str) -> None:
         "python": platform.python_version(),
         "libraries": {name: number for name, number in versions().items() if name != "raffm_ray"},
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "gpus": _gpus(device),
     }
     content = {"starts": [*read_starts(folder), start]}

@@ -1,7 +1,7 @@
 """Reads a run's folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -14,10 +14,13 @@ import yaml
 
 from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.basics.files import check_path, read_whole
+from raffm_ray.data.metrics import worst_name
 from raffm_ray.settings.former_values import with_present_values
 
 SUMMARY = "summary.json"
 """Written last: whoever has it is finished."""
+START = "start.json"
+"""Written when a run begins: what is said of it before it is finished."""
 FORMER_KEYS = {"full_model": "global", "device_types": "tiers", "worst_device_type": "worst_class"}
 """A key of a summary -> what earlier versions called it."""
 FORMER_COLUMNS = {
@@ -96,6 +99,92 @@ def read_summary(folder: Path) -> dict[str, Any]:
     if not all(isinstance(summary.get(key, {}), dict) for key in ("baselines", "made_from", "device_types")):
         raise UserError(f"{path}: not the summary of a run")
     return summary
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a run began here that has not ended. Raises UserError as `check_path`."""
+    check_path(folder)
+    return (folder / "config.yaml").is_file() and not (folder / SUMMARY).is_file()
+
+
+def metric_of(folder: Path) -> str | None:
+    """The metric of a run, finished or not; None where its beginning does not say. Raises UserError as `read_summary`."""
+    if is_unfinished(folder):
+        return str(read_start(folder)["metric"])
+    return read_summary(folder).get("metric")
+
+
+def read_start(folder: Path) -> dict[str, Any]:
+    """What a run said when it began. Raises UserError where it did not, or that is damaged."""
+    try:
+        start: dict[str, Any] = json.loads(read_whole(folder / START))
+        if not {"metric", "held_out_examples", "params", "bytes_of_full_round"} <= set(start):
+            raise ValueError("keys are missing")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        told = f"not finished, and {START} cannot be read, which is written when a run begins: {in_short(error)}"
+        raise UserError(f"{folder}: {told}{how_to_resume(folder)}") from None
+    return start
+
+
+def read_so_far(folder: Path) -> dict[str, Any]:
+    """What the summary of a run that is not finished would say now, as far as its records go: `unfinished` is how many rounds it is to have;
+    nothing is said of sizes between the device types, of baselines and of what was in vain. Raises UserError where nothing was measured yet."""
+    settings, start = read_configuration(folder)[1], read_start(folder)
+    with of_a_run(folder):
+        files = sorted((folder / "rounds").glob("*.parquet"))
+        measured = [row for row in (read_rounds(folder) if files else []) if row["metric"] is not None]
+        if not measured:
+            raise UserError(f"{folder}: nothing was measured yet{how_to_resume(folder)}")
+        return _so_far(folder, settings, start, measured)
+
+
+def _so_far(
+    folder: Path, settings: Mapping[str, Any], start: Mapping[str, Any], measured: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    first, last, metric = measured[0], measured[-1], start["metric"]
+    rounds = [row for row in read_rounds(folder) if row["round"] <= last["round"]]
+    clients = [row for file in sorted((folder / "clients").glob("*.parquet")) for row in read_record(file)]
+    now, params = dict(last["device_type_metrics"]), dict(last["device_type_params"])
+    device_types = {}
+    for device, value in now.items():
+        rows = [row for row in clients if row["device"] == device and 0 < row["round"] <= last["round"]]
+
+        def mean(name: str, otherwise: float | None = None, rows: list[dict[str, Any]] = rows) -> float | None:
+            return sum(row[name] for row in rows) / len(rows) if rows else otherwise
+
+        device_types[device] = {
+            "params": params[device],
+            "params_fraction": params[device] / start["params"],
+            "start": dict(first["device_type_metrics"])[device],
+            "metric": value,
+            "bytes_down": mean("bytes_down", 4 * params[device]),
+            "bytes_up": mean("bytes_up", 4 * params[device]),
+            "peak_memory_bytes": max([row["peak_memory_bytes"] for row in rows], default=0),
+            "round_seconds": mean("round_seconds"),
+            "energy_joules": mean("energy_joules"),
+        }
+    weakest = worst_name(metric, now)
+    return {
+        "name": settings["name"],
+        "strategy": settings["strategy"]["name"],
+        "seed": settings["seed"],
+        "unfinished": settings["rounds"],
+        "rounds": last["round"],
+        "clients": settings["clients"]["count"],
+        "held_out_examples": start["held_out_examples"],
+        "metric": metric,
+        "params": start["params"],
+        "start": first["metric"],
+        "full_model": last["metric"],
+        "device_types": device_types,
+        "worst_device_type": {"name": weakest, "metric": now[weakest]},
+        "bytes_down": sum(row["bytes_down"] for row in rounds),
+        "bytes_up": sum(row["bytes_up"] for row in rounds),
+        "bytes_full_size": start["bytes_of_full_round"] * sum(row["drawn"] for row in rounds),
+        "simulated_seconds": last["simulated_seconds"],
+        "wasted_bytes": 0,
+        "wasted_joules": 0.0,
+    }
 
 
 def read_configuration(folder: Path) -> tuple[str, dict[str, Any]]:

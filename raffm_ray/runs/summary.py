@@ -149,6 +149,17 @@ def with_former_keys(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {**summary, **{FORMER_KEYS[now]: summary[now] for now in ("full_model", "device_types")}}
 
 
+def start_of(setup: Setup, metric: str, held_out: int) -> dict[str, Any]:
+    """The content of `start.json`: what is said of a run that is not finished, and no record holds."""
+    full = setup.costs(Plan())
+    return {
+        "metric": metric,
+        "held_out_examples": held_out,
+        "params": full.params,
+        "bytes_of_full_round": full.bytes + full.bytes_up,
+    }
+
+
 def summarize(
     setup: Setup,
     rounds: Sequence[RoundRow],

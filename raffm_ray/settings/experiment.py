@@ -19,10 +19,11 @@ class ClientSettings(Settings):
 
     count: int = Field(100, ge=1, description="number of registered clients")
     per_round: int = Field(10, ge=1, description="number of clients drawn for a round")
-    partition: str = Field(
-        "dirichlet_by_class",
+    partition: str | None = Field(
+        None,
         description="how examples are divided over clients: `iid`, `dirichlet_by_class`, `dirichlet_by_client`, `shards`, `quantity_skew`, "
-        "`k_shot` or `natural`, where a client owns the examples with one value of the column `task.columns.group`",
+        "`k_shot` or `natural`, where a client owns the examples with one value of the column `task.columns.group`; default: "
+        "`dirichlet_by_class` for tasks with classes, else `iid`",
     )
     alpha: float = Field(
         0.5,
@@ -33,6 +34,12 @@ class ClientSettings(Settings):
         2, ge=1, description="for the partition `shards`: how many pieces of the examples, sorted by class, each client owns"
     )
     shots: int = Field(1, ge=1, description="for the partition `k_shot`: how many examples of every class each client owns")
+
+    missing_group: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="for the partition `natural`: what happens where examples have no value in the column `task.columns.group`: `refuse` ends with "
+        "their number, `drop` gives them to nobody",
+    )
 
     @model_validator(mode="after")
     def _enough(self) -> "ClientSettings":

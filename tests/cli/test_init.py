@@ -183,3 +183,17 @@ def test_texts_without_a_model_get_one_that_is_here_or_the_name_of_one(here, mon
     assert yaml.safe_load(text)["model"]["pretrained"] == "distilbert-base-uncased"
     assert "fetched from the hub" in text
     assert "roberta-base" in text
+
+
+def test_a_split_without_labels_does_not_evaluate(here) -> None:
+    """A folder as competitions give it. Control: with labels it does."""
+    for labels, held_out in ((False, 0.2), (True, "test")):
+        folder = here / str(labels)
+        folder.mkdir()
+        reviews(folder / "train.csv")
+        lines = (folder / "train.csv").read_text().splitlines()
+        (folder / "test.csv").write_text("\n".join(lines if labels else [line.split(",")[0] for line in lines]) + "\n")
+        assert cli(["init", str(folder), "--out", f"{labels}.yaml"]) == 0
+        written = yaml.safe_load((here / f"{labels}.yaml").read_text())
+        assert written["task"]["held_out"] == held_out
+        assert written["name"] == str(labels), "a name that YAML would read as a truth value is in quotes"

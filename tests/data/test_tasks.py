@@ -331,7 +331,7 @@ def test_classes_are_needed_to_divide_by_class_and_a_column_to_divide_by_owner(t
 def test_metrics_are_those_of_the_libraries() -> None:
     rng = np.random.default_rng(0)
     truth, given = rng.integers(0, 4, 60), rng.integers(0, 5, 60)
-    for name in ("macro", "weighted"):
+    for name in ("macro", "micro", "weighted"):
         expected = f1_score(truth, given, average=name, zero_division=0.0)
         assert METRICS[f"f1_{name}"].score(given[:, None].astype(float), truth) == pytest.approx(expected)
     first, second = rng.integers(0, 9, 50).astype(float), rng.normal(size=50)
@@ -362,8 +362,11 @@ def classify(words: Words, data: str, **settings):
     ("labels", "told"),
     [
         ([0, 7, 10**12] * 10, "classes run up to 1,000,000,000,000, but only 3 occur"),
-        (["good", None, "bad"] * 10, "row 2 has no value in 'label'"),
-        ([[1], [2], [3]] * 10, "expected classes .whole numbers or names., got .1. in row 0"),
+        (["good", None, "bad"] * 10, "train.parquet, row 2 .rows are counted from 1, without a heading.: no value in 'label'"),
+        (
+            [[1], [2], [3]] * 10,
+            "row [0-9]+ .rows are counted from 1, without a heading.: expected classes .whole numbers or names., got .1.",
+        ),
         ([0.5, 1.5, 2.5] * 10, "expected classes .whole numbers or names."),
     ],
 )
@@ -489,7 +492,8 @@ def test_a_missing_label_is_no_class_and_its_row_is_named(labels, words, tmp_pat
     path = tmp_path / "reviews.csv"
     path.write_text("\n".join(["text,label", *(f"{text},{value}" for text, value in zip(sentences(41), values, strict=True))]))
     with pytest.raises(
-        UserError, match=r"task.columns.label: row 31 has no value in 'label' \(rows of the data are counted from 1"
+        UserError,
+        match=r"task.columns.label: reviews.csv, row 31 \(rows are counted from 1, without a heading\): no value in 'label'",
     ):
         load_texts(words, name="text_classification", data=str(path), held_out=0.5)
 
@@ -497,7 +501,9 @@ def test_a_missing_label_is_no_class_and_its_row_is_named(labels, words, tmp_pat
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ([1, 2], "task: labels run from 1 to 2: the model gets 3 classes, and no example is of 0; number them from 0"),
+        ([0, 2], "task: labels run from 0 to 2: the model gets 3 classes, and no example is of 1; number them from 0"),
+        ([1, 2], "task: labels do not begin with 0: the model's 2 classes are called 1, 2"),
+        (["good", "Good "], "task: classes that differ only in spaces or capitals are classes of their own: 'Good ' and 'good'"),
         ([1, 1], "task: all examples are of one class (1): every model that answers it is right"),
         (["good", "good"], "task: all examples are of one class (good): every model that answers it is right"),
     ],

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, tiny_experiment
+from conftest import TINY, small_tokenizer, tiny_experiment
 from transformers import AutoModel, AutoModelForImageClassification, ViTConfig
 
 from raffm_ray.axes.flat_parameters import flatten, views
+from raffm_ray.basics.errors import UserError
 from raffm_ray.models.pretrained_weights import new_parameters
 from raffm_ray.preparation.defaults import HEAD_EPOCHS, learning_rate
 from raffm_ray.preparation.prepare import Prepared, prepare
@@ -49,6 +50,28 @@ def test_a_new_model_is_pretrained_and_a_pretrained_one_only_gets_a_head(checkpo
     rate = min(1e-3, 5e-5 * 768 / width)
     assert chosen(from_checkpoint(checkpoints["headless"])) == (rate, 2, 0, HEAD_EPOCHS)
     assert chosen(from_checkpoint(checkpoints["whole"])) == (rate, 2, 0, 0)
+
+
+def test_data_without_classes_is_dealt_at_random(tmp_path) -> None:
+    assert prepare(tiny_experiment()).setup.experiment.clients.partition == "dirichlet_by_class"
+    texts = tmp_path / "texts.csv"
+    texts.write_text("text\n" + "".join(f"word {number} and another\n" for number in range(60)))
+    tokenizer = small_tokenizer(["word", "and", "another", *map(str, range(60))])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    model = {"config": {**TINY["gpt2"], "vocab_size": 80}, "tokenizer": str(tmp_path / "tokenizer")}
+    task = {
+        "name": "language_modelling",
+        "data": str(texts),
+        "columns": {"text": "text"},
+        "public": 5,
+        "held_out": 0.2,
+        "pack": False,
+    }
+    values = tiny_experiment(clients={"count": 4, "per_round": 2}).model_dump(mode="json", exclude_unset=True)
+    values |= {"model": model, "task": {**task, "max_length": 8}, "extraction": {}, "fleet": {}}
+    assert prepare(parse(values)).setup.experiment.clients.partition == "iid"
+    with pytest.raises(UserError, match="dirichlet_by_class goes by classes"):  # control: where it is asked for
+        prepare(parse({**values, "clients": {**values["clients"], "partition": "dirichlet_by_class"}}))
 
 
 def test_what_the_user_sets_is_kept_and_choosing_again_changes_nothing(checkpoints) -> None:

@@ -171,6 +171,10 @@ def _own_methods() -> str:
 
 def test_settings_that_guides_show_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for path in PAGES:
+        for block in blocks_of(path.read_text()):
+            if block.language == "python" and (named := re.match(r"# (\w+\.py)\n", block.text)):
+                (tmp_path / named[1]).write_text(block.text)
     (tmp_path / "my_method.py").write_text(_own_methods())
     digits = yaml.safe_load((ROOT / "experiments" / "digits.yaml").read_text())
     (tmp_path / "digits.yaml").write_text(yaml.safe_dump(digits))

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
 import warnings
+from http.client import HTTPConnection
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -16,13 +19,15 @@ from conftest import tiny_experiment
 from html_pages import data_of, lacks, of, rows_of
 
 from raffm_ray.basics.errors import UserError
+from raffm_ray.cli import commands
 from raffm_ray.cli.main import main as cli
-from raffm_ray.reports import comparison_picture
+from raffm_ray.reports import comparison_picture, live
 from raffm_ray.reports.comparison_table import progress
 from raffm_ray.reports.multi_run_report import labels, write_comparison
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.reports.run_story import made_with_facts
 from raffm_ray.runs.made_with import read_starts
+from raffm_ray.runs.reader import read_so_far
 from raffm_ray.runs.simulation import simulate
 
 SMALL = {"rounds": 2, "local": {"steps": 1}, "evaluation": {"every": 1, "sizes": 1}, "model": {"pretrain": {"epochs": 1}}}
@@ -260,3 +265,111 @@ def test_a_browser_shows_every_picture_light_dark_and_narrow_and_sorts_tables(ru
     assert min(told["images"]) == 0
     assert told["outside"] > 0
     assert told["sorted"][0] == told["sorted"][1] == told["before"]
+
+
+def so_far(run: Path, folder: Path, rounds: int) -> Path:
+    """A copy of a finished run as it was after so many rounds."""
+    shutil.copytree(run, folder)
+    for path in (folder / "summary.json", folder / "report.html", *folder.glob("*.png")):
+        path.unlink(missing_ok=True)
+    for number in range(rounds + 1, 3):
+        for part in ("rounds", "clients"):
+            next((folder / part).glob(f"*{number}.parquet")).unlink()
+    return folder
+
+
+def test_what_is_said_of_an_unfinished_run_is_what_its_summary_will_say(runs, tmp_path) -> None:
+    """Key by key, where all rounds are recorded; control: a round earlier it says something else."""
+    summary = json.loads((runs["a0"] / "summary.json").read_text())
+    almost, earlier = (read_so_far(so_far(runs["a0"], tmp_path / str(rounds), rounds)) for rounds in (2, 1))
+    assert almost.pop("unfinished") == 2
+    for name, device_type in almost.pop("device_types").items():
+        assert device_type == pytest.approx({key: summary["device_types"][name][key] for key in device_type}), name
+    assert almost.pop("worst_device_type") == summary["worst_device_type"]
+    assert almost == pytest.approx({key: summary[key] for key in almost})
+    assert (earlier["rounds"], earlier["bytes_down"] < summary["bytes_down"]) == (1, True)
+
+
+def test_the_page_of_an_unfinished_run_says_so(runs, tmp_path, capsys) -> None:
+    folder = so_far(runs["a0"], tmp_path / "run", 1)
+    assert cli(["report", str(folder)]) == 0
+    assert capsys.readouterr().out.split() == [str(folder / "report.png"), str(folder / "report.html")]
+    page = (folder / "report.html").read_text()
+    assert "This run is not finished: what follows is how it was after round 1 of 2." in page
+    assert "Report of a run that is not finished: raffm" in page
+    assert lacks(page) == []
+    assert data_of(page)["accuracy_over_rounds.csv"][-1].split(",")[1] == "1"
+    assert 'http-equiv="refresh"' not in page
+
+
+def test_a_live_report_renews_itself_on_this_machine_alone(runs, tmp_path, monkeypatch) -> None:
+    made = []
+
+    def write(folder, plugins, into, renewed_seconds):
+        made.append(renewed_seconds)
+        (into / "report.html").write_text(f"page {len(made)}")
+        return into, into / "report.html"
+
+    monkeypatch.setattr(live, "write_report", write)
+    folder = so_far(runs["a0"], tmp_path / "run", 1)
+    before = sorted(path.name for path in folder.rglob("*"))
+    report = live.LiveReport(folder)
+    with live.server_of(report) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+
+        def asked(path: str = "/", host: str = address) -> tuple[int, str]:
+            connection = HTTPConnection(address)
+            connection.request("GET", path, headers={"Host": host})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+        assert asked() == asked() == (200, "page 1"), "nothing was recorded meanwhile"
+        assert asked(host="example.org")[0] == 403
+        assert asked("/config.yaml")[0] == 404
+        assert server.server_address[0] == "127.0.0.1"
+        assert sorted(path.name for path in folder.rglob("*")) == before
+        record = next((runs["a0"] / "rounds").glob("*2.parquet"))
+        shutil.copy(record, folder / "rounds")
+        report._rests_until = float("inf")
+        assert asked() == (200, "page 1"), "the run needs the cores"
+        report._rests_until = 0.0
+        assert asked() == (200, "page 2")
+        shutil.copy(runs["a0"] / "summary.json", folder)
+        assert asked() == (200, "page 3")
+        with pytest.raises(UserError, match=f"--port {server.server_port}: cannot be listened on"):
+            live.server_of(live.LiveReport(folder), server.server_port)
+        server.shutdown()
+    assert set(made) == {live.RENEWED_SECONDS}
+
+
+def test_a_live_report_of_a_run_that_measured_nothing_waits(runs, tmp_path, capsys) -> None:
+    folder = so_far(runs["a0"], tmp_path / "run", -1)
+    for path in (folder / "rounds").iterdir():
+        path.unlink()
+    page = live.LiveReport(folder).page().decode()
+    assert "nothing was measured yet" in page
+    assert f'<meta http-equiv="refresh" content="{live.RENEWED_SECONDS}">' in page
+    for words, told in (
+        (["--live", str(runs["a0"]), str(runs["a1"])], "--live is for the folder of one run"),
+        (["--live", str(tmp_path)], "no run here (config.yaml is missing)"),
+        (["--port", "1", str(folder)], "--port is for --live"),
+        (["--live", "--port", "65536", str(folder)], "ports are numbered up to 65535"),
+    ):
+        assert cli(["report", *words]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_the_report_of_an_unfinished_run_is_written_again_at_its_end(runs, tmp_path, monkeypatch) -> None:
+    """Control: one that was written after the end is not."""
+    shutil.copytree(runs["a0"], folder := tmp_path / "run")
+    made: list[Path] = []
+    monkeypatch.setattr("raffm_ray.reports.run_report.write_report", made.append)
+    page, summary = folder / "report.html", folder / "summary.json"
+    page.write_text("so far")
+    for written, again in ((1, [folder]), (3, [])):
+        made.clear()
+        os.utime(page, (written, written))
+        os.utime(summary, (2, 2))
+        commands._show(json.loads(summary.read_text()), folder)
+        assert made == again

@@ -15,9 +15,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import tiny_experiment
 from outcomes import outcome, without_real
+from PIL import Image
 from processes import marked, shared_memory, wait_for
 from quick import RICH, quick
 from rich.console import Console
@@ -27,9 +29,12 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import locked
 from raffm_ray.cli.main import main as cli
 from raffm_ray.clients.local_training import one_thread
+from raffm_ray.deployment.trained_model import of_run
+from raffm_ray.reports.run_picture import runs_of
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import ARRAYS, MANIFEST
 from raffm_ray.runs.loop import Environment
+from raffm_ray.runs.reader import START
 from raffm_ray.runs.recorder import Recorder
 from raffm_ray.runs.resuming import experiment_digest, experiment_in
 from raffm_ray.runs.simulation import completed, resume, simulate
@@ -336,26 +341,49 @@ def test_data_that_changed_is_refused_before_any_training(tmp_path, out, monkeyp
     assert outcome_of_files(out) == before
 
 
-def test_a_run_goes_on_with_its_files_in_another_place(tmp_path, out, monkeypatch) -> None:
+def pictures(folder: Path, changed: bool = False) -> Path:
+    rng = np.random.default_rng(0)
+    for row in range(60):
+        place = folder / "train" / "ab"[row % 2] / f"{row}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8) ^ np.uint8(changed and row == 7)).save(place)
+    return folder
+
+
+def test_a_run_goes_on_and_is_deployed_with_its_files_in_another_place(tmp_path, out, monkeypatch) -> None:
+    """Its data, of which one bit may not be another, and its profiles."""
     here, there = tmp_path / "profiles.yaml", tmp_path / "moved.yaml"
     text = (ROOT / "raffm_ray" / "devices" / "profiles.yaml").read_text()
     here.write_text(text)
     fleet = tiny_experiment().fleet.model_dump() | {"profiles": str(here)}
+    task = {"name": "image_classification", "data": str(pictures(tmp_path / "data")), "public": 10}
     finish = Recorder.finish
     monkeypatch.setattr(Recorder, "finish", lambda *_: (_ for _ in ()).throw(Interrupted))
     with pytest.raises(Interrupted):
-        simulate(tiny_experiment(**{**REALLY, "baselines": (), "fleet": fleet}), out)
+        simulate(tiny_experiment(**{**REALLY, "baselines": (), "fleet": fleet, "task": task}), out)
     here.rename(there)
-    with pytest.raises(UserError, match="profiles.yaml: no such file"):
-        resume(out)
-    changed = tmp_path / "changed.yaml"
-    laptop = text.index("memory_bytes:", text.index("laptop:"))
-    changed.write_text(f"{text[:laptop]}memory_bytes: 1.25e+9 #{text[laptop:]}")
-    with pytest.raises(UserError, match="fleet.profiles is not what it was when the run began"):
-        resume(out, ["--fleet.profiles", str(changed)])
-    monkeypatch.setattr(Recorder, "finish", finish)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    profiles, data = ["--fleet.profiles", "moved.yaml"], ["--task.data", str(tmp_path / "moved")]
+    changed = ["--task.data", str(pictures(tmp_path / "changed", changed=True))]
     monkeypatch.chdir(tmp_path)
-    assert resume(out, ["--fleet.profiles", "moved.yaml"])["rounds"] == 2
+    with pytest.raises(UserError, match="profiles.yaml: no such file"):
+        resume(out, data)
+    with pytest.raises(UserError, match="data: no such file or folder"):
+        resume(out, profiles)
+    with pytest.raises(UserError, match="task.data is not what it was when the run began"):
+        resume(out, [*profiles, *changed])
+    other = tmp_path / "other.yaml"
+    laptop = text.index("memory_bytes:", text.index("laptop:"))
+    other.write_text(f"{text[:laptop]}memory_bytes: 1.25e+9 #{text[laptop:]}")
+    with pytest.raises(UserError, match="fleet.profiles is not what it was when the run began"):
+        resume(out, [*data, "--fleet.profiles", str(other)])
+    monkeypatch.setattr(Recorder, "finish", finish)
+    assert resume(out, [*data, *profiles])["rounds"] == 2
+    with pytest.raises(UserError, match="data: no such file or folder"):
+        of_run(out, profiles)
+    with pytest.raises(UserError, match="task.data is not what it was when the run began"):
+        of_run(out, [*profiles, *changed])
+    assert of_run(out, [*profiles, *data]).state.round == 2
 
 
 def test_only_settings_that_change_no_result_may_be_others(copy, capsys) -> None:
@@ -387,7 +415,7 @@ def test_a_run_goes_on_elsewhere(undisturbed, copy) -> None:
     assert outcome(copy) == undisturbed
 
 
-@pytest.mark.parametrize("before", ["FREE_AT_FIRST", "FREE_WITHOUT_PLACES"])
+@pytest.mark.parametrize("before", ["FREE_AT_FIRST", "FREE_WITHOUT_PLACES", "FREE_SINCE_PLUGINS"])
 def test_a_checkpoint_of_a_version_with_fewer_free_settings_goes_on(undisturbed, copy, before, monkeypatch) -> None:
     from raffm_ray.runs import resuming
 
@@ -412,13 +440,18 @@ def test_a_run_from_before_texts_were_joined_still_cuts_them(tmp_path) -> None:
     assert load(config).task.pack
 
 
-def test_a_run_that_is_not_finished_has_no_report_but_a_way_to_go_on(copy, capsys) -> None:
-    assert cli(["report", str(copy)]) == 2
-    assert f"no finished run here (summary.json is missing); raffm-ray resume {copy} goes on" in capsys.readouterr().err
+def test_a_run_that_is_not_finished_has_a_report_so_far_and_a_way_to_go_on(copy, capsys) -> None:
+    """But one that did not say when it began what it measures has none."""
+    assert runs_of(copy, unfinished=True)["raffm"][1]["unfinished"] == experiment_in(copy).rounds
     config = copy.parent / "tiny.yaml"
     config.write_text(dump(tiny_experiment()))
     assert cli(["run", str(config), "--out", str(copy)]) == 2
     assert f"nothing is overwritten; raffm-ray resume {copy} goes on" in capsys.readouterr().err
+    (copy / START).unlink()
+    assert cli(["report", str(copy)]) == 2
+    told = capsys.readouterr().err
+    assert f"{copy}: not finished, and start.json cannot be read" in told
+    assert f"raffm-ray resume {copy} goes on" in told
 
 
 def started(arguments: list[str], mark: str = "") -> subprocess.Popen[str]:
