@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ |= {"NOTEBOOK_ROUNDS": "1", "NOTEBOOK_TRIALS": "2", "NOTEBOOK_BACKEND": "in_process"}
 
 import copy
+import gc
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -172,6 +173,25 @@ def tiny_experiment(**changes: Any) -> Experiment:
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["RAFFM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> None:
+    """What is there before a file's tests, above all libraries, is not looked through each time that a run collects garbage."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Ray ends after the last test that needs it: idle, it takes a twelfth of a core."""
+    if item is _last_on_ray(item.session):
+        ray.shutdown()
+
+
+@cache
+def _last_on_ray(session: pytest.Session) -> pytest.Item | None:
+    return next((item for item in reversed(session.items) if "four_cores" in getattr(item, "fixturenames", ())), None)
 
 
 DRAWN = ("reports", "test_phases.py", "test_study.py", "test_units.py")

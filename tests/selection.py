@@ -103,6 +103,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = fast(chosen)
     lanes = {path: lane_of(path) for path in {item.path for item in chosen}} if lane else {}
     first = [item for item in chosen if not lane or lanes[item.path] == lane]
+    if lane:  # those of one Ray one after the other: it ends after the last of them (see conftest.py)
+        on_ray = {item.path for item in first if "four_cores" in getattr(item, "fixturenames", ())}
+        first.sort(key=lambda item: item.path not in on_ray)
     others = []
     if lane == "processes" and config.getoption("--share"):
         by_file = defaultdict(list)

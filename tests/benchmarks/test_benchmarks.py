@@ -31,6 +31,7 @@ FLAGS = [
 ]
 
 
+@pytest.mark.drawn
 def test_extraction_measures_every_metric_both_cuts_and_both_bases(out) -> None:
     table = extraction(FLAGS, out, Console(quiet=True))
     content = json.loads((out / "extraction.json").read_text())

@@ -82,12 +82,12 @@ def test_a_mask_of_the_least_number_stays_finite_when_it_is_rounded() -> None:
 
 
 def test_a_run_says_which_attention_ran_and_auto_is_the_one_of_the_rule(out) -> None:
-    runs = {}
+    runs, small = {}, {"evaluation": {"sizes": 0}, "model": {"pretrain": {"epochs": 1}}}
     for precision in ("float32", "bfloat16"):
         for attention in ("auto", "sdpa", "eager"):
             local = {"attention": attention, "precision": precision}
             runs[precision, attention] = simulate(
-                tiny_experiment(local={**local, "steps": 1}, rounds=1, clients={"count": 4, "per_round": 2}),
+                tiny_experiment(local={**local, "steps": 1}, rounds=1, clients={"count": 4, "per_round": 2}, **small),
                 out / f"{precision}-{attention}",
             )
     named = {key: (one["attention"], one["precision"]) for key, one in runs.items()}

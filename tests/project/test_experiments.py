@@ -28,6 +28,8 @@ SHORT = {
         "1500",
         "--task.public",
         "32",
+        "--task.max_length",
+        "16",
         "--task.held_out",
         "0.001",
         "--model.pretrain.epochs",
@@ -51,7 +53,7 @@ SHORT = {
     "rivals_cifar": ["--task.examples", "600", "--task.public", "100", "--task.held_out", "0.02", "--model.pretrain.epochs", "1"],
     "rivals_sst2": [
         *("--task.examples", "1500", "--task.public", "32", "--task.held_out", "0.001", "--model.pretrain.epochs", "1"),
-        *("--task.max_length", "16", "--evaluation.sizes", "1", *NO_HEAD),
+        *("--task.max_length", "16", *NO_HEAD),
     ],
 }
 COMMON = [
@@ -71,6 +73,8 @@ COMMON = [
     "16",
     "--pool.backend",
     "in_process",
+    "--evaluation.sizes",
+    "1",
 ]
 
 
@@ -101,6 +105,7 @@ def test_an_experiment_is_listed(path) -> None:
     assert f"raffm-ray {command} experiments/{path.name}" in path.read_text()
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.stem in RIVALS], ids=lambda path: path.stem)
 def test_rivals_are_compared_shortened(path, out, monkeypatch) -> None:
     needed(path.read_text())

@@ -28,7 +28,8 @@ class _Seen(InProcessPool):
 
 def left(folder: Path, **changes: Any) -> tuple[dict[str, str], dict[str, Any], list[set[str]]]:
     """(records as text, since no number equals itself where it is none; summary; methods of every run of the pool)."""
-    experiment = tiny_experiment(**{"rounds": 3, "task": {"validation": 100}, **changes})
+    changes = {"rounds": 3, "task": {"validation": 100}, **changes, "evaluation": {"sizes": 0, **changes["evaluation"]}}
+    experiment = tiny_experiment(**changes)
     pool = _Seen(prepare(experiment).runner())
     summary = simulate(experiment, folder, pool=pool)
     records = {
@@ -67,7 +68,7 @@ def test_control_what_is_compared_differs_between_runs(tmp_path) -> None:
 
 
 def test_rounds_are_recorded_in_order_and_the_last_one_too(tmp_path) -> None:
-    simulate(tiny_experiment(rounds=3, evaluation={"every": 2}), tmp_path / "run")
+    simulate(tiny_experiment(rounds=3, evaluation={"every": 2, "sizes": 0}), tmp_path / "run")
     assert [(row["round"], row["metric"] is not None) for row in read_rounds(tmp_path / "run")] == [
         (0, True),
         (1, False),

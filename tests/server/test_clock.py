@@ -541,7 +541,7 @@ BUSY: dict[str, Any] = {
 
 
 def run(folder: Path, **changes: Any) -> tuple[Mapping[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    summary = simulate(tiny_experiment(**{"rounds": 5, "clock": BUSY, **changes}), folder)
+    summary = simulate(tiny_experiment(**{"rounds": 5, "clock": BUSY, "evaluation": {"sizes": 0}, **changes}), folder)
     return summary, read_rounds(folder), pq.read_table(folder / "clients").to_pylist()
 
 

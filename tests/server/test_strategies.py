@@ -320,7 +320,8 @@ def test_divisor_control_no_other_strategy_changes_a_bit(name) -> None:
 def test_one_run_of_every_strategy(out) -> None:
     budgets = {name: {"params": 0.5} for name in ("raspberry_pi_4", "raspberry_pi_5")}
     rest = [name for name in NAMES if name != "raffm"]
-    summary = simulate(tiny_experiment(rounds=1, baselines=rest, fleet={"budgets": budgets}), out)
+    small = {"local": {"steps": 2}, "evaluation": {"sizes": 0}}
+    summary = simulate(tiny_experiment(rounds=1, baselines=rest, fleet={"budgets": budgets}, **small), out)
     assert sorted(summary["baselines"]) == rest
     assert len({one["params_sha256"] for one in summary["baselines"].values()} | {summary["params_sha256"]}) == len(NAMES)
 

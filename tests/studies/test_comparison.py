@@ -130,6 +130,7 @@ def test_sizes_that_no_plan_fits_are_skipped_with_the_reason(out, monkeypatch) -
     assert len(summary["curve"]) < 6 + EXPERIMENT.evaluation.sizes
 
 
+@pytest.mark.drawn
 def test_no_sizes_are_measured_where_none_are_asked_for(compared, out) -> None:
     own = runs_of(EXPERIMENT, SEEDS, out)[0].experiment
     off = own.model_copy(update={"evaluation": own.evaluation.model_copy(update={"sizes": 0})})

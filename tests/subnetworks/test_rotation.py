@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -328,14 +330,13 @@ def test_at_35_percent_of_query_and_key_size_the_rotation_beats_every_permutatio
         cut = build(architecture, take_all(tensors, layout, plan), plan).eval()
         return float((1 - (embeddings(cut) * full).sum(-1)).mean())
 
+    @cache
+    def statistics(name: str | None) -> dict[str, Any]:
+        return collect(model, layout, calibration, name, OBJECTIVES["sequence_classification"]) if name else {}
+
     errors = {"prefix": lost(named(model), identity_orders(layout))}
     for name, metric in METRICS.items():
-        statistics = (
-            collect(model, layout, calibration, metric.statistic, OBJECTIVES["sequence_classification"])
-            if metric.statistic
-            else {}
-        )
-        scores = metric.score(layout, named(model), statistics, np.random.default_rng(0))
+        scores = metric.score(layout, named(model), statistics(metric.statistic), np.random.default_rng(0))
         errors[name] = lost(named(model), rank(scores))
     moments = collect_moments(model, layout, calibration[:2])
     rotated = lost(rotate(layout, named(model), moments), identity_orders(layout))
