@@ -183,9 +183,11 @@ def _frozen() -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Ray ends after the last test that needs it: idle, it takes a twelfth of a core."""
-    if item is _last_on_ray(item.session):
+@pytest.hookimpl(trylast=True)  # after the fixtures of a module, some of which are pools
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ray ends after the last file that needs it: idle, it takes a twelfth of a core."""
+    last = _last_on_ray(item.session)
+    if last and item.path == last.path and (nextitem is None or nextitem.path != item.path):
         ray.shutdown()
 
 

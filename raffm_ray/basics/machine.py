@@ -98,6 +98,11 @@ def return_freed_memory() -> None:
     """Has glibc give freed memory back to the system, where there is a glibc: it keeps what is freed in small pieces, gigabytes after
     a model was trained."""
     gc.collect()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Has glibc give back what is freed already."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from raffm_ray.axes.flat_parameters import Flat
-from raffm_ray.basics.machine import peak_rss_bytes, resident_bytes, return_freed_memory
+from raffm_ray.basics.machine import peak_rss_bytes, resident_bytes, return_freed_memory, trim_heap
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.messages import Result, RoundContext
 from raffm_ray.pool.gpu_sharing import GpuOutOfMemoryError, limit_gpu_memory, release_gpu_memory, use_deterministic_kernels
@@ -56,7 +56,7 @@ class Worker:
     def __init__(self, runner: ClientRunner, device: str, share: float, number: int = 0) -> None:
         torch.set_num_threads(1)
         keep_freed_memory()
-        self.runner, self.run = runner, -1
+        self.runner, self.run, self.method = runner, -1, ""
         self.runner.device, self.share, self.number = device, share, number
         if device == "cuda":
             if runner.deterministic:
@@ -90,6 +90,9 @@ class Worker:
             raise NotStartedError
         if alone:
             limit_gpu_memory(self.share, alone)
+        if method != self.method:  # training and evaluation leave pieces that the arrays of the other do not fit in
+            trim_heap()
+            self.method = method
         calibrates = method == "block" and any(job.calibrate for job in arguments[0])
         try:
             with returning_freed_memory() if calibrates else nullcontext():
