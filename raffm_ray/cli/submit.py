@@ -176,7 +176,7 @@ def _one_line(what: str) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.AuthenticationError as error:
-        token = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) say which token"
+        token = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) say which token: the one that its head was started with"
         raise UserError(f"{what}: {in_short(str(error).split(chr(10))[0])} ({token})") from None
     except requests.exceptions.RequestException as error:
         raise UserError(f"{what}: no dashboard answers there ({type(error).__name__})") from None

@@ -23,6 +23,7 @@ from raffm_ray.fleet.device_plans import DeviceTypeRow, device_type_rows, provis
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.runs.progress import Display
 from raffm_ray.server.device_type_plans import view_of
+from raffm_ray.server.ranking import NotCalibratedError
 from raffm_ray.server.residual_pace import hollow_notes
 from raffm_ray.server.state import Setup
 from raffm_ray.server.strategies import ranked
@@ -105,7 +106,12 @@ def show(path: Path, flags: Sequence[str], described: Path | None, plugins: Sequ
     `flags`: settings that differ from those of the file at `path`; `described`: a cluster's YAML file.
     """
     cluster = load_cluster(described) if described else None
-    prepared = prepare(load(path, flags, plugins))
+    experiment, lacking = load(path, flags, plugins), ""
+    try:
+        prepared = prepare(experiment)
+    except NotCalibratedError as error:  # a run would end here; what each device type can train does not depend on it
+        lacking, salience = str(error), experiment.salience.model_copy(update={"source": "public"})
+        prepared = prepare(experiment.model_copy(update={"salience": salience}))
     setup = prepared.setup
     placement = placed(prepared, cluster) if cluster else None
     examples = int(np.median([count for count in setup.examples if count]))
@@ -115,6 +121,8 @@ def show(path: Path, flags: Sequence[str], described: Path | None, plugins: Sequ
     console.print(cost_table(setup, rows, examples))
     console.print()
     console.print(width_table(setup, rows))
+    if lacking:
+        console.print(f"warning: this experiment cannot run as it is: {lacking}", highlight=False, soft_wrap=True)
     for line in hollow_notes(setup, state):
         console.print(f"note: {line}", highlight=False, soft_wrap=True)
     if placement is not None:

@@ -170,6 +170,8 @@ def load_foundation(settings: ModelSettings, head: str, texts: bool, max_length:
     )
     words = pictures = None
     if tokenizer is not None:
+        if tokenizer.eos_token_id is None and isinstance(end := config.eos_token_id, int) and 0 <= end < len(tokenizer):
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)  # the model knows what its tokenizer does not say
         check_tokenizer(tokenizer, config, settings, source)
         padding = next(
             (one for one in (tokenizer.pad_token_id, tokenizer.eos_token_id, config.pad_token_id) if one is not None), 0

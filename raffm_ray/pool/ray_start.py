@@ -116,7 +116,7 @@ def _check_address(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
         ray._raylet.GcsClient(address=address)  # type: ignore[attr-defined]  # compiled
     except ray.exceptions.AuthenticationError as error:
-        which = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) say which token"
+        which = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) say which token: the one that its head was started with"
         raise UserError(f"{told}: the cluster refuses: {in_short(str(error).split('.')[0])} ({which})") from None
     except (OSError, OverflowError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(f"{told}: no cluster answers there: {in_short(error)}") from None

@@ -229,6 +229,11 @@ def import_metric(folder: Path, plugins: Sequence[str] = ()) -> None:
         experiment_in(folder, plugins=plugins)
 
 
+def _hints(summary: Mapping[str, Any]) -> list[str]:
+    """What the run said of itself, as sentences."""
+    return [f"{one[:1].upper()}{one[1:]}." for one in summary.get("hints", [])]
+
+
 def _written(folder: Path, into: Path, renewed_seconds: int | None) -> tuple[Path, Path]:
     runs = runs_of(folder, unfinished=True)
     summary = next(iter(runs.values()))[1]
@@ -243,7 +248,7 @@ def _written(folder: Path, into: Path, renewed_seconds: int | None) -> tuple[Pat
     own = next(iter(rounds.values()))
     seed, strategies = ("Seed", str(summary["seed"])), ("Strategy", ", beside it ".join(runs))
     sections = [
-        Section("Result", tables=[result_table(summary)], notes=[ESTIMATED, *_told_of_lacks(folder, summary)]),
+        Section("Result", tables=[result_table(summary)], notes=[*_hints(summary), ESTIMATED, *_told_of_lacks(folder, summary)]),
         Section(
             "What was run",
             facts=[*made_with_facts(read_starts(folder)), strategies, *setting_facts(configuration, summary), seed],

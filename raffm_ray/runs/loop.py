@@ -279,6 +279,8 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
     summary["forecast"] = environment.forecast.content(pool) if environment.forecast else None
     if environment.forecast:
         _tell(console, held_line(summary["forecast"]))
+    if experiment.evaluation.sizes:
+        console.print(f"{experiment.strategy.name}: measuring {experiment.evaluation.sizes} sizes between", highlight=False)
     summary |= curve_of(setup, state, pool, prepared.task, measured) | {"made_from": recorder.origin, "extensions": extensions}
     words = prepared.foundation.words
     used = dict(zip(measured.device_type_plans, copies(setup, state, list(measured.device_type_plans.values())), strict=True))
@@ -287,8 +289,10 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         recorder.folder / "units.parquet",
         units_of(setup.architecture.layout, state.reached, state.reached_weight, measured.device_type_plans),
     )
-    hint = hint_at_end(experiment, prepared.task.metric, recorder.rounds[0], recorder.rounds[-1])
-    if hint and best.round == recorder.rounds[-1].round:
+    kept_last = best.round == recorder.rounds[-1].round
+    hint = hint_at_end(experiment, prepared.task.metric, recorder.rounds[0], recorder.rounds[-1]) if kept_last else None
+    if hint:
         _tell(console, hint)
+    summary["hints"] = [one for one in (hint_at_start(experiment, prepared.task, recorder.rounds[0]), hint) if one]
     recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None, own)
     return summary

@@ -123,7 +123,7 @@ def resume(
             summary = read_summary(folder)
             if {one.shown for one in experiment.baselines} <= set(summary.get("baselines", {})):
                 _keep_one(folder, experiment)
-                console.print(f"{folder}: the run is finished, nothing is left to do", highlight=False, soft_wrap=True)
+                console.print(f"{folder}: all rounds are done, nothing is trained", highlight=False, soft_wrap=True)
                 return summary
             with of_a_run(folder):
                 origin = dict[str, str](summary["made_from"])

@@ -33,10 +33,14 @@ def cuts_residual(setup: Setup, state: ServerState) -> bool:
     return any("residual" in plan for plan in device_type_plans(setup, state).values())
 
 
+class NotCalibratedError(UserError):
+    """No client can calibrate the first ranking."""
+
+
 def begin_calibration(setup: Setup, state: ServerState) -> Round | None:
     """Before round 1: clients that can hold the full model report statistics of it; None where no ranking needs them.
 
-    Raises UserError when no client can.
+    Raises NotCalibratedError when no client can.
     """
     statistic = _statistic(setup)
     if statistic is None:
@@ -47,7 +51,7 @@ def begin_calibration(setup: Setup, state: ServerState) -> Round | None:
     if not able and not setup.strategy.budgeted:
         able = [client for client, count in enumerate(setup.examples) if count]
     if not able:
-        raise UserError(
+        raise NotCalibratedError(
             f"salience.metric {experiment.salience.metric!r} is calibrated by clients that hold the full model, and no client with data "
             "has a device of this fleet that can: set salience.source to public, or a metric of the weights (l1, l2, random)"
         )

@@ -82,7 +82,8 @@ def notes(content: Mapping[str, Any], marks: bool = True) -> list[str]:
     if content["best"] is None:
         lines.append(f"no finished trial meets every constraint ({', '.join(content['constraints'])})")
     elif marks:
-        lines.append(f"* best: {content['rule']}; ° came first because it was asked for, and is not on the front")
+        asked = any(row["enqueued"] and row["values"] and row["number"] not in content["front"] for row in rows)
+        lines.append(f"* best: {content['rule']}" + "; ° came first because it was asked for, and is not on the front" * asked)
     lines.append("chosen on the validation part; the held-out part is measured for what is chosen, and decides nothing")
     if content["importances"]:
         lines.append("importance: " + ", ".join(f"{key} {100 * share:.0f}%" for key, share in content["importances"].items()))

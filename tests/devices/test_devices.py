@@ -332,6 +332,16 @@ def test_show_names_every_device_type_and_writes_nothing(config, capsys, tmp_pat
     assert "ranked by 'l2' of the weights before any training\n" in capsys.readouterr().out
 
 
+def test_show_shows_a_fleet_that_cannot_calibrate_and_warns(config, capsys) -> None:
+    half = {name: {"params": 0.6} for name in ("raspberry_pi_4", "raspberry_pi_5", "laptop", "jetson_agx_orin", "v100")}
+    assert cli(["fleet", "show", config, "--fleet.budgets", yaml.safe_dump(half, default_flow_style=True)]) == 0
+    told = capsys.readouterr().out
+    assert "warning: this experiment cannot run as it is: salience.metric 'outputs' is calibrated by clients" in told
+    assert told.count("laptop") == 3
+    assert cli(["fleet", "show", config]) == 0
+    assert "warning" not in capsys.readouterr().out  # control
+
+
 def test_rows_keep_budgets_and_leave_out_who_takes_no_part(prepared) -> None:
     setup, state = prepared.setup, provisional_ranking(prepared)
     rows = device_type_rows(setup, state, 20)

@@ -67,6 +67,7 @@ def test_data_without_classes_is_dealt_at_random(tmp_path) -> None:
     texts = tmp_path / "texts.csv"
     texts.write_text("text\n" + "".join(f"word {number} and another\n" for number in range(60)))
     tokenizer = small_tokenizer(["word", "and", "another", *map(str, range(60))])
+    tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     model = {"config": {**TINY["gpt2"], "vocab_size": 80}, "tokenizer": str(tmp_path / "tokenizer")}
     task = {
@@ -75,11 +76,14 @@ def test_data_without_classes_is_dealt_at_random(tmp_path) -> None:
         "columns": {"text": "text"},
         "public": 5,
         "held_out": 0.2,
-        "pack": False,
+        "pack": True,
     }
     values = tiny_experiment(clients={"count": 4, "per_round": 2}).model_dump(mode="json", exclude_unset=True)
     values |= {"model": model, "task": {**task, "max_length": 8}, "extraction": {}, "fleet": {}}
     assert prepare(parse(values)).setup.experiment.clients.partition == "iid"
+    endless = {**values, "model": {**model, "config": {**model["config"], "eos_token_id": None}}}
+    with pytest.raises(UserError, match="end-of-text token"):  # control: the tokenizer has none, and took the model's
+        prepare(parse(endless))
     with pytest.raises(UserError, match="dirichlet_by_class goes by classes"):  # control: where it is asked for
         prepare(parse({**values, "clients": {**values["clients"], "partition": "dirichlet_by_class"}}))
 

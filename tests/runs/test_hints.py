@@ -6,6 +6,7 @@ import pytest
 from conftest import tiny_experiment
 
 from raffm_ray.preparation.prepare import prepare
+from raffm_ray.reports.run_report import write_report
 from raffm_ray.runs.hints import hint_at_end, hint_at_start
 from raffm_ray.runs.reader import read_rounds
 from raffm_ray.runs.recorder import RoundRow
@@ -31,6 +32,20 @@ def test_a_start_at_chance_is_said(rows) -> None:
     told = hint_at_start(untrained.setup.experiment, task, replace(rows[0], metric=0.11))
     assert told is not None
     assert "model.pretrain.epochs: 0" in told
+
+
+def test_the_report_says_what_the_terminal_said(tmp_path, rows) -> None:
+    lazy = {
+        "evaluation": {"every": 1, "sizes": 0},
+        "rounds": 1,
+        "local": {"learning_rate": 1e-12},
+        "model": {"pretrain": {"epochs": 0}},
+    }
+    summary = simulate(tiny_experiment(**lazy), tmp_path / "run")
+    start, end = summary["hints"]
+    assert (start[:5], end[:8]) == ("note:", "warning:")
+    _, page = write_report(tmp_path / "run")
+    assert "Warning: the run ends no better than it began" in page.read_text()
 
 
 def test_an_end_no_better_than_the_start_is_said(rows) -> None:

@@ -195,7 +195,7 @@ def test_no_summary_whatever_it_says_is_a_traceback(runs, tmp_path_factory, caps
         assert code in (0, 2)
         if code == 2:
             *told, last = error.rstrip("\n").split("\n")
-            assert told in ([], [f"{folder / 'run'}: the run is finished, nothing is left to do"])
+            assert told in ([], [f"{folder / 'run'}: all rounds are done, nothing is trained"])
             assert last.startswith("raffm-ray: ")
             one_clear_line(last)
     shutil.rmtree(folder)

@@ -304,7 +304,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(really, out, monkeypatch, cap
     monkeypatch.setattr("raffm_ray.runs.simulation.prepare", lambda _: pytest.fail("nothing is left to do"))
     console = Console(record=True, file=io.StringIO())
     assert resume(out, console=console) == json.loads((out / "summary.json").read_text())
-    assert "the run is finished, nothing is left to do" in " ".join(console.export_text().split())
+    assert "all rounds are done, nothing is trained" in " ".join(console.export_text().split())
     assert outcome_of_files(out) == before
     assert cli(["resume", str(out)]) == 0
 
