@@ -33,7 +33,7 @@ KNOWN = {
 }
 TEXT_MODELS = ("distilbert-base-uncased", "bert-base-uncased", "roberta-base")
 """Pretrained models that one would name, the first where nothing is on this machine; `KNOWN`: for kinds of tasks that need others."""
-MOST_CLIENTS, FEW, MANY_GROUPS = 100, 20, 10
+MOST_CLIENTS, FEW, MANY_GROUPS = 100, 20, 5
 FEW_RANK = (
     "salience:",
     "  source: public   # who ranks the parameters: of few clients, maybe none has a device that holds the full model",

@@ -137,6 +137,8 @@ def _first_ranking(
     updates: list[Update] = []
     statistic = METRICS[setup.experiment.salience.metric].statistic
     if work is not None:
+        told = f"{setup.experiment.strategy.name}: ranking the parameters on the examples of {len(work.jobs)} clients"
+        display.console.print(told, highlight=False)
         summed, updates, *_ = run_round(setup, work, state, pool, display)
         with pool.profile.during("add"):
             state = finish_round(setup, state, work, summed, updates)
