@@ -364,8 +364,8 @@ def test_the_report_of_an_unfinished_run_is_written_again_at_its_end(runs, tmp_p
     """Control: one that was written after the end is not."""
     shutil.copytree(runs["a0"], folder := tmp_path / "run")
     made: list[Path] = []
-    monkeypatch.setattr("raffm_ray.reports.run_report.write_report", made.append)
     page, summary = folder / "report.html", folder / "summary.json"
+    monkeypatch.setattr("raffm_ray.reports.run_report.write_report", lambda one: made.append(one) or (page, page))
     page.write_text("so far")
     for written, again in ((1, [folder]), (3, [])):
         made.clear()
