@@ -12,7 +12,7 @@ help:
 	@echo "make demo    install and run the embedded default: 100 clients, five device types, a picture"
 	@echo "make test    install and run the tests: about ten minutes on two cores"
 	@echo "make test-clusters   the tests that start clusters, and kill them: about eight minutes"
-	@echo "make test-all   both, side by side: about a quarter of an hour"
+	@echo "make test-all   both, side by side: half an hour at most"
 	@echo "make test-fast   the tests to run before every commit: at most two minutes"
 	@echo "make bench   the speed suite: about ten minutes on two cores, quiet ones"
 	@echo "make chaos   200 kills of actors, raylets and drivers, each with the same bits after it: about half an hour"
