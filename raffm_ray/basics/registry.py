@@ -156,7 +156,7 @@ class Table(dict[str, R]):
             if others or like:
                 raise UserError(f"{told}: {next(iter(others), 'like')!r} is not one of its fields: it has none")
             _check_signature(told, given, self._first)
-            return given  # type: ignore[no-any-return]
+            return given  # type: ignore[no-any-return]  # its signature was checked, its type is the table's
         for field in others:
             if field not in self._fields:
                 raise UserError(f"{told}: {field!r} is not one of its fields{near_miss(field, self._fields)}")
@@ -170,7 +170,7 @@ class Table(dict[str, R]):
         for field in self._fields:
             if (value := getattr(row, field)) is not None or field == self._function:
                 _check_signature(f"{told}: {field}", value, self._signatures.get(field, getattr(self._first, field)))
-        return row  # type: ignore[no-any-return]
+        return row  # type: ignore[no-any-return]  # as above
 
     def _made(self, function: Any, base: Any, others: Mapping[str, Any]) -> Any:
         if self._make is not None:

@@ -260,7 +260,9 @@ def _plain_columns(file: Path, place: Place) -> dict[str, Any]:
     fields = []
     for one in schema:
         plain = pa.field(one.name, plain_type(one.type))
-        with suppress(ValueError, NotImplementedError, TypeError):
+        with suppress(
+            ValueError, NotImplementedError, TypeError
+        ):  # of a type that the library cannot hold: the column is left out
             datasets.Features.from_arrow_schema(pa.schema([plain]))
             fields.append(plain)
     if [one.type for one in fields] == schema.types:

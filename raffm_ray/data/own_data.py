@@ -29,7 +29,7 @@ def own_rows(settings: TaskSettings, rng: np.random.Generator) -> Any:
     input and a label; or a mapping from names of splits to any of these. Of a task whose rows are `ready`: arrays by the names of the
     model's inputs, with `labels`.
     """
-    raise NotImplementedError
+    raise NotImplementedError  # only its signature is used, to check what plug-ins register
 
 
 def _splits(data: Any) -> dict[str, Any]:
