@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raffm_ray.basics.errors import UserError
+
 Indices = NDArray[np.int64]
 MASKS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
 """Columns of words -> the input that tells real positions from padding."""
@@ -115,23 +117,33 @@ def _part(column: Column, indices: Indices) -> Column:
 class Examples:
     """Model inputs by argument name, and labels: [examples] classes or numbers, [examples, k], or sequences.
 
-    `groups`: to which natural owner an example belongs, [examples] integers, `UNOWNED` for none, where the data says so. Ragged columns of words
-    bring their masks along.
+    `groups`: to which natural owner an example belongs, [examples] integers, `UNOWNED` for none, where the data says so; `group_names`: those
+    of the owners; `times`: [examples] places in the order in which they were made, where the data says so. Ragged columns of words bring their
+    masks along.
     """
 
     inputs: Mapping[str, Column]
     labels: Column
     groups: NDArray[np.int64] | None = field(default=None)
+    group_names: tuple[str, ...] = ()
+    times: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def part(self, indices: Indices) -> "Examples":
         """The examples at these indices, copied."""
-        groups = None if self.groups is None else self.groups[indices]
         return Examples(
-            {name: _part(values, indices) for name, values in self.inputs.items()}, _part(self.labels, indices), groups
+            {name: _part(values, indices) for name, values in self.inputs.items()},
+            self.labels_of(indices),
+            None if self.groups is None else self.groups[indices],
+            self.group_names,
+            None if self.times is None else self.times[indices],
         )
+
+    def labels_of(self, indices: Indices) -> Column:
+        """The labels of the examples at these indices, copied."""
+        return _part(self.labels, indices)
 
     def batch(self, indices: Indices | slice, device: str = "cpu") -> dict[str, Tensor]:
         """Tensors of these examples for the model's forward, `labels` included. Always copies: the arrays may be shared."""
@@ -168,10 +180,40 @@ def owner_of(value: Any) -> str | None:
 
 def groups_of(values: NDArray[Any]) -> NDArray[np.int64]:
     """[examples]: the number of each one's owner, owners in their order, `UNOWNED` where there is none."""
+    return _owners(values)[0]
+
+
+def _owners(values: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """`groups_of`, and the owners' names."""
     owned = np.array([owner_of(value) is not None for value in values.tolist()], dtype=bool)
     groups = np.full(len(values), UNOWNED, dtype=np.int64)
-    groups[owned] = np.unique(values[owned], return_inverse=True)[1]
-    return groups
+    names, groups[owned] = np.unique(values[owned], return_inverse=True)
+    return groups, tuple(map(str, names.tolist()))
+
+
+def _times(values: NDArray[Any]) -> NDArray[np.int64]:
+    """[examples]: each one's place in the order of these numbers, dates or texts; equal ones share a place."""
+    if any(owner_of(value) is None for value in values.tolist()):
+        raise UserError("task.columns.time: the column has empty cells")
+    try:
+        return np.unique(values, return_inverse=True)[1].astype(np.int64)
+    except TypeError:
+        raise UserError("task.columns.time: values of several kinds have no order") from None
+
+
+ABOUT = ("group", "time")
+"""Roles of columns that say something about examples, and are no input of a model."""
+
+
+def told_about(columns: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """The fields of `Examples` that follow from the columns of the roles in `ABOUT`, of those that there are. Raises UserError for times that
+    have no order."""
+    found: dict[str, Any] = {}
+    if "group" in columns:
+        found["groups"], found["group_names"] = _owners(columns["group"])
+    if "time" in columns:
+        found["times"] = _times(columns["time"])
+    return found
 
 
 def batches(share: Indices, batch_size: int, steps: int, rng: np.random.Generator) -> Iterator[Indices]:
