@@ -13,6 +13,7 @@ Open to other packages:
 Used inside only:
 
 - `block_sums`: the sum of a block's updates
+- `device_parameters`: trained and frozen parameters where they are computed with
 - `explained_errors`: whose an error is, and what to do about it
 - `update_checks`: refuses changes that are not finite or too large
 - `module_factory`: makes subnetwork modules and caches their skeletons

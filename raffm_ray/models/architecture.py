@@ -5,7 +5,7 @@ Adding a family is one file (its layout and its kinds of positions) and one row 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -122,6 +122,19 @@ class Architecture:
     attention: str = "sdpa"
     objective: str = ""
     own: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def trained_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the parameters that are trained, in the model's order: those of a flat array that is sent, summed and averaged."""
+        specs = self.layout.parameters
+        return (
+            self.shapes if not self.frozen_shapes else {name: one for name, one in self.shapes.items() if not specs[name].frozen}
+        )
+
+    @cached_property
+    def frozen_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the parameters that nobody trains, in the model's order."""
+        return {name: one for name, one in self.shapes.items() if self.layout.parameters[name].frozen}
 
 
 def check_head(model_type: str, head: str) -> None:

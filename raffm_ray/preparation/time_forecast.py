@@ -93,7 +93,7 @@ def _training_rates(setup: Setup, state: ServerState, work: Round, pool: Pool) -
         counts = [_flops(short, context, group) for group in chosen]
         calls = [Call("block", context, (group,), count) for group, count in zip(chosen, counts, strict=True)]
         for (update, _), group, count in zip(
-            pool.run(state.parameters.numpy(), calls, lambda *_: None), chosen, counts, strict=True
+            pool.run(state.parameters.numpy(), calls, lambda *_: None, state.frozen.numpy()), chosen, counts, strict=True
         ):
             plan = group[0].plan
             assert plan is not None
@@ -114,7 +114,7 @@ def _training_rates(setup: Setup, state: ServerState, work: Round, pool: Pool) -
 def _wall(pool: Pool, state: ServerState, calls: Sequence[Call]) -> float:
     """Real seconds of calls whose results nobody uses."""
     began = perf_counter()
-    for _ in pool.run(state.parameters.numpy(), calls, lambda *_: None):
+    for _ in pool.run(state.parameters.numpy(), calls, lambda *_: None, state.frozen.numpy()):
         pass
     return perf_counter() - began
 

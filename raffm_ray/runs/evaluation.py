@@ -33,7 +33,7 @@ class EvaluationRequest(Generic[T]):
 
 def run_request(question: EvaluationRequest[T], state: ServerState, pool: Pool) -> T:
     """The answer, from a run of the pool for it alone."""
-    results = pool.run(state.parameters.numpy(), question.calls, lambda *_: None)
+    results = pool.run(state.parameters.numpy(), question.calls, lambda *_: None, state.frozen.numpy())
     told = [small for small, _ in results]
     with pool.profile.during("evaluate"):
         return question.answer(told)

@@ -31,11 +31,11 @@ from raffm_ray.server.device_type_plans import copies, device_type_plans
 from raffm_ray.server.early_stopping import chosen_state, is_evaluated, is_finished, with_best_round
 from raffm_ray.server.ranking import begin_calibration, plain_scores, ranking_is_due
 from raffm_ray.server.rounds import begin_round, finish_round
-from raffm_ray.server.state import Round, ServerState, Setup, new_state
+from raffm_ray.server.state import Round, ServerState, Setup, starting_state
 from raffm_ray.server.workload import block_costs
 from raffm_ray.subnetworks.calibration import Statistics
 from raffm_ray.subnetworks.salience import METRICS
-from raffm_ray.subnetworks.size_specific import saved_copies, with_copies
+from raffm_ray.subnetworks.size_specific import saved_copies
 from raffm_ray.subnetworks.unit_coverage import add_reached, units_of, write_units
 
 
@@ -88,7 +88,7 @@ def run_round(
         share = done / max(1, len(work.jobs))  # an evaluation may run beside a round in which nobody trains
         display.advance(number - 1 + share, f"round {number}/{display.rounds}  {done}/{len(work.jobs)} clients")
 
-    for small, part in pool.run(state.parameters.numpy(), calls, progress):
+    for small, part in pool.run(state.parameters.numpy(), calls, progress, state.frozen.numpy()):
         if len(updates) == len(work.blocks):
             told.append(small)
             continue
@@ -226,11 +226,11 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
             environment.listeners.round(recorder.rounds[-1])
         return completed
 
-    state, first = recorder.state, new_state(with_copies(start, setup.architecture, setup.size_specific, len(setup.budgets)))
+    state, first = recorder.state, starting_state(setup, start)
     if state is not None:
-        layout = setup.architecture.layout
-        begun = replace(first, scores=plain_scores(setup.architecture), reached=add_reached({}, {}, [], layout))
-        check_fits(state, begun, recorder.folder)
+        scores, reached = plain_scores(setup.architecture), add_reached({}, {}, [], setup.architecture.layout)
+        check_fits(state, replace(first, scores=scores, reached=reached), recorder.folder)
+        state = state.with_frozen(first.frozen)
     ended: FinishedRound | None = None
     with Display(console, environment.label or experiment.strategy.name, experiment.rounds) as display:
         display.stage(

@@ -50,8 +50,11 @@ FREE = (
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
 FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
 """Those of runs whose checkpoints hold a digest of the places too."""
-ADDED = ("model.seed", "plugin_settings", "task.objective", "local.client_update", "clients.missing_group")
-FREE_SINCE_PLUGINS = (*FREE, "clients.missing_group")
+LATER = ("fleet.keeps_frozen", "local.batches")
+FREE_BEFORE_KEPT = (*FREE, *LATER)
+"""Those of runs from before there were these settings."""
+ADDED = ("model.seed", "plugin_settings", "task.objective", "local.client_update", "clients.missing_group", *LATER)
+FREE_SINCE_PLUGINS = (*FREE_BEFORE_KEPT, "clients.missing_group")
 """Those of runs from after there were plug-ins, and before there was this setting."""
 FREE_BEFORE_PLUGINS = (*FREE, *ADDED)
 """Those of runs from before there were these settings, whose checkpoints hold a digest of the rest."""
@@ -148,7 +151,7 @@ def opened(folder: Path, experiment: Experiment, tell: Tell, begun: Experiment |
     if recorder.origin.get("config.yaml") in {
         experiment_digest(one, free, former)
         for one in same
-        for free in (FREE, FREE_SINCE_PLUGINS, FREE_BEFORE_PLUGINS, FREE_WITHOUT_PLACES, FREE_AT_FIRST)
+        for free in (FREE, FREE_BEFORE_KEPT, FREE_SINCE_PLUGINS, FREE_BEFORE_PLUGINS, FREE_WITHOUT_PLACES, FREE_AT_FIRST)
         for former in (False, True)
     }:
         recorder.origin |= digest

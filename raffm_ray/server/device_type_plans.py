@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import TooSmallError, UserError
-from raffm_ray.server.state import ServerState, Setup
+from raffm_ray.server.state import ServerState, Setup, parameters_of
 from raffm_ray.server.strategies import StrategyView
 from raffm_ray.subnetworks.size_specific import copies_of
 
@@ -26,7 +25,7 @@ def view_of(setup: Setup, state: ServerState, round_number: int) -> StrategyView
         prefix=setup.strategy.prefix,
         distill=bool(setup.strategy.distill),
         budgets=setup.budgets,
-        parameters=views(state.parameters, setup.architecture.shapes),
+        parameters=parameters_of(setup, state),
     )
 
 
