@@ -208,6 +208,30 @@ def batches_by_length(lengths: Indices, batch_size: int, steps: int, rng: np.ran
                 done += 1
 
 
+def batches_of_like_length(
+    share: Indices, lengths: Indices, batch_size: int, steps: int, rng: np.random.Generator
+) -> Iterator[Indices]:
+    """As `batches`, with as many examples in every step, but texts of like length stand together, so that little is padded.
+
+    A shuffled pass is cut into chunks of 64 batches, and each chunk sorted by length; its batches come in random order. What is left for the
+    smaller last batch of a pass is drawn before, whatever its lengths. `lengths`: of `share`.
+    """
+    done = 0
+    while done < steps:
+        order = rng.permutation(len(share))
+        whole = len(order) // batch_size * batch_size
+        parts = list[Indices]()
+        for start in range(0, whole, batch_size * CHUNK_BATCHES):
+            chunk = order[start : min(start + batch_size * CHUNK_BATCHES, whole)]
+            chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
+            each = chunk.reshape(-1, batch_size)
+            parts += list(each[rng.permutation(len(each))])
+        for part in (*parts, order[whole:]):
+            if len(part) and done < steps:
+                yield share[part]
+                done += 1
+
+
 def steps_of(examples: int, batch_size: int, epochs: int, steps: int | None) -> int:
     """How many steps a client takes: `steps` if given, else all batches of `epochs` passes."""
     return steps if steps is not None else epochs * -(-examples // batch_size)
@@ -219,11 +243,31 @@ def step_sizes(examples: int, batch_size: int, steps: int) -> list[int]:
     return [min(batch_size, examples - step % a_pass * batch_size) for step in range(steps)]
 
 
-def batch_length(lengths: Indices, batch_size: int) -> int:
-    """To how many positions a batch is padded on average: the expected longest of `batch_size` draws from `lengths`.
+def _expected_lengths(lengths: Indices, draws: int, ranks: Indices) -> float:
+    """The mean of the expected k-th shortest of so many draws, over the ranks k from 1.
 
-    With lengths sorted, the i-th of n is the longest of b draws with probability (i/n)^b - ((i-1)/n)^b.
+    The i-th of n sorted lengths is at most the k-th shortest of m draws with probability I(i/n; k, m - k + 1), the regularized incomplete beta
+    function (Casella and Berger 2002, theorem 5.4.3).
     """
-    ordered = np.sort(lengths)
-    ranks = np.arange(len(ordered) + 1) / len(ordered)
-    return int(np.ceil(np.sum(ordered * np.diff(ranks**batch_size)) - 1e-9))
+    from scipy.special import betainc
+
+    edges = np.arange(len(lengths) + 1) / len(lengths)
+    chances = np.diff(betainc(ranks[:, None], draws - ranks[:, None] + 1, edges), axis=1)
+    return float((chances @ np.sort(lengths)).mean())
+
+
+def batch_length(lengths: Indices, batch_size: int) -> int:
+    """To how many positions a batch is padded on average: the expected longest of `batch_size` draws from `lengths`."""
+    return int(np.ceil(_expected_lengths(lengths, batch_size, np.array([batch_size])) - 1e-9))
+
+
+def sorted_batch_length(lengths: Indices, batch_size: int, share: int) -> int:
+    """The same for an example in `batches_of_like_length` of a client that owns `share` of them: the longest of every batch of a sorted chunk, and
+    of the smaller last batch, which is not sorted."""
+    steps, rest = divmod(share, batch_size)
+    total = rest * _expected_lengths(lengths, rest, np.array([rest])) if rest else 0.0
+    if steps:
+        inside = min(CHUNK_BATCHES, steps)
+        ends = np.arange(1, inside + 1) * batch_size
+        total += steps * batch_size * _expected_lengths(lengths, inside * batch_size, ends)
+    return int(np.ceil(total / max(1, share) - 1e-9))

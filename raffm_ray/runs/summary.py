@@ -241,6 +241,7 @@ def summarize(
         "bytes_down": sum(row.bytes_down for row in rounds),
         "bytes_up": sum(row.bytes_up for row in rounds),
         "frozen_bytes_down": sum(row.frozen_bytes_down for row in rounds),
+        "bytes_of_full_round": bytes_of_full_round(setup),
         "bytes_full_size": bytes_of_full_round(setup) * sum(row.drawn for row in rounds)
         + kept_bytes(setup) * len({row.client for row in clients}),
         "simulated_seconds": state.clock.seconds,

@@ -88,8 +88,7 @@ def copies(setup: Setup, state: ServerState, plans: Sequence[Plan], round_number
         return (0,) * len(plans)
     view, _ = training_view(setup, state, state.round if round_number is None else round_number)
     extract = setup.strategy.deploy if setup.strategy.per_client else setup.strategy.train
-    owners = {setup.device_types[client] for client, count in enumerate(setup.examples) if count}
-    trained = [extract(view, budget, -1) for name, budget in setup.budgets.items() if name in owners]
+    trained = [extract(view, budget, -1) for name, budget in setup.budgets.items() if name in setup.owners_by_device_type]
     sizes = [setup.costs(plan).params for plan in trained if plan is not None]
     return copies_of(sizes, [setup.costs(plan).params for plan in plans])
 

@@ -137,7 +137,8 @@ def wanted_statistic(setup: Setup, state: ServerState) -> str | None:
 
 def _collecting_rounds(setup: Setup) -> int:
     """In how many rounds as many clients that hold the full model are to be expected as a ranking asks for."""
-    owners = [name for name, count in zip(setup.device_types, setup.examples, strict=True) if count]
+    owners = setup.owners_by_device_type
     holding = {name for name in setup.budgets if not setup.strategy.budgeted or holds_full_model(setup, name)}
-    expected = setup.experiment.clients.per_round * sum(name in holding for name in owners) / max(1, len(owners))
+    holders = sum(count for name, count in owners.items() if name in holding)
+    expected = setup.experiment.clients.per_round * holders / max(1, sum(owners.values()))
     return ceil(setup.experiment.salience.clients / expected) if expected else 1

@@ -5,6 +5,7 @@ from dataclasses import replace
 from math import ceil, inf
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raffm_ray.axes.indexing import Plan
@@ -126,20 +127,19 @@ def _costs_of(
     return found
 
 
-def available_clients(setup: Setup, clock: VirtualClock) -> tuple[float, list[int]]:
+def available_clients(setup: Setup, clock: VirtualClock) -> tuple[float, NDArray[np.int64]]:
     """When the next round begins, and which clients with data are awake and free then: at once if there is one, else as soon as one is.
 
     Clients whose updates are on their way are not free. Raises UserError when nobody will ever be available.
     """
     now = clock.seconds
-    owners = np.asarray(setup.examples) > 0
     while True:
         busy = {one.visit.job.client: one.arrival_seconds for one in clock.late if one.arrival_seconds > now}
-        free = owners.copy()
+        free = setup.owners.copy()
         free[list(busy)] = False
         awake, changes = setup.availability(now)
         if (awake & free).any():
-            return now, np.flatnonzero(awake & free).tolist()
+            return now, np.flatnonzero(awake & free)
         coming = min([*busy.values(), float(changes[free].min(initial=inf))])
         if coming == inf:
             model = setup.experiment.clock.availability

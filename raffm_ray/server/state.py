@@ -1,12 +1,15 @@
 """`Setup`: what stays the same in a run. `ServerState`: what the next round depends on. `Round`: one round's work."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import compress, pairwise
 from math import ceil
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raffm_ray.axes.indexing import Plan
@@ -58,6 +61,18 @@ class Setup:
         """How plans may be cut, where no ranking has chosen another pace."""
         settings = self.experiment.extraction
         return Cutting(settings.steps, settings.floors, settings.reserves, settings.pace or 0.0)
+
+    @cached_property
+    def owners(self) -> NDArray[np.bool_]:
+        """[clients]: who has examples."""
+        found = np.asarray(self.examples) > 0
+        found.setflags(write=False)
+        return found
+
+    @cached_property
+    def owners_by_device_type(self) -> Mapping[str, int]:
+        """How many clients of each device type have examples."""
+        return Counter(compress(self.device_types, self.owners.tolist()))
 
     @cached_property
     def size_specific(self) -> tuple[str, ...]:
