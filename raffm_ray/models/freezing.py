@@ -4,6 +4,7 @@ them."""
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +46,35 @@ def only_trained(parameters: Mapping[str, Tensor], layout: Layout) -> dict[str, 
     return {name: values for name, values in parameters.items() if values.requires_grad}
 
 
+ALIGNMENT = 64
+"""Bytes, as PyTorch aligns what it allocates: how an operand of a matrix product is aligned may change how the product rounds. Frozen tensors
+begin at multiples of it, so that workers can compute with them where they lie."""
+
+
+def _frozen_views(flat: Tensor, architecture: Architecture) -> dict[str, Tensor]:
+    found, start, step = {}, 0, ALIGNMENT // flat.element_size()
+    for name, shape in architecture.frozen_shapes.items():
+        found[name] = flat[start : start + prod(shape)].view(shape)
+        start += -(-prod(shape) // step) * step
+    return found
+
+
+def frozen_length(architecture: Architecture, dtype: torch.dtype = torch.float32) -> int:
+    """Numbers in the flat array of the frozen parameters, with what aligns them."""
+    step = ALIGNMENT // dtype.itemsize
+    return sum(-(-prod(shape) // step) * step for shape in architecture.frozen_shapes.values())
+
+
 def split(flat: Tensor, architecture: Architecture) -> tuple[Tensor, Tensor]:
-    """All parameters, flat, as two flat arrays in the model's order: the trained ones, and the frozen ones. Where nothing is frozen the first
-    is the given array itself."""
+    """All parameters, flat, as two flat arrays in the model's order: the trained ones, and the frozen ones, every one of them aligned. Where
+    nothing is frozen the first is the given array itself."""
     if not architecture.frozen_shapes:
         return flat, flat[:0]
     named = views(flat, architecture.shapes)
-    return flatten(named, architecture.trained_shapes), flatten(named, architecture.frozen_shapes)
+    frozen = torch.zeros(frozen_length(architecture, flat.dtype))
+    for name, values in _frozen_views(frozen, architecture).items():
+        values.copy_(named[name])
+    return flatten(named, architecture.trained_shapes), frozen
 
 
 def named_parameters(
@@ -65,7 +88,7 @@ def named_parameters(
     named = views(trained, architecture.trained_shapes, size_specific, copy)
     if not architecture.frozen_shapes:
         return named
-    if frozen.numel() != sum(torch.Size(shape).numel() for shape in architecture.frozen_shapes.values()):
+    if frozen.numel() != frozen_length(architecture, frozen.dtype):
         raise ValueError(f"{frozen.numel()} frozen parameters, and this model has others")
-    named |= views(frozen, architecture.frozen_shapes)
+    named |= _frozen_views(frozen, architecture)
     return {name: named[name] for name in architecture.shapes}

@@ -11,6 +11,7 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.models.architecture import Architecture
+from raffm_ray.models.freezing import frozen_length
 from raffm_ray.server.device_type_plans import device_type_plans, holds_full_model
 from raffm_ray.server.residual_pace import with_ruled_pace
 from raffm_ray.server.round_schedule import schedule_round
@@ -84,11 +85,10 @@ def plain_scores(architecture: Architecture) -> Scores:
 
 def plain_state(architecture: Architecture) -> ServerState:
     """A stand-in before there is a model: a plain ranking, and zeros that take no memory for the parameters."""
-    trained, frozen = (
-        torch.zeros(1).expand(sum(torch.Size(shape).numel() for shape in shapes.values()))
-        for shapes in (architecture.trained_shapes, architecture.frozen_shapes)
-    )
-    return ServerState(0, trained, plain_scores(architecture), frozen=frozen)
+    trained = sum(torch.Size(shape).numel() for shape in architecture.trained_shapes.values())
+    none = torch.zeros(1)
+    frozen = none.expand(frozen_length(architecture))
+    return ServerState(0, none.expand(trained), plain_scores(architecture), frozen=frozen)
 
 
 def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) -> ServerState:

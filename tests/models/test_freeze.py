@@ -19,12 +19,13 @@ from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError
+from raffm_ray.clients import module_factory
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.client_updates import train
 from raffm_ray.clients.local_training import ClientData, Training
 from raffm_ray.clients.messages import Job
 from raffm_ray.models.architecture import Architecture, architecture_of, new_model
-from raffm_ray.models.freezing import for_training, freeze, only_trained
+from raffm_ray.models.freezing import ALIGNMENT, for_training, freeze, only_trained
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.pretraining import pretrained, starting_model
@@ -157,6 +158,34 @@ def test_a_worker_that_was_sent_no_frozen_parameters_says_so() -> None:
     work = begin_round(prepared.setup, start)
     with pytest.raises(ValueError, match="0 frozen parameters, and this model has others"):
         prepared.runner().block(work.context, start.parameters.numpy(), work.blocks[0])
+
+
+def test_frozen_tensors_are_aligned_used_where_they_lie_and_cut_once() -> None:
+    prepared = prepared_with()
+    state, runner = state_of(prepared), prepared.runner()
+    parameters, made = parameters_of(prepared.setup, state), runner.module_factory
+    names = set(frozen_names(prepared))
+    assert all(values.data_ptr() % ALIGNMENT == 0 for name, values in parameters.items() if name in names)
+    for name, values in made.module(parameters, Plan(), {}).named_parameters():
+        assert (values.data_ptr() == parameters[name].data_ptr()) == (name in names)
+    first, again = (dict(made.module(parameters, SMALL, {}).named_parameters()) for _ in range(2))
+    for name in first:
+        assert (first[name].data_ptr() == again[name].data_ptr()) == (name in names)
+    other = parameters_of(prepared.setup, state.with_frozen(state.frozen + 1))
+    changed = dict(made.module(other, SMALL, {}).named_parameters())
+    assert all(torch.equal(changed[name], first[name] + 1) for name in first if name in names)
+
+
+def test_cuts_of_frozen_parameters_are_kept_within_a_bound(monkeypatch) -> None:
+    prepared = prepared_with()
+    parameters, made = parameters_of(prepared.setup, state_of(prepared)), prepared.runner().module_factory
+    plans = [Plan({"residual": np.arange(size)}) for size in (8, 12, 16)]
+    for plan in (*plans, Plan()):
+        made.cut(parameters, plan, {})
+    assert list(made.frozen_cuts) == [plan.key for plan in (*plans, Plan())]
+    monkeypatch.setattr(module_factory, "FROZEN_BYTES", 1)
+    made.cut(parameters, plans[0], {})
+    assert list(made.frozen_cuts) == [plans[0].key]
 
 
 def test_bytes_up_fall_by_those_of_what_is_frozen_and_bytes_down_stay_where_it_is_sent_every_round() -> None:
