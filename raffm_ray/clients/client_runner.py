@@ -100,6 +100,7 @@ class ClientRunner:
     def _parameters(self, flat: Flat, context: RoundContext, plan: int | None) -> dict[str, Tensor]:
         local = context.local  # a pool outlives a run, and the next one may compute in another precision
         self.module_factory.attention = attention_of(self.architecture, local.attention, local.precision, self.device)
+        self.module_factory.precision = local.precision
         return self._held.named(flat, self.architecture, self.device, context.size_specific, context.copy_of(plan))
 
     def perform(self, method: str, context: RoundContext, flat: Flat, arguments: tuple[Any, ...]) -> Result:
@@ -257,6 +258,7 @@ class ClientRunner:
         ]
 
     def _calibrate(self, parameters: Parameters, context: RoundContext, client: int, statistic: str) -> dict[str, Tensor]:
+        self.module_factory.precision = "float32"  # of a calibration, whose statistics are sums of squares
         model, layout = self.module_factory.module(parameters, Plan(), context.norms, observed=True), self.architecture.layout
         order = generator(context.seed, "calibration", context.round, client).permutation(self.shares[client])
         chosen = np.sort(order[: context.calibration_examples])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raffm_ray.axes.flat_parameters import NOTHING, Flat, is_same
 from raffm_ray.models.architecture import Architecture
-from raffm_ray.models.freezing import named_parameters
+from raffm_ray.models.freezing import from_array, named_parameters
 
 
 @dataclass
@@ -38,9 +38,9 @@ class DeviceParameters:
     def named(
         self, flat: Flat, architecture: Architecture, device: str, size_specific: tuple[str, ...], copy: int
     ) -> dict[str, Tensor]:
-        """All parameters by name, in the model's order, on a device. `size_specific`, `copy`: as of `named_parameters`."""
+        """All parameters by name, in the model's order, on a device, frozen ones in the type that they are kept in. `size_specific`, `copy`: as of `named_parameters`."""
         trained, frozen = self._placed(flat, device, frozen=False), self._placed(self.frozen, device, frozen=True)
-        return named_parameters(trained, frozen, architecture, size_specific, copy)
+        return named_parameters(trained, from_array(frozen), architecture, size_specific, copy)
 
     def forget(self) -> None:
         """Frees the copies on a GPU."""

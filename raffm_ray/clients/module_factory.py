@@ -64,12 +64,13 @@ class Skeleton:
 @dataclass
 class ModuleFactory:
     """Makes the modules of one architecture's plans on one device, and remembers their skeletons, the last used ones. `watch`: counts
-    the time that it takes; `attention`: of the modules that it makes next, None for the architecture's own."""
+    the time that it takes; `attention`: of the modules that it makes next, None for the architecture's own; `precision`: in which they compute."""
 
     architecture: Architecture
     watch: Stopwatch
     device: str = "cpu"
     attention: str | None = None
+    precision: str = "float32"
     skeletons: dict[object, Skeleton] = field(default_factory=dict)
     stacks: dict[object, StackedModule] = field(default_factory=dict)
     cuts: dict[object, Selections] = field(default_factory=dict)
@@ -106,14 +107,21 @@ class ModuleFactory:
         if (place := parameters[next(iter(names))].data_ptr()) != self.frozen_place:
             self.frozen_cuts.clear()
             self.frozen_place = place
-        chosen = self.selections(plan)
-        cut = self.frozen_cuts.pop(plan.key, None) or {
-            name: take_selected(parameters[name], selected) for name, selected in chosen.items() if name in names
+        key, chosen = (plan.key, self.precision), self.selections(plan)
+        cut = self.frozen_cuts.pop(key, None) or {
+            name: self._computable(name, take_selected(parameters[name], selected))
+            for name, selected in chosen.items()
+            if name in names
         }
-        self.frozen_cuts[plan.key] = cut
+        self.frozen_cuts[key] = cut
         while len(self.frozen_cuts) > 1 and sum(map(_own_bytes, self.frozen_cuts.values())) > FROZEN_BYTES:
             self.frozen_cuts.pop(next(iter(self.frozen_cuts)))
         return cut
+
+    def _computable(self, name: str, values: Tensor) -> Tensor:
+        """Frozen values in the type that they are computed with: in float32, but matrices in `precision` where they are kept in it."""
+        matrix = self.architecture.layout.parameters[name].matmul is not None and values.dim() > 1
+        return values if matrix and values.dtype == getattr(torch, self.precision) else values.float()
 
     def module(
         self, parameters: Parameters, plan: Plan, norms: Statistics, observed: bool = False, rows: WordRows | None = None

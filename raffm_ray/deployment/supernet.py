@@ -33,7 +33,7 @@ from raffm_ray.server.state import parameters_of
 from raffm_ray.server.strategies import ranked
 from raffm_ray.subnetworks.budgets import budget_from
 from raffm_ray.subnetworks.calibration import rankable
-from raffm_ray.subnetworks.costs import costs_of
+from raffm_ray.subnetworks.costs import FLOAT_BYTES, costs_of
 from raffm_ray.subnetworks.extraction import longest, plan_of
 from raffm_ray.subnetworks.norm_correction import correct_norms, norm_factors
 from raffm_ray.subnetworks.salience import Orders, rank
@@ -118,7 +118,7 @@ class Supernet:
 
     def file_bytes(self, budgets: Mapping[str, float]) -> int:
         """How many of the file's first bytes hold the subnetwork that fits: all of the file that a device needs for it."""
-        return self.parameters.start + costs_of(self.architecture, self.plan_at(self.length(budgets))).bytes
+        return self.parameters.start + FLOAT_BYTES * costs_of(self.architecture, self.plan_at(self.length(budgets))).params
 
     def read(self, budgets: Mapping[str, float]) -> tuple[nn.Module, int]:
         """The subnetwork that fits, the model that `deploy` writes, ready to answer, and how many bytes of parameters were read for it: no

@@ -106,7 +106,7 @@ HEADS: dict[str, Any] = {
 class Architecture:
     """One concrete model, described: everything needed to build and train any subnetwork of it, but no weights. `class_weights`: what an
     example of each class counts in the loss that it is trained for, empty where all count the same; `objective`: a row of OBJECTIVES that
-    it is trained and measured by, empty for its head's, and `own` settings of plug-ins that this may have.
+    it is trained and measured by, empty for its head's, and `own` settings of plug-ins that this may have; `frozen_dtype`: in which parameters that nobody trains are kept and sent.
 
     `attention`: how its modules compute attention, "sdpa" or "eager" (see attention_choice.py); `saved` is what autograd keeps with it.
     """
@@ -122,6 +122,7 @@ class Architecture:
     attention: str = "sdpa"
     objective: str = ""
     own: Mapping[str, Any] = field(default_factory=dict)
+    frozen_dtype: torch.dtype = torch.float32
 
     @cached_property
     def trained_shapes(self) -> Mapping[str, tuple[int, ...]]:

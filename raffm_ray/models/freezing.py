@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import prod
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raffm_ray.axes.flat_parameters import flatten, views
@@ -59,19 +61,19 @@ def _frozen_views(flat: Tensor, architecture: Architecture) -> dict[str, Tensor]
     return found
 
 
-def frozen_length(architecture: Architecture, dtype: torch.dtype = torch.float32) -> int:
+def frozen_length(architecture: Architecture) -> int:
     """Numbers in the flat array of the frozen parameters, with what aligns them."""
-    step = ALIGNMENT // dtype.itemsize
+    step = ALIGNMENT // architecture.frozen_dtype.itemsize
     return sum(-(-prod(shape) // step) * step for shape in architecture.frozen_shapes.values())
 
 
 def split(flat: Tensor, architecture: Architecture) -> tuple[Tensor, Tensor]:
-    """All parameters, flat, as two flat arrays in the model's order: the trained ones, and the frozen ones, every one of them aligned. Where
-    nothing is frozen the first is the given array itself."""
+    """All parameters, flat, as two flat arrays in the model's order: the trained ones, and the frozen ones, every one of them aligned and in
+    `architecture.frozen_dtype`. Where nothing is frozen the first is the given array itself."""
     if not architecture.frozen_shapes:
         return flat, flat[:0]
     named = views(flat, architecture.shapes)
-    frozen = torch.zeros(frozen_length(architecture, flat.dtype))
+    frozen = torch.zeros(frozen_length(architecture), dtype=architecture.frozen_dtype)
     for name, values in _frozen_views(frozen, architecture).items():
         values.copy_(named[name])
     return flatten(named, architecture.trained_shapes), frozen
@@ -80,7 +82,7 @@ def split(flat: Tensor, architecture: Architecture) -> tuple[Tensor, Tensor]:
 def named_parameters(
     trained: Tensor, frozen: Tensor, architecture: Architecture, size_specific: Sequence[str] = (), copy: int = 0
 ) -> dict[str, Tensor]:
-    """All parameters by name, in the model's order, out of the two arrays of `split`, whose memory they share.
+    """All parameters by name, in the model's order, out of the two arrays of `split`, whose memory and types they share.
 
     `size_specific`, `copy`: as of `views`, for the copies behind the trained ones. Raises ValueError where the frozen array is of another
     model.
@@ -88,7 +90,17 @@ def named_parameters(
     named = views(trained, architecture.trained_shapes, size_specific, copy)
     if not architecture.frozen_shapes:
         return named
-    if frozen.numel() != frozen_length(architecture, frozen.dtype):
+    if frozen.numel() != frozen_length(architecture):
         raise ValueError(f"{frozen.numel()} frozen parameters, and this model has others")
     named |= _frozen_views(frozen, architecture)
     return {name: named[name] for name in architecture.shapes}
+
+
+def to_array(frozen: Tensor) -> NDArray[Any]:
+    """The flat frozen parameters as NumPy has them, which has no bfloat16: as their bits, in int16. It shares their memory."""
+    return (frozen.view(torch.int16) if frozen.dtype == torch.bfloat16 else frozen).numpy()
+
+
+def from_array(frozen: Tensor) -> Tensor:
+    """The inverse of `to_array`, of a tensor of that array."""
+    return frozen.view(torch.bfloat16) if frozen.dtype == torch.int16 else frozen

@@ -50,6 +50,7 @@ def architecture_for(experiment: Experiment, foundation: Foundation, task: Task)
         class_weights=class_weights(experiment.task.class_weights, task, config.num_labels),
         objective=experiment.task.objective or "",
         own=experiment.plugin_settings,
+        frozen_dtype=getattr(torch, experiment.model.frozen_precision),
     )
     local, device = experiment.local, device_of(experiment.pool)
     architecture = with_attention(architecture, local.attention, local.precision, device)

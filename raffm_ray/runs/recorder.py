@@ -149,7 +149,7 @@ def parameters_sha256(flat: Tensor, architecture: Architecture, frozen: Tensor |
     named = views(flat, shapes) if frozen is None else named_parameters(flat, frozen, architecture)
     for name, values in sorted(named.items()):
         digest.update(name.encode())
-        digest.update(values.contiguous().numpy().tobytes())
+        digest.update(values.float().contiguous().numpy().tobytes())
     digest.update(flat[sum(map(prod, shapes.values())) :].contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -246,7 +246,10 @@ class Recorder:
         parameters that sizes have of their own, and the summary."""
         with atomic_folder(self.folder / "checkpoints" / "final", self._unsynced) as final:
             save_file(
-                {name: values.clone() for name, values in named_parameters(state.parameters, state.frozen, architecture).items()},
+                {
+                    name: values.float().clone()
+                    for name, values in named_parameters(state.parameters, state.frozen, architecture).items()
+                },
                 final / "model.safetensors",
                 {"format": "pt"},
             )

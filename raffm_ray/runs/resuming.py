@@ -50,7 +50,7 @@ FREE = (
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
 FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
 """Those of runs whose checkpoints hold a digest of the places too."""
-LATER = ("fleet.keeps_frozen", "local.batches")
+LATER = ("fleet.keeps_frozen", "local.batches", "model.frozen_precision")
 FREE_BEFORE_KEPT = (*FREE, *LATER)
 """Those of runs from before there were these settings."""
 ADDED = ("model.seed", "plugin_settings", "task.objective", "local.client_update", "clients.missing_group", *LATER)

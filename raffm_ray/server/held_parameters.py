@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from raffm_ray.axes.indexing import Plan, dim_indices
 from raffm_ray.axes.layout import is_kept
 from raffm_ray.models.architecture import Architecture
-from raffm_ray.subnetworks.costs import FLOAT_BYTES
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def missing_bytes(architecture: Architecture, plan: Plan, held: Plan | None) -> 
             there = [dim_indices(dim, layout.axes, held) for dim in spec.dims]
             entries -= prod(_common(*three) for three in zip(wanted, there, shape, strict=True))
         total += entries
-    return total * FLOAT_BYTES
+    return total * architecture.frozen_dtype.itemsize
 
 
 def _common(one: NDArray[np.int64] | None, other: NDArray[np.int64] | None, size: int) -> int:

@@ -258,5 +258,7 @@ def starting_state(setup: Setup, flat: Tensor) -> ServerState:
 
 
 def parameters_of(setup: Setup, state: ServerState, copy: int = 0) -> dict[str, Tensor]:
-    """All parameters of a state by name, in the model's order, which share its memory. `copy`: which one of the size-specific parameters."""
-    return named_parameters(state.parameters, state.frozen, setup.architecture, setup.size_specific, copy)
+    """All parameters of a state by name, float32, in the model's order; they share its memory, but for frozen ones in another type. `copy`:
+    which one of the size-specific parameters."""
+    named = named_parameters(state.parameters, state.frozen, setup.architecture, setup.size_specific, copy)
+    return {name: values.float() for name, values in named.items()}

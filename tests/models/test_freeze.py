@@ -25,12 +25,21 @@ from raffm_ray.clients.client_updates import train
 from raffm_ray.clients.local_training import ClientData, Training
 from raffm_ray.clients.messages import Job
 from raffm_ray.models.architecture import Architecture, architecture_of, new_model
-from raffm_ray.models.freezing import ALIGNMENT, for_training, freeze, only_trained
+from raffm_ray.models.freezing import (
+    ALIGNMENT,
+    for_training,
+    freeze,
+    from_array,
+    named_parameters,
+    only_trained,
+    to_array,
+)
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.pretraining import pretrained, starting_model
 from raffm_ray.preparation.starting_parameters import pretraining_of
 from raffm_ray.server.aggregation import AGGREGATION_RULES
+from raffm_ray.server.held_parameters import missing_bytes
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.round_schedule import cost_of, planned_work
 from raffm_ray.server.rounds import begin_round, finish_round
@@ -57,7 +66,7 @@ def frozen_names(prepared: Prepared) -> list[str]:
 def holding(prepared: Prepared, state: ServerState) -> ClientRunner:
     """A runner that was sent what of the state is frozen."""
     runner = prepared.runner()
-    runner.hold(state.frozen.numpy())
+    runner.hold(to_array(state.frozen))
     return runner
 
 
@@ -182,10 +191,10 @@ def test_cuts_of_frozen_parameters_are_kept_within_a_bound(monkeypatch) -> None:
     plans = [Plan({"residual": np.arange(size)}) for size in (8, 12, 16)]
     for plan in (*plans, Plan()):
         made.cut(parameters, plan, {})
-    assert list(made.frozen_cuts) == [plan.key for plan in (*plans, Plan())]
+    assert [key for key, _ in made.frozen_cuts] == [plan.key for plan in (*plans, Plan())]
     monkeypatch.setattr(module_factory, "FROZEN_BYTES", 1)
     made.cut(parameters, plans[0], {})
-    assert list(made.frozen_cuts) == [plans[0].key]
+    assert [key for key, _ in made.frozen_cuts] == [plans[0].key]
 
 
 def test_bytes_up_fall_by_those_of_what_is_frozen_and_bytes_down_stay_where_it_is_sent_every_round() -> None:
@@ -400,3 +409,44 @@ def test_memory_control_the_formula_without_freezing_is_far_off() -> None:
     held = replace(free, layout=freeze(free.layout, ["*embeddings*", "*layer.[01].*"]))
     assert activation_floats(held, Plan()) < 0.5 * activation_floats(free, Plan())
     assert costs_of(held, Plan()).memory_bytes < 0.7 * costs_of(free, Plan()).memory_bytes
+
+
+def in_bfloat16(precision: str = "float32", **others: Any) -> Prepared:
+    model = {"freeze": FREEZE, "frozen_precision": "bfloat16"}
+    local = {"steps": 2, "batch_size": 8, "precision": precision}
+    return prepare(tiny_experiment(model=model, local=local, clients={"per_round": 5}, **others))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_frozen_parameters_in_bfloat16_are_rounded_once_and_train_as_rounded_ones(precision) -> None:
+    prepared, whole = in_bfloat16(precision), prepared_with()
+    start = state_of(prepared)
+    assert start.frozen.dtype == torch.bfloat16
+    assert start.parameters.dtype == torch.float32
+    named, exact = parameters_of(prepared.setup, start), parameters_of(whole.setup, state_of(whole))
+    for name in named:
+        rounded = exact[name].bfloat16().float() if name in frozen_names(prepared) else exact[name]
+        assert torch.equal(named[name], rounded)
+    assert torch.equal(from_array(torch.from_numpy(to_array(start.frozen))), start.frozen)
+    after = round_of(prepared, start)
+    changed = moved(prepared.setup, start, after)
+    assert changed == set(named) - set(frozen_names(prepared))
+    if precision == "bfloat16":  # matrices are computed with as they are kept
+        module = holding(prepared, start).module_factory
+        module.precision = precision
+        parameters = named_parameters(start.parameters, start.frozen, prepared.setup.architecture)
+        kept = {name: values.dtype for name, values in module.module(parameters, SMALL, {}).named_parameters()}
+        assert kept["vit.layers.1.attention.q_proj.weight"] == torch.bfloat16
+        assert kept["vit.layers.1.attention.q_proj.bias"] == torch.float32
+
+
+def test_bfloat16_halves_the_bytes_of_what_is_frozen_in_every_charge() -> None:
+    half, whole = in_bfloat16().setup, prepared_with().setup
+    for plan in (Plan(), SMALL):
+        one, other = half.costs(plan), whole.costs(plan)
+        frozen = missing_bytes(whole.architecture, plan, None)
+        assert missing_bytes(half.architecture, plan, None) == frozen // 2
+        assert one.bytes == other.bytes - frozen // 2
+        assert one.memory_bytes == other.memory_bytes - frozen // 2
+        assert one.bytes_up == other.bytes_up
+        assert one.params == other.params
