@@ -8,7 +8,7 @@ import torch
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.clients.messages import RoundContext
-from raffm_ray.server.state import ServerState, new_state
+from raffm_ray.server.state import ServerState, starting_state
 from raffm_ray.subnetworks.salience import METRICS
 
 
@@ -18,7 +18,7 @@ def state_of(prepared: Any, seed: int = 0) -> ServerState:
     flat = 0.1 * torch.randn(size, generator=torch.Generator().manual_seed(seed))
     layout = prepared.setup.architecture.layout
     scores = METRICS["random"].score(layout, {}, {}, np.random.default_rng(seed))
-    return replace(new_state(flat), scores=scores)
+    return replace(starting_state(prepared.setup, flat), scores=scores)
 
 
 def context_of(prepared: Any, state: Any, *plans: Plan, **changes: Any) -> RoundContext:

@@ -12,6 +12,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 Flat = NDArray[np.float32]
+NOTHING: Flat = np.empty(0, dtype=np.float32)
+"""Of a model of which nothing is frozen: its frozen parameters."""
+
+
+def is_same(one: Flat, other: Flat) -> bool:
+    """Whether two arrays, both alive, are the same memory."""
+    return (one.ctypes.data, len(one)) == (other.ctypes.data, len(other))
 
 
 def views(flat: Tensor, shapes: Shapes, size_specific: Sequence[str] = (), copy: int = 0) -> dict[str, Tensor]:

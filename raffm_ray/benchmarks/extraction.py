@@ -36,7 +36,7 @@ from raffm_ray.runs.evaluation import measure
 from raffm_ray.runs.progress import Display
 from raffm_ray.runs.recorder import check_output, write_json
 from raffm_ray.server.ranking import plain_scores
-from raffm_ray.server.state import new_state
+from raffm_ray.server.state import starting_state
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import override, parse
 from raffm_ray.settings.strategy import StrategySettings
@@ -190,12 +190,12 @@ def _rows(
     architecture, cutting = setup.architecture, setup.cutting
     bases = {"as trained": start, "SVD": rotated(prepared, start)}
     rows, kept, done = [], {}, 0
-    full = measure(setup, new_state(start), [Plan()], pool, prepared.task)[0][0]
+    full = measure(setup, starting_state(setup, start), [Plan()], pool, prepared.task)[0][0]
     total = 1 + len(bases) * (2 * len(METRICS) + 1)
 
     def add(cut: str, metric: str, basis: str, flat: Tensor, plans: Sequence[Plan]) -> None:
         nonlocal done
-        values = tuple(score for score, _ in measure(setup, new_state(flat), plans, pool, prepared.task))
+        values = tuple(score for score, _ in measure(setup, starting_state(setup, flat), plans, pool, prepared.task))
         rows.append(Row(cut, metric, basis, values))
         kept[f"{cut}, {metric}, {basis}"] = [_kept(plan, layout) for plan in plans]
         done += 1

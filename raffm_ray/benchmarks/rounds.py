@@ -21,7 +21,7 @@ from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs.loop import run_round
 from raffm_ray.runs.progress import Display
 from raffm_ray.server.rounds import begin_round, finish_round
-from raffm_ray.server.state import Round, ServerState, Setup, new_state
+from raffm_ray.server.state import Round, ServerState, Setup, starting_state
 
 
 @dataclass
@@ -82,7 +82,7 @@ def federation(prepared: Prepared, runner: ClientRunner, workers: int | None, ba
     """A federation with a pool of its own, of as many workers as there is room for where none are given, which is closed at the end; one round has been run, so that everything is warm."""
     pool = open_pool(runner, prepared.setup.experiment.pool.model_copy(update={"workers": workers, "backend": backend}))
     try:
-        rounds = Rounds(prepared.setup, pool, new_state(starting_flat(prepared)))
+        rounds = Rounds(prepared.setup, pool, starting_state(prepared.setup, starting_flat(prepared)))
         rounds.run()
         yield rounds
     finally:

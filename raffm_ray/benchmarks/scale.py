@@ -16,7 +16,7 @@ from raffm_ray.benchmarks.training import WORKLOADS
 from raffm_ray.benchmarks.warm_processes import in_fresh_process
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.server.rounds import begin_round
-from raffm_ray.server.state import new_state
+from raffm_ray.server.state import starting_state
 
 LOCAL = {"batch_size": 1, "steps": 1}
 REGISTERED = (100, 1_000, 10_000, 100_000)
@@ -29,7 +29,7 @@ def registered(clients: int, examples: int) -> tuple[float, float]:
     with one_thread():
         task = synthetic_task("grey", examples)
         warm = synthetic_on(task, vit(8, 1, 1), 10, 10, LOCAL)
-        state = new_state(starting_flat(warm))
+        state = starting_state(warm.setup, starting_flat(warm))
         begin_round(warm.setup, state)
         kept: list[Any] = []
         taken = 0.0

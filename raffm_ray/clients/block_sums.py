@@ -1,4 +1,4 @@
-"""The sum of a block's updates, in the full model's flat shape."""
+"""The sum of a block's updates, flat, of the full model's trained parameters."""
 
 from collections.abc import Mapping
 
@@ -17,16 +17,16 @@ def add_updates(
 ) -> None:
     """Adds the weighted sums of updates to `total`, in place, in the order of their plans, with corrections of norms undone.
 
-    `sums`: number of a plan -> flat, in the order of its trained parameters; `total`: flat, of the full model and its copies.
+    `sums`: number of a plan -> flat, in the order of its trained parameters; `total`: flat, of the full model's trained parameters and their copies.
     """
-    layout, specs = architecture.layout, architecture.layout.parameters
+    layout = architecture.layout
     for number, summed in sorted(sums.items()):
-        named = views(total, architecture.shapes, context.size_specific, context.copy_of(number))
+        named = views(total, architecture.trained_shapes, context.size_specific, context.copy_of(number))
         chosen = factory.selections(context.plans[number])
         shapes = {
             name: selected_shape(architecture.shapes[name], selected)
             for name, selected in chosen.items()
-            if not specs[name].frozen
+            if name in architecture.trained_shapes
         }
         changes = views(summed, shapes)
         undo_correction(changes, norm_factors(context.plans[number], layout, context.norms))

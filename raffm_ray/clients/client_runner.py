@@ -1,12 +1,10 @@
 """Runs the jobs of clients: local training, calibration and evaluation. It does not use Ray.
 
-A `ClientRunner` is a pure function of (flat parameters, round context, jobs): all that it keeps between blocks is modules without weights and
-indices of cuts, so a block may run anywhere, any number of times, and gives the same bits.
+A `ClientRunner` is a pure function of (frozen and trained parameters, round context, jobs): all else that it keeps is modules without weights
+and indices of cuts, so a block may run anywhere, any number of times, and gives the same bits.
 """
 
 import time
-import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raffm_ray.axes.flat_parameters import Flat, views
+from raffm_ray.axes.flat_parameters import Flat
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.plugins import Plugin
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.basics.seeding import generator, torch_seed
 from raffm_ray.clients.block_sums import add_updates
 from raffm_ray.clients.client_updates import CLIENT_UPDATES, Batches, updated
+from raffm_ray.clients.device_parameters import DeviceParameters
 from raffm_ray.clients.explained_errors import explaining_kernels, naming_clients
 from raffm_ray.clients.local_training import ClientData, Prefix, Training, computing
 from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
@@ -61,7 +60,7 @@ class ClientRunner:
     writing: Writing | None = None
     plugins: tuple[Plugin, ...] = ()
     watch: Stopwatch = field(default_factory=Stopwatch)
-    _copied: tuple["weakref.ref[Flat]", Tensor] | None = field(default=None, init=False, repr=False)
+    _held: DeviceParameters = field(default_factory=DeviceParameters, init=False, repr=False)
 
     @cached_property
     def module_factory(self) -> ModuleFactory:
@@ -78,26 +77,19 @@ class ClientRunner:
         """What the model is trained for."""
         return training_objective(self.architecture)
 
-    def _flat(self, flat: Flat) -> Tensor:
-        # The array may be shared memory that torch could write to although it is read-only: modules get copies out of it.
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            values = torch.from_numpy(flat)
-        if self.device == "cpu":
-            return values
-        if self._copied is None or self._copied[0]() is not flat:
-            self.forget()
-            self._copied = (weakref.ref(flat), values.to(self.device))
-        return self._copied[1]
+    def hold(self, frozen: Flat) -> None:
+        """Takes the frozen parameters of the calls that follow."""
+        self._held.hold(frozen)
 
     def forget(self) -> None:
         """Frees the copy of the parameters that a GPU keeps between blocks."""
-        self._copied = None
+        self._held.forget()
 
     def _parameters(self, flat: Flat, context: RoundContext, plan: int | None) -> dict[str, Tensor]:
         local = context.local  # a pool outlives a run, and the next one may compute in another precision
         self.module_factory.attention = attention_of(self.architecture, local.attention, local.precision, self.device)
-        return views(self._flat(flat), self.architecture.shapes, context.size_specific, context.copy_of(plan))
+        self.module_factory.precision = local.precision
+        return self._held.named(flat, self.architecture, self.device, context.size_specific, context.copy_of(plan))
 
     def perform(self, method: str, context: RoundContext, flat: Flat, arguments: tuple[Any, ...]) -> Result:
         """A call's result, its small part with the seconds that it took by phase."""
@@ -252,6 +244,7 @@ class ClientRunner:
         ]
 
     def _calibrate(self, parameters: Parameters, context: RoundContext, client: int, statistic: str) -> dict[str, Tensor]:
+        self.module_factory.precision = "float32"  # of a calibration, whose statistics are sums of squares
         model, layout = self.module_factory.module(parameters, Plan(), context.norms, observed=True), self.architecture.layout
         order = generator(context.seed, "calibration", context.round, client).permutation(self.shares[client])
         chosen = np.sort(order[: context.calibration_examples])

@@ -20,7 +20,7 @@ from raffm_ray.clients.local_training import (
     fill_gradients,
     pull_back,
 )
-from raffm_ray.data.examples import Examples, batches, step_sizes
+from raffm_ray.data.examples import Examples, step_sizes
 
 PrefixAt = Callable[[int], tuple[nn.Module, Prefix]]
 """Makes a smaller prefix of the client's plan, which is remembered."""
@@ -48,7 +48,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         local, client = self.training.local, self.client
-        for indices in batches(client.share, local.batch_size, len(self), client.rng):
+        for indices in client.batches(self.examples, local, len(self)):
             moves = moves_of(local, client.augmentation_rng, len(indices))
             yield moved(self.examples.batch(indices, self.device), moves, local.crop_padding)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raffm_ray.axes.indexing import Selection, scatter_add_selected, take_selected
-from raffm_ray.data.examples import steps_of
+from raffm_ray.data.examples import Examples, batches, batches_of_like_length, steps_of
 from raffm_ray.models.objectives import Objective
 from raffm_ray.settings.experiment import LocalSettings
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS, ParameterGroups
@@ -202,3 +202,10 @@ class ClientData:
     rng: np.random.Generator
     prefix_rng: np.random.Generator
     augmentation_rng: np.random.Generator | None = None
+
+    def batches(self, examples: Examples, local: LocalSettings, steps: int) -> Iterator[NDArray[np.int64]]:
+        """The indices of the examples of so many steps, as `local.batches` says."""
+        lengths = examples.lengths() if local.batches == "by_length" else None
+        if lengths is None:
+            return batches(self.share, local.batch_size, steps, self.rng)
+        return batches_of_like_length(self.share, lengths[self.share], local.batch_size, steps, self.rng)

@@ -14,7 +14,7 @@ from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.clients.local_training import Prefix
 from raffm_ray.models.architecture import Architecture, skeleton, skeleton_key
 from raffm_ray.models.first_position import compute_first_position
-from raffm_ray.models.freezing import only_trained
+from raffm_ray.models.freezing import ALIGNMENT, only_trained
 from raffm_ray.models.modules import install
 from raffm_ray.models.stacked_modules import StackedModule, stacked_skeleton
 from raffm_ray.models.word_rows import WordRows, look_up_places, use_rows
@@ -25,6 +25,17 @@ T = TypeVar("T")
 Parameters = Mapping[str, Tensor]
 REMEMBERED = 32
 """Modules without weights, and cuts, that a worker keeps for reuse."""
+FROZEN_BYTES = 1 << 30
+"""Of frozen parameters, cut for plans, that a worker keeps at most; those of the plan at work stay in any case."""
+
+
+def _is_aligned(values: Tensor) -> bool:
+    return values.data_ptr() % ALIGNMENT == 0
+
+
+def _own_bytes(cut: Parameters) -> int:
+    """Of tensors that are no views: what a plan keeps whole takes no memory of its own."""
+    return sum(values.nbytes for values in cut.values() if values._base is None)
 
 
 def _remember(memory: dict[object, T], key: object, make: Callable[[], T]) -> T:
@@ -53,17 +64,20 @@ class Skeleton:
 @dataclass
 class ModuleFactory:
     """Makes the modules of one architecture's plans on one device, and remembers their skeletons, the last used ones. `watch`: counts
-    the time that it takes; `attention`: of the modules that it makes next, None for the architecture's own."""
+    the time that it takes; `attention`: of the modules that it makes next, None for the architecture's own; `precision`: in which they compute."""
 
     architecture: Architecture
     watch: Stopwatch
     device: str = "cpu"
     attention: str | None = None
+    precision: str = "float32"
     skeletons: dict[object, Skeleton] = field(default_factory=dict)
     stacks: dict[object, StackedModule] = field(default_factory=dict)
     cuts: dict[object, Selections] = field(default_factory=dict)
     inner_cuts: dict[object, Selections] = field(default_factory=dict)
     in_use: list[Skeleton | StackedModule] = field(default_factory=list)
+    frozen_cuts: dict[object, dict[str, Tensor]] = field(default_factory=dict)
+    frozen_place: int = 0
 
     def selections(self, plan: Plan) -> Selections:
         """What a plan keeps of every parameter."""
@@ -79,14 +93,40 @@ class ModuleFactory:
         }
 
     def cut(self, parameters: Parameters, plan: Plan, norms: Statistics) -> dict[str, Tensor]:
-        """A plan's parameters, its norms corrected by these statistics; some may share memory with the given ones."""
-        cut = {name: take_selected(parameters[name], selected) for name, selected in self.selections(plan).items()}
+        """A plan's parameters, its norms corrected by these statistics; some may share memory with the given ones, and frozen ones with those
+        of another cut."""
+        frozen, chosen = self._frozen_cut(parameters, plan), self.selections(plan)
+        cut = {name: frozen[name] if name in frozen else take_selected(parameters[name], chosen[name]) for name in chosen}
         return correct_norms(cut, norm_factors(plan, self.architecture.layout, norms))
+
+    def _frozen_cut(self, parameters: Parameters, plan: Plan) -> dict[str, Tensor]:
+        """A plan's frozen parameters, cut once as long as they are the same array."""
+        names = self.architecture.frozen_shapes
+        if not names:
+            return {}
+        if (place := parameters[next(iter(names))].data_ptr()) != self.frozen_place:
+            self.frozen_cuts.clear()
+            self.frozen_place = place
+        key, chosen = (plan.key, self.precision), self.selections(plan)
+        cut = self.frozen_cuts.pop(key, None) or {
+            name: self._computable(name, take_selected(parameters[name], selected))
+            for name, selected in chosen.items()
+            if name in names
+        }
+        self.frozen_cuts[key] = cut
+        while len(self.frozen_cuts) > 1 and sum(map(_own_bytes, self.frozen_cuts.values())) > FROZEN_BYTES:
+            self.frozen_cuts.pop(next(iter(self.frozen_cuts)))
+        return cut
+
+    def _computable(self, name: str, values: Tensor) -> Tensor:
+        """Frozen values in the type that they are computed with: in float32, but matrices in `precision` where they are kept in it."""
+        matrix = self.architecture.layout.parameters[name].matmul is not None and values.dim() > 1
+        return values if matrix and values.dtype == getattr(torch, self.precision) else values.float()
 
     def module(
         self, parameters: Parameters, plan: Plan, norms: Statistics, observed: bool = False, rows: WordRows | None = None
     ) -> nn.Module:
-        """The plan's module with its own copy of the weights, until `release`; frozen tables may be the given ones, which nobody writes to.
+        """The plan's module with its own copy of the trained weights, until `release`; nobody writes to the frozen ones, which may be the given.
 
         `observed`: it computes all activations, also those that nobody but hooks reads. `rows`: what it has of its table of words, None for all.
         """
@@ -94,10 +134,9 @@ class ModuleFactory:
             cut = self.cut(parameters, plan, norms)
             if rows is not None:
                 cut[rows.table] = cut[rows.table][rows.rows]
-            # How a shared operand is aligned could change how a matrix product rounds; looking up rows of it cannot.
-            tables = {name for name, spec in self.architecture.layout.parameters.items() if spec.frozen and not spec.matmul}
+            shared = self.architecture.frozen_shapes
             owned = {
-                name: values.to(self.device, copy=values is parameters[name] and name not in tables)
+                name: values.to(self.device, copy=values is parameters[name] and not (name in shared and _is_aligned(values)))
                 for name, values in cut.items()
             }
             return self._installed(plan, owned, rows, observed)

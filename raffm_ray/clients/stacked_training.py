@@ -11,7 +11,7 @@ from torch import Tensor
 from raffm_ray.clients.augmentation import Moves, moved, moves_of
 from raffm_ray.clients.local_training import ClientData, Prefix, Training, choose, computing, fill_gradients, pull_back
 from raffm_ray.clients.messages import Job
-from raffm_ray.data.examples import Examples, batches, sent
+from raffm_ray.data.examples import Examples, sent
 from raffm_ray.models.objectives import Objective
 from raffm_ray.models.stacked_modules import StackedModule
 
@@ -142,7 +142,7 @@ def train_stack(
     """
     objective, local = training.objective, training.local
     steps = [training.steps(len(one.share)) for one in clients]
-    streams = [batches(one.share, local.batch_size, count, one.rng) for one, count in zip(clients, steps, strict=True)]
+    streams = [one.batches(examples, local, count) for one, count in zip(clients, steps, strict=True)]
     device = str(next(iter(stack.values())).device)
     trained = [values for values in stack.values() if values.requires_grad]
     optimizer = training.optimizer(trained, stacked=True)

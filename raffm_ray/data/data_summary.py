@@ -13,8 +13,9 @@ MOST_LABELS = 8
 """How many labels are named with their counts; of more, only the rarest and the most frequent are."""
 
 
-def data_summary(task: Task, shares: Sequence[NDArray[np.int64]], max_length: int) -> list[str]:
-    """Lines on the parts, labels, lengths of texts, and clients. `shares`: every client's examples; `max_length`: where texts are cut."""
+def data_summary(task: Task, shares: Sequence[NDArray[np.int64]], max_length: int, padded: int | None = None) -> list[str]:
+    """Lines on the parts, labels, lengths of texts, and clients. `shares`: every client's examples; `max_length`: where texts are
+    cut; `padded`: how many tokens a text of a client's batch is padded to on average."""
     parts = ", ".join(f"{len(part):,} {name}" for name, part in task.parts.items())
     lines = [f"data: {task.name}: examples: {parts}"]
     labels = task.clients.labels
@@ -24,8 +25,13 @@ def data_summary(task: Task, shares: Sequence[NDArray[np.int64]], max_length: in
     if lengths is not None and len(lengths):
         cut = np.mean(lengths >= max_length)
         longest = f"; {100 * cut:.1f}% fill max_length {max_length} or were cut there" if cut else ""
+        waste = (
+            f"; in batches padded to {padded} on average, {max(0.0, 1 - lengths.mean() / padded):.0%} of it padding"
+            if padded
+            else ""
+        )
         lines.append(
-            f"texts: {lengths.min():,} to {lengths.max():,} tokens, half of them at most {np.median(lengths):.0f}{longest}"
+            f"texts: {lengths.min():,} to {lengths.max():,} tokens, half of them at most {np.median(lengths):.0f}{longest}{waste}"
         )
     sizes = np.array([len(share) for share in shares])
     empty = f"; {int((sizes == 0).sum()):,} without any" if (sizes == 0).any() else ""

@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raffm_ray.basics.errors import UserError
-
 Indices = NDArray[np.int64]
 MASKS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
 """Columns of words -> the input that tells real positions from padding."""
@@ -178,44 +176,6 @@ def owner_of(value: Any) -> str | None:
     return name if name.strip() else None
 
 
-def groups_of(values: NDArray[Any]) -> NDArray[np.int64]:
-    """[examples]: the number of each one's owner, owners in their order, `UNOWNED` where there is none."""
-    return _owners(values)[0]
-
-
-def _owners(values: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """`groups_of`, and the owners' names."""
-    owned = np.array([owner_of(value) is not None for value in values.tolist()], dtype=bool)
-    groups = np.full(len(values), UNOWNED, dtype=np.int64)
-    names, groups[owned] = np.unique(values[owned], return_inverse=True)
-    return groups, tuple(map(str, names.tolist()))
-
-
-def _times(values: NDArray[Any]) -> NDArray[np.int64]:
-    """[examples]: each one's place in the order of these numbers, dates or texts; equal ones share a place."""
-    if any(owner_of(value) is None for value in values.tolist()):
-        raise UserError("task.columns.time: the column has empty cells")
-    try:
-        return np.unique(values, return_inverse=True)[1].astype(np.int64)
-    except TypeError:
-        raise UserError("task.columns.time: values of several kinds have no order") from None
-
-
-ABOUT = ("group", "time")
-"""Roles of columns that say something about examples, and are no input of a model."""
-
-
-def told_about(columns: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """The fields of `Examples` that follow from the columns of the roles in `ABOUT`, of those that there are. Raises UserError for times that
-    have no order."""
-    found: dict[str, Any] = {}
-    if "group" in columns:
-        found["groups"], found["group_names"] = _owners(columns["group"])
-    if "time" in columns:
-        found["times"] = _times(columns["time"])
-    return found
-
-
 def batches(share: Indices, batch_size: int, steps: int, rng: np.random.Generator) -> Iterator[Indices]:
     """`steps` batches of indices: a fresh shuffle for every pass over the share, batches never span two passes."""
     done = 0
@@ -250,6 +210,30 @@ def batches_by_length(lengths: Indices, batch_size: int, steps: int, rng: np.ran
                 done += 1
 
 
+def batches_of_like_length(
+    share: Indices, lengths: Indices, batch_size: int, steps: int, rng: np.random.Generator
+) -> Iterator[Indices]:
+    """As `batches`, with as many examples in every step, but texts of like length stand together, so that little is padded.
+
+    A shuffled pass is cut into chunks of 64 batches, and each chunk sorted by length; its batches come in random order. What is left for the
+    smaller last batch of a pass is drawn before, whatever its lengths. `lengths`: of `share`.
+    """
+    done = 0
+    while done < steps:
+        order = rng.permutation(len(share))
+        whole = len(order) // batch_size * batch_size
+        parts = list[Indices]()
+        for start in range(0, whole, batch_size * CHUNK_BATCHES):
+            chunk = order[start : min(start + batch_size * CHUNK_BATCHES, whole)]
+            chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
+            each = chunk.reshape(-1, batch_size)
+            parts += list(each[rng.permutation(len(each))])
+        for part in (*parts, order[whole:]):
+            if len(part) and done < steps:
+                yield share[part]
+                done += 1
+
+
 def steps_of(examples: int, batch_size: int, epochs: int, steps: int | None) -> int:
     """How many steps a client takes: `steps` if given, else all batches of `epochs` passes."""
     return steps if steps is not None else epochs * -(-examples // batch_size)
@@ -261,11 +245,31 @@ def step_sizes(examples: int, batch_size: int, steps: int) -> list[int]:
     return [min(batch_size, examples - step % a_pass * batch_size) for step in range(steps)]
 
 
-def batch_length(lengths: Indices, batch_size: int) -> int:
-    """To how many positions a batch is padded on average: the expected longest of `batch_size` draws from `lengths`.
+def _expected_lengths(lengths: Indices, draws: int, ranks: Indices) -> float:
+    """The mean of the expected k-th shortest of so many draws, over the ranks k from 1.
 
-    With lengths sorted, the i-th of n is the longest of b draws with probability (i/n)^b - ((i-1)/n)^b.
+    The i-th of n sorted lengths is at most the k-th shortest of m draws with probability I(i/n; k, m - k + 1), the regularized incomplete beta
+    function (Casella and Berger 2002, theorem 5.4.3).
     """
-    ordered = np.sort(lengths)
-    ranks = np.arange(len(ordered) + 1) / len(ordered)
-    return int(np.ceil(np.sum(ordered * np.diff(ranks**batch_size)) - 1e-9))
+    from scipy.special import betainc
+
+    edges = np.arange(len(lengths) + 1) / len(lengths)
+    chances = np.diff(betainc(ranks[:, None], draws - ranks[:, None] + 1, edges), axis=1)
+    return float((chances @ np.sort(lengths)).mean())
+
+
+def batch_length(lengths: Indices, batch_size: int) -> int:
+    """To how many positions a batch is padded on average: the expected longest of `batch_size` draws from `lengths`."""
+    return int(np.ceil(_expected_lengths(lengths, batch_size, np.array([batch_size])) - 1e-9))
+
+
+def sorted_batch_length(lengths: Indices, batch_size: int, share: int) -> int:
+    """The same for an example in `batches_of_like_length` of a client that owns `share` of them: the longest of every batch of a sorted chunk, and
+    of the smaller last batch, which is not sorted."""
+    steps, rest = divmod(share, batch_size)
+    total = rest * _expected_lengths(lengths, rest, np.array([rest])) if rest else 0.0
+    if steps:
+        inside = min(CHUNK_BATCHES, steps)
+        ends = np.arange(1, inside + 1) * batch_size
+        total += steps * batch_size * _expected_lengths(lengths, inside * batch_size, ends)
+    return int(np.ceil(total / max(1, share) - 1e-9))

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.basics.errors import UserError, in_short, near_miss
-from raffm_ray.data.examples import ABOUT, Column, Examples, Indices, ragged, told_about
+from raffm_ray.data.examples import Column, Examples, Indices, ragged
 from raffm_ray.data.labels import label_count, notes_on_classes, positive_class
 from raffm_ray.data.metrics import F1, METRICS, Answers, defined, f1_of
-from raffm_ray.data.sources import told_parts
+from raffm_ray.data.sources import ABOUT, told_about, told_parts
 from raffm_ray.data.task_types import TASK_TYPES
 from raffm_ray.settings.task_and_model import TaskSettings
 

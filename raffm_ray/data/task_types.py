@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from raffm_ray.basics.errors import UserError, shortened
 from raffm_ray.data.encoding import Columns, Pictures, Words, cached, spans, values_of
-from raffm_ray.data.examples import ABOUT, IGNORED, Column, Examples, Indices, Ragged, owner_of, ragged, told_about
+from raffm_ray.data.examples import IGNORED, Column, Examples, Indices, Ragged, owner_of, ragged
 from raffm_ray.data.metrics import F1, METRICS, Answers, Writing, defined, f1_of
 from raffm_ray.data.packing import packed
-from raffm_ray.data.sources import Rows
+from raffm_ray.data.sources import ABOUT, Rows, told_about
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.basics.registry import Table
 from raffm_ray.basics.seeding import generator
 from raffm_ray.data.encoding import Pictures, Words
-from raffm_ray.data.examples import Examples, Indices, Ragged, batch_length
+from raffm_ray.data.examples import Examples, Indices, Ragged, batch_length, sorted_batch_length
 from raffm_ray.data.labels import classes_of, label_count, notes_on_classes, positive_class
 from raffm_ray.data.layouts import Splits, in_memory
 from raffm_ray.data.metrics import F1, METRICS, Answers, Writing
@@ -57,12 +57,17 @@ class Task:
         parts = {"public": self.public, "clients": self.clients, "held-out": self.held_out}
         return parts if self.validation is None else {**parts, "validation": self.validation}
 
-    def positions(self, batch_size: int) -> dict[str, int | None]:
-        """How many tokens a batch of clients' texts is padded to on average, and its targets; None where there are none."""
+    def positions(self, batch_size: int, share: int | None = None) -> dict[str, int | None]:
+        """How many tokens a batch of clients' texts is padded to on average, and its targets; None where there are none. `share`: how many
+        examples a client has whose batches are of like length, None where they are not."""
         words = self.clients.lengths()
         targets = self.clients.labels.lengths if isinstance(self.clients.labels, Ragged) else None
+        if words is not None and share is not None:
+            tokens: int | None = sorted_batch_length(words, batch_size, share)
+        else:
+            tokens = None if words is None else batch_length(words, batch_size)
         return {
-            "tokens": None if words is None else batch_length(words, batch_size),
+            "tokens": tokens,
             "targets": None if targets is None else batch_length(targets, batch_size),
         }
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from raffm_ray.axes.flat_parameters import flatten
 from raffm_ray.axes.indexing import Axes, Dim, Plan, dim_axes
 from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.basics.files import write_atomically
@@ -28,10 +29,11 @@ from raffm_ray.deployment.trained_model import TrainedModel
 from raffm_ray.models.architecture import Architecture, architecture_of
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.server.device_type_plans import view_of
+from raffm_ray.server.state import parameters_of
 from raffm_ray.server.strategies import ranked
 from raffm_ray.subnetworks.budgets import budget_from
 from raffm_ray.subnetworks.calibration import rankable
-from raffm_ray.subnetworks.costs import costs_of
+from raffm_ray.subnetworks.costs import FLOAT_BYTES, costs_of
 from raffm_ray.subnetworks.extraction import longest, plan_of
 from raffm_ray.subnetworks.norm_correction import correct_norms, norm_factors
 from raffm_ray.subnetworks.salience import Orders, rank
@@ -116,7 +118,7 @@ class Supernet:
 
     def file_bytes(self, budgets: Mapping[str, float]) -> int:
         """How many of the file's first bytes hold the subnetwork that fits: all of the file that a device needs for it."""
-        return self.parameters.start + costs_of(self.architecture, self.plan_at(self.length(budgets))).bytes
+        return self.parameters.start + FLOAT_BYTES * costs_of(self.architecture, self.plan_at(self.length(budgets))).params
 
     def read(self, budgets: Mapping[str, float]) -> tuple[nn.Module, int]:
         """The subnetwork that fits, the model that `deploy` writes, ready to answer, and how many bytes of parameters were read for it: no
@@ -162,7 +164,8 @@ def write_supernet(trained: TrainedModel, folder: Path) -> Path:
     floors = {name: cutting.floor(name, architecture.layout) for name in cutting.axes(architecture.layout)}
     orders = {name: order for name, order in rank(state.scores).items() if name in floors}
     levels = entry_levels(architecture, levels_of(orders, floors, units), Plan())
-    stored = {PARAMETERS: state.parameters[torch.from_numpy(np.argsort(levels, kind="stable"))].contiguous()}
+    flat = flatten(parameters_of(setup, state), architecture.shapes)
+    stored = {PARAMETERS: flat[torch.from_numpy(np.argsort(levels, kind="stable"))].contiguous()}
     # Numbers of eight bytes come first in a safetensors file, so the parameters are its end.
     stored |= {f"orders/{name}": torch.from_numpy(np.array(order, dtype=np.int64)) for name, order in orders.items()}
     stored |= {f"norms/{name}": values.double() for name, values in state.norms.items()}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from raffm_ray.axes.flat_parameters import flatten, views
+from raffm_ray.axes.flat_parameters import flatten
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError, in_short, near_miss
@@ -25,7 +25,7 @@ from raffm_ray.runs.recorder import check_origin
 from raffm_ray.runs.resuming import PLACES, experiment_in, origin_of
 from raffm_ray.server.device_type_plans import copies, device_type_plans, view_of
 from raffm_ray.server.ranking import rank_again
-from raffm_ray.server.state import ServerState, new_state
+from raffm_ray.server.state import ServerState, parameters_of, starting_state
 from raffm_ray.settings.loading import override, pairs_of, parse
 from raffm_ray.subnetworks.budgets import Budget
 from raffm_ray.subnetworks.calibration import rankable
@@ -33,7 +33,6 @@ from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.norm_correction import correct_norms, norm_factors
 from raffm_ray.subnetworks.rotation import rotatable
 from raffm_ray.subnetworks.salience import METRICS
-from raffm_ray.subnetworks.size_specific import with_copies
 from raffm_ray.subnetworks.standalone_config import MODEL_TYPES
 
 DATA = ("--task.name", "--task.kind", "--task.data")
@@ -81,7 +80,7 @@ class TrainedModel:
         """A plan's parameters, by name, its norms corrected and its own copies in place."""
         setup, state = self.prepared.setup, self.state
         (copy,) = copies(setup, state, [plan])
-        named = views(state.parameters, setup.architecture.shapes, setup.size_specific, copy)
+        named = parameters_of(setup, state, copy)
         layout = setup.architecture.layout
         cut = correct_norms(take_all(named, layout, plan), norm_factors(plan, layout, state.norms))
         return {name: values.clone() for name, values in cut.items()}
@@ -117,7 +116,11 @@ def of_run(folder: Path, flags: Sequence[str] = (), plugins: Sequence[str] = ())
     scores = {name: ranked.pop(name).numpy() for name in names}
     flat = flatten(named, architecture.shapes)
     state = replace(
-        new_state(flat), round=int(summary["rounds"]), scores=scores, norms=ranked, pace=float(summary.get("residual_pace", 0.0))
+        starting_state(prepared.setup, flat),
+        round=int(summary["rounds"]),
+        scores=scores,
+        norms=ranked,
+        pace=float(summary.get("residual_pace", 0.0)),
     )
     if (own := final / "own.safetensors").is_file():
         state = _with_own(prepared, state, _arrays(own))
@@ -130,15 +133,14 @@ def of_run(folder: Path, flags: Sequence[str] = (), plugins: Sequence[str] = ())
 def _with_own(prepared: Prepared, state: ServerState, own: dict[str, Tensor]) -> ServerState:
     """The state with the copies that sizes have of their own parameters."""
     setup = prepared.setup
-    flat = with_copies(state.parameters, setup.architecture, setup.size_specific, len(setup.budgets)).clone()
-    state = replace(state, parameters=flat)
+    state = replace(state, parameters=state.parameters.clone())
     plans = device_type_plans(setup, state)
     used = dict(zip(plans, copies(setup, state, list(plans.values())), strict=True))
     for key, values in own.items():
         device, _, name = key.partition("/")
         if device not in used or name not in setup.size_specific:
             raise UserError(f"checkpoints/final/own.safetensors: {key} is not of this run")
-        views(flat, setup.architecture.shapes, setup.size_specific, used[device])[name].copy_(values)
+        parameters_of(setup, state, used[device])[name].copy_(values)
     return state
 
 
@@ -166,7 +168,7 @@ def of_checkpoint(place: str, flags: Sequence[str], plugins: Sequence[str] = ())
     if "rotation" not in values["salience"] and not all(rotatable(prepared.setup.architecture.layout).values()):
         settings = parse(override(values, ["--salience.rotation", "calibrated"]), plugins)
         prepared = replace(prepared, setup=replace(prepared.setup, experiment=settings))
-    state = new_state(starting_parameters(prepared, lambda *_: None, lambda _: None))
+    state = starting_state(prepared.setup, starting_parameters(prepared, lambda *_: None, lambda _: None))
     statistic = METRICS[settings.salience.metric].statistic
     state = rank_again(prepared.setup, state, public_statistics(prepared, state, statistic or "square"))
     state = replace(state, pace=prepared.setup.cutting.pace)  # no device type was trained whose budget would matter

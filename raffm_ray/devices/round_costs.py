@@ -23,7 +23,7 @@ class Workload(NamedTuple):
 class DeviceCost:
     """One client's round on its device: receiving, computing and sending, one after the other.
 
-    `phase_seconds`, `phase_joules`: of the three phases.
+    `phase_seconds`, `phase_joules`: of the three phases; `frozen_bytes_down`: of `bytes_down`, those of parameters that nobody trains.
     """
 
     bytes_down: int
@@ -31,6 +31,7 @@ class DeviceCost:
     bytes_up: int
     phase_seconds: tuple[float, float, float]
     phase_joules: tuple[float, float, float]
+    frozen_bytes_down: int = 0
 
     @property
     def compute_seconds(self) -> float:
@@ -68,6 +69,7 @@ class DeviceCost:
             bytes_up=int(up * self.bytes_up),
             phase_seconds=(spent[0], spent[1], spent[2]),
             phase_joules=(down * joules[0], computing * joules[1], up * joules[2]),
+            frozen_bytes_down=int(down * self.frozen_bytes_down),
         )
 
 

@@ -14,7 +14,7 @@ from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.pretraining import starting_model
 from raffm_ray.server.device_type_plans import training_view
 from raffm_ray.server.ranking import rank_again
-from raffm_ray.server.state import ServerState, Setup, new_state
+from raffm_ray.server.state import ServerState, Setup, starting_state
 from raffm_ray.server.workload import expected_work
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.budgets import Budget
@@ -45,7 +45,7 @@ def provisional_ranking(prepared: Prepared) -> ServerState:
     """
     setup, experiment = prepared.setup, prepared.setup.experiment
     model = starting_model(setup.architecture, prepared.foundation.source, experiment.model_seed)
-    state = new_state(flatten(dict(model.named_parameters()), setup.architecture.shapes))
+    state = starting_state(setup, flatten(dict(model.named_parameters()), setup.architecture.shapes))
     return rank_again(replace(setup, experiment=_ranked_by(experiment, provisional_metric(experiment))), state, None)
 
 
@@ -60,7 +60,7 @@ def _ranked_by(experiment: Experiment, metric: str) -> Experiment:
 
 
 def device_type_rows(setup: Setup, state: ServerState, examples: int) -> list[DeviceTypeRow]:
-    """Every device type of the fleet, weakest first, with the costs of a round for a client that owns `examples`."""
+    """Every device type of the fleet, weakest first, with the costs of a round for a client that owns `examples`, and holds what is frozen."""
     view, nested = training_view(setup, state, 1)
     rows = []
     for name, budget in setup.budgets.items():
@@ -74,7 +74,8 @@ def device_type_rows(setup: Setup, state: ServerState, examples: int) -> list[De
                 key=lambda one: setup.costs(one).params,
             )
             work = expected_work(setup, plan, smaller, examples)
-            cost = device_cost(setup.devices[name], work, costs.bytes, costs.bytes_up)
+            down = costs.bytes_up if setup.experiment.fleet.keeps_frozen else costs.bytes
+            cost = device_cost(setup.devices[name], work, down, costs.bytes_up)
         rows.append(
             DeviceTypeRow(
                 name=name,

@@ -73,7 +73,7 @@ def _passes(setup: Setup, context: RoundContext, plan: int, group: Sequence[Job]
 def block_work(setup: Setup, context: RoundContext, jobs: Sequence[Job]) -> BlockWork:
     """All that a worker does for a block: cutting, training, calibrating, summing."""
     full = setup.costs(Plan())
-    alone, stacked = Workload(traffic_bytes=SUM * full.bytes), 0.0
+    alone, stacked = Workload(traffic_bytes=SUM * full.bytes_up), 0.0
     for plan, group in stacking_groups(jobs, context.stack):
         if plan is not None:
             costs = setup.costs(context.plans[plan])
@@ -134,12 +134,12 @@ def round_seconds(
 ) -> RoundSeconds:
     """A round without evaluation: sending + training + server. `by_device_type`: device type -> its worker group, as `worker_groups.worker_groups_of` gives it.
 
-    Sending: the parameters, B bytes, are copied to the object store, and go from the driver's node to every other one over its link (Hockney
+    Sending: the trained parameters, B bytes, are copied to the object store, and go from the driver's node to every other one over its link (Hockney
     1994, without latency): 2 B / M + (nodes - 1) B / network. Training: blocks last `block_seconds` and run in `dispatch.completion_times`' order;
     the driver takes their sums in block order, each when it is done and the one before is added: end <- max(end, done + moving) + 3 B / M.
     Server: `round_seconds` + B / `round_bytes_per_second` of its `host`, both measured by fleet calibrate. M: sustained memory bytes/s of the driver's core.
     """
-    host, full = driver.host or Host(), setup.costs(Plan()).bytes
+    host, full = driver.host or Host(), setup.costs(Plan()).bytes_up
     memory = driver.memory_bytes_per_second * driver.sustained
     blocks = [block_work(setup, work.context, block) for block in work.blocks]
     known: dict[tuple[int, int], float] = {}

@@ -5,7 +5,7 @@ Adding a family is one file (its layout and its kinds of positions) and one row 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -106,7 +106,7 @@ HEADS: dict[str, Any] = {
 class Architecture:
     """One concrete model, described: everything needed to build and train any subnetwork of it, but no weights. `class_weights`: what an
     example of each class counts in the loss that it is trained for, empty where all count the same; `objective`: a row of OBJECTIVES that
-    it is trained and measured by, empty for its head's, and `own` settings of plug-ins that this may have.
+    it is trained and measured by, empty for its head's, and `own` settings of plug-ins that this may have; `frozen_dtype`: in which parameters that nobody trains are kept and sent.
 
     `attention`: how its modules compute attention, "sdpa" or "eager" (see attention_choice.py); `saved` is what autograd keeps with it.
     """
@@ -122,6 +122,20 @@ class Architecture:
     attention: str = "sdpa"
     objective: str = ""
     own: Mapping[str, Any] = field(default_factory=dict)
+    frozen_dtype: torch.dtype = torch.float32
+
+    @cached_property
+    def trained_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the parameters that are trained, in the model's order: those of a flat array that is sent, summed and averaged."""
+        specs = self.layout.parameters
+        return (
+            self.shapes if not self.frozen_shapes else {name: one for name, one in self.shapes.items() if not specs[name].frozen}
+        )
+
+    @cached_property
+    def frozen_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the parameters that nobody trains, in the model's order."""
+        return {name: one for name, one in self.shapes.items() if self.layout.parameters[name].frozen}
 
 
 def check_head(model_type: str, head: str) -> None:

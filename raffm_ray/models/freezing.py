@@ -1,13 +1,20 @@
-"""Frozen parameters: which ones the patterns name, and modules that compute no gradients for them."""
+"""Frozen parameters: which ones the patterns name, how they are told apart from the trained ones, and modules that compute no gradients for
+them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from math import prod
+from typing import Any
 
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.axes.layout import Layout
 from raffm_ray.basics.errors import UserError, near_miss
+from raffm_ray.models.architecture import Architecture
 
 
 def freeze(layout: Layout, patterns: Sequence[str]) -> Layout:
@@ -39,3 +46,61 @@ def only_trained(parameters: Mapping[str, Tensor], layout: Layout) -> dict[str, 
     for name, values in parameters.items():
         values.requires_grad_(not layout.parameters[name].frozen)
     return {name: values for name, values in parameters.items() if values.requires_grad}
+
+
+ALIGNMENT = 64
+"""Bytes, as PyTorch aligns what it allocates: how an operand of a matrix product is aligned may change how the product rounds. Frozen tensors
+begin at multiples of it, so that workers can compute with them where they lie."""
+
+
+def _frozen_views(flat: Tensor, architecture: Architecture) -> dict[str, Tensor]:
+    found, start, step = {}, 0, ALIGNMENT // flat.element_size()
+    for name, shape in architecture.frozen_shapes.items():
+        found[name] = flat[start : start + prod(shape)].view(shape)
+        start += -(-prod(shape) // step) * step
+    return found
+
+
+def frozen_length(architecture: Architecture) -> int:
+    """Numbers in the flat array of the frozen parameters, with what aligns them."""
+    step = ALIGNMENT // architecture.frozen_dtype.itemsize
+    return sum(-(-prod(shape) // step) * step for shape in architecture.frozen_shapes.values())
+
+
+def split(flat: Tensor, architecture: Architecture) -> tuple[Tensor, Tensor]:
+    """All parameters, flat, as two flat arrays in the model's order: the trained ones, and the frozen ones, every one of them aligned and in
+    `architecture.frozen_dtype`. Where nothing is frozen the first is the given array itself."""
+    if not architecture.frozen_shapes:
+        return flat, flat[:0]
+    named = views(flat, architecture.shapes)
+    frozen = torch.zeros(frozen_length(architecture), dtype=architecture.frozen_dtype)
+    for name, values in _frozen_views(frozen, architecture).items():
+        values.copy_(named[name])
+    return flatten(named, architecture.trained_shapes), frozen
+
+
+def named_parameters(
+    trained: Tensor, frozen: Tensor, architecture: Architecture, size_specific: Sequence[str] = (), copy: int = 0
+) -> dict[str, Tensor]:
+    """All parameters by name, in the model's order, out of the two arrays of `split`, whose memory and types they share.
+
+    `size_specific`, `copy`: as of `views`, for the copies behind the trained ones. Raises ValueError where the frozen array is of another
+    model.
+    """
+    named = views(trained, architecture.trained_shapes, size_specific, copy)
+    if not architecture.frozen_shapes:
+        return named
+    if frozen.numel() != frozen_length(architecture):
+        raise ValueError(f"{frozen.numel()} frozen parameters, and this model has others")
+    named |= _frozen_views(frozen, architecture)
+    return {name: named[name] for name in architecture.shapes}
+
+
+def to_array(frozen: Tensor) -> NDArray[Any]:
+    """The flat frozen parameters as NumPy has them, which has no bfloat16: as their bits, in int16. It shares their memory."""
+    return (frozen.view(torch.int16) if frozen.dtype == torch.bfloat16 else frozen).numpy()
+
+
+def from_array(frozen: Tensor) -> Tensor:
+    """The inverse of `to_array`, of a tensor of that array."""
+    return frozen.view(torch.bfloat16) if frozen.dtype == torch.int16 else frozen

@@ -79,11 +79,11 @@ class CallScheduler:
         pool: SchedulerHost,
         slots: Sequence[WorkerSlot],
         run: int,
-        flat: Any,
+        parameters: tuple[Any, Any],
         calls: Sequence[Call],
         progress: Progress,
     ) -> None:
-        self.pool, self.slots, self.run, self.flat, self.progress = pool, slots, run, flat, progress
+        self.pool, self.slots, self.run, self.parameters, self.progress = pool, slots, run, parameters, progress
         self.calls = calls
         number_of: dict[int, int] = {}
         self.context_of = [number_of.setdefault(id(context), len(number_of)) for context in (call.context for call in calls)]
@@ -106,7 +106,7 @@ class CallScheduler:
 
     def begin(self, slot: WorkerSlot) -> None:
         """Sends what all calls share."""
-        slot.actor.begin.remote(self.run, self.contexts, self.flat)
+        slot.actor.begin.remote(self.run, self.contexts, *self.parameters)
 
     def start(self) -> None:
         """Gives every idle actor the costliest call that waits, and, while many wait, every actor its next ones.

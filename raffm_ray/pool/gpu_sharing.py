@@ -40,10 +40,11 @@ def worker_bytes(
     distill: bool = False,
 ) -> int:
     """Estimate of what a worker takes of a GPU: the largest of (plan, clients trained at once), with smaller ones of these plans as its
-    prefixes, a round's parameters and a block's sum, each as large as the full model, and CONTEXT_BYTES."""
+    prefixes, a round's parameters and a block's sum of those that are trained, and CONTEXT_BYTES."""
     costs = [costs_of(architecture, plan, local.batch_size, local.optimizer) for plan, _ in stacks]
     largest = max(training_bytes(own, clients, costs, prefix, distill) for own, (_, clients) in zip(costs, stacks, strict=True))
-    return largest + 2 * costs_of(architecture, Plan()).bytes + CONTEXT_BYTES
+    full = costs_of(architecture, Plan())
+    return largest + full.bytes + full.bytes_up + CONTEXT_BYTES
 
 
 def workers_a_gpu(need_bytes: float, memory_bytes: float, most: int) -> int:

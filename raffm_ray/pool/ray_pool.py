@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from raffm_ray.axes.flat_parameters import Flat
+from raffm_ray.axes.flat_parameters import NOTHING, Flat, is_same
 from raffm_ray.basics.errors import UserError, WorkerLostError
 from raffm_ray.basics.plugins import Plugin, check_rows_reach_workers, use
 from raffm_ray.basics.profiling import Profile
@@ -69,7 +69,7 @@ class RayPool:
         found = capacity(self._worker_groups, nodes)
         check_capacity(self._worker_groups, found, nodes, self._grows)
         self.attempts, self.profile, self.call_timeout = settings.attempts, Profile(), CallTimeout(settings.patience_seconds)
-        self._sent: tuple[Flat, Any] | None = None
+        self._sent: dict[bool, tuple[Flat, Any]] = {}
         self.architecture, self.note = runner.architecture, note
         self._runner, self._numbers, self.lost_workers = ray.put(runner), numbers(1), 0
         self._runs = 0
@@ -149,17 +149,23 @@ class RayPool:
             self._slots += [WorkerSlot(*self.spawn(number), number) for _ in range(wanted - len(slots))]
         self.workers = len(self._slots)
 
-    def run(self, flat: Flat, calls: Sequence[Call], progress: Progress) -> Iterator[Result]:
+    def _in_store(self, flat: Flat, frozen: bool) -> Any:
+        """The promise of an array, which is sent anew only if it is another one than the last; that one is kept alive, so one at its address
+        is the same one."""
+        last = self._sent.get(frozen)
+        if last is None or not is_same(last[0], flat):
+            last = self._sent[frozen] = (flat, ray.put(flat))
+        return last[1]
+
+    def run(self, flat: Flat, calls: Sequence[Call], progress: Progress, frozen: Flat = NOTHING) -> Iterator[Result]:
         """See `worker_pool.Pool.run`. Raises WorkerLostError after too many deaths, ClientError for whatever a call itself raises."""
         with self.profile.during("broadcast"):
             if self._grows:
                 self._fit()
-            # The array sent last is kept alive, so one at its address is the same one.
-            if self._sent is None or self._sent[0].ctypes.data != flat.ctypes.data:
-                self._sent = (flat, ray.put(flat))
+            parameters = self._in_store(flat, False), self._in_store(frozen, True)
             self._runs += 1
             scheduler = CallScheduler(
-                pool=self, slots=self._slots, run=self._runs, flat=self._sent[1], calls=calls, progress=progress
+                pool=self, slots=self._slots, run=self._runs, parameters=parameters, calls=calls, progress=progress
             )
         for wanted in range(len(calls)):
             while (result := scheduler.take_result(wanted)) is None:
@@ -181,7 +187,7 @@ class RayPool:
         """Kills the actors; Ray itself stays up for the next pool of this process."""
         for slot in self._slots:
             ray.kill(slot.actor)
-        self._slots, self._sent = [], None
+        self._slots, self._sent = [], {}
 
 
 def check_cluster(settings: PoolSettings) -> None:

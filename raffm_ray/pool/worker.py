@@ -79,9 +79,10 @@ class Worker:
         """Bytes that this process holds now, and the most that it has held."""
         return resident_bytes(), peak_rss_bytes()
 
-    def begin(self, run: int, contexts: Sequence[RoundContext], flat: Flat) -> None:
+    def begin(self, run: int, contexts: Sequence[RoundContext], flat: Flat, frozen: Flat) -> None:
         """Takes what the calls of a run share."""
         self.run, self.contexts, self.flat = run, contexts, flat
+        self.runner.hold(frozen)
 
     def call(self, run: int, method: str, context: int, arguments: tuple[Any, ...], alone: bool = False) -> Result:
         """A call of a run. `alone`: it is the only one on its GPU and may take all of it. Raises GpuOutOfMemoryError, NotStartedError, and what the

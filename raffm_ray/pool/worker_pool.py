@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from raffm_ray.axes.flat_parameters import Flat
+from raffm_ray.axes.flat_parameters import NOTHING, Flat
 from raffm_ray.basics.errors import ClientError, UserError
 from raffm_ray.basics.plugins import Plugin, check_rows_reach_workers
 from raffm_ray.basics.profiling import Profile
@@ -27,8 +27,11 @@ class Pool(Protocol):
     lost_workers: int
     profile: Profile
 
-    def run(self, flat: Flat, calls: Sequence[Call], progress: Progress) -> Iterator[Result]:
-        """Results in the order of `calls`; `progress(index, small result)` as each completes; costliest calls start first."""
+    def run(self, flat: Flat, calls: Sequence[Call], progress: Progress, frozen: Flat = NOTHING) -> Iterator[Result]:
+        """Results in the order of `calls`; `progress(index, small result)` as each completes; costliest calls start first.
+
+        `flat`: the trained parameters; `frozen`: the others, which are sent once as long as it is the same array.
+        """
         ...
 
     def memory(self) -> Sequence[tuple[int, int]]:
@@ -46,8 +49,9 @@ class InProcessPool:
     def __init__(self, runner: ClientRunner) -> None:
         self.runner, self.workers, self.lost_workers, self.profile = runner, 1, 0, Profile()
 
-    def run(self, flat: Flat, calls: Sequence[Call], progress: Progress) -> Iterator[Result]:
+    def run(self, flat: Flat, calls: Sequence[Call], progress: Progress, frozen: Flat = NOTHING) -> Iterator[Result]:
         """See `Pool.run`."""
+        self.runner.hold(frozen)
         for index, call in enumerate(calls):
             try:
                 with one_thread(), self.profile.during("wait"):

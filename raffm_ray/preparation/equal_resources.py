@@ -12,6 +12,7 @@ from raffm_ray.server.clock import VirtualClock, Visit
 from raffm_ray.server.device_type_plans import device_type_plans
 from raffm_ray.server.ranking import begin_calibration, plain_state
 from raffm_ray.server.residual_pace import with_ruled_pace
+from raffm_ray.server.round_schedule import received
 from raffm_ray.server.rounds import begin_round
 from raffm_ray.server.state import Round, Setup
 from raffm_ray.settings.experiment import Experiment
@@ -78,7 +79,13 @@ def predicted(setup: Setup, rounds: int) -> list[Round]:
     for number in range(1, rounds + 1):
         work = begin_round(setup, state)
         ranked_at = number if number >= state.ranked_at + setup.experiment.salience.every else state.ranked_at
-        state = replace(state, round=number, ranked_at=ranked_at, clock=VirtualClock(seconds=work.start_seconds + work.seconds))
+        state = replace(
+            state,
+            round=number,
+            ranked_at=ranked_at,
+            clock=VirtualClock(seconds=work.start_seconds + work.seconds),
+            held=state.held.after(received(setup, work), len(setup.device_types)),
+        )
         found.append(work)
     return found
 

@@ -167,9 +167,15 @@ def heap_bytes(prepared: Prepared, seen: "_Rounds") -> dict[str, int]:
 
 
 def flat_bytes(setup: Setup) -> int:
-    """Of the flat parameters, copies that sizes have of their own included."""
+    """Of the flat trained parameters, copies that sizes have of their own included."""
     own = sum(prod(setup.architecture.shapes[name]) for name in setup.size_specific)
-    return setup.costs(Plan()).bytes + FLOAT_BYTES * own * max(0, len(setup.budgets) - 1)
+    return setup.costs(Plan()).bytes_up + FLOAT_BYTES * own * max(0, len(setup.budgets) - 1)
+
+
+def frozen_bytes(setup: Setup) -> int:
+    """Of the flat frozen parameters."""
+    full = setup.costs(Plan())
+    return full.bytes - full.bytes_up
 
 
 def driver_copies(setup: Setup) -> tuple[float, float]:
@@ -201,28 +207,28 @@ def memory_forecast(prepared: Prepared, driver_now: int, workers_now: Sequence[i
     """The peaks of a run's processes. `driver_now`, `workers_now`: what the driver and every worker hold now, with libraries and data loaded
     and nothing trained; no workers where the driver trains the clients.
 
-        driver = now + max(pretraining, driver_copies x flat + store)
+        driver = now + max(pretraining, driver_copies x flat + start + store)
         worker = now + max(SPREAD x max(train, evaluate) + 2 x flat, SPREAD_RETURNED x calibrate + flat) + data + store
-        store  = flat x max(2, 1 + waiting sums)
+        store  = flat x max(2, 1 + waiting sums) + frozen
 
-    flat: `flat_bytes`; train, evaluate, calibrate: `heap_bytes`, and beside them a block's sum, and the update of who trains the full model. The
+    flat: `flat_bytes`; frozen: `frozen_bytes`; start: where something is frozen, twice that, in the start of all strategies and apart; train, evaluate, calibrate: `heap_bytes`, and beside them a block's sum, and the update of who trains the full model. The
     store is what Ray keeps of a round in shared memory: its parameters, and the sums of blocks that wait to be added (`waiting_sums`); every
     process that writes or reads a page of it has it in its resident memory. data: the examples, which lie in the store too. Without
     workers there is no store, and the driver has a worker's heap beside what it holds while clients train.
     """
     setup = prepared.setup
-    seen, flat, task, heap = _rounds(setup), flat_bytes(setup), prepared.task, 0
+    seen, flat, frozen, task, heap = _rounds(setup), flat_bytes(setup), frozen_bytes(setup), prepared.task, 0
     needed = heap_bytes(prepared, seen)
     for doing, used in needed.items():
         spread, arrays = (SPREAD_RETURNED, 1) if doing == "calibrate" else (SPREAD, 2)
         heap = max(heap, int(spread * used) + arrays * flat)
     late = max((work.late for work in seen.rounds), default=0)
-    training, averaging = (int((copies + late) * flat) for copies in driver_copies(setup))
+    training, averaging = (int((copies + late) * flat) + 2 * frozen for copies in driver_copies(setup))
     pretraining = pretraining_bytes(prepared)
     if not workers_now:
         return MemoryForecast(driver_now + max(pretraining, averaging, training + heap), 0, 0, 0)
     waiting = max(waiting_sums(block_costs(setup, work), len(workers_now)) for work in seen.all)
-    store = flat * max(2, 1 + waiting)
+    store = flat * max(2, 1 + waiting) + frozen
     data = sum(data_bytes(part) for part in (task.clients, task.held_out, task.validation) if part is not None)
     return MemoryForecast(
         driver_bytes=driver_now + max(pretraining, averaging + store),

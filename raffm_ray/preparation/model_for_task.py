@@ -34,8 +34,12 @@ def architecture_for(experiment: Experiment, foundation: Foundation, task: Task)
     check_labels(task, config.num_labels)
     if task.labels == 1 and config.num_labels != 1:
         raise UserError(f"model.config.num_labels: task {task.name!r} is about one number, got {config.num_labels}")
+    by_length, count = experiment.local.batches == "by_length", experiment.clients.count
+    if by_length and task.clients.lengths() is None:
+        raise UserError(f"local.batches: by_length: the examples of task {task.name!r} are no texts, which differ in length")
     try:
-        architecture = architecture_of(config, task.head, **task.positions(experiment.local.batch_size))
+        share = max(1, len(task.clients) // count) if by_length else None
+        architecture = architecture_of(config, task.head, **task.positions(experiment.local.batch_size, share))
     except UserError:
         raise
     except Exception as error:  # whatever transformers raises for values that it cannot build from
@@ -46,6 +50,7 @@ def architecture_for(experiment: Experiment, foundation: Foundation, task: Task)
         class_weights=class_weights(experiment.task.class_weights, task, config.num_labels),
         objective=experiment.task.objective or "",
         own=experiment.plugin_settings,
+        frozen_dtype=getattr(torch, experiment.model.frozen_precision),
     )
     local, device = experiment.local, device_of(experiment.pool)
     architecture = with_attention(architecture, local.attention, local.precision, device)

@@ -7,7 +7,6 @@ from math import inf, isfinite
 import numpy as np
 import torch
 
-from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.clients.local_training import one_thread
@@ -17,7 +16,7 @@ from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.server.device_type_plans import copies
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.residual_pace import PACES, Answers, device_type_answers, ruled_pace, wants_pace
-from raffm_ray.server.state import ServerState
+from raffm_ray.server.state import ServerState, parameters_of
 from raffm_ray.subnetworks.calibration import Statistics
 from raffm_ray.subnetworks.norm_correction import correct_norms, norm_factors
 
@@ -30,7 +29,7 @@ def public_loss(prepared: Prepared, state: ServerState, plan: Plan) -> float:
     """The mean loss of a target over the first `EXAMPLES` public examples, of a plan's subnetwork without further training."""
     setup, public = prepared.setup, prepared.task.public
     (copy,), architecture = copies(setup, state, [plan]), setup.architecture
-    named = views(state.parameters, architecture.shapes, setup.size_specific, copy)
+    named = parameters_of(setup, state, copy)
     layout, objective = architecture.layout, objective_of(architecture)
     tensors = correct_norms(take_all(named, layout, plan), norm_factors(plan, layout, state.norms))
     model = build(architecture, {name: values.clone() for name, values in tensors.items()}, plan).eval()

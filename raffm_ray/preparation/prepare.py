@@ -290,7 +290,7 @@ def check_start(setup: Setup) -> None:
 def _check_training(setup: Setup, state: ServerState) -> None:
     """Raises UserError where no client with data would ever train. Whether a strategy that looks at clients lets some rest is not asked."""
     view, _ = training_view(setup, state, 1)
-    owners = {setup.device_types[client] for client, count in enumerate(setup.examples) if count}
+    owners = setup.owners_by_device_type
     if setup.strategy.per_client or any(setup.strategy.train(view, setup.budgets[name], -1) is not None for name in owners):
         return
     full = setup.costs(Plan())

@@ -1,11 +1,10 @@
 """Salience statistics that the server measures on its public examples."""
 
-from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.models.architecture import build
 from raffm_ray.models.objectives import objective_of
 from raffm_ray.preparation.prepare import Prepared
-from raffm_ray.server.state import ServerState
+from raffm_ray.server.state import ServerState, parameters_of
 from raffm_ray.subnetworks.calibration import Statistics, collect
 from raffm_ray.subnetworks.norm_correction import norm_statistics
 
@@ -13,9 +12,8 @@ from raffm_ray.subnetworks.norm_correction import norm_statistics
 def public_statistics(prepared: Prepared, state: ServerState, statistic: str) -> Statistics:
     """The full model's statistics on the public part, for `salience.source: public`."""
     architecture, public = prepared.setup.architecture, prepared.task.public
-    model = build(
-        architecture, {name: values.clone() for name, values in views(state.parameters, architecture.shapes).items()}, Plan()
-    )
+    named = parameters_of(prepared.setup, state)
+    model = build(architecture, {name: values.clone() for name, values in named.items()}, Plan())
     asked = [public.batch(slice(start, start + 32)) for start in range(0, len(public), 32)]
     objective = objective_of(architecture)
     return {

@@ -8,13 +8,13 @@ from raffm_ray.basics.profiling import PHASES
 from raffm_ray.data.label_distribution import Indices, LabelDistribution
 from raffm_ray.data.metrics import worst
 from raffm_ray.reports.page import csv_text
-from raffm_ray.reports.run_picture import Rounds, Runs, sizes_of
+from raffm_ray.reports.run_picture import Rounds, Runs, bytes_of_full_round, sizes_of
 from raffm_ray.subnetworks.unit_coverage import Units
 
 MOST_ROWS = 4000
 """Of data that a page holds; more are in a file beside it."""
 SPENT: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], Sequence[float]]] = {
-    "bytes": lambda rows: list(accumulate(row["bytes_down"] + row["bytes_up"] for row in rows)),
+    "bytes_moved": lambda rows: list(accumulate(row["bytes_down"] + row["bytes_up"] for row in rows)),
     "simulated_seconds": lambda rows: [row["simulated_seconds"] for row in rows],
     "energy_joules": lambda rows: list(accumulate(row["energy_joules"] for row in rows)),
 }
@@ -47,7 +47,7 @@ def sizes_csv(runs: Runs, metric: str) -> str:
 
 def moved_csv(summary: Mapping[str, Any]) -> str:
     """Bytes of a client's round by device type."""
-    full_size = 2 * 4 * summary["params"]
+    full_size = bytes_of_full_round(summary)
     rows = [
         [
             name,

@@ -153,10 +153,15 @@ def _over_size(axes: Axes, runs: Runs, metric: str) -> None:
     axes.margins(x=0.08, y=0.1)
 
 
+def bytes_of_full_round(summary: Mapping[str, Any]) -> float:
+    """What a client would move in a round of full-size federated learning; of a run of an earlier version, the full model twice."""
+    return float(summary.get("bytes_of_full_round", 2 * 4 * summary["params"]))
+
+
 def _bytes(axes: Axes, runs: Runs) -> None:
     own = next(iter(runs.values()))[1]
     device_types = sorted(own["device_types"].items(), key=lambda item: item[1]["params_fraction"])
-    full_size = 4 * own["params"] * 2
+    full_size = bytes_of_full_round(own)
     moved = [100 * (device_type["bytes_down"] + device_type["bytes_up"]) / full_size for _, device_type in device_types]
     bars = axes.barh([name.replace("_", " ") for name, _ in device_types], moved, color=COLORS[0])
     axes.bar_label(

@@ -14,6 +14,7 @@ from raffm_ray.basics.formatting import counted
 from raffm_ray.clients.messages import Call, Update
 from raffm_ray.clients.update_checks import check_sum
 from raffm_ray.data.shares import by_device, write_shares
+from raffm_ray.models.freezing import to_array
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.pace_search import rank_with_pace
 from raffm_ray.preparation.prepare import Prepared
@@ -33,11 +34,11 @@ from raffm_ray.server.device_type_plans import copies, device_type_plans
 from raffm_ray.server.early_stopping import chosen_state, is_evaluated, is_finished, with_best_round
 from raffm_ray.server.ranking import begin_calibration, plain_scores, ranking_is_due
 from raffm_ray.server.rounds import begin_round, finish_round
-from raffm_ray.server.state import Round, ServerState, Setup, new_state
+from raffm_ray.server.state import Round, ServerState, Setup, starting_state
 from raffm_ray.server.workload import block_costs
 from raffm_ray.subnetworks.calibration import Statistics
 from raffm_ray.subnetworks.salience import METRICS
-from raffm_ray.subnetworks.size_specific import saved_copies, with_copies
+from raffm_ray.subnetworks.size_specific import saved_copies
 from raffm_ray.subnetworks.unit_coverage import add_reached, units_of, write_units
 
 
@@ -90,7 +91,7 @@ def run_round(
         share = done / max(1, len(work.jobs))  # an evaluation may run beside a round in which nobody trains
         display.advance(number - 1 + share, f"round {number}/{display.rounds}  {done}/{len(work.jobs)} clients")
 
-    for small, part in pool.run(state.parameters.numpy(), calls, progress):
+    for small, part in pool.run(state.parameters.numpy(), calls, progress, to_array(state.frozen)):
         if len(updates) == len(work.blocks):
             told.append(small)
             continue
@@ -221,11 +222,11 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
             environment.listeners.round(recorder.rounds[-1])
         return completed
 
-    state, first = recorder.state, new_state(with_copies(start, setup.architecture, setup.size_specific, len(setup.budgets)))
+    state, first = recorder.state, starting_state(setup, start)
     if state is not None:
-        layout = setup.architecture.layout
-        begun = replace(first, scores=plain_scores(setup.architecture), reached=add_reached({}, {}, [], layout))
-        check_fits(state, begun, recorder.folder)
+        scores, reached = plain_scores(setup.architecture), add_reached({}, {}, [], setup.architecture.layout)
+        check_fits(state, replace(first, scores=scores, reached=reached), recorder.folder)
+        state = state.with_frozen(first.frozen)
     ended: FinishedRound | None = None
     with Display(console, environment.label or experiment.strategy.name, experiment.rounds) as display:
         display.stage(

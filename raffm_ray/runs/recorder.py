@@ -19,6 +19,7 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import atomic_folder, check_path, sync, write_atomically
 from raffm_ray.models.architecture import Architecture
+from raffm_ray.models.freezing import named_parameters
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.runs.reader import SUMMARY, evaluations_name, how_to_resume, read_table
@@ -36,7 +37,7 @@ class ClientRow:
     `steps` are what it was to do, and it has no loss: its training is not run. `refused`: why its update was not `accepted`, else "";
     `statistics_refused`: why its statistics were not used.
     `training_flops`: of all its work, calibration too; `flops_per_example`: of training alone, on average over its steps, prefixes
-    included. It and `peak_memory_bytes` are of the whole work. `over_budget`: in what that is more than the device type is allowed,
+    included. It and `peak_memory_bytes` are of the whole work. `frozen_bytes_down`: of `bytes_down`, those of parameters that nobody trains. `over_budget`: in what that is more than the device type is allowed,
     "" where it is not.
     """
 
@@ -60,6 +61,7 @@ class ClientRow:
     flops_per_example: float | None = None
     over_budget: str | None = None
     statistics_refused: str = ""
+    frozen_bytes_down: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class RoundRow:
     peak_memory_bytes: int | None = None
     validation_metric: float | None = None
     validation_device_type_metrics: dict[str, float] = field(default_factory=dict)
+    frozen_bytes_down: int = 0
 
 
 ARROW: dict[Any, pa.DataType] = {
@@ -140,13 +143,14 @@ def check_origin(folder: Path, before: Mapping[str, str], now: Mapping[str, str]
             raise UserError(f"{folder}: {name} is not what it was when the run began; it can only go on with that")
 
 
-def parameters_sha256(flat: Tensor, architecture: Architecture) -> str:
-    """Digest of all parameters, in the order of their names, and of what is behind them."""
-    digest = sha256()
-    for name, values in sorted(views(flat, architecture.shapes).items()):
+def parameters_sha256(flat: Tensor, architecture: Architecture, frozen: Tensor | None = None) -> str:
+    """Digest of all parameters, in the order of their names, and of what is behind them. `flat`: all, or without the `frozen` ones."""
+    digest, shapes = sha256(), architecture.shapes if frozen is None else architecture.trained_shapes
+    named = views(flat, shapes) if frozen is None else named_parameters(flat, frozen, architecture)
+    for name, values in sorted(named.items()):
         digest.update(name.encode())
-        digest.update(values.contiguous().numpy().tobytes())
-    digest.update(flat[sum(map(prod, architecture.shapes.values())) :].contiguous().numpy().tobytes())
+        digest.update(values.float().contiguous().numpy().tobytes())
+    digest.update(flat[sum(map(prod, shapes.values())) :].contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -219,7 +223,7 @@ class Recorder:
             self.add(row, clients, evaluations)
             every, self.state = self.experiment.checkpoint.every, state
             if every and row.round % every == 0:
-                kept = Checkpoint(state, self.origin, self._digest)
+                kept = Checkpoint(state.with_frozen(torch.empty(0)), self.origin, self._digest)
                 keep = self.experiment.checkpoint.keep + (row.round > last_common_round(self.experiment))
                 checkpoint.write(self.folder / "checkpoints", kept, keep, self._unsynced)
                 self._unsynced.clear()
@@ -260,7 +264,10 @@ class Recorder:
         parameters that sizes have of their own, and the summary."""
         with atomic_folder(self.folder / "checkpoints" / "final", self._unsynced) as final:
             save_file(
-                {name: values.clone() for name, values in views(state.parameters, architecture.shapes).items()},
+                {
+                    name: values.float().clone()
+                    for name, values in named_parameters(state.parameters, state.frozen, architecture).items()
+                },
                 final / "model.safetensors",
                 {"format": "pt"},
             )

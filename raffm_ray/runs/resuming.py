@@ -53,8 +53,11 @@ FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
 OF_CLIENTS = ("clients.held_out", "clients.unseen", "evaluation.clients")
 FREE_BEFORE_OWN_PARTS = (*FREE, *OF_CLIENTS)
 """Those of runs from before clients had held-out examples of their own."""
-ADDED = ("model.seed", "plugin_settings", "task.objective", "local.client_update", "clients.missing_group", *OF_CLIENTS)
-FREE_SINCE_PLUGINS = (*FREE, "clients.missing_group", *OF_CLIENTS)
+LATER = ("fleet.keeps_frozen", "local.batches", "model.frozen_precision", *OF_CLIENTS)
+FREE_BEFORE_KEPT = (*FREE, *LATER)
+"""Those of runs from before there were these settings."""
+ADDED = ("model.seed", "plugin_settings", "task.objective", "local.client_update", "clients.missing_group", *LATER)
+FREE_SINCE_PLUGINS = (*FREE_BEFORE_KEPT, "clients.missing_group")
 """Those of runs from after there were plug-ins, and before there was this setting."""
 FREE_BEFORE_PLUGINS = (*FREE, *ADDED)
 """Those of runs from before there were these settings, whose checkpoints hold a digest of the rest."""
@@ -79,6 +82,15 @@ FREE_AT_FIRST = (
     *ADDED,
 )
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
+_EVERY_FREE = (
+    FREE,
+    FREE_BEFORE_OWN_PARTS,
+    FREE_BEFORE_KEPT,
+    FREE_SINCE_PLUGINS,
+    FREE_BEFORE_PLUGINS,
+    FREE_WITHOUT_PLACES,
+    FREE_AT_FIRST,
+)
 
 
 def experiment_digest(experiment: Experiment, free: Sequence[str] = FREE, former: bool = False) -> str:
@@ -149,10 +161,7 @@ def opened(folder: Path, experiment: Experiment, tell: Tell, begun: Experiment |
     before = begun or experiment
     same = [experiment, before, *earlier_experiments(folder, before)]
     if recorder.origin.get("config.yaml") in {
-        experiment_digest(one, free, former)
-        for one in same
-        for free in (FREE, FREE_BEFORE_OWN_PARTS, FREE_SINCE_PLUGINS, FREE_BEFORE_PLUGINS, FREE_WITHOUT_PLACES, FREE_AT_FIRST)
-        for former in (False, True)
+        experiment_digest(one, free, former) for one in same for free in _EVERY_FREE for former in (False, True)
     }:
         recorder.origin |= digest
     recorder.made_from(digest)

@@ -185,9 +185,9 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
     check_loggers(experiment)
     if pool is None:
         check_pool(experiment.pool, plugins_of(experiment.plugins))
-    setup = prepared.setup
+    setup, padded = prepared.setup, prepared.setup.architecture.positions.get("tokens")
     beside = {one.shown: with_strategy(prepared, one) for one in experiment.baselines}
-    for line in data_lines(prepared.task, prepared.parts, experiment.task.max_length):
+    for line in data_lines(prepared.task, prepared.parts, experiment.task.max_length, padded):
         console.print(line, highlight=False, soft_wrap=True)
     for line in prepared.task.notes:
         console.print(f"note: {line}", highlight=False)

@@ -64,6 +64,7 @@ def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> Clien
         seconds=report.seconds,
         flops_per_example=flops,
         over_budget="; ".join(setup.budgets[setup.device_types[job.client]].exceeded(charged)),
+        frozen_bytes_down=cost.frozen_bytes_down,
     )
 
 
@@ -108,6 +109,7 @@ def round_row(
         peak_memory_bytes=max([row.peak_memory_bytes for row in rows], default=0),
         validation_metric=measured.validation_metric if measured else None,
         validation_device_type_metrics=measured.validation_device_type_metrics if measured else {},
+        frozen_bytes_down=sum(row.frozen_bytes_down for row in rows),
     )
 
 
@@ -152,6 +154,18 @@ def with_former_keys(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {**summary, **{FORMER_KEYS[now]: summary[now] for now in ("full_model", "device_types")}}
 
 
+def kept_bytes(setup: Setup) -> int:
+    """Of the full model, what a device is sent once and keeps."""
+    full = setup.costs(Plan())
+    return full.bytes - full.bytes_up if setup.experiment.fleet.keeps_frozen else 0
+
+
+def bytes_of_full_round(setup: Setup) -> int:
+    """What a client would move in a round of full-size federated learning, besides `kept_bytes`."""
+    full = setup.costs(Plan())
+    return full.bytes + full.bytes_up - kept_bytes(setup)
+
+
 def start_of(setup: Setup, metric: str, held_out: int) -> dict[str, Any]:
     """The content of `start.json`: what is said of a run that is not finished, and no record holds."""
     full = setup.costs(Plan())
@@ -159,7 +173,7 @@ def start_of(setup: Setup, metric: str, held_out: int) -> dict[str, Any]:
         "metric": metric,
         "held_out_examples": held_out,
         "params": full.params,
-        "bytes_of_full_round": full.bytes + full.bytes_up,
+        "bytes_of_full_round": bytes_of_full_round(setup),
     }
 
 
@@ -229,7 +243,10 @@ def summarize(
         "validation": _validated(metric, final),
         "bytes_down": sum(row.bytes_down for row in rounds),
         "bytes_up": sum(row.bytes_up for row in rounds),
-        "bytes_full_size": (full.bytes + full.bytes_up) * sum(row.drawn for row in rounds),
+        "frozen_bytes_down": sum(row.frozen_bytes_down for row in rounds),
+        "bytes_of_full_round": bytes_of_full_round(setup),
+        "bytes_full_size": bytes_of_full_round(setup) * sum(row.drawn for row in rounds)
+        + kept_bytes(setup) * len({row.client for row in clients}),
         "simulated_seconds": state.clock.seconds,
         "energy_joules": sum(row.energy_joules for row in rounds),
         "flops": sum(flops) if None not in (flops := [row.flops for row in rounds]) else None,
@@ -239,6 +256,6 @@ def summarize(
         "rejected_updates": sum(not row.accepted for row in clients),
         "round_wall_seconds": [row.wall_seconds for row in rounds if row.round > 0],
         "driver_peak_rss_bytes": peak_rss_bytes(),
-        "params_sha256": parameters_sha256(state.parameters, setup.architecture),
+        "params_sha256": parameters_sha256(state.parameters, setup.architecture, state.frozen),
     }
     return with_former_keys(summary)

@@ -1,4 +1,4 @@
-"""Rules that turn a round's weighted sums into new parameters. All arrays are flat, in the model's order."""
+"""Rules that turn a round's weighted sums into new parameters. All arrays are flat, of the trained parameters in the model's order."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -54,29 +54,16 @@ def flat_coverage(
     copies: Sequence[int] = (),
     length: int | None = None,
 ) -> Tensor:
-    """How much weight trained each entry, flat: one pass for every distinct plan, whatever the number of clients; 0 where it is frozen.
+    """How much weight trained each entry, flat: one pass for every distinct plan, whatever the number of clients.
 
     `size_specific`, `copies`: as in a `RoundContext`; `length`: of the flat array, where there are copies.
     """
-    layout, shapes = architecture.layout, architecture.shapes
+    layout, shapes = architecture.layout, architecture.trained_shapes
     total = torch.zeros(length or sum(torch.Size(shape).numel() for shape in shapes.values()))
     for number, weight in sorted(weights.items()):
         named = views(total, shapes, size_specific, copies[number] if copies else 0)
-        for name, spec in layout.parameters.items():
-            if is_kept(spec.layer, plans[number]) and not spec.frozen:
+        for name in shapes:
+            spec = layout.parameters[name]
+            if is_kept(spec.layer, plans[number]):
                 add_coverage(named[name], spec.dims, layout.axes, plans[number], weight)
     return total
-
-
-def restore_frozen(
-    new: Tensor, old: Tensor, architecture: Architecture, size_specific: Sequence[str] = (), copies: int = 0
-) -> None:
-    """Gives frozen parameters their old values, in place, whatever a rule or an optimizer made of them (`all_clients` shrinks them).
-
-    `size_specific`, `copies`: the parameters that there are copies of, and how many.
-    """
-    for copy in range(1 + copies):
-        now, before = (views(flat, architecture.shapes, size_specific, copy) for flat in (new, old))
-        for name, spec in architecture.layout.parameters.items():
-            if spec.frozen:
-                now[name].copy_(before[name])

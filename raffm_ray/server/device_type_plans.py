@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import TooSmallError, UserError
-from raffm_ray.server.state import ServerState, Setup
+from raffm_ray.server.state import ServerState, Setup, parameters_of
 from raffm_ray.server.strategies import StrategyView
 from raffm_ray.subnetworks.size_specific import copies_of
 
@@ -26,7 +25,7 @@ def view_of(setup: Setup, state: ServerState, round_number: int) -> StrategyView
         prefix=setup.strategy.prefix,
         distill=bool(setup.strategy.distill),
         budgets=setup.budgets,
-        parameters=views(state.parameters, setup.architecture.shapes),
+        parameters=parameters_of(setup, state),
     )
 
 
@@ -89,8 +88,7 @@ def copies(setup: Setup, state: ServerState, plans: Sequence[Plan], round_number
         return (0,) * len(plans)
     view, _ = training_view(setup, state, state.round if round_number is None else round_number)
     extract = setup.strategy.deploy if setup.strategy.per_client else setup.strategy.train
-    owners = {setup.device_types[client] for client, count in enumerate(setup.examples) if count}
-    trained = [extract(view, budget, -1) for name, budget in setup.budgets.items() if name in owners]
+    trained = [extract(view, budget, -1) for name, budget in setup.budgets.items() if name in setup.owners_by_device_type]
     sizes = [setup.costs(plan).params for plan in trained if plan is not None]
     return copies_of(sizes, [setup.costs(plan).params for plan in plans])
 

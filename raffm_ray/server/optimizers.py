@@ -1,4 +1,5 @@
-"""Server optimizers: the step from a round's average to the new parameters. All arrays are flat, in the model's order.
+"""Server optimizers: the step from a round's average to the new parameters. All arrays are flat, of the trained
+parameters in the model's order.
 
 The change from the old parameters to the averaged ones is taken for a negative gradient (Reddi et al. 2021, section 2). An entry that
 nobody trained in a round keeps its value, and its moments wait for the next round that covers it: what was not measured is no change

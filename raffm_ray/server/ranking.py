@@ -6,16 +6,16 @@ from math import ceil
 import numpy as np
 import torch
 
-from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.models.architecture import Architecture
+from raffm_ray.models.freezing import frozen_length
 from raffm_ray.server.device_type_plans import device_type_plans, holds_full_model
 from raffm_ray.server.residual_pace import with_ruled_pace
 from raffm_ray.server.round_schedule import schedule_round
-from raffm_ray.server.state import Round, ServerState, Setup
+from raffm_ray.server.state import Round, ServerState, Setup, parameters_of
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.calibration import Statistics, rankable
 from raffm_ray.subnetworks.norm_correction import norm_part
@@ -68,7 +68,9 @@ def begin_calibration(setup: Setup, state: ServerState) -> Round | None:
         calibration_examples=examples,
         measure_norms=cut,
     )
-    return schedule_round(setup, context, [Job(client, None, calibrate=True) for client in chosen], state.clock.seconds)
+    return schedule_round(
+        setup, context, [Job(client, None, calibrate=True) for client in chosen], state.clock.seconds, state.held
+    )
 
 
 def plain_scores(architecture: Architecture) -> Scores:
@@ -83,8 +85,10 @@ def plain_scores(architecture: Architecture) -> Scores:
 
 def plain_state(architecture: Architecture) -> ServerState:
     """A stand-in before there is a model: a plain ranking, and zeros that take no memory for the parameters."""
-    count = sum(torch.Size(shape).numel() for shape in architecture.shapes.values())
-    return ServerState(0, torch.zeros(1).expand(count), plain_scores(architecture))
+    trained = sum(torch.Size(shape).numel() for shape in architecture.trained_shapes.values())
+    none = torch.zeros(1)
+    frozen = none.expand(frozen_length(architecture))
+    return ServerState(0, none.expand(trained), plain_scores(architecture), frozen=frozen)
 
 
 def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) -> ServerState:
@@ -93,7 +97,7 @@ def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) 
     if not setup.strategy.salience:
         scores = plain_scores(setup.architecture)
     else:
-        named = views(state.parameters, setup.architecture.shapes)
+        named = parameters_of(setup, state)
         rng = generator(setup.experiment.seed, "salience", state.round)
         scores = metric.score(setup.architecture.layout, named, statistics or {}, rng)
     norms = norm_part(statistics) or state.norms
@@ -133,7 +137,8 @@ def wanted_statistic(setup: Setup, state: ServerState) -> str | None:
 
 def _collecting_rounds(setup: Setup) -> int:
     """In how many rounds as many clients that hold the full model are to be expected as a ranking asks for."""
-    owners = [name for name, count in zip(setup.device_types, setup.examples, strict=True) if count]
+    owners = setup.owners_by_device_type
     holding = {name for name in setup.budgets if not setup.strategy.budgeted or holds_full_model(setup, name)}
-    expected = setup.experiment.clients.per_round * sum(name in holding for name in owners) / max(1, len(owners))
+    holders = sum(count for name, count in owners.items() if name in holding)
+    expected = setup.experiment.clients.per_round * holders / max(1, sum(owners.values()))
     return ceil(setup.experiment.salience.clients / expected) if expected else 1

@@ -1,9 +1,11 @@
 """Predicts a round before it is trained. Devices are simulated, so work, seconds and joules follow from the jobs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil, inf
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raffm_ray.axes.indexing import Plan
@@ -16,6 +18,7 @@ from raffm_ray.data.examples import step_sizes, steps_of
 from raffm_ray.devices.round_costs import DeviceCost, device_cost
 from raffm_ray.server.clock import LATE_POLICIES, LateUpdate, VirtualClock, Visit, close_round, sort_late_updates
 from raffm_ray.server.device_type_plans import training_view
+from raffm_ray.server.held_parameters import Held, missing_bytes
 from raffm_ray.server.state import Round, ServerState, Setup, blocks_of, least_clients
 from raffm_ray.server.workload import reported_work
 from raffm_ray.settings.experiment import ClockSettings
@@ -69,13 +72,26 @@ def planned_work(setup: Setup, context: RoundContext, job: Job) -> Report:
     )
 
 
-def cost_of(setup: Setup, context: RoundContext, job: Job, report: Report) -> DeviceCost:
-    """What a whole job takes of its client's simulated device. Who calibrates is sent the full model."""
-    full = setup.costs(Plan())
-    costs = full if job.plan is None else setup.costs(context.plans[job.plan])
-    up = (0 if job.plan is None else costs.bytes_up) + STATISTIC_BYTES * report.statistics_values
-    down = full.bytes if job.calibrate else costs.bytes
-    return device_cost(setup.devices[setup.device_types[job.client]], reported_work(setup, context, report), down, up)
+def sent_plan(context: RoundContext, job: Job) -> Plan:
+    """What a client is sent: its plan, or the full model where it calibrates."""
+    return Plan() if job.calibrate or job.plan is None else context.plans[job.plan]
+
+
+def cost_of(setup: Setup, context: RoundContext, job: Job, report: Report, held: Plan | None = None) -> DeviceCost:
+    """What a whole job takes of its client's simulated device, which holds the frozen parameters of a plan already, or none."""
+    sent = sent_plan(context, job)
+    trained = 0 if job.plan is None else setup.costs(context.plans[job.plan]).bytes_up
+    frozen = missing_bytes(setup.architecture, sent, held if setup.experiment.fleet.keeps_frozen else None)
+    device, work = setup.devices[setup.device_types[job.client]], reported_work(setup, context, report)
+    down, up = setup.costs(sent).bytes_up + frozen, trained + STATISTIC_BYTES * report.statistics_values
+    return replace(device_cost(device, work, down, up), frozen_bytes_down=frozen)
+
+
+def received(setup: Setup, work: Round) -> dict[int, Plan]:
+    """By client, the plan whose frozen parameters its device holds after a round: those that ended with an update in time, or later."""
+    if not (setup.architecture.frozen_shapes and setup.experiment.fleet.keeps_frozen):
+        return {}
+    return {one.job.client: sent_plan(work.context, one.job) for one in work.visits if one.outcome in ("used", "stale")}
 
 
 def peak_memory_bytes(setup: Setup, context: RoundContext, job: Job) -> int:
@@ -87,11 +103,14 @@ def peak_memory_bytes(setup: Setup, context: RoundContext, job: Job) -> int:
     return max(needs)
 
 
-def _costs_of(setup: Setup, context: RoundContext, jobs: Sequence[Job], reports: Sequence[Report]) -> list[DeviceCost]:
+def _costs_of(
+    setup: Setup, context: RoundContext, jobs: Sequence[Job], reports: Sequence[Report], held: Held
+) -> list[DeviceCost]:
     """`cost_of` for every job; those of equal devices that do equal work are computed once."""
     known: dict[tuple[object, ...], DeviceCost] = {}
     found = []
     for job, report in zip(jobs, reports, strict=True):
+        there = held.by(job.client)
         key = (
             setup.device_types[job.client],
             job.plan,
@@ -100,27 +119,27 @@ def _costs_of(setup: Setup, context: RoundContext, jobs: Sequence[Job], reports:
             report.calibrated,
             report.statistics_values,
             job.calibrate,
+            there,
         )
         if key not in known:
-            known[key] = cost_of(setup, context, job, report)
+            known[key] = cost_of(setup, context, job, report, there)
         found.append(known[key])
     return found
 
 
-def available_clients(setup: Setup, clock: VirtualClock) -> tuple[float, list[int]]:
+def available_clients(setup: Setup, clock: VirtualClock) -> tuple[float, NDArray[np.int64]]:
     """When the next round begins, and which clients with data are awake and free then: at once if there is one, else as soon as one is.
 
     Clients whose updates are on their way are not free. Raises UserError when nobody will ever be available.
     """
     now = clock.seconds
-    owners = np.asarray(setup.examples) > 0
     while True:
         busy = {one.visit.job.client: one.arrival_seconds for one in clock.late if one.arrival_seconds > now}
-        free = owners.copy()
+        free = setup.owners.copy()
         free[list(busy)] = False
         awake, changes = setup.availability(now)
         if (awake & free).any():
-            return now, np.flatnonzero(awake & free).tolist()
+            return now, np.flatnonzero(awake & free)
         coming = min([*busy.values(), float(changes[free].min(initial=inf))])
         if coming == inf:
             model = setup.experiment.clock.availability
@@ -141,14 +160,15 @@ def drops_out(settings: ClockSettings, seed: int, round_number: int, client: int
     return float(when * seconds) if happens < settings.dropout else inf
 
 
-def schedule_round(setup: Setup, context: RoundContext, jobs: Sequence[Job], start_seconds: float) -> Round:
-    """The round of these jobs: who is back before it ends, and who has to train at all. Round 0 waits for everybody who calibrates.
+def schedule_round(setup: Setup, context: RoundContext, jobs: Sequence[Job], start_seconds: float, held: Held) -> Round:
+    """The round of these jobs: who is back before it ends, and who has to train at all. Round 0 waits for everybody who calibrates. `held`:
+    what devices have of the frozen parameters before it.
 
     A round in which nobody takes part lasts until somebody falls asleep or wakes, so that time does not stand still.
     """
     settings, experiment = setup.experiment.clock, setup.experiment
     reports = [planned_work(setup, context, job) for job in jobs]
-    costs = _costs_of(setup, context, jobs, reports)
+    costs = _costs_of(setup, context, jobs, reports, held)
     needs = np.array([cost.seconds for cost in costs])
     stops, wanted, deadline, idle = np.full(len(jobs), inf), len(jobs), inf, 0.0
     if context.round > 0:
@@ -170,7 +190,7 @@ def schedule_round(setup: Setup, context: RoundContext, jobs: Sequence[Job], sta
     used = [visit for visit in visits if visit.outcome == "used"]
     stale = tuple((visit.job,) for visit in visits if visit.outcome == "stale")
     jobs_used, steps = [visit.job for visit in used], [visit.report.steps for visit in used]
-    least = least_clients([visit.cost.flops for visit in used], setup.costs(Plan()).bytes)
+    least = least_clients([visit.cost.flops for visit in used], setup.costs(Plan()).bytes_up)
     blocks = blocks_of(jobs_used, steps, experiment.pool.block_clients, context.stack, least)
     return Round(context, blocks + stale, tuple(visits), late=len(stale), start_seconds=start_seconds, seconds=end)
 

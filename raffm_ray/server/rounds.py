@@ -11,11 +11,11 @@ from raffm_ray.axes.nesting import within
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.messages import Job, RoundContext, Update
-from raffm_ray.server.aggregation import AGGREGATION_RULES, flat_coverage, restore_frozen
+from raffm_ray.server.aggregation import AGGREGATION_RULES, flat_coverage
 from raffm_ray.server.device_type_plans import copies, holds_full_model, training_view
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.ranking import cuts_residual, wanted_statistic
-from raffm_ray.server.round_schedule import advance_clock, available_clients, schedule_round, selection_size
+from raffm_ray.server.round_schedule import advance_clock, available_clients, received, schedule_round, selection_size
 from raffm_ray.server.state import Round, ServerState, Setup, stack_sizes
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.calibration import add_statistics
@@ -94,7 +94,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
         norm_bound=experiment.server.update_norm_bound,
         own=experiment.plugin_settings,
     )
-    return replace(schedule_round(setup, context, jobs, start_seconds), drawn=len(chosen))
+    return replace(schedule_round(setup, context, jobs, start_seconds, state.held), drawn=len(chosen))
 
 
 def _check_nesting(setup: Setup, plans: Sequence[Plan], prefixes_of: Mapping[int, tuple[int, ...]]) -> None:
@@ -147,13 +147,6 @@ def finish_round(
         averaged = AGGREGATION_RULES.chosen(setup.strategy.aggregation, own)(parameters, summed, covered, total)
         step = SERVER_OPTIMIZERS.chosen(server.optimizer, own)
         parameters, moments = step(parameters, averaged, covered, moments, server)
-        restore_frozen(
-            new=parameters,
-            old=state.parameters,
-            architecture=setup.architecture,
-            size_specific=setup.size_specific,
-            copies=len(setup.budgets) - 1 if setup.size_specific else 0,
-        )
     return replace(
         state,
         round=work.context.round,
@@ -163,4 +156,5 @@ def finish_round(
         clock=clock,
         reached=add_reached(state.reached, weights, plans, setup.architecture.layout),
         reached_weight=state.reached_weight + total,
+        held=state.held.after(received(setup, work), len(setup.device_types)),
     )

@@ -1,12 +1,15 @@
 """`Setup`: what stays the same in a run. `ServerState`: what the next round depends on. `Round`: one round's work."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import compress, pairwise
 from math import ceil
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raffm_ray.axes.indexing import Plan
@@ -16,8 +19,10 @@ from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.devices.availability import Availability
 from raffm_ray.devices.profiles import Device
 from raffm_ray.models.architecture import Architecture
+from raffm_ray.models.freezing import named_parameters, split
 from raffm_ray.server.aggregation import AGGREGATION_RULES
 from raffm_ray.server.clock import VirtualClock, Visit
+from raffm_ray.server.held_parameters import Held
 from raffm_ray.server.optimizers import Moments
 from raffm_ray.server.strategies import STRATEGIES, Strategy
 from raffm_ray.settings.experiment import Experiment
@@ -26,7 +31,7 @@ from raffm_ray.subnetworks.calibration import Statistics
 from raffm_ray.subnetworks.costs import Costs, costs_of
 from raffm_ray.subnetworks.extraction import Cutting
 from raffm_ray.subnetworks.salience import Scores
-from raffm_ray.subnetworks.size_specific import size_specific_names
+from raffm_ray.subnetworks.size_specific import size_specific_names, with_copies
 from raffm_ray.subnetworks.unit_coverage import Reached
 
 
@@ -59,6 +64,18 @@ class Setup:
         return Cutting(settings.steps, settings.floors, settings.reserves, settings.pace or 0.0)
 
     @cached_property
+    def owners(self) -> NDArray[np.bool_]:
+        """[clients]: who has examples."""
+        found = np.asarray(self.examples) > 0
+        found.setflags(write=False)
+        return found
+
+    @cached_property
+    def owners_by_device_type(self) -> Mapping[str, int]:
+        """How many clients of each device type have examples."""
+        return Counter(compress(self.device_types, self.owners.tolist()))
+
+    @cached_property
     def size_specific(self) -> tuple[str, ...]:
         """The parameters of which sizes have copies of their own. Raises UserError as `size_specific_names`."""
         return size_specific_names(self.architecture.layout, self.experiment.strategy.own)
@@ -83,7 +100,8 @@ class Best:
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that the next round depends on. `pending`: statistics reported since the last ranking; `norms`: from before it; `moments`:
+    """All that the next round depends on. `parameters`: flat, the trained ones and the copies that sizes have of their own; `frozen`: flat, the
+    others, the same in every round and in no checkpoint; `held`: what devices have of them; `pending`: statistics reported since the last ranking; `norms`: from before it; `moments`:
     the server optimizer's; `best`: None before a first validation; `reached`: of `reached_weight`, the weight of all updates so far; `pace`: of
     the ranked list, chosen with the scores (see `Cutting`)."""
 
@@ -99,6 +117,13 @@ class ServerState:
     reached: Reached = field(default_factory=dict)
     reached_weight: float = 0.0
     pace: float = 0.0
+    frozen: Tensor = field(default_factory=lambda: torch.empty(0))
+    held: Held = field(default_factory=Held)
+
+    def with_frozen(self, frozen: Tensor) -> "ServerState":
+        """The same state, and its best round's, of a model with these frozen parameters."""
+        best = self.best and replace(self.best, state=self.best.state and replace(self.best.state, frozen=frozen))
+        return replace(self, frozen=frozen, best=best)
 
 
 @dataclass(frozen=True)
@@ -222,5 +247,19 @@ def blocks_of(
 
 
 def new_state(parameters: Tensor) -> ServerState:
-    """The state before round 1."""
+    """The state before round 1 of a model of which nothing is frozen."""
     return ServerState(0, parameters.to(torch.float32), {})
+
+
+def starting_state(setup: Setup, flat: Tensor) -> ServerState:
+    """The state before round 1. `flat`: all parameters, in the model's order."""
+    trained, frozen = split(flat, setup.architecture)
+    copied = with_copies(trained, setup.architecture, setup.size_specific, len(setup.budgets))
+    return replace(new_state(copied), frozen=frozen)
+
+
+def parameters_of(setup: Setup, state: ServerState, copy: int = 0) -> dict[str, Tensor]:
+    """All parameters of a state by name, float32, in the model's order; they share its memory, but for frozen ones in another type. `copy`:
+    which one of the size-specific parameters."""
+    named = named_parameters(state.parameters, state.frozen, setup.architecture, setup.size_specific, copy)
+    return {name: values.float() for name, values in named.items()}

@@ -45,6 +45,11 @@ class FleetSettings(Settings):
         description="what is correlated: the number of `examples`, or `classes`; with `classes` and a correlation of 1, the lower the number of a client's most "
         "frequent class, the stronger its device",
     )
+    keeps_frozen: bool = Field(
+        default=True,
+        description="whether a device keeps the parameters that `model.freeze` names from round to round, and is sent only those of its plan that it "
+        "lacks; false: it is sent all of them every round",
+    )
 
 
 class SalienceSettings(Settings):

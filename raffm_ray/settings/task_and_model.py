@@ -1,7 +1,7 @@
 """Settings of the data, and of the model that is trained on it."""
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -135,6 +135,10 @@ class ModelSettings(Settings):
         default=(),
         description="patterns of names of parameters that are not trained, such as *embeddings*; clients receive them, but compute no "
         "gradients for them and send nothing back for them",
+    )
+    frozen_precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="in which parameters that `freeze` names are kept and sent; bfloat16 takes half of the memory and bytes, and rounds them once",
     )
     pretrain: PretrainSettings = Field(default=PretrainSettings(), description="pretraining on the public examples")
 

@@ -105,7 +105,8 @@ def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimi
     pass every product costs as much again for each of its two sides that takes a gradient: a parameter that is trained, and what has
     something trained before it (see backward_costs.py). With nothing frozen that is twice the forward pass, less the gradient of the raw input.
 
-    Training memory is 4 bytes x (parameters + trained parameters x (1 gradient + the optimizer's state) + batch x activations).
+    Training memory is the weights + 4 bytes x (trained parameters x (1 gradient + the optimizer's state) + batch x activations); weights have 4
+    bytes, frozen ones those of `architecture.frozen_dtype`.
     """
     return _costs(architecture, plan, batch_size, optimizer)
 
@@ -135,34 +136,35 @@ def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: s
             unfrozen += pairs * 2 * (qk + vo)
     state, activations = look_up(OPTIMIZERS, optimizer, "optimizer").floats, activation_floats(architecture, plan)
     tensors = sum(is_kept(spec.layer, plan) for spec in layout.parameters.values())
-    example_traffic, step_traffic = traffic_bytes(params, trained, state, activations)
+    weights = trained * FLOAT_BYTES + (params - trained) * architecture.frozen_dtype.itemsize
+    example_traffic, step_traffic = traffic_bytes(weights, trained, state, activations)
     return Costs(
         params=params,
         layer_params=layer_params,
-        bytes=params * FLOAT_BYTES,
+        bytes=weights,
         bytes_up=trained * FLOAT_BYTES,
         forward_flops=forward,
         training_flops=forward + backward,
         calibration_flops=forward + unfrozen,
-        memory_bytes=(params + trained * (1 + state) + batch_size * activations) * FLOAT_BYTES,
+        memory_bytes=weights + (trained * (1 + state) + batch_size * activations) * FLOAT_BYTES,
         example_traffic_bytes=example_traffic,
         step_traffic_bytes=step_traffic,
         tensors=tensors,
-        inference_bytes=(params + live_floats(architecture, plan)) * FLOAT_BYTES,
+        inference_bytes=weights + live_floats(architecture, plan) * FLOAT_BYTES,
         activation_bytes=batch_size * activations * FLOAT_BYTES,
         output_bytes=batch_size * output_floats(architecture) * FLOAT_BYTES,
     )
 
 
-def traffic_bytes(params: int, trained: int, state: int, activations: int) -> tuple[int, int]:
+def traffic_bytes(weights_bytes: int, trained: int, state: int, activations: int) -> tuple[int, int]:
     """Estimate of the bytes that a training step reads from and writes to main memory: for an example, and for a step.
 
     An example: 8 x the activations that are kept of it; what all operators of a training step read and write is 7 to 12 times as
-    much, by family. A step: 2 x parameters + (7 + 2 x state) x those that are trained. Weights are read forward and backward (2), and
+    much, by family. A step: 2 x the weights' bytes + (7 + 2 x state) x those that are trained. Weights are read forward and backward (2), and
     gradients written (1); gradients are read for their norm, read and written to clip it (3); the optimizer reads gradients, reads and
     writes weights (3), and reads and writes its `state` floats a parameter. What a cache saves is left out.
     """
-    return 8 * activations * FLOAT_BYTES, (2 * params + (7 + 2 * state) * trained) * FLOAT_BYTES
+    return 8 * activations * FLOAT_BYTES, 2 * weights_bytes + (7 + 2 * state) * trained * FLOAT_BYTES
 
 
 def activation_floats(architecture: Architecture, plan: Plan) -> int:

@@ -34,14 +34,20 @@ SIZE_SPECIFIC: dict[str, Callable[[Layout], set[str]]] = {"classifier": classifi
 
 
 def size_specific_names(layout: Layout, kinds: Sequence[str]) -> tuple[str, ...]:
-    """The size-specific parameters, in the model's order. Raises UserError for an unknown kind, or one that the model has nothing of."""
+    """The size-specific parameters, in the model's order: frozen ones are the same in every size. Raises UserError for an unknown kind, or one
+    that the model has nothing of, or nothing that is trained."""
     found: set[str] = set()
     for kind in kinds:
         modules = look_up(SIZE_SPECIFIC, kind, "strategy.own")(layout)
         if not modules:
             raise UserError(f"strategy.own: this model has no {kind} whose parameters are nothing else's too")
-        found |= modules
-    return tuple(name for name in layout.parameters if name.rpartition(".")[0] in found)
+        own = {name for name, spec in layout.parameters.items() if name.rpartition(".")[0] in modules and not spec.frozen}
+        if not own:
+            raise UserError(
+                f"strategy.own: {kind}: model.freeze names all of their parameters, which no size can have trained for itself"
+            )
+        found |= own
+    return tuple(name for name in layout.parameters if name in found)
 
 
 def copies_of(trained_params: Sequence[int], plan_params: Sequence[int]) -> tuple[int, ...]:
@@ -54,8 +60,8 @@ def copies_of(trained_params: Sequence[int], plan_params: Sequence[int]) -> tupl
 
 
 def with_copies(flat: Tensor, architecture: Architecture, size_specific: Sequence[str], sizes: int) -> Tensor:
-    """The flat parameters with `sizes` - 1 equal copies of the size-specific ones behind them."""
-    named = views(flat, architecture.shapes)
+    """The flat trained parameters with `sizes` - 1 equal copies of the size-specific ones behind them."""
+    named = views(flat, architecture.trained_shapes)
     copy = [named[name].reshape(-1) for name in size_specific]
     return torch.cat([flat, *copy * (sizes - 1)]) if copy and sizes > 1 else flat
 
@@ -65,7 +71,7 @@ def saved_copies(
 ) -> dict[str, Tensor]:
     """By "device type/parameter", what device types have of their own. `used`: by device type, its copy; one that uses the model's own has nothing."""
     return {
-        f"{device}/{name}": views(flat, architecture.shapes, size_specific, copy)[name].clone()
+        f"{device}/{name}": views(flat, architecture.trained_shapes, size_specific, copy)[name].clone()
         for device, copy in used.items()
         if copy
         for name in size_specific

@@ -1,6 +1,7 @@
 """Tasks on files of one's own with the hub's schemas: columns, metrics, the cache, padding, and what is refused."""
 
 import weakref
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,14 @@ from text_data import WORDS, glue_folder, load_texts, sentences, squad_folder, w
 from raffm_ray.basics.errors import UserError
 from raffm_ray.data import encoding
 from raffm_ray.data.encoding import Words
-from raffm_ray.data.examples import Ragged, batch_length, batches
+from raffm_ray.data.examples import (
+    Ragged,
+    batch_length,
+    batches,
+    batches_of_like_length,
+    sorted_batch_length,
+    step_sizes,
+)
 from raffm_ray.data.metrics import METRICS, text_f1
 from raffm_ray.data.task_types import TASK_TYPES
 from raffm_ray.data.tasks import TASKS, needs_words
@@ -211,6 +219,33 @@ def test_a_batch_is_as_long_as_its_longest_on_average() -> None:
     drawn = [lengths[part].max() for _ in range(40) for part in batches(np.arange(500), 16, 31, rng) if len(part) == 16]
     assert batch_length(lengths, 16) == pytest.approx(np.mean(drawn), abs=1.5)
     assert batch_length(np.array([7]), 4) == 7
+
+
+@pytest.mark.parametrize("share", [5, 16, 40, 600, 2500])
+def test_texts_of_like_length_stand_together_and_the_estimate_is_what_they_are_padded_to(share) -> None:
+    lengths = np.random.default_rng(1).gamma(2.0, 8.0, 5000).astype(np.int64) + 3
+    steps, padded = -(-share // 16), {"by length": 0.0, "shuffled": 0.0}
+    seeds = 30 if share > 100 else 2000
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        owned = rng.permutation(5000)[:share]
+        drawn = list(batches_of_like_length(owned, lengths[owned], 16, 2 * steps, rng))
+        assert [len(part) for part in drawn] == step_sizes(share, 16, 2 * steps)
+        passes = [np.sort(np.concatenate(part)) for part in (drawn[:steps], drawn[steps:])]
+        assert all(np.array_equal(one, np.sort(owned)) for one in passes)  # everybody once in each
+        for name, parts in (("by length", drawn), ("shuffled", list(batches(owned, 16, 2 * steps, rng)))):
+            padded[name] += sum(len(part) * lengths[part].max() for part in parts) / (2 * share) / seeds
+    assert sorted_batch_length(lengths, 16, share) == pytest.approx(padded["by length"], abs=1.5)
+    assert padded["by length"] < (1.01 if share <= 16 else 0.9) * padded["shuffled"]  # the shuffled ones are the control
+
+
+def test_cut_short_and_drawn_again_the_steps_are_the_same() -> None:
+    lengths = np.arange(100) % 37
+    first, again = (list(batches_of_like_length(np.arange(100), lengths, 8, steps, np.random.default_rng(3))) for steps in (5, 9))
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=False))
+    assert len(first) == 5
+    whole = [part for part in again if len(part) == 8]
+    assert any(lengths[one].max() > lengths[other].max() for one, other in pairwise(whole))  # no curriculum
 
 
 BAD = [

@@ -13,7 +13,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from text_data import WORDS, glue_folder, sentences, text_experiment, write
 
 from raffm_ray.basics.errors import BadUpdateError, UserError
-from raffm_ray.data.examples import Ragged, told_about
+from raffm_ray.data.examples import Ragged
+from raffm_ray.data.sources import told_about
 from raffm_ray.pool.worker_pool import InProcessPool
 from raffm_ray.preparation.client_parts import client_parts, data_lines, sample
 from raffm_ray.preparation.prepare import Prepared, prepare, prepared_of

@@ -171,7 +171,7 @@ def test_every_picture_of_a_run_has_its_data(runs, page) -> None:
     last = found["accuracy_over_rounds.csv"][-1]
     assert float(last["accuracy_full_model"]) == summary["full_model"]
     assert float(last["accuracy_worst_device_type"]) == summary["worst_device_type"]["metric"]
-    assert int(last["bytes"]) == summary["bytes_down"] + summary["bytes_up"]
+    assert int(last["bytes_moved"]) == summary["bytes_down"] + summary["bytes_up"]
     assert float(last["simulated_seconds"]) == summary["simulated_seconds"]
     assert float(last["energy_joules"]) == pytest.approx(summary["energy_joules"])
     trained = [float(row["accuracy"]) for row in found["accuracy_over_sizes.csv"] if row["trained"] == "True"]

@@ -36,9 +36,10 @@ from raffm_ray.runs.progress import Display
 from raffm_ray.runs.reader import read_rounds
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.runs.summary import client_rows
+from raffm_ray.server import round_schedule
 from raffm_ray.server.clock import LATE_POLICIES, OUTCOMES, LateUpdate, VirtualClock, Visit, close_round, sort_late_updates
 from raffm_ray.server.ranking import begin_calibration
-from raffm_ray.server.round_schedule import available_clients, cost_of, planned_work
+from raffm_ray.server.round_schedule import cost_of, planned_work
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import Round, new_state
 from raffm_ray.server.strategies import STRATEGIES
@@ -47,6 +48,11 @@ from raffm_ray.settings.strategy import BaselineSettings
 from raffm_ray.subnetworks.calibration import STATISTICS, collect, statistics_size
 from raffm_ray.subnetworks.norm_correction import norm_statistics, norm_statistics_size
 from raffm_ray.subnetworks.salience import METRICS
+
+
+def available_clients(setup: Any, clock: VirtualClock) -> tuple[float, list[int]]:
+    seconds, clients = round_schedule.available_clients(setup, clock)
+    return seconds, clients.tolist()
 
 
 @pytest.fixture(scope="module")

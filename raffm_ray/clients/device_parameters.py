@@ -1,0 +1,47 @@
+"""The parameters that a worker computes with: arrays of shared memory, and their copies on a GPU."""
+
+import warnings
+import weakref
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from raffm_ray.axes.flat_parameters import NOTHING, Flat, is_same
+from raffm_ray.models.architecture import Architecture
+from raffm_ray.models.freezing import from_array, named_parameters
+
+
+@dataclass
+class DeviceParameters:
+    """Trained parameters, which every call brings, beside frozen ones, which stay. On a GPU the last of both are kept until `forget`."""
+
+    frozen: Flat = field(default_factory=lambda: NOTHING)
+    copied: dict[bool, tuple["weakref.ref[Flat]", Tensor]] = field(default_factory=dict)
+
+    def hold(self, frozen: Flat) -> None:
+        """Takes the frozen parameters of the calls that follow."""
+        self.frozen = self.frozen if is_same(self.frozen, frozen) else frozen
+
+    def _placed(self, flat: Flat, device: str, frozen: bool) -> Tensor:
+        # The array may be shared memory that torch could write to although it is read-only: modules get copies out of it.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            values = torch.from_numpy(flat)
+        if device == "cpu":
+            return values
+        if frozen not in self.copied or self.copied[frozen][0]() is not flat:
+            self.copied.pop(frozen, None)
+            self.copied[frozen] = (weakref.ref(flat), values.to(device))
+        return self.copied[frozen][1]
+
+    def named(
+        self, flat: Flat, architecture: Architecture, device: str, size_specific: tuple[str, ...], copy: int
+    ) -> dict[str, Tensor]:
+        """All parameters by name, in the model's order, on a device, frozen ones in the type that they are kept in. `size_specific`, `copy`: as of `named_parameters`."""
+        trained, frozen = self._placed(flat, device, frozen=False), self._placed(self.frozen, device, frozen=True)
+        return named_parameters(trained, from_array(frozen), architecture, size_specific, copy)
+
+    def forget(self) -> None:
+        """Frees the copies on a GPU."""
+        self.copied.clear()
