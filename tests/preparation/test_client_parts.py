@@ -28,7 +28,12 @@ PARTS = {"held_out": 0.2, "unseen": 0.2}
 
 def experiment_with(**changes: Any) -> Any:
     clients = {"count": 12, "per_round": 6, **PARTS, **changes.pop("clients", {})}
-    changes = {"loggers": (), "server": {"bad_updates": "stop"}, **changes}  # else an update of no numbers would only be counted
+    changes = {
+        "loggers": (),
+        "model": {"pretrain": {"epochs": 1}},
+        "server": {"bad_updates": "stop"},
+        **changes,
+    }  # else an update of no numbers would only be counted
     return tiny_experiment(clients=clients, task={"class_weights": "balanced"}, **changes)
 
 

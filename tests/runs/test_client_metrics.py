@@ -13,6 +13,7 @@ from raffm_ray.clients.messages import RoundContext
 from raffm_ray.data.metrics import METRICS, defined
 from raffm_ray.pool.worker_pool import InProcessPool
 from raffm_ray.preparation.prepare import prepare
+from raffm_ray.preparation.starting_parameters import starting_parameters
 from raffm_ray.runs.client_metrics.request import SCHEMA, client_calls
 from raffm_ray.runs.client_metrics.statistics import client_summary, jain_index, told, worst_tenth
 from raffm_ray.runs.evaluation import evaluate, request_evaluation, run_request
@@ -108,11 +109,13 @@ def test_a_metric_that_contrasts_classes_needs_two(metric: str, truth: list[int]
 def test_clients_together_are_clients_one_by_one() -> None:
     """Against every client alone, by the runner's evaluation of the same examples as a held-out part."""
     prepared = prepare(
-        tiny_experiment(clients={"held_out": 0.3, "unseen": 0.1}, evaluation={"clients": "all", "batch_size": 7}, loggers=())
+        tiny_experiment(
+            clients={"held_out": 0.3, "unseen": 0.1},
+            evaluation={"clients": "all", "batch_size": 7},
+            model={"pretrain": {"epochs": 0}},
+        )
     )
     setup, parts = prepared.setup, prepared.parts
-    from raffm_ray.preparation.starting_parameters import starting_parameters
-
     start = starting_parameters(prepared, lambda *_: None, lambda *_: None)
     state = ServerState(0, start, plain_scores(setup.architecture))
     runner = prepared.runner()
