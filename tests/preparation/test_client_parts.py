@@ -31,6 +31,7 @@ def experiment_with(**changes: Any) -> Any:
     changes = {
         "loggers": (),
         "model": {"pretrain": {"epochs": 1}},
+        "local": {"batch_size": 128},
         "server": {"bad_updates": "stop"},
         **changes,
     }  # else an update of no numbers would only be counted
@@ -136,7 +137,7 @@ def leaking(prepared: Prepared) -> Prepared:
 
 
 PATHS = {
-    "clients calibrate": {"salience": {"source": "clients", "every": 1, "until": 1.0, "examples": 512}},
+    "clients calibrate": {"salience": {"source": "clients", "every": 1, "until": 1.0, "examples": 64}},
     "public calibration": {"rounds": 1, "salience": {"source": "public"}, "pool": {"stack_clients": 1}},
 }
 
