@@ -180,8 +180,9 @@ def test_a_damaged_checkpoint_is_not_used_and_that_is_said(undisturbed, copy) ->
     assert outcome(copy) == undisturbed
 
 
-def test_a_damaged_record_is_written_again(undisturbed, copy) -> None:
-    record = copy / "clients" / "round-000002.parquet"
+@pytest.mark.parametrize("part", ["clients", "evaluations"])
+def test_a_damaged_record_is_written_again(undisturbed, part, copy) -> None:
+    record = copy / part / "round-000002.parquet"
     content = bytearray(record.read_bytes())
     content[len(content) // 2] ^= 1
     record.write_bytes(content)
