@@ -95,7 +95,7 @@ def test_control_another_seed_leaves_something_else(undisturbed, out) -> None:
 def test_interrupted_anywhere_again_and_again(undisturbed, seed, out) -> None:
     rng, interruptions = random.Random(seed), 0
     while not (out / "summary.json").is_file():
-        MOMENTS.interrupt(out, rng.randint(1, 90))  # going on from the last round to the end takes 52
+        MOMENTS.interrupt(out, rng.randint(1, 90))  # going on from the last round to the end takes fewer
         try:
             go(out, **RICH)
         except Interrupted:
