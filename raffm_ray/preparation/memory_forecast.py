@@ -28,6 +28,9 @@ from raffm_ray.subnetworks.costs import FLOAT_BYTES, Costs, costs_of
 
 CALIBRATION_BATCH = 32
 """Examples that are calibrated at once."""
+OUTPUT_COPIES = 2
+"""Of the outputs, beside them, while a loss is computed: in one piece for the targets' positions, and as log-probabilities. Measured: 3.0 times the
+outputs in all."""
 LOOKED_AT = 6
 """Rounds that are looked at for what their blocks take: draws differ."""
 SPREAD, SPREAD_RETURNED = 1.2, 1.1
@@ -141,6 +144,7 @@ def heap_bytes(prepared: Prepared, seen: "_Rounds") -> dict[str, int]:
       optimizer's state, activations of a batch) and what the trained parameters were before, with the sums of the block;
     - calibrate: the full model, its gradients, and the activations of a batch of CALIBRATION_BATCH examples;
     - evaluate: a subnetwork, and what is live of a batch while it is answered.
+    In both, the loss takes the outputs OUTPUT_COPIES times more: of a language model they are the largest of all.
 
     Activations are those of the longest texts; rows of a table of words that no text uses are in no training.
     """
@@ -148,21 +152,19 @@ def heap_bytes(prepared: Prepared, seen: "_Rounds") -> dict[str, int]:
     local, size = setup.experiment.local, setup.experiment.evaluation.batch_size
     plans = {plan for work in seen.all for plan in work.context.plans} | {Plan(), *seen.plans.values()}
     costs = {plan: costs_of(longest, plan, local.batch_size, local.optimizer) for plan in plans}
-    full = costs[Plan()]
+    full, parts = costs[Plan()], prepared.parts
+    shown = min(size, max(len(prepared.task.held_out), sum(len(parts.held_out[one]) for one in parts.measured)))
+    outputs = OUTPUT_COPIES * full.output_bytes // local.batch_size
     found = {
         "train": max((_training_bytes(prepared, costs, work.context, work) for work in seen.all), default=0),
         "evaluate": max(
-            costs[plan].bytes
-            + min(
-                size, max(len(prepared.task.held_out), sum(len(prepared.parts.held_out[one]) for one in prepared.parts.measured))
-            )
-            * (costs[plan].inference_bytes - costs[plan].bytes)
+            costs[plan].bytes + shown * (costs[plan].inference_bytes - costs[plan].bytes + outputs)
             for plan in (Plan(), *seen.plans.values())
         ),
     }
     if any(job.calibrate for work in seen.all for job in work.jobs):
         batch = min(CALIBRATION_BATCH, setup.experiment.salience.examples)
-        found["calibrate"] = 2 * full.bytes + batch * full.activation_bytes // local.batch_size
+        found["calibrate"] = 2 * full.bytes + batch * (full.activation_bytes // local.batch_size + outputs)
     return found
 
 
