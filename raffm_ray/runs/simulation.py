@@ -32,6 +32,7 @@ from raffm_ray.runs.progress import Display
 from raffm_ray.runs.reader import SUMMARY, of_a_run, read_summary
 from raffm_ray.runs.recorder import Recorder, RoundRow, check_origin, check_output, write_json
 from raffm_ray.runs.resuming import experiment_in, opened, origin_of, recorded_rounds
+from raffm_ray.server.device_type_plans import memory_notes
 from raffm_ray.server.early_stopping import last_common_round
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.residual_pace import hollow_notes, with_ruled_pace
@@ -187,16 +188,14 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
         check_pool(experiment.pool, plugins_of(experiment.plugins))
     setup, padded = prepared.setup, prepared.setup.architecture.positions.get("tokens")
     beside = {one.shown: with_strategy(prepared, one) for one in experiment.baselines}
+    state, tell = with_ruled_pace(setup, plain_state(setup.architecture)), _teller(console)
     for line in data_summary(prepared.task, prepared.shares, experiment.task.max_length, padded):
-        console.print(line, highlight=False, soft_wrap=True)
-    for line in prepared.task.notes:
-        console.print(f"note: {line}", highlight=False)
-    for name in sorted(set(experiment.fleet.budgets) - set(prepared.setup.budgets)):
-        console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)
-    for line in hollow_notes(setup, with_ruled_pace(setup, plain_state(setup.architecture))):
-        console.print(f"note: {line}", highlight=False, soft_wrap=True)
-    if slow := slow_precision(experiment):
-        console.print(f"note: {slow}", highlight=False, soft_wrap=True)
+        tell(line)
+    idle = sorted(set(experiment.fleet.budgets) - set(setup.budgets))
+    unused = (f"fleet.budgets.{name} is not used: no client of this fleet has that device" for name in idle)
+    slow = filter(None, [slow_precision(experiment)])
+    for line in (*prepared.task.notes, *unused, *hollow_notes(setup, state), *memory_notes(setup, state), *slow):
+        tell(f"note: {line}")
     return _Ready(prepared=prepared, baselines=beside)
 
 
