@@ -41,7 +41,11 @@ def worse_warning(settings: PretrainSettings) -> str:
 def trained(prepared: Prepared, progress: Progress, note: Note) -> Tensor:
     """The full model trained on the public part, flat. Raises UserError when that diverges or its cache cannot be written to."""
     work = pretraining_of(prepared)
-    made = pretrained(work, progress)
+    try:
+        made = pretrained(work, progress)
+    except KeyboardInterrupt:
+        told = "; the pretraining that was not finished begins anew" if sum(work.steps()) else ""
+        raise KeyboardInterrupt(told) from None
     if not isnan(made.after):
         place = " (from the cache)" if made.cached else ""
         count = min(MEASURED_EXAMPLES, len(work.held_out))
