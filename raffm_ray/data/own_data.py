@@ -115,8 +115,7 @@ def ready_splits(name: str, data: Any) -> dict[str, Examples]:
             raise UserError(f"task {name!r}: arrays of one length are expected, got {lengths}")
         labels = columns.pop("labels")
         groups = columns.pop("group", None)
-        coded = None if groups is None else groups_of(np.asarray(groups))
-        found[split] = Examples(columns, labels, coded)
+        found[split] = Examples(columns, labels, *(() if groups is None else groups_of(np.asarray(groups))))
     return found
 
 

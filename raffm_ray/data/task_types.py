@@ -247,13 +247,13 @@ def examples_of(rows: Rows, kind: TaskType, loading: Loading) -> tuple[Examples,
     beside: Columns = {name: columns.pop(name) for name in ("row", "first", "last") if name in columns}
     if isinstance(kept := beside.get("row"), np.ndarray) and "first" not in beside:
         rows = rows.select(kept)
-    groups = None
+    groups, names = None, ()
     if "group" in loading.columns:
-        groups = groups_of(np.array([owner_of(value) or "" for value in values_of(rows, loading.columns["group"])]))
+        groups, names = groups_of(np.array([owner_of(value) or "" for value in values_of(rows, loading.columns["group"])]))
         if len(groups) != len(columns["labels"]):
             raise UserError("task.columns.group: only for tasks in which every row is one example")
     labels = columns.pop("labels")
-    return Examples(columns, labels, groups), beside
+    return Examples(columns, labels, groups, names), beside
 
 
 def by_length(examples: Examples, beside: Columns) -> tuple[Examples, Columns]:

@@ -67,7 +67,7 @@ def _keep_one(folder: Path, experiment: Experiment) -> None:
 
 
 def _teller(console: Console) -> Callable[[str], None]:
-    return lambda line: console.print(line, highlight=False, soft_wrap=True)
+    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def simulate(
