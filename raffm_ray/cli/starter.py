@@ -33,6 +33,8 @@ KNOWN = {
 }
 TEXT_MODELS = ("distilbert-base-uncased", "bert-base-uncased", "roberta-base")
 """Pretrained models that one would name, the first where nothing is on this machine; `KNOWN`: for kinds of tasks that need others."""
+PACKED = "language_modelling"
+"""The kind of task whose texts are joined."""
 MOST_CLIENTS, FEW, MANY_GROUPS = 100, 20, 5
 FEW_RANK = (
     "salience:",
@@ -63,6 +65,8 @@ def command(data: str, task: str | None, model: str | None, out: Path) -> int:
     columns = columns_of(rows)
     roles = roles_of(columns)
     kind = task or task_of(roles, columns)
+    if kind is not None and "label" not in TASK_TYPES[kind].columns:
+        roles = roles_of(columns, labelled=False)
     if kind is None:
         there = ", ".join(f"{column.name} ({column.kind})" for column in columns)
         raise UserError(f"init: {data}: no kind of task fits its columns: {there}; --task names one of {', '.join(TASK_TYPES)}")
@@ -102,8 +106,7 @@ def _roles(kind: TaskType, found: Mapping[str, str], columns: Sequence[Column], 
         raise UserError(
             f"init: {data}: no column looks like the {missing[0]} of {name}{near_miss(missing[0], there, listed=True)}: give it that name"
         )
-    optional = kind.optional if name not in ("question_answering", "language_modelling", "sequence_to_sequence") else ()
-    return {**roles, **{role: found[role] for role in optional if role in found}}
+    return {**roles, **{role: found[role] for role in kind.optional if role in found}}
 
 
 def _named(word: str) -> str:
@@ -136,7 +139,7 @@ class Model:
 def _model(kind: str, named: str | None, image: Column | None, folder: Path) -> tuple[Model, bool]:
     """The model of a kind of task, and whether it is on this machine."""
     known = KNOWN.get(kind, TEXT_MODELS)
-    others = f"others: {', '.join(known)}, or the folder of a model"
+    others = f"others: {', '.join(known[1:])}, or the folder of a model"
     if named:
         local = named in PACKAGED or os.path.exists(os.path.expanduser(named))
         return Model([f"  pretrained: {_quoted(_beside(named, folder))}"], True, Choice("model", named, "as you say")), local
@@ -173,6 +176,11 @@ def _model(kind: str, named: str | None, image: Column | None, folder: Path) -> 
     return Model(lines, True, Choice("model", packaged, f"is on this machine; better, from the hub: --model {known[0]}")), True
 
 
+def _has_new_head(kind: str) -> bool:
+    """Whether a pretrained model gets a new head: language models bring theirs."""
+    return kind not in (PACKED, "sequence_to_sequence")
+
+
 def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapping[str, Column], model: Model) -> str:
     """The experiment as YAML with comments."""
     roles, rows = settings["roles"], settings["rows"]
@@ -202,17 +210,20 @@ def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapp
     if settings["split"] != "train":
         lines.append(f"  train: {_quoted(settings['split'])}")
     told = "the split that evaluates" if isinstance(held_out, str) else "part of the rows that only evaluates"
+    use = "to train a new head before round 1 and to rank parameters" if _has_new_head(kind) else "to rank parameters"
     lines += [
         f"  held_out: {_quoted(held_out)}   # {told}",
-        f"  public: {public}   # rows that the server keeps, to train a new head before round 1 and to rank parameters",
+        f"  public: {public}   # rows that the server keeps, {use}",
     ]
     if words:
         longest = int(np.percentile(words, 95) * 1.5) + 8
         length = next((size for size in (16, 32, 64, 128, 256, 384) if size >= longest), 512)
-        lines.append(f"  max_length: {length}   # tokens that are kept of a text: nearly all texts are shorter")
+        told = "tokens of a block: texts are joined, and cut into blocks" if kind == PACKED else "tokens that are kept of a text"
+        lines.append(f"  max_length: {length}   # {told}")
     lines += ["model:", *model.lines]
     if model.pretrained:
-        lines.append("  pretrain: {epochs: 2, learning_rate: 5.0e-5}   # of the new head and the model, on the public rows")
+        trained = "the new head and the model" if _has_new_head(kind) else "the model"
+        lines.append(f"  pretrain: {{epochs: 2, learning_rate: 5.0e-5}}   # of {trained}, on the public rows")
     lines += ["clients:", f"  count: {clients}", f"  per_round: {max(1, min(10, clients // 2))}"]
     if groups:
         told = "the rows of whole groups" if clients <= groups else "a part of the rows of one group"

@@ -197,3 +197,31 @@ def test_a_split_without_labels_does_not_evaluate(here) -> None:
         written = yaml.safe_load((here / f"{labels}.yaml").read_text())
         assert written["task"]["held_out"] == held_out
         assert written["name"] == str(labels), "a name that YAML would read as a truth value is in quotes"
+
+
+def test_a_language_model_keeps_the_groups_and_has_comments_of_its_own(here) -> None:
+    reviews(here / "reviews.csv")
+    small_model(here / "small")
+    for task, others in (("language_modelling", "gpt2, Qwen/Qwen2.5-0.5B, or the folder"), ("text_classification", "small")):
+        assert (
+            cli(["init", "reviews.csv", "--task", task, "--out", f"{task}.yaml", *(["--model", "small"] * (others == "small"))])
+            == 0
+        )
+        text = (here / f"{task}.yaml").read_text()
+        values = yaml.safe_load(text)
+        assert values["task"]["columns"]["group"] == "shop"
+        assert values["clients"]["partition"] == "natural"
+        assert ("new head" in text) is (task == "text_classification")  # control
+        assert ("tokens of a block" in text) is (task == "language_modelling")
+        assert others in text
+    text = (here / "language_modelling.yaml").read_text()
+    assert "pretrained: distilgpt2 " in text
+    assert "others: gpt2" in text
+
+
+def test_a_label_is_no_group(here) -> None:
+    lines = [f"some words {n} and more,{'abcdef'[n % 6]}" for n in range(60)]
+    for name, roles in (("category", {"text": "text"}), ("store", {"text": "text", "group": "store"})):
+        (here / f"{name}.csv").write_text("\n".join([f"text,{name}", *lines]) + "\n")
+        splits, key = open_splits(f"{name}.csv", None)
+        assert roles_of(columns_of(split_of(splits, key, "train", "task.train")), labelled=False) == roles
