@@ -13,7 +13,7 @@ from raffm_ray.settings.experiment import ClientSettings
 def line(partition, clients: int, *groups: tuple[str, int]) -> str | None:
     places, names = groups_of(np.repeat([name for name, _ in groups], [count for _, count in groups]))
     examples = Examples({}, np.zeros(len(places)), places, names)
-    owner = partition(places, ClientSettings(count=clients), np.random.default_rng(0))
+    owner = partition(places, ClientSettings(count=clients, per_round=1), np.random.default_rng(0))
     shares = [np.flatnonzero(owner == client) for client in range(clients)]
     return group_line(SimpleNamespace(clients=examples), shares)
 
