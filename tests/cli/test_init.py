@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoModel
 
 from raffm_ray.cli.main import main as cli
+from raffm_ray.cli.starter import _length
 from raffm_ray.data.inspection import columns_of, roles_of, task_of
 from raffm_ray.data.sources import open_splits, split_of
 from raffm_ray.models.model_config import parse_config
@@ -103,7 +104,7 @@ def test_a_folder_of_images_runs(here, capsys) -> None:
         "name": "image_classification",
         "data": "pictures",
         "columns": {"image": "image", "label": "label"},
-        "held_out": 0.2,
+        "held_out": 0.25,
         "public": 0,
     }
     assert "vit-base" in text
@@ -187,7 +188,7 @@ def test_texts_without_a_model_get_one_that_is_here_or_the_name_of_one(here, mon
 
 def test_a_split_without_labels_does_not_evaluate(here) -> None:
     """A folder as competitions give it. Control: with labels it does."""
-    for labels, held_out in ((False, 0.2), (True, "test")):
+    for labels, held_out in ((False, 0.25), (True, "test")):
         folder = here / str(labels)
         folder.mkdir()
         reviews(folder / "train.csv")
@@ -225,3 +226,10 @@ def test_a_label_is_no_group(here) -> None:
         (here / f"{name}.csv").write_text("\n".join([f"text,{name}", *lines]) + "\n")
         splits, key = open_splits(f"{name}.csv", None)
         assert roles_of(columns_of(split_of(splits, key, "train", "task.train")), labelled=False) == roles
+
+
+@pytest.mark.parametrize(
+    ("texts", "length"), [([[97] * 9 + [900]], 128), ([[10] * 20], 32), ([[4000] * 9], 512), ([[20] * 9, [20] * 9], 64)]
+)
+def test_most_texts_are_kept_whole_and_no_more(texts, length) -> None:
+    assert _length(texts) == length
