@@ -276,7 +276,7 @@ def shares(
     if image.exists():
         raise UserError(f"--out {image}: exists; nothing is overwritten")
 
-    from raffm_ray.basics.formatting import standard_output
+    from raffm_ray.basics.formatting import counted, standard_output
     from raffm_ray.data.data_summary import group_line
     from raffm_ray.data.shares import by_device, share_table
     from raffm_ray.preparation.prepare import prepare
@@ -285,7 +285,7 @@ def shares(
 
     prepared = prepare(experiment)
     label_distribution, devices = prepared.label_distribution, by_device(prepared.setup.device_types, prepared.setup.budgets)
-    title = f"{experiment.name}: {prepared.setup.experiment.clients.partition}, {experiment.clients.count:,} clients, seed {experiment.seed}"
+    title = f"{experiment.name}: {prepared.setup.experiment.clients.partition}, {counted(experiment.clients.count, 'client')}, seed {experiment.seed}"
     figure = picture_of_shares(label_distribution, devices, title)
     try:
         image.parent.mkdir(parents=True, exist_ok=True)

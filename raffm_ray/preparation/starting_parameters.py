@@ -7,6 +7,7 @@ from torch import Tensor
 
 from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.data.tasks import is_packed
 from raffm_ray.models.architecture import build
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.pretraining import MEASURED_EXAMPLES, Pretraining, Progress, pretrained
@@ -27,6 +28,7 @@ def pretraining_of(prepared: Prepared) -> Pretraining:
         settings=experiment.model.pretrain,
         seed=experiment.model_seed,
         code=tuple(one.sha256 or "" for one in experiment.plugins),
+        texts=experiment.task.public if is_packed(experiment.task) else None,
     )
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from raffm_ray.basics.errors import without_secrets
 from raffm_ray.basics.files import read_whole
-from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
+from raffm_ray.basics.formatting import counted, human_bytes, human_joules, human_seconds
 from raffm_ray.data.metrics import METRICS, shown, unit
 from raffm_ray.data.shares import read_shares
 from raffm_ray.reports.comparison_table import told_of_lacks
@@ -140,11 +140,12 @@ def _shares(folder: Path, into: Path) -> Picture | None:
     label_distribution, devices = read_shares(path)
     save(picture_of_shares(label_distribution, devices, "clients' shares of the data"), into / "shares.png")
     own = label_distribution.sizes[label_distribution.sizes > 0]
-    told = f"from {own.min():,} to {own.max():,} examples" if len(own) else "no examples"
+    told = f"from {own.min():,} to {own.max():,}" if len(own) else "none"
     return Picture(
         name="shares",
         image=(into / "shares.png").read_bytes(),
-        alt=f"Charts of the clients' shares of the data. {len(own):,} clients have {told}, of {len(label_distribution.class_names)} classes.",
+        alt=f"Charts of the clients' shares of the data. Examples of {counted(len(own), 'client')}: {told}, of "
+        f"{len(label_distribution.class_names)} classes.",
         caption="Who owns which data: sizes and classes of the clients' shares, and their device types.",
         data=shares_csv(label_distribution, devices),
         source="shares.parquet",

@@ -29,7 +29,7 @@ def value_text(metric: str, value: float) -> str:
 def _full_model(summary: Mapping[str, Any]) -> str:
     metric, end, start, examples = (summary[key] for key in ("metric", "full_model", "start", "held_out_examples"))
     sign = unit(metric)
-    line = f"After {summary['rounds']} rounds with {summary['clients']:,} clients, the full model has {value_text(metric, end)}"
+    line = f"After {counted(summary['rounds'], 'round')} with {counted(summary['clients'], 'client')}, the full model has {value_text(metric, end)}"
     line += f" on {examples:,} held-out examples" if examples else " on the held-out examples"
     error, before = (error_of_share(metric, value, examples) for value in (end, start))
     if error is None or before is None:

@@ -23,7 +23,7 @@ from raffm_ray.preparation.starting_parameters import pretraining_of, starting_p
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.callbacks import Callback, Listeners, OnRound, Report, StartedRun, told_of_failures
 from raffm_ray.runs.extending import check_longer, extend, is_extended
-from raffm_ray.runs.hints import slow_precision
+from raffm_ray.runs.hints import slow_precision, unused_rows
 from raffm_ray.runs.loggers.table import chosen_loggers
 from raffm_ray.runs.loop import Environment, train
 from raffm_ray.runs.made_with import record_start
@@ -193,8 +193,8 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
         tell(line)
     idle = sorted(set(experiment.fleet.budgets) - set(setup.budgets))
     unused = (f"fleet.budgets.{name} is not used: no client of this fleet has that device" for name in idle)
-    slow = filter(None, [slow_precision(experiment)])
-    for line in (*prepared.task.notes, *unused, *hollow_notes(setup, state), *memory_notes(setup, state), *slow):
+    other = filter(None, [slow_precision(experiment), unused_rows(prepared.foundation, experiment.model)])
+    for line in (*prepared.task.notes, *unused, *hollow_notes(setup, state), *memory_notes(setup, state), *other):
         tell(f"note: {line}")
     return _Ready(prepared=prepared, baselines=beside)
 

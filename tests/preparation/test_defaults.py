@@ -190,3 +190,9 @@ def test_runs_of_every_seed_may_begin_with_one_model() -> None:
     assert torch.equal(start("--model.seed", "3"), start("--model.seed", "3", "--seed", "1"))
     assert torch.equal(start("--seed", "3"), start("--model.seed", "3"))
     assert not torch.equal(start(), start("--seed", "1"))  # control
+
+
+def test_blocks_of_texts_are_counted_as_blocks() -> None:
+    work = pretraining_of(prepare(tiny_experiment(model={"pretrain": {"epochs": 1}})))
+    assert "1 epoch of the full model on 200 public examples, 7 steps" in work.described()
+    assert "on 200 blocks of 40 public texts, 7 steps" in replace(work, texts=40).described()
