@@ -182,7 +182,8 @@ def _profile(into: Path, rounds: Sequence[Mapping[str, Any]]) -> Picture | None:
         name="profile",
         image=(into / "profile.png").read_bytes(),
         alt="Stacked bar chart: where every round's real time went, by phase; the legend has each phase's share of the whole run.",
-        caption="Real seconds of this machine by round and phase. They say nothing of the simulated devices.",
+        caption="Real seconds of this machine by round and phase. A round's evaluation runs beside the next round's "
+        "training: its time is in the bar after the round that it is of. They say nothing of the simulated devices.",
         data=profile_csv(rounds),
         source="rounds/",
         wide=True,
