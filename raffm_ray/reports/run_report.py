@@ -110,7 +110,7 @@ def _sizes(panels: Mapping[str, bytes], runs: Runs, summary: Mapping[str, Any]) 
         f"{named(name)} {100 * device_type['params_fraction']:.0f}% of the parameters and {shown(metric, device_type['metric'])}{unit(metric)}"
         for name, device_type in device_types.items()
     )
-    unseen = " Hollow: sizes that no device type trained." if summary.get("curve") else ""
+    unseen = " Hollow: sizes that nobody trained." if summary.get("curve") else ""
     bytes_each = ", ".join(
         f"{named(name)} {human_bytes(device_type['bytes_down'] + device_type['bytes_up'])}"
         for name, device_type in device_types.items()

@@ -37,7 +37,8 @@ def _full_model(summary: Mapping[str, Any]) -> str:
     line += f", with a standard error of {shown(metric, error)} points. Before training it had {shown(metric, start)}%."
     most = 2 * sqrt(error**2 + before**2)
     if abs(end - start) < most:
-        line += f" Two standard errors of this change are {shown(metric, most)} points at most, so it may be chance."
+        change = shown(metric, abs(end - start))
+        line += f" The change is {change} points; up to {shown(metric, most)} points could be chance (two standard errors)."
     return line
 
 
