@@ -55,10 +55,12 @@ def group_line(task: Task, shares: Sequence[NDArray[np.int64]]) -> str | None:
     groups = task.clients.groups
     if groups is None:
         return None
-    pairs = np.unique([(client, group) for client, share in enumerate(shares) for group in np.unique(groups[share])], axis=0)
-    if not len(pairs) or (pairs == UNOWNED).any():
+    mine = groups[np.concatenate(shares)]
+    if not len(mine) or (mine == UNOWNED).any():
         return None
-    (found, owners), owned = np.unique(pairs[:, 1], return_counts=True), np.unique(pairs[:, 0], return_counts=True)[1]
+    span = int(mine.max()) + 1
+    pairs = np.unique(np.repeat(np.arange(len(shares)), [len(share) for share in shares]) * span + mine)
+    (found, owners), owned = np.unique(pairs % span, return_counts=True), np.unique(pairs // span, return_counts=True)[1]
     told = counted(len(found), "group")
     if owners.max() == 1:
         few, many = owned.min(), owned.max()
