@@ -12,7 +12,6 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.clients.messages import Call, Job, RoundContext, Update
 from raffm_ray.clients.stacked_training import stacking_groups
 from raffm_ray.data.examples import Examples
-from raffm_ray.models.freezing import to_array
 from raffm_ray.pool.dispatch import completion_times
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.prepare import Prepared
@@ -94,7 +93,7 @@ def _training_rates(setup: Setup, state: ServerState, work: Round, pool: Pool) -
         counts = [_flops(short, context, group) for group in chosen]
         calls = [Call("block", context, (group,), count) for group, count in zip(chosen, counts, strict=True)]
         for (update, _), group, count in zip(
-            pool.run(state.parameters.numpy(), calls, lambda *_: None, to_array(state.frozen)), chosen, counts, strict=True
+            pool.run(state.parameters.numpy(), calls, lambda *_: None, state.frozen_array), chosen, counts, strict=True
         ):
             plan = group[0].plan
             assert plan is not None
@@ -115,7 +114,7 @@ def _training_rates(setup: Setup, state: ServerState, work: Round, pool: Pool) -
 def _wall(pool: Pool, state: ServerState, calls: Sequence[Call]) -> float:
     """Real seconds of calls whose results nobody uses."""
     began = perf_counter()
-    for _ in pool.run(state.parameters.numpy(), calls, lambda *_: None, to_array(state.frozen)):
+    for _ in pool.run(state.parameters.numpy(), calls, lambda *_: None, state.frozen_array):
         pass
     return perf_counter() - began
 

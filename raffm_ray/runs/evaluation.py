@@ -13,7 +13,6 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.messages import Call, RoundContext
 from raffm_ray.data.tasks import Task
-from raffm_ray.models.freezing import to_array
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.runs.summary import Evaluation
 from raffm_ray.server.device_type_plans import copies, device_type_plans, view_of
@@ -34,7 +33,7 @@ class EvaluationRequest(Generic[T]):
 
 def run_request(question: EvaluationRequest[T], state: ServerState, pool: Pool) -> T:
     """The answer, from a run of the pool for it alone."""
-    results = pool.run(state.parameters.numpy(), question.calls, lambda *_: None, to_array(state.frozen))
+    results = pool.run(state.parameters.numpy(), question.calls, lambda *_: None, state.frozen_array)
     told = [small for small, _ in results]
     with pool.profile.during("evaluate"):
         return question.answer(told)

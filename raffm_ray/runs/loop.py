@@ -13,7 +13,6 @@ from raffm_ray.basics.errors import BadUpdateError, ClientError, UserError
 from raffm_ray.basics.formatting import counted
 from raffm_ray.clients.messages import Call, Update
 from raffm_ray.data.shares import by_device, write_shares
-from raffm_ray.models.freezing import to_array
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.pace_search import rank_with_pace
 from raffm_ray.preparation.prepare import Prepared
@@ -89,7 +88,7 @@ def run_round(
         share = done / max(1, len(work.jobs))  # an evaluation may run beside a round in which nobody trains
         display.advance(number - 1 + share, f"round {number}/{display.rounds}  {done}/{len(work.jobs)} clients")
 
-    for small, part in pool.run(state.parameters.numpy(), calls, progress, to_array(state.frozen)):
+    for small, part in pool.run(state.parameters.numpy(), calls, progress, state.frozen_array):
         if len(updates) == len(work.blocks):
             told.append(small)
             continue

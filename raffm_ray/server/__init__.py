@@ -18,6 +18,7 @@ Open to other packages:
 Used inside only:
 
 - `aggregation`: averages the updates, entry by entry (each worker has summed its own clients)
+- `held_parameters`: which frozen parameters the clients' devices hold already
 
 Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `devices`, `clients`.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import compress, pairwise
 from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.devices.availability import Availability
 from raffm_ray.devices.profiles import Device
 from raffm_ray.models.architecture import Architecture
-from raffm_ray.models.freezing import named_parameters, split
+from raffm_ray.models.freezing import named_parameters, split, to_array
 from raffm_ray.server.aggregation import AGGREGATION_RULES
 from raffm_ray.server.clock import VirtualClock, Visit
 from raffm_ray.server.held_parameters import Held
@@ -118,6 +119,11 @@ class ServerState:
     pace: float = 0.0
     frozen: Tensor = field(default_factory=lambda: torch.empty(0))
     held: Held = field(default_factory=Held)
+
+    @property
+    def frozen_array(self) -> NDArray[Any]:
+        """`frozen` as a pool takes it."""
+        return to_array(self.frozen)
 
     def with_frozen(self, frozen: Tensor) -> "ServerState":
         """The same state, and its best round's, of a model with these frozen parameters."""

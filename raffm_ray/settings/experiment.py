@@ -78,9 +78,7 @@ class LocalSettings(Settings):
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay of a client's optimizer; none for biases and norms")
     batch_size: int = Field(default=16, ge=1, description="examples of a training step")
     batches: Literal["shuffled", "by_length"] = Field(
-        default="shuffled",
-        description="which examples of a client stand together in a step: any, or, with `by_length`, texts of like length, so that less is padded; every pass "
-        "is shuffled anew, and its steps come in random order, in both",
+        default="shuffled", description="`by_length`: texts of like length stand together in a step, so that less is padded"
     )
     epochs: int = Field(default=1, ge=1, description="passes over a client's examples in a round")
     steps: int | None = Field(
