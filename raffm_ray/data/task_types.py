@@ -248,7 +248,7 @@ def examples_of(rows: Rows, kind: TaskType, loading: Loading) -> tuple[Examples,
     beside: Columns = {name: columns.pop(name) for name in ("row", "first", "last") if name in columns}
     if isinstance(kept := beside.get("row"), np.ndarray) and "first" not in beside:
         rows = rows.select(kept)
-    groups, names = None, ()
+    groups, names = None, tuple[str, ...]()
     if "group" in loading.columns:
         groups, names = groups_of(np.array([owner_of(value) or "" for value in values_of(rows, loading.columns["group"])]))
         if len(groups) != len(columns["labels"]):

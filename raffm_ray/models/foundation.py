@@ -120,7 +120,7 @@ def _tokenizer(settings: ModelSettings, source: str | None) -> Any:
 
 def words_of(tokenizer: Any) -> int:
     """How many rows of an embedding a tokenizer needs: its numbers may have gaps."""
-    return 1 + max([len(tokenizer) - 1, *tokenizer.get_vocab().values()])
+    return 1 + int(max([len(tokenizer) - 1, *tokenizer.get_vocab().values()]))
 
 
 def check_tokenizer(tokenizer: Any, config: PretrainedConfig, settings: ModelSettings, source: str | None) -> None:
