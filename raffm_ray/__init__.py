@@ -43,11 +43,11 @@ if TYPE_CHECKING:
     from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
     from raffm_ray.server.strategies import STRATEGIES
     from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
+    from raffm_ray.settings.evaluation import EvaluationSettings
     from raffm_ray.settings.execution import CheckpointSettings, PlacementSettings, PoolSettings
     from raffm_ray.settings.experiment import (
         ClientSettings,
         ClockSettings,
-        EvaluationSettings,
         Experiment,
         LocalSettings,
         ServerSettings,
@@ -74,7 +74,7 @@ _HOMES = {
     "CheckpointSettings": "settings.execution",
     "ClientSettings": "settings.experiment",
     "ClockSettings": "settings.experiment",
-    "EvaluationSettings": "settings.experiment",
+    "EvaluationSettings": "settings.evaluation",
     "Experiment": "settings.experiment",
     "ExportFormats": "deployment.model_folder",
     "ExtractionSettings": "settings.compression",

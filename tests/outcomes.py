@@ -33,7 +33,7 @@ def outcome(folder: Path) -> dict[str, str]:
     depends on how often there were some, and is left out."""
     names = [path.name for path in (folder / "checkpoints").iterdir()]
     left: dict[str, Any] = {"checkpoints": sorted(name.split("-")[0] for name in names)}
-    for part in ("rounds", "clients"):
+    for part in ("rounds", "clients", *(["evaluations"] if (folder / "evaluations").is_dir() else [])):
         left |= {f"{part}/{file.name}": without_real(pq.read_table(file).to_pylist()) for file in (folder / part).iterdir()}
     for path in (folder / "checkpoints" / "final").iterdir():
         left[path.name] = sha256(path.read_bytes()).hexdigest()

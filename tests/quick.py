@@ -45,12 +45,18 @@ class Quick(ClientRunner):
         classes = np.floor(10 * np.abs(np.sin(1e4 * (plan + 1) * float(flat[:10].sum()) * np.arange(start + 1, stop + 1))))
         return (classes[:, None], float(np.abs(flat).sum()), stop - start), None
 
+    def evaluate_clients(
+        self, context: RoundContext, flat: NDArray[np.float32], plan: int, indices: NDArray[np.int64]
+    ) -> tuple[tuple[NDArray[np.float64], NDArray[np.float64]], None]:
+        classes = np.floor(10 * np.abs(np.sin(1e4 * (plan + 1) * float(flat[:10].sum()) * (indices + 1))))
+        return (classes[:, None], np.stack([np.abs(classes), np.ones(len(indices))], axis=1)), None
+
 
 RICH: dict[str, Any] = {
     "rounds": 3,
-    "clients": {"count": 12, "per_round": 4},
+    "clients": {"count": 12, "per_round": 4, "held_out": 0.2, "unseen": 0.1},
     "task": {"validation": 20},
-    "evaluation": {"every": 1, "keep_best": True, "sizes": 1},
+    "evaluation": {"every": 1, "keep_best": True, "sizes": 1, "clients": "all"},
     "server": {"optimizer": "adam", "learning_rate": 0.01},
     "clock": {"late": "accept", "over_selection": 1.75, "dropout": 0.1},
     "salience": {"every": 2, "until": 1.0, "clients": 1, "examples": 8},

@@ -293,7 +293,7 @@ def shares(
     except OSError as error:
         raise UserError(f"--out {image}: cannot be written: {error.strerror}") from None
     console = standard_output()
-    console.print(share_table(label_distribution, devices, title, group_line(prepared.task, prepared.shares)))
+    console.print(share_table(label_distribution, devices, title, group_line(prepared.task, prepared.parts.owned)))
     if left := len(prepared.task.clients) - int(label_distribution.sizes.sum()):
         console.print(f"{left:,} of {len(prepared.task.clients):,} examples are nobody's", highlight=False)
     console.print(f"picture: {image}", highlight=False, soft_wrap=True)

@@ -8,14 +8,15 @@ Open to other packages:
 - `central_training`: training of one module at the server
 - `client_updates`: a client's local training as a whole
 - `stacked_training`: the same for several clients at once
+- `update_checks`: refuses changes that are not finite or too large, and sums of another shape
 - `augmentation`: random crops and flips of a client's images
 
 Used inside only:
 
+- `training_result`: what came of a client's training
 - `block_sums`: the sum of a block's updates
 - `device_parameters`: trained and frozen parameters where they are computed with
 - `explained_errors`: whose an error is, and what to do about it
-- `update_checks`: refuses changes that are not finite or too large
 - `module_factory`: makes subnetwork modules and caches their skeletons
 
 Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`.
@@ -31,4 +32,5 @@ __all__ = [
     "local_training",
     "messages",
     "stacked_training",
+    "update_checks",
 ]

@@ -5,10 +5,10 @@ and indices of cuts, so a block may run anywhere, any number of times, and gives
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from raffm_ray.clients.local_training import ClientData, Prefix, Training, compu
 from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
 from raffm_ray.clients.module_factory import ModuleFactory, Parameters
 from raffm_ray.clients.stacked_training import Part, stack_of, stacking_groups, train_stack
+from raffm_ray.clients.training_result import TrainingResult, by_plan
 from raffm_ray.clients.update_checks import is_finite, refusal
 from raffm_ray.data.examples import Examples, step_sizes, steps_of
 from raffm_ray.data.metrics import Writing
@@ -40,20 +41,7 @@ from raffm_ray.models.writing import write_greedily
 from raffm_ray.subnetworks.calibration import add_statistics, collect
 from raffm_ray.subnetworks.norm_correction import norm_statistics
 
-
-class TrainingResult(NamedTuple):
-    """What came of a client's training: mean loss, examples by plan, its change, flat in its plan's order without what is frozen, and its part of the seconds
-    where it was trained together with others."""
-
-    loss: float
-    seen: dict[int, int]
-    change: Tensor
-    seconds: float = 0.0
-
-
-def _by_plan(seen: Mapping[int | None, int], job: Job) -> dict[int, int]:
-    assert job.plan is not None
-    return {job.plan if position is None else job.prefixes[position]: count for position, count in seen.items()}
+T = TypeVar("T")
 
 
 @dataclass
@@ -195,10 +183,8 @@ class ClientRunner:
 
     def _data(self, context: RoundContext, job: Job) -> ClientData:
         """A client's examples, and its generators, which are the same whether it is trained alone or with others."""
-        purposes = ("batches", "prefixes", "augmentation")
-        return ClientData(
-            self.shares[job.client], *(generator(context.seed, what, context.round, job.client) for what in purposes)
-        )
+        drawn = [generator(context.seed, what, context.round, job.client) for what in ("batches", "prefixes", "augmentation")]
+        return ClientData(self.shares[job.client], *drawn)
 
     def _train(self, parameters: Parameters, context: RoundContext, job: Job, number: int) -> TrainingResult:
         plan, rows = context.plans[number], None
@@ -223,7 +209,7 @@ class ClientRunner:
         if rows is not None:
             changed[rows.table] = rows.in_table(changed[rows.table])
         change = torch.cat([values.flatten() for values in changed.values()])
-        return TrainingResult(loss, _by_plan(seen, job), change)
+        return TrainingResult(loss, by_plan(seen, job), change)
 
     def _train_together(
         self, parameters: Parameters, context: RoundContext, jobs: Sequence[Job], number: int
@@ -253,7 +239,7 @@ class ClientRunner:
         changes = torch.cat([(values.detach() - given[name]).flatten(1) for name, values in trained.items()], 1)
         seconds = (time.perf_counter() - began) / len(jobs)
         return [
-            TrainingResult(loss, _by_plan(seen, job), change, seconds)
+            TrainingResult(loss, by_plan(seen, job), change, seconds)
             for job, (loss, seen), change in zip(jobs, outcomes, changes, strict=True)
         ]
 
@@ -272,19 +258,36 @@ class ClientRunner:
         """(answers [examples, k], summed loss, targets) of a plan's subnetwork on a slice of the held-out or validation part."""
         examples = self.validation if validating else self.held_out
         assert examples is not None
+
+        def summed(output: Any, labels: Tensor) -> tuple[float, int]:
+            return float(self.objective.loss(output, labels, "sum")), self.objective.targets(labels)
+
+        answers, (loss, targets) = self._answers(context, flat, plan, examples, slice(start, stop), summed)
+        return (answers, loss, targets), None
+
+    def evaluate_clients(
+        self, context: RoundContext, flat: NDArray[np.float32], plan: int, indices: NDArray[np.int64]
+    ) -> tuple[tuple[NDArray[np.float64], NDArray[np.float64]], None]:
+        """(answers [examples, k], losses and targets of each [examples, 2]) of a plan's subnetwork on some of the clients' examples."""
+
+        def each(output: Any, labels: Tensor) -> NDArray[np.float64]:
+            return self.objective.each(output, labels).double().cpu().numpy()
+
+        return self._answers(context, flat, plan, self.examples, indices, each), None
+
+    def _answers(
+        self, context: RoundContext, flat: Flat, plan: int, examples: Examples, chosen: Any, losses: Callable[[Any, Tensor], T]
+    ) -> tuple[NDArray[np.float64], T]:
         with self.watch.during("evaluate"):
             try:
-                module = self.module_factory.module(
-                    self._parameters(flat, context, plan), context.plans[plan], context.norms
-                ).eval()
-                batch = examples.batch(slice(start, stop), self.device)
-                labels = batch.pop("labels")
+                parameters = self._parameters(flat, context, plan)
+                module = self.module_factory.module(parameters, context.plans[plan], context.norms).eval()
+                batch = examples.batch(chosen, self.device)
+                labels, writing = batch.pop("labels"), self.writing
                 with torch.inference_mode(), computing(context.local.precision, self.device):
                     output = module(**batch)
-                    loss = float(self.objective.loss(output, labels, "sum"))
-                    answers = (
-                        write_greedily(module, batch, self.writing) if self.writing else self.objective.answers(output, labels)
-                    )
-                return (answers.double().cpu().numpy(), loss, self.objective.targets(labels)), None
+                    loss = losses(output, labels)
+                    answers = write_greedily(module, batch, writing) if writing else self.objective.answers(output, labels)
+                return answers.double().cpu().numpy(), loss
             finally:
                 self.module_factory.release()

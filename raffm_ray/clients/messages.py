@@ -112,4 +112,6 @@ def describe_call(call: Call) -> str:
     method, arguments = call.method, call.arguments
     if method == "block":
         return f"block of clients {', '.join(str(job.client) for job in arguments[0])}"
+    if method == "evaluate_clients":
+        return f"evaluation of {len(arguments[1])} of the clients' own held-out examples"
     return f"{method} {arguments}"

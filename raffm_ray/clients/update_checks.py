@@ -1,9 +1,14 @@
-"""Whether what a client computed is used: it must be finite and within the bound on its norm."""
+"""Whether what clients computed is used: a change must be finite and within the bound on its norm, a block's sum of the right shape."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from raffm_ray.basics.errors import ClientError
+from raffm_ray.clients.messages import Job
 
 
 def is_finite(tensors: Iterable[Tensor], weight: float = 1.0) -> bool:
@@ -18,3 +23,13 @@ def refusal(change: Tensor, weight: float, bound: float | None) -> str:
         return "change not finite"
     norm = 0.0 if bound is None else float(torch.linalg.vector_norm(change, dtype=torch.float64))
     return f"norm {norm:.4g} > {bound:g}" if bound is not None and norm > bound else ""
+
+
+def check_sum(part: Any, parameters: Tensor, round_number: int, block: Sequence[Job]) -> None:
+    """Raises ClientError for a block's sum that is none of the flat parameters': own code of a client may return anything."""
+    kind, shape = getattr(part, "dtype", type(part)), getattr(part, "shape", ())
+    if kind != np.float32 or shape != tuple(parameters.shape):
+        clients = ", ".join(str(job.client) for job in block)
+        raise ClientError(
+            f"round {round_number}, block of clients {clients}: its sum is {kind} {shape}, not float32 {tuple(parameters.shape)}"
+        )

@@ -115,23 +115,33 @@ def _part(column: Column, indices: Indices) -> Column:
 class Examples:
     """Model inputs by argument name, and labels: [examples] classes or numbers, [examples, k], or sequences.
 
-    `groups`: to which natural owner an example belongs, [examples] places in `group_names`, `UNOWNED` for none, where the data says so. Ragged columns of words
-    bring their masks along.
+    `groups`: to which natural owner an example belongs, [examples] integers, `UNOWNED` for none, where the data says so; `group_names`: those
+    of the owners; `times`: [examples] places in the order in which they were made, where the data says so. Ragged columns of words bring their
+    masks along.
     """
 
     inputs: Mapping[str, Column]
     labels: Column
     groups: NDArray[np.int64] | None = field(default=None)
     group_names: tuple[str, ...] = ()
+    times: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def part(self, indices: Indices) -> "Examples":
         """The examples at these indices, copied."""
-        groups = None if self.groups is None else self.groups[indices]
-        inputs = {name: _part(values, indices) for name, values in self.inputs.items()}
-        return Examples(inputs, _part(self.labels, indices), groups, self.group_names)
+        return Examples(
+            {name: _part(values, indices) for name, values in self.inputs.items()},
+            self.labels_of(indices),
+            None if self.groups is None else self.groups[indices],
+            self.group_names,
+            None if self.times is None else self.times[indices],
+        )
+
+    def labels_of(self, indices: Indices) -> Column:
+        """The labels of the examples at these indices, copied."""
+        return _part(self.labels, indices)
 
     def batch(self, indices: Indices | slice, device: str = "cpu") -> dict[str, Tensor]:
         """Tensors of these examples for the model's forward, `labels` included. Always copies: the arrays may be shared."""
@@ -164,14 +174,6 @@ def owner_of(value: Any) -> str | None:
         return None
     name = str(value)
     return name if name.strip() else None
-
-
-def groups_of(values: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """[examples]: the number of each one's owner, owners in their order, `UNOWNED` where there is none; and the owners' names."""
-    owned = np.array([owner_of(value) is not None for value in values.tolist()], dtype=bool)
-    groups = np.full(len(values), UNOWNED, dtype=np.int64)
-    names, groups[owned] = np.unique(values[owned], return_inverse=True)
-    return groups, tuple(map(str, names.tolist()))
 
 
 def batches(share: Indices, batch_size: int, steps: int, rng: np.random.Generator) -> Iterator[Indices]:

@@ -5,6 +5,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class Metric:
 
     `percent`: whether it is a fraction that people read in %. `higher`: whether more is better. `written`: whether answers are tokens that the
     model writes, see `Writing`, instead of what the objective gives. `kinds`: the kinds of tasks that it is for, besides those that name it.
+    `contrasts`: whether it compares true answers that differ, so that it says nothing of examples whose true answers are all the same.
     """
 
     score: Callable[[Answers, Any], float]
@@ -31,6 +33,7 @@ class Metric:
     higher: bool = True
     written: bool = False
     kinds: tuple[str, ...] = ()
+    contrasts: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,13 +166,13 @@ def _same_text(given: str, true: str) -> float:
 
 _METRICS = {
     "accuracy": Metric(accuracy),
-    F1: Metric(f1),
-    "matthews": Metric(matthews),
-    "f1_macro": Metric(f1_macro),
+    F1: Metric(f1, contrasts=True),
+    "matthews": Metric(matthews, contrasts=True),
+    "f1_macro": Metric(f1_macro, contrasts=True),
     "f1_micro": Metric(f1_micro),
-    "f1_weighted": Metric(f1_weighted),
-    "pearson": Metric(pearson),
-    "spearman": Metric(spearman),
+    "f1_weighted": Metric(f1_weighted, contrasts=True),
+    "pearson": Metric(pearson, contrasts=True),
+    "spearman": Metric(spearman, contrasts=True),
     "perplexity": Metric(perplexity, percent=False, higher=False),
     # Of answers in words: one text an example, against any of several true ones.
     "span_f1": Metric(_best(text_f1)),
@@ -182,6 +185,18 @@ _METRICS = {
 METRICS: Table[Metric] = Table(
     "metric", _METRICS, without_settings="a metric has no settings: another one is a function with another name"
 )
+
+
+def defined(metric: str, truth: Any, score: Callable[[], float]) -> float | None:
+    """`score()`, None where the metric is not defined on these true answers: it contrasts answers and they are all the same, or there are
+    none of the kind that it is about."""
+    if METRICS[metric].contrasts and len(np.unique(truth)) < 2:
+        return None
+    try:
+        value = score()
+    except UserError:  # as `_of_those` says it
+        return None
+    return None if isnan(value) else value
 
 
 def shown(metric: str, value: float) -> str:

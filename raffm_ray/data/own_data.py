@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.basics.errors import UserError, in_short, near_miss
-from raffm_ray.data.examples import Column, Examples, groups_of, ragged
+from raffm_ray.data.examples import Column, Examples, Indices, ragged
 from raffm_ray.data.labels import label_count, notes_on_classes, positive_class
-from raffm_ray.data.metrics import F1, METRICS, Answers, f1_of
-from raffm_ray.data.sources import told_parts
+from raffm_ray.data.metrics import F1, METRICS, Answers, defined, f1_of
+from raffm_ray.data.sources import ABOUT, told_about, told_parts
 from raffm_ray.data.task_types import TASK_TYPES
 from raffm_ray.settings.task_and_model import TaskSettings
 
@@ -114,8 +114,8 @@ def ready_splits(name: str, data: Any) -> dict[str, Examples]:
         if len(set(lengths.values())) > 1:
             raise UserError(f"task {name!r}: arrays of one length are expected, got {lengths}")
         labels = columns.pop("labels")
-        groups = columns.pop("group", None)
-        found[split] = Examples(columns, labels, *(() if groups is None else groups_of(np.asarray(groups))))
+        about = {role: np.asarray(columns.pop(role)) for role in ABOUT if role in columns}
+        found[split] = Examples(columns, labels, **told_about(about))
     return found
 
 
@@ -177,6 +177,10 @@ def parts_of_arrays(
             return lambda answers: f1_of(positive, answers, part.labels)
         return lambda answers: METRICS[metric].score(answers, part.labels)
 
+    def client_score(answers: Answers, indices: Indices) -> float | None:
+        part = Examples({}, owned.labels_of(indices))
+        return defined(metric, part.labels, lambda: scored(part)(answers))
+
     labels = label_count(TASK_TYPES[kind], kind, None, everything)
     return {
         "labels": labels,
@@ -184,6 +188,7 @@ def parts_of_arrays(
         "clients": owned,
         "held_out": held,
         "score": scored(held),
+        "client_score": client_score,
         "validation": validation,
         "validation_score": None if validation is None else scored(validation),
         "notes": (*notes_on_classes(everything, None), *told) if labels and kind != "text_regression" else (),

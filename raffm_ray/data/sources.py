@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import file_digest, sha256
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.basics.errors import SECRET, UserError, near_miss
+from raffm_ray.data.examples import UNOWNED, owner_of
 from raffm_ray.data.layouts import BUILDERS, Origin, Place, Splits, ending, in_memory, load, of_split, splits_in
 
 
@@ -138,3 +140,36 @@ def divide(
 def told_parts(public: int, validation: int, held_out: int) -> str:
     """How many examples the parts take that are not the clients', as an error says it."""
     return f"{public} public{f', {validation} validation' if validation else ''} and {held_out} held-out examples"
+
+
+def _owners(values: NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """[examples]: the number of each one's owner, owners in their order, `UNOWNED` where there is none; and the owners' names."""
+    owned = np.array([owner_of(value) is not None for value in values.tolist()], dtype=bool)
+    groups = np.full(len(values), UNOWNED, dtype=np.int64)
+    names, groups[owned] = np.unique(values[owned], return_inverse=True)
+    return groups, tuple(map(str, names.tolist()))
+
+
+def _times(values: NDArray[Any]) -> NDArray[np.int64]:
+    """[examples]: each one's place in the order of these numbers, dates or texts; equal ones share a place."""
+    if any(owner_of(value) is None for value in values.tolist()):
+        raise UserError("task.columns.time: the column has empty cells")
+    try:
+        return np.unique(values, return_inverse=True)[1].astype(np.int64)
+    except TypeError:
+        raise UserError("task.columns.time: values of several kinds have no order") from None
+
+
+ABOUT = ("group", "time")
+"""Roles of columns that say something about examples, and are no input of a model."""
+
+
+def told_about(columns: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """The fields of `Examples` that follow from the columns of the roles in `ABOUT`, of those that there are. Raises UserError for times that
+    have no order."""
+    found: dict[str, Any] = {}
+    if "group" in columns:
+        found["groups"], found["group_names"] = _owners(columns["group"])
+    if "time" in columns:
+        found["times"] = _times(columns["time"])
+    return found

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from raffm_ray.basics.errors import UserError, shortened
 from raffm_ray.data.encoding import Columns, Pictures, Words, cached, spans, values_of
-from raffm_ray.data.examples import IGNORED, Column, Examples, Ragged, groups_of, owner_of, ragged
-from raffm_ray.data.metrics import F1, METRICS, Answers, Writing, f1_of
+from raffm_ray.data.examples import IGNORED, Column, Examples, Indices, Ragged, owner_of, ragged
+from raffm_ray.data.metrics import F1, METRICS, Answers, Writing, defined, f1_of
 from raffm_ray.data.packing import packed
-from raffm_ray.data.sources import Rows
+from raffm_ray.data.sources import ABOUT, Rows, told_about
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class Loading:
         """The tokenizer. Raises UserError where the model has none."""
         if self.words is None:
             raise UserError(
-                f"task {self.name!r} holds texts, and the model has no tokenizer: set model.tokenizer to a folder or hub name, or to "
-                "all-MiniLM-L6-v2, which a Python package carries"
+                f"task {self.name!r} holds texts, and the model has no tokenizer: set model.tokenizer to a folder or hub name"
             )
         return self.words
 
@@ -145,12 +144,12 @@ class TaskType:
     columns: Mapping[str, str]
     read: Callable[[Rows, Loading], Columns]
     metrics: tuple[str, ...]
-    optional: tuple[str, ...] = ("group",)
+    optional: tuple[str, ...] = ("group", "time")
     read_packed: Callable[[Rows, Loading], Columns] | None = None
 
 
 _TEXT = {"text": "text", "label": "label"}
-_OPTIONAL = ("text_pair", "group")
+_OPTIONAL = ("text_pair", "group", "time")
 _OF_CLASSES = ("accuracy", "f1", "f1_macro", "f1_micro", "f1_weighted", "matthews")
 TASK_TYPES: dict[str, TaskType] = {
     "text_classification": TaskType(
@@ -226,6 +225,28 @@ def scorer(
     return score
 
 
+def client_scorer(
+    metric: str, rows: Rows, loading: Loading, clients: tuple[Examples, Columns], positive: int = 1
+) -> Callable[[Answers, Indices], float | None]:
+    """As `scorer`, of answers on any of the clients' examples, told by their indices; None where the metric is not defined on these."""
+    examples, beside = clients
+
+    def score(answers: Answers, indices: Indices) -> float | None:
+        part, own, there = Examples({}, examples.labels_of(indices)), rows, Columns()
+        if METRICS[metric].written:
+            own, there = rows.select(indices), {"order": np.arange(len(indices))}
+        elif "first" in beside:
+            first, last, row_of = (beside[name] for name in ("first", "last", "row"))
+            assert isinstance(first, Ragged)
+            assert isinstance(last, Ragged)
+            assert isinstance(row_of, np.ndarray)
+            places, again = np.unique(row_of[indices], return_inverse=True)
+            own, there = rows.select(places), {"first": first.part(indices), "last": last.part(indices), "row": again}
+        return defined(metric, part.labels, lambda: scorer(metric, own, loading, (part, there), positive)(answers))
+
+    return score
+
+
 def _score_of_texts(metric: str, rows: Rows, loading: Loading, order: Column) -> Callable[[Answers], float]:
     """What compares the tokens that a model wrote, [examples, positions] with -1 behind them, with the whole targets of the rows in this order."""
     assert isinstance(order, np.ndarray)
@@ -248,13 +269,13 @@ def examples_of(rows: Rows, kind: TaskType, loading: Loading) -> tuple[Examples,
     beside: Columns = {name: columns.pop(name) for name in ("row", "first", "last") if name in columns}
     if isinstance(kept := beside.get("row"), np.ndarray) and "first" not in beside:
         rows = rows.select(kept)
-    groups, names = None, tuple[str, ...]()
-    if "group" in loading.columns:
-        groups, names = groups_of(np.array([owner_of(value) or "" for value in values_of(rows, loading.columns["group"])]))
-        if len(groups) != len(columns["labels"]):
-            raise UserError("task.columns.group: only for tasks in which every row is one example")
     labels = columns.pop("labels")
-    return Examples(columns, labels, groups, names), beside
+    about = {role: values_of(rows, loading.columns[role]) for role in ABOUT if role in loading.columns}
+    if "group" in about:
+        about["group"] = [owner_of(value) or "" for value in about["group"]]
+    if about and len(rows) != len(labels):
+        raise UserError(f"task.columns.{next(iter(about))}: only for tasks in which every row is one example")
+    return Examples(columns, labels, **told_about({role: np.array(values) for role, values in about.items()})), beside
 
 
 def by_length(examples: Examples, beside: Columns) -> tuple[Examples, Columns]:

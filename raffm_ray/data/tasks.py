@@ -14,13 +14,13 @@ from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.basics.registry import Table
 from raffm_ray.basics.seeding import generator
 from raffm_ray.data.encoding import Pictures, Words
-from raffm_ray.data.examples import Examples, Ragged, batch_length, sorted_batch_length
+from raffm_ray.data.examples import Examples, Indices, Ragged, batch_length, sorted_batch_length
 from raffm_ray.data.labels import classes_of, label_count, notes_on_classes, positive_class
 from raffm_ray.data.layouts import Splits, in_memory
 from raffm_ray.data.metrics import F1, METRICS, Answers, Writing
 from raffm_ray.data.own_data import digits, own_rows, parts_of_arrays, ready_splits, splits_of
 from raffm_ray.data.sources import Rows, divide, open_splits, split_of
-from raffm_ray.data.task_types import TASK_TYPES, Loading, TaskType, by_length, examples_of, scorer
+from raffm_ray.data.task_types import TASK_TYPES, Loading, TaskType, by_length, client_scorer, examples_of, scorer
 from raffm_ray.settings.task_and_model import TaskSettings
 
 
@@ -31,6 +31,8 @@ class Task:
     `labels`: how many classes, 1 for a number, None where the head has none. `score`: answers on the held-out part -> the metric.
     `validation`: examples that nobody trains on either, by which a run may stop or choose its best round, and their score.
     `notes`: what a user should know about the data. `writing`: how answers in words are written, None where the metric takes others.
+    `client_score`: answers on some of the clients' examples and their indices -> the metric, None where it is not defined on these;
+    `client_rows`: the row that each was cut from, None where every row is one.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Task:
     validation_score: Callable[[Answers], float] | None = None
     notes: tuple[str, ...] = ()
     writing: Writing | None = None
+    client_score: Callable[[Answers, Indices], float | None] | None = None
+    client_rows: Indices | None = None
 
     @property
     def parts(self) -> dict[str, Examples]:
@@ -251,6 +255,8 @@ def load_task(
         validation_score=scorer(metric, validating, loading, validation, positive) if validation and validating else None,
         notes=(*notes_on_classes(everything, classes, numbers), *told) if labels and recipe.kind != "text_regression" else (),
         writing=loading.writing() if METRICS[metric].written else None,
+        client_score=client_scorer(metric, owned, loading, clients, positive),
+        client_rows=row_of if "first" in clients[1] and isinstance(row_of := clients[1]["row"], np.ndarray) else None,
     )
 
 

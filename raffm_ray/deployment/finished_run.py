@@ -19,7 +19,7 @@ from raffm_ray.reports.run_report import report_of, result_table, write_report
 from raffm_ray.reports.run_story import lead
 from raffm_ray.runs.callbacks import Callback, OnRound
 from raffm_ray.runs.locations import fresh_folder
-from raffm_ray.runs.reader import read_clients, read_rounds, read_summary
+from raffm_ray.runs.reader import read_clients, read_evaluations, read_rounds, read_summary
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import load, resolved
@@ -56,6 +56,11 @@ class Run:
     def clients(self) -> "pd.DataFrame":
         """A row for every client in every round, in order."""
         return _frame(read_clients(self.folder))
+
+    @cached_property
+    def evaluations(self) -> "pd.DataFrame":
+        """A row for every measured client and model in every evaluated round, in order; empty without `evaluation.clients`."""
+        return _frame(read_evaluations(self.folder))
 
     @cached_property
     def baselines(self) -> dict[str, "Run"]:

@@ -3,6 +3,7 @@
 Open to other packages:
 
 - `baselines`: the strategies that an experiment's own is compared with
+- `client_parts`: which of a client's examples it trains on, and which measure it
 - `defaults`: learning rates and epochs that the user leaves open
 - `equal_resources`: budgets and rounds that hold a resource equal over strategies
 - `pinning`: data and models from the hub at one commit
@@ -26,6 +27,7 @@ Start reading at `prepare`.
 
 __all__ = [
     "baselines",
+    "client_parts",
     "defaults",
     "equal_resources",
     "pace_search",

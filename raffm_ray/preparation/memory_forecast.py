@@ -152,7 +152,11 @@ def heap_bytes(prepared: Prepared, seen: "_Rounds") -> dict[str, int]:
     found = {
         "train": max((_training_bytes(prepared, costs, work.context, work) for work in seen.all), default=0),
         "evaluate": max(
-            costs[plan].bytes + min(size, len(prepared.task.held_out)) * (costs[plan].inference_bytes - costs[plan].bytes)
+            costs[plan].bytes
+            + min(
+                size, max(len(prepared.task.held_out), sum(len(prepared.parts.held_out[one]) for one in prepared.parts.measured))
+            )
+            * (costs[plan].inference_bytes - costs[plan].bytes)
             for plan in (Plan(), *seen.plans.values())
         ),
     }

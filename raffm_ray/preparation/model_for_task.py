@@ -90,12 +90,14 @@ def _try_objective(objective: Objective, name: str, output: Any, labels: Tensor)
         )
 
 
-def class_weights(asked: str | Mapping[str, float], task: Task, count: int) -> tuple[float, ...]:
+def class_weights(
+    asked: str | Mapping[str, float], task: Task, count: int, may_train: NDArray[np.bool_] | None = None
+) -> tuple[float, ...]:
     """[count]: what an example of each class counts in the loss; empty where all count the same.
 
     `balanced`: n / (k x n_c) with n_c examples of a class, n of all, and k classes that occur, in the clients' part (King and Zeng 2001,
-    section 4.2; scikit-learn's `balanced`); 1 for a class that does not occur. Raises UserError for data without classes, and for an
-    unknown class.
+    section 4.2; scikit-learn's `balanced`); 1 for a class that does not occur. `may_train`: [examples], which of the part count, all where
+    it is None. Raises UserError for data without classes, and for an unknown class.
     """
     labels = task.clients.labels
     if asked == "none":
@@ -103,6 +105,7 @@ def class_weights(asked: str | Mapping[str, float], task: Task, count: int) -> t
     if not isinstance(labels, np.ndarray) or labels.dtype.kind != "i" or labels.ndim != 1:
         raise UserError(f"task.class_weights: {asked!r} is for classes, and task {task.name!r} has none")
     if isinstance(asked, str):
+        labels = labels if may_train is None else labels[may_train]
         counts = np.bincount(labels, minlength=count)
         return tuple(np.where(counts > 0, len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)), 1.0).tolist())
     names = list(task.class_names) or [str(number) for number in range(count)]

@@ -1,7 +1,7 @@
 """Checks and loads everything that a run needs. Every mistake is found before training starts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,9 @@ from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.models.pretrained_weights import new_parameters
 from raffm_ray.models.stacked_modules import why_not_stacked
 from raffm_ray.pool.gpu_sharing import worker_bytes
+from raffm_ray.preparation.client_parts import ClientParts, client_parts
 from raffm_ray.preparation.defaults import with_defaults
-from raffm_ray.preparation.model_for_task import architecture_for
+from raffm_ray.preparation.model_for_task import architecture_for, class_weights
 from raffm_ray.preparation.pinning import pinned
 from raffm_ray.server.clock import LATE_POLICIES
 from raffm_ray.server.device_type_plans import device_type_plans, training_view
@@ -47,13 +48,15 @@ from raffm_ray.subnetworks.size_specific import size_specific_names
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checked experiment with its data, model description and fleet."""
+    """A checked experiment with its data, model description and fleet. `shares`: by client, indices of the examples that it trains on;
+    `label_distribution`: of all that clients own."""
 
     setup: Setup
     task: Task
     foundation: Foundation
     shares: tuple[NDArray[np.int64], ...]
     label_distribution: LabelDistribution
+    parts: ClientParts
 
     def runner(self) -> ClientRunner:
         """What a worker needs."""
@@ -226,6 +229,11 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
     shares = partition(_goes_by(experiment, task), experiment.clients, generator(experiment.seed, "partition"), own)
     label_distribution = label_distribution_of(shares, _classes(task), task.class_names)
     device_types = _devices(experiment, task, label_distribution, shares_of_fleet)
+    parts = client_parts(experiment, task, shares, device_types)
+    if len(parts.all_held_out) and architecture.class_weights:
+        may_train, count = parts.may_train(len(task.clients)), len(architecture.class_weights)
+        weights = class_weights(experiment.task.class_weights, task, count, may_train)
+        architecture = replace(architecture, class_weights=weights)
     budgets = _budgets(experiment, architecture, list(shares_of_fleet), profiles.devices)
     awake = AVAILABILITY.chosen(experiment.clock.availability, own)
     availability = awake(experiment.clock, experiment.seed, experiment.clients.count)
@@ -235,13 +243,21 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
         strategy=strategy,
         budgets=budgets,
         device_types=device_types,
-        examples=label_distribution.sizes.tolist(),
+        examples=[len(share) for share in parts.trained],
         devices=profiles.devices,
         availability=availability,
         not_stacked=not_stacked(experiment, architecture),
+        unseen=frozenset(np.flatnonzero(parts.unseen).tolist()),
     )
     check_start(setup)
-    return Prepared(setup=setup, task=task, foundation=foundation, shares=tuple(shares), label_distribution=label_distribution)
+    return Prepared(
+        setup=setup,
+        task=task,
+        foundation=foundation,
+        shares=parts.trained,
+        label_distribution=label_distribution,
+        parts=parts,
+    )
 
 
 def not_stacked(experiment: Experiment, architecture: Architecture) -> str | None:

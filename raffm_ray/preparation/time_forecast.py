@@ -7,6 +7,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.clients.messages import Call, Job, RoundContext, Update
@@ -119,20 +120,25 @@ def _wall(pool: Pool, state: ServerState, calls: Sequence[Call]) -> float:
     return perf_counter() - began
 
 
-def _padded(examples: Examples, start: int, stop: int) -> float:
+def _padded(examples: Examples, chosen: NDArray[np.int64]) -> float:
     """Positions of a batch of these examples, filled up to the longest; one each where they are no texts."""
     lengths = examples.lengths()
-    return float(stop - start) * (1 if lengths is None else int(lengths[start:stop].max(initial=1)))
+    return float(len(chosen)) * (1 if lengths is None else int(lengths[chosen].max(initial=1)))
 
 
 def _evaluation_flops(prepared: Prepared, calls: Sequence[Call]) -> float:
     """Of evaluation calls, with every batch as long as it is padded to rather than as the mean one."""
     setup, total, passes = prepared.setup, 0.0, 1 + (prepared.task.writing.most if prepared.task.writing else 0)
     for call in calls:
-        number, start, stop, validating = call.arguments
-        examples = prepared.task.validation if validating else prepared.task.held_out
-        assert examples is not None
-        total += setup.costs(call.context.plans[number]).forward_flops * _padded(examples, start, stop) * passes
+        number, *where = call.arguments
+        if call.method == "evaluate_clients":
+            padded = _padded(prepared.task.clients, where[0])
+        else:
+            start, stop, validating = where
+            examples = prepared.task.validation if validating else prepared.task.held_out
+            assert examples is not None
+            padded = _padded(examples, np.arange(start, stop))
+        total += setup.costs(call.context.plans[number]).forward_flops * padded * passes
     return total
 
 
@@ -140,7 +146,7 @@ def _evaluating(prepared: Prepared, state: ServerState, calls: Sequence[Call], p
     """Seconds of a FLOP: of the first examples of some calls, twice, the first time uncounted."""
     few = [
         call._replace(arguments=(number, start, min(stop, start + EVALUATED), validating))
-        for call in calls[: max(1, pool.workers)]
+        for call in [call for call in calls if call.method == "evaluate"][: max(1, pool.workers)]
         for number, start, stop, validating in [call.arguments]
     ]
     few = [few[at % len(few)] for at in range(max(1, pool.workers))]

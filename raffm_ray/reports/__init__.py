@@ -19,6 +19,7 @@ Used inside only:
 - `comparison_picture`: the picture of a comparison
 - `profile_picture`: where real time went
 - `unit_picture`: units kept by each device type
+- `client_figures`: what every client gets: pictures and tables
 - `figure_data`: what pictures are drawn from, as CSV
 
 Imports `basics`, `data`, `subnetworks`, `runs`.

@@ -46,7 +46,7 @@ def lead(content: Mapping[str, Any]) -> list[str]:
 def _table(content: Mapping[str, Any]) -> Table:
     headings, rows = headings_and_rows(content)
     cells = [
-        [Cell(text, order) for text, order in zip(row, orders(one), strict=True)]
+        [Cell(text, order) for text, order in zip(row, orders(content, one), strict=True)]
         for row, one in zip(rows, content["strategies"].values(), strict=True)
     ]
     sign = f" in {unit(content['metric'])}" if unit(content["metric"]) else ""

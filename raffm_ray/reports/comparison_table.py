@@ -12,8 +12,11 @@ from raffm_ray.basics.formatting import counted, human_bytes, human_flops, human
 from raffm_ray.basics.tables import WordTable
 from raffm_ray.data.metrics import shown, unit
 from raffm_ray.reports.seed_statistics import (
+    CLIENT_MEASURES,
+    CLIENT_NOTE,
     Statistic,
     error_of_share,
+    measures_of_clients,
     paired_difference,
     statistic,
     told_difference,
@@ -61,7 +64,10 @@ def comparison_content(summaries: Summaries) -> dict[str, Any]:
             "rounds": own[0]["rounds"],
             "strategy": own[0]["strategy"],
             "salience": own[0].get("salience"),
-            **{measure: statistic([value(summary) for summary in own]) for measure, value in MEASURES.items()},
+            **{
+                measure: statistic([value(summary) for summary in own])
+                for measure, value in {**MEASURES, **CLIENT_MEASURES}.items()
+            },
             "device_types": {
                 device: statistic([summary["device_types"][device]["metric"] for summary in own])
                 for device in first["device_types"]
@@ -99,21 +105,6 @@ def differences(summaries: Summaries) -> dict[str, dict[str, Any]]:
     return found
 
 
-def progress(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[float | None]]:
-    """{round, mean, standard_error} of the full model's metric over a strategy's seeds, of the rounds that all evaluated.
-
-    `runs`: the records of rounds of every seed.
-    """
-    by_round = [{row["round"]: row["metric"] for row in rows if row["metric"] is not None} for rows in runs]
-    shared = [number for number in by_round[0] if all(number in one for one in by_round)]
-    found = [statistic([one[number] for one in by_round]) for number in shared]
-    return {
-        "round": list(shared),
-        "mean": [one["mean"] for one in found],
-        "standard_error": [one["standard_error"] for one in found],
-    }
-
-
 def with_error(metric: str, value: Statistic) -> str:
     """`97.1 ± 0.3`; without the error where there is one seed, `-` where there is no value."""
     if value["mean"] is None:
@@ -122,8 +113,14 @@ def with_error(metric: str, value: Statistic) -> str:
     return shown(metric, value["mean"]) + ("" if error is None else f" ± {shown(metric, error)}")
 
 
-def _metrics(metric: str, one: Mapping[str, Any]) -> list[str]:
-    return [with_error(metric, one[measure]) for measure in ("full_model", "worst_device_type", "curve_area")]
+def _metric_headings(content: Mapping[str, Any]) -> dict[str, str]:
+    """Measure -> its heading; those of clients only where some were measured."""
+    measured = any(one.get("worst_tenth", {}).get("mean") is not None for one in content["strategies"].values())
+    return METRIC_HEADINGS | (CLIENT_HEADINGS if measured else {})
+
+
+def _metrics(content: Mapping[str, Any], one: Mapping[str, Any]) -> list[str]:
+    return [with_error(content["metric"], one[measure]) for measure in _metric_headings(content)]
 
 
 def _costs(one: Mapping[str, Any]) -> list[str]:
@@ -135,7 +132,8 @@ def _costs(one: Mapping[str, Any]) -> list[str]:
     return [human_flops(flops), human_bytes(moved), human_seconds(seconds), human_joules(joules), kept]
 
 
-METRIC_HEADINGS = ("full model", "worst device type", "mean over sizes")
+METRIC_HEADINGS = {"full_model": "full model", "worst_device_type": "worst device type", "curve_area": "mean over sizes"}
+CLIENT_HEADINGS = {"worst_tenth": "worst tenth", "device_type_gap": "gap"}
 COST_HEADINGS = ("FLOPs", "bytes", "time*", "energy*", "budgets")
 
 
@@ -163,14 +161,14 @@ def tables(content: Mapping[str, Any]) -> list[Table]:
     headline = WordTable(title=title(content), box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     device_types = WordTable(title="each device type's own subnetwork", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for table, headings in (
-        (headline, (*METRIC_HEADINGS, *COST_HEADINGS)),
+        (headline, (*_metric_headings(content).values(), *COST_HEADINGS)),
         (device_types, next(iter(strategies.values()))["device_types"]),
     ):
         table.add_column("strategy", no_wrap=True)
         for heading in headings:
             table.add_column(heading.replace("_", " "), justify="right")
     for name, one in strategies.items():
-        headline.add_row(name, *_metrics(metric, one), *_costs(one))
+        headline.add_row(name, *_metrics(content, one), *_costs(one))
         device_types.add_row(name, *(with_error(metric, value) for value in one["device_types"].values()))
     return [headline, device_types]
 
@@ -185,6 +183,7 @@ def notes(content: Mapping[str, Any], differences: bool = True) -> list[str]:
         *(_told_of_seeds(content) if differences else []),
         *_told_of_the_paper(content),
         *NOTES,
+        *([CLIENT_NOTE] if len(_metric_headings(content)) > len(METRIC_HEADINGS) else []),
         *_told_of_equals(content),
         *_told_of_tuning(content),
         *told_of_lacks(
@@ -257,18 +256,20 @@ def headings_and_rows(content: Mapping[str, Any]) -> tuple[list[str], list[list[
     device_types = [name.replace("_", " ") for name in next(iter(strategies.values()))["device_types"]]
     rows = []
     for name, one in strategies.items():
-        full, *others = _metrics(metric, one)
+        full, *others = _metrics(content, one)
         rows.append([name, full, *(with_error(metric, value) for value in one["device_types"].values()), *others, *_costs(one)])
-    return ["strategy", METRIC_HEADINGS[0], *device_types, *METRIC_HEADINGS[1:], *COST_HEADINGS], rows
+    first, *more = _metric_headings(content).values()
+    return ["strategy", first, *device_types, *more, *COST_HEADINGS], rows
 
 
-def orders(one: Mapping[str, Any]) -> list[float | None]:
+def orders(content: Mapping[str, Any], one: Mapping[str, Any]) -> list[float | None]:
     """The numbers that a strategy's cells of `headings_and_rows` are sorted by."""
+    _, *metrics = _metric_headings(content)
     costs = ("flops_a_client", "bytes", "simulated_seconds", "energy_joules", "over_budget")
     values = [
         one["full_model"],
         *one["device_types"].values(),
-        *(one[measure] for measure in ("worst_device_type", "curve_area", *costs)),
+        *(one[measure] for measure in (*metrics, *costs)),
     ]
     return [None, *(value["mean"] for value in values)]
 
@@ -287,10 +288,11 @@ def rows_of_runs(summaries: Summaries) -> str:
     text = io.StringIO()
     device_types = list(next(iter(next(iter(summaries.values())).values()))["device_types"])
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["strategy", "seed", "rounds", "start", *MEASURES, *device_types, "params_sha256"])
+    measures = {**MEASURES, **measures_of_clients([one for by_seed in summaries.values() for one in by_seed.values()])}
+    writer.writerow(["strategy", "seed", "rounds", "start", *measures, *device_types, "params_sha256"])
     for name, by_seed in summaries.items():
         for seed, summary in by_seed.items():
-            measured = [value(summary) for value in MEASURES.values()]
+            measured = [value(summary) for value in measures.values()]
             own = [summary["device_types"][device]["metric"] for device in device_types]
             row = [name, seed, summary["rounds"], summary["start"], *measured, *own, summary["params_sha256"]]
             writer.writerow(["" if value is None else value for value in row])

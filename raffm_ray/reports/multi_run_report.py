@@ -12,10 +12,10 @@ from raffm_ray.reports.comparison_table import (
     Summaries,
     comparison_content,
     markdown,
-    progress,
     rows_of_runs,
 )
 from raffm_ray.reports.run_report import import_metric
+from raffm_ray.reports.seed_statistics import progress
 from raffm_ray.runs.reader import of_a_run, read_configuration, read_rounds, read_summary
 from raffm_ray.runs.recorder import write_json
 

@@ -1,6 +1,6 @@
 """What several seeds say of a difference: means, standard errors, paired intervals. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import sqrt
 from typing import Any
 
@@ -15,6 +15,30 @@ SHARES = ("accuracy", "exact_match")
 """Metrics that are a share of right answers among all held-out examples."""
 
 
+CLIENT_MEASURES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "worst_tenth": lambda summary: _of_clients(summary, lambda own: own["worst_tenth"]),
+    "device_type_gap": lambda summary: _of_clients(summary, lambda own: own["device_type_gap"]["gap"]),
+}
+"""What is compared of clients on their own held-out examples, each with its own subnetwork: name -> its value in a run's summary."""
+
+
+CLIENT_NOTE = (
+    "worst tenth, gap: of clients on their own held-out examples, each with its own subnetwork: mean of the worst tenth of them; between the device "
+    "types whose clients do best and worst on average"
+)
+
+
+def _of_clients(summary: Mapping[str, Any], value: Callable[[Mapping[str, Any]], float]) -> float | None:
+    """None where no clients were measured."""
+    own = (summary.get("client_metrics") or {}).get("own")
+    return value(own) if own else None
+
+
+def measures_of_clients(summaries: Iterable[Mapping[str, Any]]) -> Mapping[str, Callable[[Mapping[str, Any]], float | None]]:
+    """`CLIENT_MEASURES`, none where no run measured clients."""
+    return CLIENT_MEASURES if any(one.get("client_metrics") for one in summaries) else {}
+
+
 def statistic(values: Sequence[float | None]) -> Statistic:
     """Mean and standard error of the mean, s / sqrt(n) with s over n - 1, of one value a seed.
 
@@ -24,6 +48,21 @@ def statistic(values: Sequence[float | None]) -> Statistic:
     whole = bool(known) and len(known) == len(values)
     error = float(np.std(known, ddof=1) / np.sqrt(len(known))) if whole and len(known) > 1 else None
     return {"mean": float(np.mean(known)) if whole else None, "standard_error": error, "values": list(values)}
+
+
+def progress(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[float | None]]:
+    """{round, mean, standard_error} of the full model's metric over a strategy's seeds, of the rounds that all evaluated.
+
+    `runs`: the records of rounds of every seed.
+    """
+    by_round = [{row["round"]: row["metric"] for row in rows if row["metric"] is not None} for rows in runs]
+    shared = [number for number in by_round[0] if all(number in one for one in by_round)]
+    found = [statistic([one[number] for one in by_round]) for number in shared]
+    return {
+        "round": list(shared),
+        "mean": [one["mean"] for one in found],
+        "standard_error": [one["standard_error"] for one in found],
+    }
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:

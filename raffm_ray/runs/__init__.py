@@ -20,6 +20,7 @@ Used inside only:
 - `extending`: makes a longer run of one that began with fewer rounds
 - `summary`: computes rows of the records and the content of `summary.json`
 - `hints`: what is said where a run learns nothing, or slowly
+- `client_metrics`: what every client gets, on its own held-out examples
 - `loggers`: what is told to TensorBoard, MLflow and others
 
 Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`, `server`, `pool`, `preparation`.

@@ -8,12 +8,15 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pyarrow import Table
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.messages import Call, RoundContext
 from raffm_ray.data.tasks import Task
 from raffm_ray.pool.worker_pool import Pool
+from raffm_ray.preparation.client_parts import ClientParts
+from raffm_ray.runs.client_metrics.request import client_calls
 from raffm_ray.runs.summary import Evaluation
 from raffm_ray.server.device_type_plans import copies, device_type_plans, view_of
 from raffm_ray.server.early_stopping import watched_metric
@@ -39,26 +42,31 @@ def run_request(question: EvaluationRequest[T], state: ServerState, pool: Pool) 
         return question.answer(told)
 
 
-def request_metrics(
-    setup: Setup, state: ServerState, plans: Sequence[Plan], task: Task, validating: bool = False
-) -> EvaluationRequest[list[tuple[float, float]]]:
-    """(metric, mean loss of a target) of every plan's subnetwork of the state's parameters, on the held-out or validation part."""
-    experiment = setup.experiment
-    examples, score = (task.validation, task.validation_score) if validating else (task.held_out, task.score)
-    assert examples is not None
-    assert score is not None
-    size, count_examples = experiment.evaluation.batch_size, len(examples)
-    slices = [(start, min(start + size, count_examples)) for start in range(0, count_examples, size)]
-    context = RoundContext(
-        seed=experiment.seed,
+def _context(setup: Setup, state: ServerState, plans: Sequence[Plan]) -> RoundContext:
+    """Of an evaluation of these plans."""
+    return RoundContext(
+        seed=setup.experiment.seed,
         round=state.round,
         plans=tuple(plans),
-        local=experiment.local,
+        local=setup.experiment.local,
         learning_rate=0.0,
         norms=state.norms,
         size_specific=setup.size_specific,
         copies=copies(setup, state, plans),
     )
+
+
+def request_metrics(
+    setup: Setup, state: ServerState, plans: Sequence[Plan], task: Task, validating: bool = False
+) -> EvaluationRequest[list[tuple[float, float]]]:
+    """(metric, mean loss of a target) of every plan's subnetwork of the state's parameters, on the held-out or validation part."""
+    size = setup.experiment.evaluation.batch_size
+    examples, score = (task.validation, task.validation_score) if validating else (task.held_out, task.score)
+    assert examples is not None
+    assert score is not None
+    count_examples = len(examples)
+    slices = [(start, min(start + size, count_examples)) for start in range(0, count_examples, size)]
+    context = _context(setup, state, plans)
     passes = 1 + (task.writing.most if task.writing else 0)  # a token takes one
     asked = [(number, *part) for number in range(len(plans)) for part in slices]
     calls = [
@@ -93,14 +101,21 @@ def measure(
     return run_request(request_metrics(setup, state, plans, task, validating), state, pool)
 
 
-def request_evaluation(setup: Setup, state: ServerState, task: Task) -> EvaluationRequest[Evaluation]:
-    """The full model and every device type's subnetwork, on the held-out part and, where there is one, the validation part."""
+def request_evaluation(
+    setup: Setup, state: ServerState, task: Task, clients: ClientParts | None = None
+) -> EvaluationRequest[Evaluation]:
+    """The full model and every device type's subnetwork, on the held-out part and, where there is one, the validation part; with `clients` also on
+    the own held-out examples of those that are measured."""
     by_device_type = device_type_plans(setup, state)
     plans = list(dict.fromkeys([Plan(), *by_device_type.values()]))
     parts = [
         request_metrics(setup, state, plans, task, validating)
         for validating in (False, True)[: 1 + (task.validation is not None)]
     ]
+
+    of_clients: list[EvaluationRequest[Table]] = []
+    if clients is not None and len(clients.measured):
+        of_clients = [EvaluationRequest(*client_calls(setup, _context(setup, state, plans), by_device_type, task, clients))]
 
     def answer(results: Sequence[Any]) -> Evaluation:
         of_device_type, full, start = [], [], 0
@@ -111,12 +126,14 @@ def request_evaluation(setup: Setup, state: ServerState, task: Task) -> Evaluati
             full.append(measured[0])
             of_device_type.append({name: measured[plans.index(plan)][0] for name, plan in by_device_type.items()})
         found = Evaluation(*full[0], of_device_type[0], by_device_type)
+        if of_clients:
+            found = replace(found, clients=of_clients[0].answer(results[start:]))
         if len(parts) == 1:
             return found
         watched = watched_metric(setup.experiment.evaluation.watch, task.metric, full[1][0], list(of_device_type[1].values()))
         return replace(found, validation=watched, validation_metric=full[1][0], validation_device_type_metrics=of_device_type[1])
 
-    return EvaluationRequest([call for part in parts for call in part.calls], answer)
+    return EvaluationRequest([call for part in [*parts, *of_clients] for call in part.calls], answer)
 
 
 def _check_finite(

@@ -9,9 +9,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from raffm_ray.basics.errors import BadUpdateError, ClientError, UserError
+from raffm_ray.basics.errors import BadUpdateError, UserError
 from raffm_ray.basics.formatting import counted
 from raffm_ray.clients.messages import Call, Update
+from raffm_ray.clients.update_checks import check_sum
 from raffm_ray.data.shares import by_device, write_shares
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.pace_search import rank_with_pace
@@ -19,6 +20,7 @@ from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.public_calibration import public_statistics
 from raffm_ray.preparation.run_forecast import RunForecast, held_line
 from raffm_ray.runs.callbacks import Listeners
+from raffm_ray.runs.client_metrics.statistics import client_summary, told
 from raffm_ray.runs.evaluation import EvaluationRequest, curve_of, evaluate, request_evaluation, run_request
 from raffm_ray.runs.extending import recorded_extensions
 from raffm_ray.runs.hints import hint_at_end, hint_at_start
@@ -93,7 +95,7 @@ def run_round(
             told.append(small)
             continue
         with pool.profile.during("add"), np.errstate(over="ignore", invalid="ignore"):  # it is looked for below
-            _check_sum(part, state.parameters, work, len(updates))
+            check_sum(part, state.parameters, work.context.round, work.blocks[len(updates)])
             if len(updates) < len(work.blocks) - work.late:
                 np.add(summed.numpy(), part, out=summed.numpy())
             else:
@@ -104,16 +106,6 @@ def run_round(
         raise BadUpdateError(f"round {work.context.round}: the sum of its updates is beyond the range of float32")
     with pool.profile.during("evaluate"):
         return summed, updates, late, None if beside is None else beside.answer(told)
-
-
-def _check_sum(part: Any, parameters: Tensor, work: Round, block: int) -> None:
-    """Raises ClientError for a block's sum that is none of the flat parameters': own code of a client may return anything."""
-    kind, shape = getattr(part, "dtype", type(part)), getattr(part, "shape", ())
-    if kind != np.float32 or shape != tuple(parameters.shape):
-        clients = ", ".join(str(job.client) for job in work.blocks[block])
-        raise ClientError(
-            f"round {work.context.round}, block of clients {clients}: its sum is {kind} {shape}, not float32 {tuple(parameters.shape)}"
-        )
 
 
 @dataclass(frozen=True)
@@ -170,7 +162,7 @@ def _next_round(
     question = None
     if is_evaluated(experiment, state.round):
         with pool.profile.during("plan"):
-            question = request_evaluation(setup, state, prepared.task)
+            question = request_evaluation(setup, state, prepared.task, prepared.parts)
     return FinishedRound(state=state, work=work, updates=updates, ranked=ranked, question=question), before
 
 
@@ -191,18 +183,21 @@ def _complete(
     state = with_best_round(setup, ended.state, metric, now.validation if now else None)
     rows = client_rows(setup, ended.work, ended.updates)
     refused = [(row.client, why) for row in rows for why in (row.refused, row.statistics_refused) if why]
-    told = f"round {state.round}: refused: {', '.join(f'client {client} ({why})' for client, why in refused)}"
+    reason = f"round {state.round}: refused: {', '.join(f'client {client} ({why})' for client, why in refused)}"
     if refused and setup.experiment.server.bad_updates == "stop":
-        raise BadUpdateError(f"{told} (server.bad_updates: stop)")
+        raise BadUpdateError(f"{reason} (server.bad_updates: stop)")
     if refused and not any(row.refused or row.statistics_refused for row in recorder.clients):
-        display.console.print(f"note: {told}; later ones are only counted", highlight=False)
+        display.console.print(f"note: {reason}; later ones are only counted", highlight=False)
     recorder.complete(
         round_row(setup=setup, work=ended.work, rows=rows, measured=now, ranked=ended.ranked, phases=phases),
         rows,
         state,
+        now.clients if now else None,
     )
     if now is not None:
         display.evaluated(state.round, metric, now.metric, now.device_type_metrics)
+        if now.clients is not None:
+            _tell(display.console, f"{setup.experiment.strategy.name}: {told(metric, now.clients)}")
     if state.round == 0 and (hint := hint_at_start(setup.experiment, prepared.task, recorder.rounds[-1])):
         _tell(display.console, hint)
     return state
@@ -242,12 +237,11 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
             pool.profile.spent("pretrain", environment.pretraining_seconds)
             first, work, updates = _first_ranking(prepared, first, pool, display)
             with pool.profile.during("plan"):
-                ended = FinishedRound(
-                    state=first, work=work, updates=updates, ranked=True, question=request_evaluation(setup, first, prepared.task)
-                )
+                question = request_evaluation(setup, first, prepared.task, prepared.parts)
+                ended = FinishedRound(state=first, work=work, updates=updates, ranked=True, question=question)
         present = ended.state if ended else state
         if environment.forecast and present is not None and not is_finished(setup, present):
-            asked = request_evaluation(setup, present, prepared.task).calls
+            asked = request_evaluation(setup, present, prepared.task, prepared.parts).calls
             _tell(console, environment.forecast.time_line(prepared, present, asked, pool))
         while state is None or ended is not None or not is_finished(setup, state):
             if ended is None:
@@ -284,6 +278,8 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
     if experiment.evaluation.sizes:
         console.print(f"{experiment.strategy.name}: measuring {experiment.evaluation.sizes} sizes between", highlight=False)
     summary |= curve_of(setup, state, pool, prepared.task, measured) | {"made_from": recorder.origin, "extensions": extensions}
+    clients = recorder.evaluations(state.round)
+    summary["client_metrics"] = client_summary(prepared.task.metric, clients, list(setup.budgets)) if clients else None
     words = prepared.foundation.words
     used = dict(zip(measured.device_type_plans, copies(setup, state, list(measured.device_type_plans.values())), strict=True))
     own = saved_copies(state.parameters, setup.architecture, setup.size_specific, used)

@@ -31,6 +31,11 @@ FORMER_COLUMNS = {
 """What earlier versions called a column of the records -> what it is called now."""
 
 
+def evaluations_name(number: int) -> str:
+    """Where in a run's folder a round's measured clients are recorded, where there are any."""
+    return f"evaluations/round-{number:06d}.parquet"
+
+
 def how_to_resume(folder: Path) -> str:
     """How to go on with the run in a folder that is not finished, as the end of an error; nothing where there is none."""
     there = (folder / "config.yaml").is_file() and not (folder / SUMMARY).is_file()
@@ -50,10 +55,15 @@ def of_a_run(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: its records or summary are damaged, or not those of a run of this version: {told}") from error
 
 
+def read_table(path: Path) -> pa.Table:
+    """A record as it is stored. Raises OSError, ValueError or ArrowException for what is none."""
+    return pq.ParquetFile(BytesIO(read_whole(path)), page_checksum_verification=True).read()
+
+
 def read_record(path: Path) -> list[dict[str, Any]]:
     """The rows of a record, columns of earlier versions under the names that they have now. Raises OSError, ValueError or ArrowException
     for what is none."""
-    rows = pq.ParquetFile(BytesIO(read_whole(path)), page_checksum_verification=True).read().to_pylist()
+    rows = read_table(path).to_pylist()
     return [{FORMER_COLUMNS.get(name, name): value for name, value in row.items()} for row in rows]
 
 
@@ -65,6 +75,19 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
 def read_clients(folder: Path) -> list[dict[str, Any]]:
     """The records of a run's clients, in the order of rounds and clients. Raises UserError when there are none or one is damaged."""
     return _records(folder, "clients")
+
+
+def read_evaluations(folder: Path, number: int | None = None) -> list[dict[str, Any]]:
+    """What was measured of clients on their own held-out examples after a round, or after all rounds, in their order. Raises UserError where it is
+    missing or damaged."""
+    every = sorted((folder / evaluations_name(0)).parent.glob("round-*.parquet"))
+    rows: list[dict[str, Any]] = []
+    for path in every if number is None else [folder / evaluations_name(number)]:
+        try:
+            rows += read_record(path)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{path}: missing, or damaged or not a record of clients' evaluations: {in_short(error)}") from None
+    return rows
 
 
 def _records(folder: Path, part: str) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import named_parameters
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import Checkpoint
-from raffm_ray.runs.reader import SUMMARY, how_to_resume
+from raffm_ray.runs.reader import SUMMARY, evaluations_name, how_to_resume, read_table
 from raffm_ray.server.early_stopping import last_common_round
 from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
@@ -165,8 +165,12 @@ def digest_of(before: str, contents: Sequence[bytes]) -> str:
 
 
 def _parquet(kind: type, rows: Sequence[Any]) -> bytes:
+    return _written(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema_of(kind)))
+
+
+def _written(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema_of(kind)), sink, write_page_checksum=True)
+    pq.write_table(table, sink, write_page_checksum=True)
     return bytes(sink.getvalue().to_pybytes())
 
 
@@ -211,10 +215,12 @@ class Recorder:
         check_origin(self.folder, self.origin, origin)
         self.origin |= origin
 
-    def complete(self, row: RoundRow, clients: Sequence[ClientRow], state: ServerState) -> None:
+    def complete(
+        self, row: RoundRow, clients: Sequence[ClientRow], state: ServerState, evaluations: pa.Table | None = None
+    ) -> None:
         """Records a round, then `state`, the server's after it: no checkpoint ever speaks of records that are not on the disk."""
         try:
-            self.add(row, clients)
+            self.add(row, clients, evaluations)
             every, self.state = self.experiment.checkpoint.every, state
             if every and row.round % every == 0:
                 kept = Checkpoint(state.with_frozen(torch.empty(0)), self.origin, self._digest)
@@ -224,15 +230,27 @@ class Recorder:
         except OSError as error:
             raise UserError(f"{self.folder}: round {row.round} cannot be written: {error.strerror}") from None
 
-    def add(self, row: RoundRow, clients: Sequence[ClientRow]) -> None:
-        """Records one round: one Parquet file each."""
+    def add(self, row: RoundRow, clients: Sequence[ClientRow], evaluations: pa.Table | None = None) -> None:
+        """Records one round: one Parquet file each, of measured clients where there are any. They are not kept here."""
         self.rounds.append(row)
         self.clients.extend(clients)
-        contents = _parquet(RoundRow, [row]), _parquet(ClientRow, clients)
-        for name, content in zip(record_names(row.round), contents, strict=True):
+        contents, names = [_parquet(RoundRow, [row]), _parquet(ClientRow, clients)], list(record_names(row.round))
+        measured = self.folder / evaluations_name(row.round)
+        if evaluations is not None:
+            measured.parent.mkdir(exist_ok=True)
+            contents.append(_written(evaluations))
+            names.append(evaluations_name(row.round))
+        elif measured.exists():  # of a shorter run, whose last round it was
+            measured.unlink()
+        for name, content in zip(names, contents, strict=True):
             write_atomically(self.folder / name, content)
             self._unsynced |= {self.folder / name, (self.folder / name).parent}
         self._digest = digest_of(self._digest, contents)
+
+    def evaluations(self, number: int) -> pa.Table | None:
+        """What is recorded of the clients that were measured after a round; None where none were."""
+        path = self.folder / evaluations_name(number)
+        return read_table(path) if path.is_file() else None
 
     def finish(
         self,

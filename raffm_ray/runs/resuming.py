@@ -18,7 +18,7 @@ from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.runs.extending import MAY_CHANGE, check_goes_on, differing, earlier_experiments
-from raffm_ray.runs.reader import SUMMARY, read_record
+from raffm_ray.runs.reader import SUMMARY, evaluations_name, read_record
 from raffm_ray.runs.recorder import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
 from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
@@ -50,7 +50,10 @@ FREE = (
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
 FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
 """Those of runs whose checkpoints hold a digest of the places too."""
-LATER = ("fleet.keeps_frozen", "local.batches", "model.frozen_precision")
+OF_CLIENTS = ("clients.held_out", "clients.unseen", "evaluation.clients")
+FREE_BEFORE_OWN_PARTS = (*FREE, *OF_CLIENTS)
+"""Those of runs from before clients had held-out examples of their own."""
+LATER = ("fleet.keeps_frozen", "local.batches", "model.frozen_precision", *OF_CLIENTS)
 FREE_BEFORE_KEPT = (*FREE, *LATER)
 """Those of runs from before there were these settings."""
 ADDED = ("model.seed", "plugin_settings", "task.objective", "local.client_update", "clients.missing_group", *LATER)
@@ -79,6 +82,15 @@ FREE_AT_FIRST = (
     *ADDED,
 )
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
+_EVERY_FREE = (
+    FREE,
+    FREE_BEFORE_OWN_PARTS,
+    FREE_BEFORE_KEPT,
+    FREE_SINCE_PLUGINS,
+    FREE_BEFORE_PLUGINS,
+    FREE_WITHOUT_PLACES,
+    FREE_AT_FIRST,
+)
 
 
 def experiment_digest(experiment: Experiment, free: Sequence[str] = FREE, former: bool = False) -> str:
@@ -98,7 +110,7 @@ def origin_of(prepared: Prepared) -> dict[str, str]:
     """Digests of what an experiment is made from besides its settings, by the setting that names it."""
     setup, task = prepared.setup, prepared.task
     trace, shares = setup.experiment.clock.trace, sha256()
-    for share in prepared.shares:
+    for share in (*prepared.shares, *(part for part in prepared.parts.held_out if len(part))):
         shares.update(share.tobytes() + b"|")
     fleet = repr([dict(setup.devices), dict(setup.budgets), list(setup.device_types)])
     return {
@@ -149,10 +161,7 @@ def opened(folder: Path, experiment: Experiment, tell: Tell, begun: Experiment |
     before = begun or experiment
     same = [experiment, before, *earlier_experiments(folder, before)]
     if recorder.origin.get("config.yaml") in {
-        experiment_digest(one, free, former)
-        for one in same
-        for free in (FREE, FREE_BEFORE_KEPT, FREE_SINCE_PLUGINS, FREE_BEFORE_PLUGINS, FREE_WITHOUT_PLACES, FREE_AT_FIRST)
-        for former in (False, True)
+        experiment_digest(one, free, former) for one in same for free in _EVERY_FREE for former in (False, True)
     }:
         recorder.origin |= digest
     recorder.made_from(digest)
@@ -232,6 +241,8 @@ def _digests(folder: Path) -> list[str]:
     for number in count():
         try:
             contents = [read_whole(folder / name) for name in record_names(number)]
+            if (measured := folder / evaluations_name(number)).is_file():
+                contents.append(read_whole(measured))
         except OSError:
             return digests[1:]
         digests.append(digest_of(digests[-1], contents))

@@ -14,9 +14,9 @@ from torch import Tensor
 from raffm_ray.basics.files import locked
 from raffm_ray.basics.machine import return_freed_memory
 from raffm_ray.clients.local_training import one_thread
-from raffm_ray.data.data_summary import data_summary
 from raffm_ray.pool.worker_pool import Pool, check_pool, open_pool
 from raffm_ray.preparation.baselines import check_baselines, with_protocol, with_strategy
+from raffm_ray.preparation.client_parts import data_lines
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.run_forecast import RunForecast
 from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters
@@ -189,7 +189,7 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
     setup, padded = prepared.setup, prepared.setup.architecture.positions.get("tokens")
     beside = {one.shown: with_strategy(prepared, one) for one in experiment.baselines}
     state, tell = with_ruled_pace(setup, plain_state(setup.architecture)), _teller(console)
-    for line in data_summary(prepared.task, prepared.shares, experiment.task.max_length, padded):
+    for line in data_lines(prepared.task, prepared.parts, experiment.task.max_length, padded):
         tell(line)
     idle = sorted(set(experiment.fleet.budgets) - set(setup.budgets))
     unused = (f"fleet.budgets.{name} is not used: no client of this fleet has that device" for name in idle)

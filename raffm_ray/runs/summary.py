@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
+import pyarrow as pa
+
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.machine import peak_rss_bytes
 from raffm_ray.clients.messages import Report, Update
@@ -22,7 +24,7 @@ class Evaluation:
     """The metric and loss of the full model, and the metric of every device type's subnetwork, on the held-out part.
 
     `validation`: what `evaluation.watch` names, on the validation part; `validation_metric`, `validation_device_type_metrics`: the same two on it.
-    None and nothing where there is none.
+    None and nothing where there is none. `clients`: a table of `client_metrics.request.SCHEMA`, None where no clients are measured.
     """
 
     metric: float
@@ -32,6 +34,7 @@ class Evaluation:
     validation: float | None = None
     validation_metric: float | None = None
     validation_device_type_metrics: dict[str, float] = field(default_factory=dict)
+    clients: pa.Table | None = None
 
 
 def client_row(setup: Setup, work: Round, visit: Visit, report: Report) -> ClientRow:
@@ -249,7 +252,7 @@ def summarize(
         "flops": sum(flops) if None not in (flops := [row.flops for row in rounds]) else None,
         "wasted_bytes": state.clock.wasted_bytes + sum(cost.bytes_down + cost.bytes_up for cost in unused),
         "wasted_joules": state.clock.wasted_joules + sum(cost.energy_joules for cost in unused),
-        "clients_without_data": sum(count == 0 for count in setup.examples),
+        "clients_without_data": sum(count == 0 for count in setup.examples) - len(setup.unseen),
         "rejected_updates": sum(not row.accepted for row in clients),
         "round_wall_seconds": [row.wall_seconds for row in rounds if row.round > 0],
         "driver_peak_rss_bytes": peak_rss_bytes(),

@@ -44,7 +44,7 @@ def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: s
 @dataclass(frozen=True)
 class Setup:
     """What does not change during a run. `budgets`: by device type, weakest first; `device_types`: that of every client;
-    `devices`: all device types that are known; `availability`: who is awake when; `not_stacked`: why clients must be trained one by one, None
+    `examples`: how many each trains on; `unseen`: the clients that are kept from training; `devices`: all device types that are known; `availability`: who is awake when; `not_stacked`: why clients must be trained one by one, None
     where they need not."""
 
     experiment: Experiment
@@ -56,6 +56,7 @@ class Setup:
     devices: Mapping[str, Device]
     availability: Availability
     not_stacked: str | None = None
+    unseen: frozenset[int] = frozenset()
 
     @property
     def cutting(self) -> Cutting:

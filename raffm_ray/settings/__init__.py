@@ -4,6 +4,7 @@ Open to other packages:
 
 - `experiment`: every setting of an experiment
 - `task_and_model`: settings of the data and of the model
+- `evaluation`: settings of evaluation
 - `strategy`: settings of a strategy, and of its baselines
 - `execution`: settings of the pool and of checkpoints
 - `loading`: reads YAML and flags; every mistake is one line
@@ -26,6 +27,7 @@ Start reading at `experiment`.
 __all__ = [
     "base",
     "description",
+    "evaluation",
     "execution",
     "experiment",
     "former_values",

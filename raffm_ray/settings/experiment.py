@@ -7,8 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from raffm_ray.basics.registry import own_settings
 from raffm_ray.settings.base import FILE, Settings, changed_values
 from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
+from raffm_ray.settings.evaluation import EvaluationSettings
 from raffm_ray.settings.execution import CheckpointSettings, PoolSettings
-from raffm_ray.settings.former_values import PRESENT_VALUES
 from raffm_ray.settings.plugins import PluginSettings
 from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
 from raffm_ray.settings.task_and_model import ModelSettings, TaskSettings
@@ -43,6 +43,19 @@ class ClientSettings(Settings):
         default="refuse",
         description="for the partition `natural`: what happens where examples have no value in the column `task.columns.group`: `refuse` ends with "
         "their number, `drop` gives them to nobody",
+    )
+    held_out: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="part of every client's examples that measures this client and is never trained on: at least one example of a client with two or "
+        "more, each class in proportion; with the column `task.columns.time`, the latest ones; 0: none",
+    )
+    unseen: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="part of every device type's clients that never train; all their examples measure them; 0: none",
     )
 
     @model_validator(mode="after")
@@ -133,37 +146,6 @@ class ServerSettings(Settings):
         default="refuse",
         description="what happens to updates that are longer than that or not finite: `refuse` does not use them, `stop` ends the run",
     )
-
-
-class EvaluationSettings(Settings):
-    """When the full model and every device type's subnetwork are measured on the held-out part, and what the validation part decides."""
-
-    every: int = Field(default=5, ge=1, description="rounds between two evaluations; the last round is always evaluated")
-    batch_size: int = Field(default=256, ge=1, description="examples that are evaluated at once")
-    patience: int | None = Field(
-        default=None,
-        ge=1,
-        description="evaluations without improvement of the validation value after which the run stops; default: never",
-    )
-    keep_best: bool = Field(
-        default=False,
-        description="whether the run keeps the model of the round with the best validation value, instead of the last round",
-    )
-    watch: Literal["full_model", "worst", "mean"] = Field(
-        default="mean",
-        description="the validation value: of the full model (`full_model`), of the worst device type's subnetwork (`worst`), or the mean of the full model and all "
-        "device types (`mean`)",
-    )
-    sizes: int = Field(
-        default=7,
-        ge=0,
-        description="how many sizes between the smallest device type's subnetwork and the full model are measured at the end, although nobody trained them; 0: none",
-    )
-
-    @field_validator("watch", mode="before")
-    @classmethod
-    def _present(cls, given: Any) -> Any:
-        return PRESENT_VALUES["evaluation", "watch"].get(given, given) if isinstance(given, str) else given
 
 
 class ClockSettings(Settings):

@@ -25,7 +25,7 @@ class TaskSettings(Settings):
     )
     columns: dict[str, str] = Field(
         default={},
-        description="mapping from a role to the column that has it; roles are `text`, `text_pair`, `label`, `image`, `group` and others",
+        description="mapping from a role to the column that has it; roles are `text`, `text_pair`, `label`, `image`, `group`, `time` and others",
     )
     train: str = Field(default="train", description="split of the data set from which the examples of server and clients come")
     held_out: str | float | None = Field(

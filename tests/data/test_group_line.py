@@ -5,14 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 
 from raffm_ray.data.data_summary import group_line
-from raffm_ray.data.examples import Examples, groups_of
+from raffm_ray.data.examples import Examples
 from raffm_ray.data.partition import iid, natural
+from raffm_ray.data.sources import told_about
 from raffm_ray.settings.experiment import ClientSettings
 
 
 def line(partition, clients: int, *groups: tuple[str, int]) -> str | None:
-    places, names = groups_of(np.repeat([name for name, _ in groups], [count for _, count in groups]))
-    examples = Examples({}, np.zeros(len(places)), places, names)
+    about = told_about({"group": np.repeat([name for name, _ in groups], [count for _, count in groups])})
+    places = about["groups"]
+    examples = Examples({}, np.zeros(len(places)), **about)
     owner = partition(places, ClientSettings(count=clients, per_round=1), np.random.default_rng(0))
     shares = [np.flatnonzero(owner == client) for client in range(clients)]
     return group_line(SimpleNamespace(clients=examples), shares)

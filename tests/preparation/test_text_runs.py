@@ -22,6 +22,7 @@ from raffm_ray.models.model_config import parse_config
 from raffm_ray.models.pretrained_weights import Source, pretrained_weights
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.preparation.starting_parameters import starting_parameters
+from raffm_ray.runs.reader import read_evaluations
 from raffm_ray.runs.recorder import parameters_sha256
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.settings.experiment import Experiment
@@ -66,8 +67,9 @@ def test_every_kind_of_task_runs_from_files_to_a_checkpoint(name, model, tokeniz
     public = {"public": 1, "max_length": 26} if name == "squad" else {}
     written = {"metric": "rouge_l"} if model == "t5_gated" else {}
     task = {"name": name, "data": str(data), "held_out": "validation", **public, **written}
-    changes = {"clients": {"count": 3, "per_round": 2, "partition": "iid"}} if name == "squad" else {}
-    chosen = text_experiment(task, model, tokenizer, **changes)
+    clients = {"count": 3, "per_round": 2} if name == "squad" else {"count": 6, "per_round": 4}
+    clients |= {"partition": "iid", "held_out": 0.3}
+    chosen = text_experiment(task, model, tokenizer, clients=clients, evaluation={"clients": "all"})
     if name == "squad":
         chosen.model.config["max_position_embeddings"] = 40
     summary = simulate(chosen, tmp_path / "run")
@@ -80,6 +82,12 @@ def test_every_kind_of_task_runs_from_files_to_a_checkpoint(name, model, tokeniz
     assert np.isfinite(values).all()
     sizes = {device_type["params"] for device_type in summary["device_types"].values()}
     assert len(sizes) == 3
+    measured = read_evaluations(tmp_path / "run", 2)
+    assert len({row["client"] for row in measured}) > 1
+    assert all(np.isfinite(row["loss"]) for row in measured)
+    known = [row["metric"] for row in measured if row["metric"] is not None]
+    assert np.isfinite(known).all()
+    assert known or summary["metric"] == "matthews"  # of so few examples, the true classes may all be the same
     final = tmp_path / "run" / "checkpoints" / "final"
     loaded = HEADS[prepare(chosen).task.head].from_pretrained(final).eval()
     assert sum(p.numel() for p in loaded.parameters()) == summary["params"]

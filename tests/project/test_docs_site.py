@@ -232,7 +232,10 @@ def differences(content: Any, documented: set[str]) -> set[str]:
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    simulate(tiny_experiment(rounds=1, evaluation={"sizes": 1}, baselines=["smallest"]), folder)
+    clients = {"count": 12, "per_round": 5, "held_out": 0.2, "unseen": 0.1}
+    simulate(
+        tiny_experiment(rounds=1, clients=clients, evaluation={"sizes": 1, "clients": "all"}, baselines=["smallest"]), folder
+    )
     return folder
 
 
@@ -240,6 +243,7 @@ def test_every_column_of_the_records_is_described(run_folder: Path) -> None:
     for section, file in (
         ("rounds", "rounds/round-000001.parquet"),
         ("clients", "clients/round-000001.parquet"),
+        ("evaluations", "evaluations/round-000001.parquet"),
         ("shares-parquet", "shares.parquet"),
     ):
         assert list(stored(pq.read_schema(run_folder / file)).items()) == list(rows_of(section).items())
@@ -255,6 +259,7 @@ def test_every_key_of_a_summary_is_described(run_folder: Path) -> None:
     summary = json.loads((run_folder / "summary.json").read_text())
     documented = set(rows_of("summary-json"))
     assert differences(summary, documented) == set()
+    assert differences(summary["client_metrics"], set(rows_of("client-metrics"))) == set()
     del summary["device_types"]["v100"]["params"]
     assert differences({**summary, "planted": 1}, documented) == {"+planted"}
     assert differences(summary, documented | {"gone", "device_types.<device>.gone"}) == {"-gone", "-device_types.<device>.gone"}

@@ -1,6 +1,7 @@
 """Tables: values stand under their own headings, and are sorted by their own numbers."""
 
 from raffm_ray.reports.comparison_table import comparison_content, headings_and_rows, notes, orders
+from raffm_ray.reports.seed_statistics import CLIENT_MEASURES
 
 
 def value(mean: float) -> dict[str, float | None]:
@@ -13,7 +14,8 @@ def test_every_value_stands_under_its_heading() -> None:
     spent = {"bytes": value(2000.0), "simulated_seconds": value(3.0), "energy_joules": value(4.0)}
     spent |= {"flops_a_client": value(5e9), "over_budget": value(0.25)}
     strategy = {"device_types": device_types, **measured, **spent}
-    headings, (row,) = headings_and_rows({"metric": "accuracy", "strategies": {"raffm": strategy}})
+    content = {"metric": "accuracy", "strategies": {"raffm": strategy}}
+    headings, (row,) = headings_and_rows(content)
     assert dict(zip(headings, row, strict=True)) == {
         "strategy": "raffm",
         "full model": "75.0",
@@ -27,7 +29,7 @@ def test_every_value_stands_under_its_heading() -> None:
         "energy*": "4 J",
         "budgets": "over 25%",
     }
-    numbers = dict(zip(headings, orders(strategy), strict=True))
+    numbers = dict(zip(headings, orders(content, strategy), strict=True))
     assert numbers == {
         "strategy": None,
         "full model": 0.75,
@@ -41,6 +43,22 @@ def test_every_value_stands_under_its_heading() -> None:
         "energy*": 4.0,
         "budgets": 0.25,
     }
+
+
+def test_columns_of_clients_are_there_where_some_were_measured() -> None:
+    measures = ("full_model", "worst_device_type", "curve_area", "bytes", "simulated_seconds", "energy_joules", "flops_a_client")
+    strategy = {"device_types": {}, **{name: value(0.5) for name in (*measures, "over_budget")}}
+    with_clients = {**strategy, "worst_tenth": value(0.25), "device_type_gap": value(0.0625)}
+    without = {**strategy, "worst_tenth": {"mean": None, "standard_error": None}}
+    contents = [{"metric": "accuracy", "strategies": {"raffm": one}} for one in (with_clients, without)]
+    (headings, (row,)), (fewer, _) = (headings_and_rows(content) for content in contents)
+    numbers = dict(zip(headings, orders(contents[0], with_clients), strict=True))
+    assert dict(zip(headings, row, strict=True)).items() >= {"worst tenth": "25.0", "gap": "6.2"}.items()
+    assert (numbers["worst tenth"], numbers["gap"]) == (0.25, 0.0625)
+    assert [name for name in headings if name not in fewer] == ["worst tenth", "gap"]
+    summary = {"client_metrics": {"own": {"worst_tenth": 0.25, "device_type_gap": {"gap": 0.0625}}}}
+    assert [one(summary) for one in CLIENT_MEASURES.values()] == [0.25, 0.0625]
+    assert [one({"client_metrics": None}) for one in CLIENT_MEASURES.values()] == [None, None]
 
 
 def told_of_raffm(*runs: tuple[str, str, str | None]) -> list[str]:

@@ -31,7 +31,7 @@ FLEET = {
     "shares": {"raspberry_pi_4": 0.5, "v100": 0.5},
     "budgets": {"raspberry_pi_4": {"params": 0.6}, "v100": {"params": 1.0}},
 }
-EVALUATION = {"every": 1, "keep_best": False, "sizes": 0}
+EVALUATION = {"every": 1, "keep_best": False, "sizes": 0, "clients": "all"}
 FOUR, SIX = ({**RICH, "fleet": FLEET, "evaluation": EVALUATION, "rounds": rounds} for rounds in (4, 6))
 
 

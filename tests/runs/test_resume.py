@@ -95,7 +95,7 @@ def test_control_another_seed_leaves_something_else(undisturbed, out) -> None:
 def test_interrupted_anywhere_again_and_again(undisturbed, seed, out) -> None:
     rng, interruptions = random.Random(seed), 0
     while not (out / "summary.json").is_file():
-        MOMENTS.interrupt(out, rng.randint(1, 90))  # going on from the last round to the end takes 52
+        MOMENTS.interrupt(out, rng.randint(1, 90))  # going on from the last round to the end takes fewer
         try:
             go(out, **RICH)
         except Interrupted:
@@ -180,8 +180,9 @@ def test_a_damaged_checkpoint_is_not_used_and_that_is_said(undisturbed, copy) ->
     assert outcome(copy) == undisturbed
 
 
-def test_a_damaged_record_is_written_again(undisturbed, copy) -> None:
-    record = copy / "clients" / "round-000002.parquet"
+@pytest.mark.parametrize("part", ["clients", "evaluations"])
+def test_a_damaged_record_is_written_again(undisturbed, part, copy) -> None:
+    record = copy / part / "round-000002.parquet"
     content = bytearray(record.read_bytes())
     content[len(content) // 2] ^= 1
     record.write_bytes(content)

@@ -1,0 +1,24 @@
+"""What came of a client's training, before its change is added to others'."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from raffm_ray.clients.messages import Job
+
+
+class TrainingResult(NamedTuple):
+    """What came of a client's training: mean loss, examples by plan, its change, flat in its plan's order without what is frozen, and its part of the seconds
+    where it was trained together with others."""
+
+    loss: float
+    seen: dict[int, int]
+    change: Tensor
+    seconds: float = 0.0
+
+
+def by_plan(seen: Mapping[int | None, int], job: Job) -> dict[int, int]:
+    """Examples by plan, from those by the place among the job's prefixes, None for its own plan."""
+    assert job.plan is not None
+    return {job.plan if position is None else job.prefixes[position]: count for position, count in seen.items()}
