@@ -27,7 +27,6 @@ def _start_ahead(experiment: "Experiment") -> None:
 
 def _show(summary: dict[str, Any], folder: Path, mirror: "Mirror | None" = None) -> int:
     """A finished run's table, and where its picture, report and records are."""
-
     from raffm_ray.basics.formatting import standard_output
     from raffm_ray.reports.run_report import report_of
     from raffm_ray.reports.run_story import summary_table
@@ -277,7 +276,8 @@ def shares(
     if image.exists():
         raise UserError(f"--out {image}: exists; nothing is overwritten")
 
-    from raffm_ray.basics.formatting import standard_output
+    from raffm_ray.basics.formatting import counted, standard_output
+    from raffm_ray.data.data_summary import group_line
     from raffm_ray.data.shares import by_device, share_table
     from raffm_ray.preparation.prepare import prepare
     from raffm_ray.reports.drawing import save
@@ -285,7 +285,7 @@ def shares(
 
     prepared = prepare(experiment)
     label_distribution, devices = prepared.label_distribution, by_device(prepared.setup.device_types, prepared.setup.budgets)
-    title = f"{experiment.name}: {prepared.setup.experiment.clients.partition}, {experiment.clients.count:,} clients, seed {experiment.seed}"
+    title = f"{experiment.name}: {prepared.setup.experiment.clients.partition}, {counted(experiment.clients.count, 'client')}, seed {experiment.seed}"
     figure = picture_of_shares(label_distribution, devices, title)
     try:
         image.parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +293,7 @@ def shares(
     except OSError as error:
         raise UserError(f"--out {image}: cannot be written: {error.strerror}") from None
     console = standard_output()
-    console.print(share_table(label_distribution, devices, title))
+    console.print(share_table(label_distribution, devices, title, group_line(prepared.task, prepared.parts.owned)))
     if left := len(prepared.task.clients) - int(label_distribution.sizes.sum()):
         console.print(f"{left:,} of {len(prepared.task.clients):,} examples are nobody's", highlight=False)
     console.print(f"picture: {image}", highlight=False, soft_wrap=True)

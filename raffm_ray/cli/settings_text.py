@@ -28,15 +28,17 @@ def top_keys(command: str) -> set[str]:
     return set((Study if command == "study" else Experiment).model_fields)
 
 
-def _lines(setting: Setting, values: Any = None, tables: bool = False) -> Iterator[str]:
-    """One setting. `values`: nested settings whose own value is shown; `tables`: whether names of tables are listed, which takes imports."""
+def _lines(setting: Setting, values: Any = None, tables: bool = False, entry: bool = False) -> Iterator[str]:
+    """One setting. `values`: nested settings whose own value is shown; `tables`: whether names of tables are listed, which takes imports;
+    `entry`: whether it is of the entries of a list, which have no flags of their own."""
     here = ""
     if values is not None and "<" not in setting.path:
         for key in setting.path.split("."):
             values = values[key]
         here = f"; here: {'none' if values is None else values if isinstance(values, str) else json.dumps(values)}"
     kind = setting.type.replace("`", "").replace("≥", ">=").replace("≤", "<=")  # whatever a terminal's letters are
-    told = f"--{setting.path}  {kind}; default: {setting.default.strip('`')}{here}"
+    flag = setting.path.rpartition(".")[2] if entry else f"--{setting.path}"
+    told = f"{flag}  {kind}; default: {setting.default.strip('`')}{here}"
     yield from wrap(told, _width(), initial_indent="  ", subsequent_indent=" " * 8, break_on_hyphens=False)
     meaning = setting.meaning
     for name in TABLE.findall(meaning) if tables else ():
@@ -47,14 +49,17 @@ def _lines(setting: Setting, values: Any = None, tables: bool = False) -> Iterat
 
 def _grouped(model: type[BaseModel], values: Any = None, only: Sequence[str] | None = None, tables: bool = False) -> str:
     """All settings of a model, or `only` some, group by group."""
+    found = list(groups(model))
+    lists = {f"{one.path}.<name>" for *_, own in found for one in own if one.type.startswith("list of groups")}
     parts = []
-    for path, group, own in groups(model):
+    for path, group, own in found:
         shown = [setting for setting in own if only is None or setting.path in only]
         if shown:
-            title = f"{path}: {' '.join((getdoc(group) or '').split())}" if path else "At the top:"
-            parts.append(
-                "\n".join([*wrap(title, _width()), "", *(line for one in shown for line in _lines(one, values, tables))])
-            )
+            entry, meaning = path in lists, " ".join((getdoc(group) or "").split())
+            name = f"entries of the list `{path.removesuffix('.<name>')}`" if entry else path
+            title = f"{name}: {meaning}" if path else "At the top:"
+            lines = (line for one in shown for line in _lines(one, values, tables, entry))
+            parts.append("\n".join([*wrap(title, _width()), "", *lines]))
     return "\n\n".join(parts)
 
 

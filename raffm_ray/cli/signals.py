@@ -10,15 +10,21 @@ from shlex import quote
 from raffm_ray.basics.errors import BadUpdateError, ClientError, WorkerLostError
 
 
+def _what_now(folder: Path, url: str) -> str:
+    if any((folder / "rounds").glob("round-*.parquet")):
+        return f"raffm-ray resume {quote(url or str(folder))} goes on"
+    if (folder / "config.yaml").is_file() and not url:  # a URL gets its first copy with the first record
+        return f"no round was recorded yet: raffm-ray resume {quote(str(folder))} begins again at the ranking of the parameters"
+    return "nothing was recorded yet: the same command begins again"
+
+
 @contextmanager
 def telling_how_to_resume(folder: Path, url: str = "") -> Iterator[None]:
     """Adds to whatever ends a run before its time how to go on with it: from its folder, or the URL that has a copy of it."""
     try:
         yield
     except (KeyboardInterrupt, WorkerLostError, ClientError, BadUpdateError) as error:
-        begun = (folder / "config.yaml").is_file()
-        told = f"raffm-ray resume {quote(url or str(folder))} goes on" if begun else "nothing was recorded yet"
-        raise type(error)(f"{error}; {told}") from None
+        raise type(error)(f"{error}; {_what_now(folder, url)}") from None
 
 
 @contextmanager

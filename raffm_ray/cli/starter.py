@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ KNOWN = {
 }
 TEXT_MODELS = ("distilbert-base-uncased", "bert-base-uncased", "roberta-base")
 """Pretrained models that one would name, the first where nothing is on this machine; `KNOWN`: for kinds of tasks that need others."""
+MOST_TOKENS, TOKENS_OF_A_WORD = 512, 1.3
+"""The largest `max_length` that is chosen; about how many tokens a word of English has."""
+PACKED = "language_modelling"
+"""The kind of task whose texts are joined."""
 MOST_CLIENTS, FEW, MANY_GROUPS = 100, 20, 5
 FEW_RANK = (
     "salience:",
@@ -63,6 +68,8 @@ def command(data: str, task: str | None, model: str | None, out: Path) -> int:
     columns = columns_of(rows)
     roles = roles_of(columns)
     kind = task or task_of(roles, columns)
+    if kind is not None and "label" not in TASK_TYPES[kind].columns:
+        roles = roles_of(columns, labelled=False)
     if kind is None:
         there = ", ".join(f"{column.name} ({column.kind})" for column in columns)
         raise UserError(f"init: {data}: no kind of task fits its columns: {there}; --task names one of {', '.join(TASK_TYPES)}")
@@ -78,7 +85,7 @@ def command(data: str, task: str | None, model: str | None, out: Path) -> int:
         "data": _beside(data, out.parent),
         "roles": roles,
         "split": split,
-        "held_out": held_out or 0.2,
+        "held_out": held_out or 0.25,
         "rows": len(rows),
     }
     chosen, local = _model(kind, model, by_name.get(roles.get("image", "")), out.parent)
@@ -102,8 +109,7 @@ def _roles(kind: TaskType, found: Mapping[str, str], columns: Sequence[Column], 
         raise UserError(
             f"init: {data}: no column looks like the {missing[0]} of {name}{near_miss(missing[0], there, listed=True)}: give it that name"
         )
-    optional = kind.optional if name not in ("question_answering", "language_modelling", "sequence_to_sequence") else ()
-    return {**roles, **{role: found[role] for role in optional if role in found}}
+    return {**roles, **{role: found[role] for role in kind.optional if role in found}}
 
 
 def _named(word: str) -> str:
@@ -126,20 +132,19 @@ def _beside(data: str, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Model:
-    """The section `model`, as lines of YAML; `pretrained`: whether it is; `choice`: what is said of it."""
+    """The section `model`, as lines of YAML; `choice`: what is said of it."""
 
     lines: Sequence[str]
-    pretrained: bool
     choice: Choice
 
 
 def _model(kind: str, named: str | None, image: Column | None, folder: Path) -> tuple[Model, bool]:
     """The model of a kind of task, and whether it is on this machine."""
     known = KNOWN.get(kind, TEXT_MODELS)
-    others = f"others: {', '.join(known)}, or the folder of a model"
+    others = f"others: {', '.join(known[1:])}, or the folder of a model"
     if named:
         local = named in PACKAGED or os.path.exists(os.path.expanduser(named))
-        return Model([f"  pretrained: {_quoted(_beside(named, folder))}"], True, Choice("model", named, "as you say")), local
+        return Model([f"  pretrained: {_quoted(_beside(named, folder))}"], Choice("model", named, "as you say")), local
     if image is not None:
         size = min(64, max(8, 8 * round(image.size / 8)))
         config = {
@@ -158,19 +163,28 @@ def _model(kind: str, named: str | None, image: Column | None, folder: Path) -> 
             f"  config: {{{', '.join(f'{key}: {value}' for key, value in config.items())}}}",
             "  pretrain: {epochs: 20}   # on the public images, before round 1",
         ]
-        return Model(
-            lines, False, Choice("model", "a small ViT, drawn at random", f"runs at once; better: --model {known[0]}")
-        ), True
+        return Model(lines, Choice("model", "a small ViT, drawn at random", f"runs at once; better: --model {known[0]}")), True
     packaged, (module, *_) = next(iter(PACKAGED.items()))
     if kind in KNOWN or find_spec(module) is None:
         why = "fetched from the hub at the first run"
         lines = [f"  pretrained: {known[0]}   # {why}", f"  # {others}"]
-        return Model(lines, True, Choice("model", known[0], f"{why}; --model names another")), False
+        return Model(lines, Choice("model", known[0], f"{why}; --model names another")), False
     lines = [
         f"  pretrained: {packaged}   # small, and on this machine: it runs at once",
         f"  # For better results name a larger one: {', '.join(known)} (from the hub), or the folder of a model.",
     ]
-    return Model(lines, True, Choice("model", packaged, f"is on this machine; better, from the hub: --model {known[0]}")), True
+    return Model(lines, Choice("model", packaged, f"is on this machine; better, from the hub: --model {known[0]}")), True
+
+
+def _length(texts: Sequence[Sequence[int]]) -> int:
+    """Tokens to keep, by the words of each text in each column: those of the 90th percentile, up to a multiple of 32. Columns of one row add up."""
+    tokens = sum(float(np.percentile(lengths, 90)) for lengths in texts if len(lengths)) * TOKENS_OF_A_WORD
+    return min(MOST_TOKENS, 32 * ceil(tokens / 32))
+
+
+def _has_new_head(kind: str) -> bool:
+    """Whether a pretrained model gets a new head: language models bring theirs."""
+    return kind not in (PACKED, "sequence_to_sequence")
 
 
 def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapping[str, Column], model: Model) -> str:
@@ -182,7 +196,6 @@ def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapp
     groups = columns[roles["group"]].distinct if "group" in roles else 0
     dealt = max(2, (training - public) // 20)
     clients = min(MOST_CLIENTS, groups if groups >= MANY_GROUPS else max(groups, dealt))
-    words = [length for role, column in roles.items() if role not in ("label", "group") for length in columns[column].lengths]
     classes = "label" in roles and kind.endswith("classification")
     lines = [
         f"# Written by raffm-ray init. Next: raffm-ray shares {name}.yaml (who owns what), raffm-ray run {name}.yaml",
@@ -202,17 +215,16 @@ def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapp
     if settings["split"] != "train":
         lines.append(f"  train: {_quoted(settings['split'])}")
     told = "the split that evaluates" if isinstance(held_out, str) else "part of the rows that only evaluates"
+    use = "to train a new head before round 1 and to rank parameters" if _has_new_head(kind) else "to rank parameters"
     lines += [
         f"  held_out: {_quoted(held_out)}   # {told}",
-        f"  public: {public}   # rows that the server keeps, to train a new head before round 1 and to rank parameters",
+        f"  public: {public}   # rows that the server keeps, {use}",
     ]
-    if words:
-        longest = int(np.percentile(words, 95) * 1.5) + 8
-        length = next((size for size in (16, 32, 64, 128, 256, 384) if size >= longest), 512)
-        lines.append(f"  max_length: {length}   # tokens that are kept of a text: nearly all texts are shorter")
+    if texts := [columns[column].lengths for role, column in roles.items() if role not in ("label", "group")]:
+        told = "of a block: texts are joined, and cut into blocks" if kind == PACKED else "that are kept of a text"
+        told = f"tokens {told}; 90% of the texts have at most about so many (at most {MOST_TOKENS} is chosen)"
+        lines += [f"  max_length: {_length(texts)}   # {told}"] if any(map(len, texts)) else []
     lines += ["model:", *model.lines]
-    if model.pretrained:
-        lines.append("  pretrain: {epochs: 2, learning_rate: 5.0e-5}   # of the new head and the model, on the public rows")
     lines += ["clients:", f"  count: {clients}", f"  per_round: {max(1, min(10, clients // 2))}"]
     if groups:
         told = "the rows of whole groups" if clients <= groups else "a part of the rows of one group"
@@ -229,12 +241,9 @@ def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapp
         "  mix: medium   # raffm-ray fleet show: what each device type can train",
         "  budgets:   # part of the parameters in layers that each device type may train",
         "    raspberry_pi_5: {layer_params: 0.35}",
-        "    laptop: {layer_params: 0.6}",
+        "    laptop: {layer_params: 0.5}",
         "    jetson_agx_orin: {layer_params: 1.0}",
         *(FEW_RANK if clients < FEW else ()),
-        "local:",
-        f"  learning_rate: {'5.0e-5' if model.pretrained else '1.0e-3'}",
-        "  batch_size: 16",
         "evaluation:",
         "  every: 5",
     ]

@@ -37,8 +37,14 @@ ANSWER_SECONDS = 10.0
 """How long a dashboard may take to answer."""
 FETCH_SECONDS = 60.0
 """How long it may be silent while it hands out a file."""
+NO_AGENT = "No available agent to submit job"
+"""What Ray answers where a node's agent, which starts jobs, could not listen on its port and ended."""
 NOT_FOUND = 127
 """A shell's exit code where there is no such command."""
+AGENT_PORT = (
+    "the head's job agent does not run; its port 52365 may be taken by another Ray on that machine: "
+    "ray start --dashboard-agent-listen-port N"
+)
 
 
 def hand_over(folder: Path, name: str, experiment: Experiment) -> None:
@@ -181,6 +187,8 @@ def _one_line(what: str) -> Iterator[None]:
     except requests.exceptions.RequestException as error:
         raise UserError(f"{what}: no dashboard answers there ({type(error).__name__})") from None
     except (RuntimeError, ConnectionError, ValueError, OSError) as error:
+        if NO_AGENT in str(error):
+            raise UserError(f"{what}: {NO_AGENT}: {AGENT_PORT}") from None
         raise UserError(f"{what}: {in_short(error)}") from None
 
 

@@ -1,6 +1,7 @@
 """What a task's data looks like, in a few lines that a user can check before anything is trained."""
 
 from collections.abc import Sequence
+from textwrap import shorten
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from raffm_ray.data.tasks import Task
 
 MOST_LABELS = 8
 """How many labels are named with their counts; of more, only the rarest and the most frequent are."""
+
+LONGEST_NAME = 40
+"""Letters of a group's name."""
 
 
 def data_summary(task: Task, shares: Sequence[NDArray[np.int64]], max_length: int, padded: int | None = None) -> list[str]:
@@ -43,7 +47,30 @@ def data_summary(task: Task, shares: Sequence[NDArray[np.int64]], max_length: in
     lines.append(
         f"{counted(len(sizes), 'client')} with {sizes.min():,} to {sizes.max():,} examples, half of them at most {np.median(sizes):.0f}{empty}{groups}"
     )
-    return lines
+    return [*lines, *filter(None, [group_line(task, shares)])]
+
+
+def group_line(task: Task, shares: Sequence[NDArray[np.int64]]) -> str | None:
+    """How many clients share each group, or how many groups a client has; None where clients do not own examples by their groups."""
+    groups = task.clients.groups
+    if groups is None:
+        return None
+    mine = groups[np.concatenate(shares)]
+    if not len(mine) or (mine == UNOWNED).any():
+        return None
+    span = int(mine.max()) + 1
+    pairs = np.unique(np.repeat(np.arange(len(shares)), [len(share) for share in shares]) * span + mine)
+    (found, owners), owned = np.unique(pairs % span, return_counts=True), np.unique(pairs // span, return_counts=True)[1]
+    told = counted(len(found), "group")
+    if owners.max() == 1:
+        few, many = owned.min(), owned.max()
+        return f"{told}: each client owns {counted(int(many), 'whole group') if few == many else f'{few:,} to {many:,} whole groups'}"
+    if owned.max() > 1:
+        return None
+    order = np.argsort(-owners, kind="stable")
+    names = task.clients.group_names or tuple(map(str, range(int(found.max()) + 1)))
+    most = [f"{shorten(names[found[at]], LONGEST_NAME)} {counted(int(owners[at]), 'client')}" for at in order[:MOST_LABELS]]
+    return f"{told}: {', '.join(most)}{', ...' if len(order) > MOST_LABELS else ''}; a group's examples are divided evenly among its clients"
 
 
 def _labels(labels: NDArray[np.int64], names: Sequence[str]) -> str:

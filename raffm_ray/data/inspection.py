@@ -102,13 +102,15 @@ def _column(table: Any, name: str, feature: Any) -> Column:
     )
 
 
-def roles_of(columns: Sequence[Column]) -> dict[str, str]:
+def roles_of(columns: Sequence[Column], labelled: bool = True) -> dict[str, str]:
     """Role -> the column that looks like it: image, text and text_pair, label, group, and those of question answering and sequence to
-    sequence by their names."""
+    sequence by their names. `labelled`: whether a column may be the label; one that is named as such is no group either way."""
     named = {column.name.lower(): column.name for column in columns}
     for known in (("question", "context", "answers"), ("source", "target")):
         if set(known) <= set(named):
-            return {role: named[role] for role in known}
+            roles = {role: named[role] for role in known}
+            group = _group(columns, roles) if "answers" not in roles else None  # its contexts are divided into several examples
+            return roles | ({"group": group} if group else {})
     found: dict[str, str] = {}
     if images := [column for column in columns if column.kind == "image"]:
         found["image"] = images[0].name
@@ -116,7 +118,7 @@ def roles_of(columns: Sequence[Column]) -> dict[str, str]:
         found |= {"text": named[pair[0]], "text_pair": named[pair[1]]}
     elif texts := [column for column in columns if column.kind == "text"]:
         found["text"] = max(texts, key=lambda column: np.mean(column.lengths)).name
-    if label := _label(columns, found):
+    if labelled and (label := _label(columns, found)):
         found["label"] = label
     if group := _group(columns, found):
         found["group"] = group
@@ -142,7 +144,12 @@ def _is_owner(name: str) -> bool:
 def _group(columns: Sequence[Column], found: Mapping[str, str]) -> str | None:
     """A category whose name says whose a row is, else one of texts with many values."""
     open_ones = [
-        column for column in columns if column.name not in found.values() and column.kind == "category" and column.distinct > 1
+        column
+        for column in columns
+        if column.name not in found.values()
+        and column.name.lower() not in LABELS
+        and column.kind == "category"
+        and column.distinct > 1
     ]
     named = [column for column in open_ones if _is_owner(column.name)]
     many = [column for column in open_ones if column.distinct >= 4 and all(isinstance(value, str) for value in column.counts)]

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from raffm_ray.basics.errors import UserError, in_short
@@ -128,8 +129,10 @@ def dealt_at_random(label_distribution: LabelDistribution) -> LabelDistribution:
     return label_distribution.dealt_anew(generator(0, "shares at random"))
 
 
-def share_table(label_distribution: LabelDistribution, devices: Mapping[str, Indices], title: str) -> Table:
-    """`share_rows` for a terminal of 80 columns."""
+def share_table(
+    label_distribution: LabelDistribution, devices: Mapping[str, Indices], title: str, note: str | None = None
+) -> Table:
+    """`share_rows` for a terminal of 80 columns; `note`: what else is to be said below it."""
     table = WordTable(title=title, box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.add_column("", no_wrap=True)
     named = bool(label_distribution.class_names)
@@ -161,4 +164,5 @@ def share_table(label_distribution: LabelDistribution, devices: Mapping[str, Ind
             "unlike: mean distance of its mix of classes from everybody's (0 to 1)\n"
             "chance: the same, were these sizes dealt at random"
         )
+    table.caption += f"\n{escape(note)}" if note else ""
     return table

@@ -152,6 +152,11 @@ def head_of(name: str) -> str:
     return TASK_TYPES[_recipe(name).kind].head
 
 
+def is_packed(settings: TaskSettings) -> bool:
+    """Whether the task's texts are joined into blocks. Raises UserError for an unknown name."""
+    return settings.pack and TASK_TYPES[_recipe(settings.name).kind].read_packed is not None
+
+
 def hub_name(settings: TaskSettings) -> str | None:
     """Where a task's data is, a local place or a name on the hub; None for the embedded task, and where the settings must name it."""
     return None if settings.name == EMBEDDED else settings.data or _recipe(settings.name).data

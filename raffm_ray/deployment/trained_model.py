@@ -15,6 +15,7 @@ from raffm_ray.axes.flat_parameters import flatten
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError, in_short, near_miss
+from raffm_ray.basics.formatting import counted
 from raffm_ray.models.foundation import PACKAGED
 from raffm_ray.preparation.pace_search import with_best_pace
 from raffm_ray.preparation.prepare import Prepared, prepare
@@ -125,9 +126,8 @@ def of_run(folder: Path, flags: Sequence[str] = (), plugins: Sequence[str] = ())
     if (own := final / "own.safetensors").is_file():
         state = _with_own(prepared, state, _arrays(own))
     least = min(costs_of(architecture, plan).params for plan in device_type_plans(prepared.setup, state).values())
-    return TrainedModel(
-        prepared, state, f"the run {experiment.name!r} ({summary['rounds']} rounds, {summary['clients']} clients)", least
-    )
+    told = f"{counted(summary['rounds'], 'round')}, {counted(summary['clients'], 'client')}"
+    return TrainedModel(prepared, state, f"the run {experiment.name!r} ({told})", least)
 
 
 def _with_own(prepared: Prepared, state: ServerState, own: dict[str, Tensor]) -> ServerState:

@@ -118,9 +118,14 @@ def _tokenizer(settings: ModelSettings, source: str | None) -> Any:
     return tokenizer
 
 
+def words_of(tokenizer: Any) -> int:
+    """How many rows of an embedding a tokenizer needs: its numbers may have gaps."""
+    return 1 + int(max([len(tokenizer) - 1, *tokenizer.get_vocab().values()]))
+
+
 def check_tokenizer(tokenizer: Any, config: PretrainedConfig, settings: ModelSettings, source: str | None) -> None:
     """Raises UserError for a tokenizer whose tokens mean something else to the model, or nothing."""
-    largest = max([len(tokenizer) - 1, *tokenizer.get_vocab().values()])  # ids may have gaps
+    largest = words_of(tokenizer) - 1
     if largest >= config.vocab_size:
         raise UserError(
             f"model.tokenizer: the tokenizer's tokens are numbered up to {largest:,} and the model has {config.vocab_size:,}: they do not match"
@@ -164,9 +169,7 @@ def load_foundation(settings: ModelSettings, head: str, texts: bool, max_length:
     config = _config(
         settings,
         source,
-        {"vocab_size": 1 + max([len(tokenizer) - 1, *tokenizer.get_vocab().values()])}
-        if tokenizer is not None and source is None
-        else {},
+        {"vocab_size": words_of(tokenizer)} if tokenizer is not None and source is None else {},
     )
     words = pictures = None
     if tokenizer is not None:

@@ -25,6 +25,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.cache import writable_cache
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import in_turn
+from raffm_ray.basics.formatting import counted
 from raffm_ray.basics.seeding import generator, torch_seed
 from raffm_ray.clients.central_training import CentralTraining, train_centrally
 from raffm_ray.clients.local_training import decayed_groups, one_thread
@@ -46,7 +47,8 @@ MEASURED_EXAMPLES = 512
 @dataclass(frozen=True)
 class Pretraining:
     """What is trained before round 1. `public`: the examples to train on; `held_out`: those that tell whether it helped; `settings`: with
-    every choice made; `code`: digests of plug-ins, which may be of anything in it."""
+    every choice made; `code`: digests of plug-ins, which may be of anything in it; `texts`: how many the public examples are blocks of, None
+    where they are no blocks."""
 
     architecture: Architecture
     source: Source | None
@@ -55,6 +57,7 @@ class Pretraining:
     settings: PretrainSettings
     seed: int
     code: tuple[str, ...] = ()
+    texts: int | None = None
 
     def steps(self) -> tuple[int, int]:
         """Steps of the new head alone, and of the whole model."""
@@ -68,11 +71,14 @@ class Pretraining:
         """What will be done, in a line; empty where nothing is."""
         settings, steps = self.settings, sum(self.steps())
         parts = [
-            f"{epochs} {'epoch' if epochs == 1 else 'epochs'} of {what}"
+            f"{counted(epochs, 'epoch')} of {what}"
             for epochs, what in ((settings.head_epochs, "the new head"), (settings.epochs, "the full model"))
             if epochs
         ]
-        return f"pretraining: {' and '.join(parts)} on {len(self.public)} public examples, {steps} steps" if parts else ""
+        shown = counted(len(self.public), "public example")
+        if self.texts is not None:
+            shown = f"{counted(len(self.public), 'block')} of {counted(self.texts, 'public text')}"
+        return f"pretraining: {' and '.join(parts)} on {shown}, {counted(steps, 'step')}" if parts else ""
 
 
 class Pretrained(NamedTuple):

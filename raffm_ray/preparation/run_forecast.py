@@ -58,7 +58,8 @@ class RunForecast:
             pool.profile.spent(phase, seconds)
         self._since = monotonic()
         left = prepared.setup.experiment.rounds - state.round
-        return f"expected time of {counted(left, 'round')} with their evaluations: {long_seconds(self.seconds)}"
+        evaluated = "its evaluation" if left == 1 else "their evaluations"
+        return f"expected time of {counted(left, 'round')} with {evaluated}: {long_seconds(self.seconds)}"
 
     def content(self, pool: Pool) -> dict[str, Any]:
         """The forecasts, and under `measured` what was measured so far in their place, which is called at the rounds' end."""

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.data.tasks import is_packed
 from raffm_ray.models.architecture import build
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.pretraining import MEASURED_EXAMPLES, Pretraining, Progress, pretrained
+from raffm_ray.settings.task_and_model import PretrainSettings
 from raffm_ray.subnetworks.rotation import collect_moments, rotatable, rotate
 
 Note = Callable[[str], None]
@@ -26,21 +28,32 @@ def pretraining_of(prepared: Prepared) -> Pretraining:
         settings=experiment.model.pretrain,
         seed=experiment.model_seed,
         code=tuple(one.sha256 or "" for one in experiment.plugins),
+        texts=experiment.task.public if is_packed(experiment.task) else None,
     )
+
+
+def worse_warning(settings: PretrainSettings) -> str:
+    """What a user is told whose pretraining raised the loss: of the settings of what was trained."""
+    trained = [prefix for prefix, epochs in (("head_", settings.head_epochs), ("", settings.epochs)) if epochs]
+    none = " and ".join(f"model.pretrain.{prefix}epochs 0" for prefix in trained)
+    lower = " or ".join(f"model.pretrain.{prefix}learning_rate" for prefix in trained)
+    return f"warning: pretraining made the model worse: a lower {lower}, or {none}, may serve better; the rounds may still improve it"
 
 
 def trained(prepared: Prepared, progress: Progress, note: Note) -> Tensor:
     """The full model trained on the public part, flat. Raises UserError when that diverges or its cache cannot be written to."""
     work = pretraining_of(prepared)
-    made = pretrained(work, progress)
+    try:
+        made = pretrained(work, progress)
+    except KeyboardInterrupt:
+        told = "; the pretraining that was not finished begins anew" if sum(work.steps()) else ""
+        raise KeyboardInterrupt(told) from None
     if not isnan(made.after):
         place = " (from the cache)" if made.cached else ""
         count = min(MEASURED_EXAMPLES, len(work.held_out))
         note(f"{work.described()}{place}: loss on {count} held-out examples {made.before:.3f} -> {made.after:.3f}")
         if made.after > made.before:
-            note(
-                "warning: pretraining made the model worse: model.pretrain.epochs 0, or a lower model.pretrain.learning_rate, may serve better"
-            )
+            note(worse_warning(work.settings))
     return made.flat
 
 

@@ -73,12 +73,12 @@ def save(figure: Figure, path: Path | str) -> None:
 
 
 def begins_at(axes: Axes, directions: str = "y") -> None:
-    """Says in the labels of axes that do not hold zero where they begin: differences look larger there than they are."""
+    """Says in the labels of axes that they do not hold zero: differences look larger there than they are."""
     for axis in (axes.xaxis if one == "x" else axes.yaxis for one in directions):
         low, high = sorted(axis.get_view_interval())
         if low > 0 or high < 0:
-            told = f"axis from {low:.3g}" if low > 0 else f"axis to {high:.3g}"
-            axis.set_label_text(", ".join(filter(None, [axis.get_label_text(), told])))
+            told = f"(axis does not {'begin' if low > 0 else 'end'} at 0)"
+            axis.set_label_text(" ".join(filter(None, [axis.get_label_text(), told])))
 
 
 def share_heights(panels: Sequence[Axes]) -> None:

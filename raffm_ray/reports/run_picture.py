@@ -142,14 +142,23 @@ def _over_size(axes: Axes, runs: Runs, metric: str) -> None:
         draw_sizes(axes, sizes_of(summary), metric, **style(position), markersize=5, linestyle=line, label=name)
     for size in sizes:
         axes.axvline(size, color=GREY, alpha=0.25, linewidth=1, zorder=0)
-    if any(not point["trained"] for point in sizes_of(first)):
-        axes.plot([], [], color=GREY, marker="o", markersize=5, markerfacecolor="white", linestyle="none", label="unseen size")
+    if untrained := any(not point["trained"] for point in sizes_of(first)):
+        axes.plot(
+            [],
+            [],
+            color=GREY,
+            marker="o",
+            markersize=5,
+            markerfacecolor="white",
+            linestyle="none",
+            label="size that nobody trained",
+        )
     names = axes.secondary_xaxis("top")
     names.set_xticks(sizes, [device.replace("_", " ") for device, _ in device_types], rotation=25, ha="left", fontsize=8)
     names.tick_params(length=0)
     names.spines["top"].set_visible(False)
     axes.set(xlabel="parameters kept (% of the full model)", ylabel=label_of(metric))
-    axes.set_title("each device type's subnetwork, and sizes between", pad=8)
+    axes.set_title("subnetworks, and sizes that nobody trained" if untrained else "each device type's subnetwork", pad=8)
     axes.margins(x=0.08, y=0.1)
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from raffm_ray.basics.errors import without_secrets
 from raffm_ray.basics.files import read_whole
-from raffm_ray.basics.formatting import human_bytes, human_joules, human_seconds
+from raffm_ray.basics.formatting import counted, human_bytes, human_joules, human_seconds
 from raffm_ray.data.metrics import METRICS, shown, unit
 from raffm_ray.data.shares import read_shares
 from raffm_ray.reports.client_figures.section import client_section
@@ -111,7 +111,7 @@ def _sizes(panels: Mapping[str, bytes], runs: Runs, summary: Mapping[str, Any]) 
         f"{named(name)} {100 * device_type['params_fraction']:.0f}% of the parameters and {shown(metric, device_type['metric'])}{unit(metric)}"
         for name, device_type in device_types.items()
     )
-    unseen = " Hollow: sizes that no device type trained." if summary.get("curve") else ""
+    unseen = " Hollow: sizes that nobody trained." if summary.get("curve") else ""
     bytes_each = ", ".join(
         f"{named(name)} {human_bytes(device_type['bytes_down'] + device_type['bytes_up'])}"
         for name, device_type in device_types.items()
@@ -141,11 +141,12 @@ def _shares(folder: Path, into: Path) -> Picture | None:
     label_distribution, devices = read_shares(path)
     save(picture_of_shares(label_distribution, devices, "clients' shares of the data"), into / "shares.png")
     own = label_distribution.sizes[label_distribution.sizes > 0]
-    told = f"from {own.min():,} to {own.max():,} examples" if len(own) else "no examples"
+    told = f"from {own.min():,} to {own.max():,}" if len(own) else "none"
     return Picture(
         name="shares",
         image=(into / "shares.png").read_bytes(),
-        alt=f"Charts of the clients' shares of the data. {len(own):,} clients have {told}, of {len(label_distribution.class_names)} classes.",
+        alt=f"Charts of the clients' shares of the data. Examples of {counted(len(own), 'client')}: {told}, of "
+        f"{len(label_distribution.class_names)} classes.",
         caption="Who owns which data: sizes and classes of the clients' shares, and their device types.",
         data=shares_csv(label_distribution, devices),
         source="shares.parquet",
@@ -182,7 +183,8 @@ def _profile(into: Path, rounds: Sequence[Mapping[str, Any]]) -> Picture | None:
         name="profile",
         image=(into / "profile.png").read_bytes(),
         alt="Stacked bar chart: where every round's real time went, by phase; the legend has each phase's share of the whole run.",
-        caption="Real seconds of this machine by round and phase. They say nothing of the simulated devices.",
+        caption="Real seconds of this machine by round and phase. A round's evaluation runs beside the next round's "
+        "training: its time is in the bar after the round that it is of. They say nothing of the simulated devices.",
         data=profile_csv(rounds),
         source="rounds/",
         wide=True,

@@ -29,7 +29,7 @@ def value_text(metric: str, value: float) -> str:
 def _full_model(summary: Mapping[str, Any]) -> str:
     metric, end, start, examples = (summary[key] for key in ("metric", "full_model", "start", "held_out_examples"))
     sign = unit(metric)
-    line = f"After {summary['rounds']} rounds with {summary['clients']:,} clients, the full model has {value_text(metric, end)}"
+    line = f"After {counted(summary['rounds'], 'round')} with {counted(summary['clients'], 'client')}, the full model has {value_text(metric, end)}"
     line += f" on {examples:,} held-out examples" if examples else " on the held-out examples"
     error, before = (error_of_share(metric, value, examples) for value in (end, start))
     if error is None or before is None:
@@ -37,7 +37,8 @@ def _full_model(summary: Mapping[str, Any]) -> str:
     line += f", with a standard error of {shown(metric, error)} points. Before training it had {shown(metric, start)}%."
     most = 2 * sqrt(error**2 + before**2)
     if abs(end - start) < most:
-        line += f" Two standard errors of this change are {shown(metric, most)} points at most, so it may be chance."
+        change = shown(metric, abs(end - start))
+        line += f" The change is {change} points; up to {shown(metric, most)} points could be chance (two standard errors)."
     return line
 
 

@@ -7,9 +7,11 @@ import numpy as np
 from raffm_ray.basics.machine import fast_bfloat16
 from raffm_ray.data.metrics import METRICS, shown, unit
 from raffm_ray.data.tasks import Task
+from raffm_ray.models.foundation import Foundation, words_of
 from raffm_ray.pool.worker_pool import device_of
 from raffm_ray.runs.recorder import RoundRow
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.task_and_model import ModelSettings
 
 ERRORS = 2.0
 """Within how many standard errors of the most frequent class's share an accuracy counts as chance."""
@@ -64,3 +66,13 @@ def slow_precision(experiment: Experiment) -> str | None:
     if experiment.local.precision == "float32" or device_of(experiment.pool) != "cpu" or fast_bfloat16():
         return None
     return f"local.precision: {experiment.local.precision} pays on processors with AMX; on this one float32 is faster, as far as was measured"
+
+
+def unused_rows(foundation: Foundation, settings: ModelSettings) -> str | None:
+    """What to tell of a new model whose embedding has more rows than the tokenizer has words. Pretrained ones come so: they are padded."""
+    if foundation.words is None or foundation.source is not None or "vocab_size" not in settings.config:
+        return None
+    rows, words = foundation.config.vocab_size, words_of(foundation.words.tokenizer)
+    if rows <= words:
+        return None
+    return f"model.config.vocab_size: the tokenizer has {words:,} words, so {rows - words:,} of the {rows:,} rows are never used"

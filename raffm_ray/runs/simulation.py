@@ -23,7 +23,7 @@ from raffm_ray.preparation.starting_parameters import pretraining_of, starting_p
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.callbacks import Callback, Listeners, OnRound, Report, StartedRun, told_of_failures
 from raffm_ray.runs.extending import check_longer, extend, is_extended
-from raffm_ray.runs.hints import slow_precision
+from raffm_ray.runs.hints import slow_precision, unused_rows
 from raffm_ray.runs.loggers.table import chosen_loggers
 from raffm_ray.runs.loop import Environment, train
 from raffm_ray.runs.made_with import record_start
@@ -32,6 +32,7 @@ from raffm_ray.runs.progress import Display
 from raffm_ray.runs.reader import SUMMARY, of_a_run, read_summary
 from raffm_ray.runs.recorder import Recorder, RoundRow, check_origin, check_output, write_json
 from raffm_ray.runs.resuming import experiment_in, opened, origin_of, recorded_rounds
+from raffm_ray.server.device_type_plans import memory_notes
 from raffm_ray.server.early_stopping import last_common_round
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.residual_pace import hollow_notes, with_ruled_pace
@@ -66,7 +67,7 @@ def _keep_one(folder: Path, experiment: Experiment) -> None:
 
 
 def _teller(console: Console) -> Callable[[str], None]:
-    return lambda line: console.print(line, highlight=False, soft_wrap=True)
+    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def simulate(
@@ -187,16 +188,14 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
         check_pool(experiment.pool, plugins_of(experiment.plugins))
     setup, padded = prepared.setup, prepared.setup.architecture.positions.get("tokens")
     beside = {one.shown: with_strategy(prepared, one) for one in experiment.baselines}
+    state, tell = with_ruled_pace(setup, plain_state(setup.architecture)), _teller(console)
     for line in data_lines(prepared.task, prepared.parts, experiment.task.max_length, padded):
-        console.print(line, highlight=False, soft_wrap=True)
-    for line in prepared.task.notes:
-        console.print(f"note: {line}", highlight=False)
-    for name in sorted(set(experiment.fleet.budgets) - set(prepared.setup.budgets)):
-        console.print(f"note: fleet.budgets.{name} is not used: no client of this fleet has that device", highlight=False)
-    for line in hollow_notes(setup, with_ruled_pace(setup, plain_state(setup.architecture))):
-        console.print(f"note: {line}", highlight=False, soft_wrap=True)
-    if slow := slow_precision(experiment):
-        console.print(f"note: {slow}", highlight=False, soft_wrap=True)
+        tell(line)
+    idle = sorted(set(experiment.fleet.budgets) - set(setup.budgets))
+    unused = (f"fleet.budgets.{name} is not used: no client of this fleet has that device" for name in idle)
+    other = filter(None, [slow_precision(experiment), unused_rows(prepared.foundation, experiment.model)])
+    for line in (*prepared.task.notes, *unused, *hollow_notes(setup, state), *memory_notes(setup, state), *other):
+        tell(f"note: {line}")
     return _Ready(prepared=prepared, baselines=beside)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import TooSmallError, UserError
+from raffm_ray.basics.formatting import human_bytes
 from raffm_ray.server.state import ServerState, Setup, parameters_of
 from raffm_ray.server.strategies import StrategyView
 from raffm_ray.subnetworks.size_specific import copies_of
@@ -91,6 +92,25 @@ def copies(setup: Setup, state: ServerState, plans: Sequence[Plan], round_number
     trained = [extract(view, budget, -1) for name, budget in setup.budgets.items() if name in setup.owners_by_device_type]
     sizes = [setup.costs(plan).params for plan in trained if plan is not None]
     return copies_of(sizes, [setup.costs(plan).params for plan in plans])
+
+
+def memory_notes(setup: Setup, state: ServerState) -> list[str]:
+    """A line about every device type that trains more than its memory holds: a named budget stands in place of the limit of memory."""
+    full, notes = setup.costs(Plan()), []
+    # With prefixes, training takes at most twice the full model's memory.
+    near = [name for name in setup.budgets if 2 * full.memory_bytes > setup.devices[name].memory_bytes]
+    named = [name for name in near if name in setup.experiment.fleet.budgets] if setup.strategy.budgeted else []
+    view = training_view(setup, state, 1)[0] if named else None
+    for name in named:
+        assert view is not None
+        client = setup.device_types.index(name) if name in setup.device_types else -1
+        plan, there = setup.strategy.train(view, setup.budgets[name], client), setup.devices[name].memory_bytes
+        if plan is not None and (peak := view.costs(plan).memory_bytes) > there:
+            notes.append(
+                f"fleet.budgets.{name}: its plan's peak of {human_bytes(peak)} is more than the device's {human_bytes(there)} of memory: "
+                "a limit of memory_bytes in its budget would keep within it"
+            )
+    return notes
 
 
 def holds_full_model(setup: Setup, name: str) -> bool:

@@ -104,6 +104,8 @@ def resolved(experiment: Experiment) -> Experiment:
 
 
 def _validated(values: Mapping[str, Any]) -> Experiment:
+    if {"experiment", "space"} <= set(values):
+        raise UserError("this is a study: raffm-ray study runs it, raffm_ray.load_study reads it")
     try:
         return Experiment.model_validate(dict(values))
     except ValidationError as error:

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoModel
 
 from raffm_ray.cli.main import main as cli
+from raffm_ray.cli.starter import _length
 from raffm_ray.data.inspection import columns_of, roles_of, task_of
 from raffm_ray.data.sources import open_splits, split_of
 from raffm_ray.models.model_config import parse_config
@@ -103,7 +104,7 @@ def test_a_folder_of_images_runs(here, capsys) -> None:
         "name": "image_classification",
         "data": "pictures",
         "columns": {"image": "image", "label": "label"},
-        "held_out": 0.2,
+        "held_out": 0.25,
         "public": 0,
     }
     assert "vit-base" in text
@@ -187,7 +188,7 @@ def test_texts_without_a_model_get_one_that_is_here_or_the_name_of_one(here, mon
 
 def test_a_split_without_labels_does_not_evaluate(here) -> None:
     """A folder as competitions give it. Control: with labels it does."""
-    for labels, held_out in ((False, 0.2), (True, "test")):
+    for labels, held_out in ((False, 0.25), (True, "test")):
         folder = here / str(labels)
         folder.mkdir()
         reviews(folder / "train.csv")
@@ -197,3 +198,38 @@ def test_a_split_without_labels_does_not_evaluate(here) -> None:
         written = yaml.safe_load((here / f"{labels}.yaml").read_text())
         assert written["task"]["held_out"] == held_out
         assert written["name"] == str(labels), "a name that YAML would read as a truth value is in quotes"
+
+
+def test_a_language_model_keeps_the_groups_and_has_comments_of_its_own(here) -> None:
+    reviews(here / "reviews.csv")
+    small_model(here / "small")
+    for task, others in (("language_modelling", "gpt2, Qwen/Qwen2.5-0.5B, or the folder"), ("text_classification", "small")):
+        assert (
+            cli(["init", "reviews.csv", "--task", task, "--out", f"{task}.yaml", *(["--model", "small"] * (others == "small"))])
+            == 0
+        )
+        text = (here / f"{task}.yaml").read_text()
+        values = yaml.safe_load(text)
+        assert values["task"]["columns"]["group"] == "shop"
+        assert values["clients"]["partition"] == "natural"
+        assert ("new head" in text) is (task == "text_classification")  # control
+        assert ("tokens of a block" in text) is (task == "language_modelling")
+        assert others in text
+    text = (here / "language_modelling.yaml").read_text()
+    assert "pretrained: distilgpt2 " in text
+    assert "others: gpt2" in text
+
+
+def test_a_label_is_no_group(here) -> None:
+    lines = [f"some words {n} and more,{'abcdef'[n % 6]}" for n in range(60)]
+    for name, roles in (("category", {"text": "text"}), ("store", {"text": "text", "group": "store"})):
+        (here / f"{name}.csv").write_text("\n".join([f"text,{name}", *lines]) + "\n")
+        splits, key = open_splits(f"{name}.csv", None)
+        assert roles_of(columns_of(split_of(splits, key, "train", "task.train")), labelled=False) == roles
+
+
+@pytest.mark.parametrize(
+    ("texts", "length"), [([[97] * 19 + [900]], 128), ([[10] * 20], 32), ([[4000] * 9], 512), ([[20] * 9, [20] * 9], 64)]
+)
+def test_most_texts_are_kept_whole_and_no_more(texts, length) -> None:
+    assert _length(texts) == length

@@ -126,6 +126,7 @@ def test_a_mistake_in_a_call_is_one_line(words, told, capsys) -> None:
 
 def test_settings_are_named_with_type_default_and_meaning(capsys) -> None:
     every = {setting.path for _, _, own in groups(Experiment) for setting in own}
+    every = {path for path in every if not path.startswith(("baselines.<name>", "plugins.<name>"))}
     assert cli(["settings"]) == 0
     told = capsys.readouterr().out
     assert {line.split()[0][2:] for line in told.splitlines() if line.startswith("  --")} == every
@@ -154,3 +155,12 @@ def test_a_last_name_finds_settings_of_all_groups(capsys) -> None:
     told = capsys.readouterr().out
     assert all(f"--{group}.learning_rate" in told for group in ("local", "server", "model.pretrain"))
     assert "--rounds" not in told
+
+
+def test_entries_of_a_list_are_no_flags(capsys) -> None:
+    assert cli(["settings"]) == 0
+    told = capsys.readouterr().out
+    assert "entries of the list `baselines`: " in told
+    assert "--baselines.<name>" not in told
+    assert "--plugins.<name>" not in told
+    assert "--pool.placement.<name>.labels" in told  # control: keys of a mapping are

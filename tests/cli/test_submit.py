@@ -130,3 +130,18 @@ def test_where_no_dashboard_answers_that_is_one_line(tmp_path, monkeypatch) -> N
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # it is set, and restored only so
     with pytest.raises(UserError, match=r"submit: http://127.0.0.1:9: no dashboard answers there \(ConnectionError\)"):
         submit.client_at("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"), [("No available agent to submit job, please try again later", True), ("No space", False)]
+)
+def test_a_head_whose_agent_does_not_run_says_which_port_may_be_taken(here, answer, told, monkeypatch, capsys) -> None:
+    class Client:
+        def submit_job(self, **job) -> None:
+            raise RuntimeError(f"Request failed with status code 500: Traceback\nException: {answer}.")
+
+    monkeypatch.setattr(submit, "client_at", lambda _: Client())
+    assert cli(["submit", "tiny.yaml", "--address", "a:1"]) == 2
+    error = capsys.readouterr().err
+    assert ("its port 52365 may be taken by another Ray" in error) is told
+    assert len(error.splitlines()) == 1

@@ -275,7 +275,7 @@ def test_what_is_wrong_with_a_task_is_one_clear_error(change, told, words, tmp_p
 
 def test_a_task_of_texts_needs_a_tokenizer_and_digits_take_no_data(tmp_path) -> None:
     data = str(glue_folder(tmp_path / "sst2", "sst2"))
-    with pytest.raises(UserError, match="set model.tokenizer to a folder or hub name"):
+    with pytest.raises(UserError, match="set model.tokenizer to a folder or hub name, or to all-MiniLM-L6-v2"):
         load_texts(None, name="sst2", data=data)
     with pytest.raises(UserError, match="task.data: 'x' cannot be set for the embedded task 'digits'"):
         load_texts(None, name="digits", data="x")

@@ -14,9 +14,10 @@ from raffm_ray.models.pretrained_weights import new_parameters
 from raffm_ray.preparation.defaults import HEAD_EPOCHS, learning_rate
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.pretraining import pretrain, starting_model
-from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters
+from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters, worse_warning
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import override, parse
+from raffm_ray.settings.task_and_model import PretrainSettings
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 
 HEAD = {"classifier.weight", "classifier.bias"}
@@ -159,7 +160,18 @@ def test_what_is_done_before_round_1_is_said_and_a_worse_model_is_warned_of(tmp_
     starting_parameters(
         prepare(tiny_experiment(model={"pretrain": {"epochs": 3, "learning_rate": 1.0}})), lambda *_: None, lines.append
     )
-    assert lines[1].startswith("warning: pretraining made the model worse")
+    assert lines[1].startswith("warning: pretraining made the model worse: a lower model.pretrain.learning_rate, or")
+
+
+def test_the_warning_of_a_worse_model_names_the_settings_of_what_was_trained() -> None:
+    head = worse_warning(PretrainSettings(epochs=0, head_epochs=10))
+    assert "a lower model.pretrain.head_learning_rate, or model.pretrain.head_epochs 0, may serve better" in head
+    assert "pretrain.epochs" not in head
+    assert "pretrain.learning_rate" not in head
+    assert head.endswith("the rounds may still improve it")
+    both = worse_warning(PretrainSettings(epochs=1, head_epochs=10))
+    for name in ("epochs", "learning_rate", "head_epochs", "head_learning_rate"):
+        assert f"model.pretrain.{name}" in both
 
 
 def test_nothing_to_train_is_neither_said_nor_cached(tmp_path, monkeypatch) -> None:
@@ -178,3 +190,9 @@ def test_runs_of_every_seed_may_begin_with_one_model() -> None:
     assert torch.equal(start("--model.seed", "3"), start("--model.seed", "3", "--seed", "1"))
     assert torch.equal(start("--seed", "3"), start("--model.seed", "3"))
     assert not torch.equal(start(), start("--seed", "1"))  # control
+
+
+def test_blocks_of_texts_are_counted_as_blocks() -> None:
+    work = pretraining_of(prepare(tiny_experiment(model={"pretrain": {"epochs": 1}})))
+    assert "1 epoch of the full model on 200 public examples, 7 steps" in work.described()
+    assert "on 200 blocks of 40 public texts, 7 steps" in replace(work, texts=40).described()

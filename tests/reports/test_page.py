@@ -148,8 +148,8 @@ def test_axes_say_where_they_begin_and_share_their_range(figure) -> None:
     for axes in panels.values():
         axes.set_ylabel("metric")
         begins_at(axes)
-    assert panels["a"].get_ylabel() == f"metric, axis from {panels['a'].get_ylim()[0]:.3g}"
+    assert panels["a"].get_ylabel() == "metric (axis does not begin at 0)"
     assert panels["c"].get_ylabel() == "metric", "it holds zero"
     panels["c"].set_xlim(-3, -2)
     begins_at(panels["c"], "x")
-    assert panels["c"].get_xlabel() == "axis to -2"
+    assert panels["c"].get_xlabel() == "(axis does not end at 0)"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
+from raffm_ray.reports.run_story import lead
 from raffm_ray.reports.seed_statistics import paired_difference, standard_error_of_share, told_difference
 
 
@@ -35,3 +36,21 @@ def test_what_cannot_be_told_is_said() -> None:
 def test_a_share_s_own_error_is_the_binomial_one() -> None:
     draws = np.random.default_rng(0).binomial(449, 0.9, 20_000) / 449
     assert standard_error_of_share(0.9, 449) == pytest.approx(float(draws.std()), rel=0.02)
+
+
+def test_a_change_that_may_be_chance_stands_beside_what_may() -> None:
+    device_types = {"laptop": {"metric": 0.8, "start": 0.7, "params_fraction": 0.5}}
+    costs = {
+        "bytes_down": 1,
+        "bytes_up": 1,
+        "bytes_full_size": 4,
+        "simulated_seconds": 1.0,
+        "wasted_bytes": 0,
+        "wasted_joules": 0,
+    }
+    summary = {"metric": "accuracy", "start": 0.87, "held_out_examples": 449, "rounds": 1, "clients": 1, "seed": 0, **costs}
+    told, *_ = lead({**summary, "full_model": 0.9, "device_types": device_types})
+    assert told.startswith("After 1 round with 1 client, the full model has 90.0% accuracy")
+    assert told.endswith("The change is 3.0 points; up to 4.3 points could be chance (two standard errors).")
+    told, *_ = lead({**summary, "full_model": 0.95, "device_types": device_types})
+    assert "chance" not in told  # control

@@ -3,14 +3,16 @@
 from dataclasses import replace
 
 import pytest
-from conftest import tiny_experiment
+from conftest import small_tokenizer, tiny_experiment
 
+from raffm_ray.models.foundation import load_foundation
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.reports.run_report import write_report
-from raffm_ray.runs.hints import hint_at_end, hint_at_start
+from raffm_ray.runs.hints import hint_at_end, hint_at_start, unused_rows
 from raffm_ray.runs.reader import read_rounds
 from raffm_ray.runs.recorder import RoundRow
 from raffm_ray.runs.simulation import simulate
+from raffm_ray.settings.task_and_model import ModelSettings
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +62,20 @@ def test_an_end_no_better_than_the_start_is_said(rows) -> None:
     assert "rose from 1.000 to 1.500: local.learning_rate 0.001 may be too high" in told
     assert hint_at_end(experiment, "accuracy", first, replace(last, metric=0.51)) is None
     assert hint_at_end(experiment, "accuracy", first, first) is None
+
+
+def test_rows_of_an_embedding_that_no_word_has_are_told(tmp_path) -> None:
+    tokenizer = small_tokenizer(["a", "b"])
+    tokenizer.save_pretrained(tmp_path)
+
+    def told(**size: int) -> str | None:
+        settings = ModelSettings(tokenizer=str(tmp_path), config={"model_type": "llama", **size})
+        return unused_rows(load_foundation(settings, "causal_language_modelling", True, 16), settings)
+
+    words = len(tokenizer)
+    line = told(vocab_size=words + 1000)
+    assert (
+        line == f"model.config.vocab_size: the tokenizer has {words} words, so 1,000 of the {words + 1000:,} rows are never used"
+    )
+    assert told(vocab_size=words) is None
+    assert told() is None

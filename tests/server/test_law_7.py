@@ -110,3 +110,26 @@ def test_memory_of_prefixes_is_that_of_the_one_at_work() -> None:
     assert charged.memory_bytes == own.memory_bytes - own.activation_bytes + max(own.activation_bytes, *passes)
     assert charged.training_flops == own.training_flops + max(one.training_flops for one in beside)
     assert Budget(memory_bytes=charged.memory_bytes).allows(charged)
+
+
+def test_a_plan_beyond_its_device_s_memory_is_told_where_a_budget_of_another_kind_lets_it() -> None:
+    setup = prepared().setup
+    state, (weakest, *_) = plain_state(setup.architecture), setup.budgets
+    full = costs_of(setup.architecture, Plan(), setup.experiment.local.batch_size, setup.experiment.local.optimizer)
+
+    def notes(kind: str, limit: float, name: str = "raffm") -> list[str]:
+        device = setup.devices[weakest].model_copy(update={"memory_bytes": 0.6 * full.memory_bytes})
+        fleet = setup.experiment.fleet.model_copy(update={"budgets": {weakest: {kind: limit}}})
+        other = replace(
+            setup,
+            experiment=setup.experiment.model_copy(update={"fleet": fleet}),
+            budgets={**setup.budgets, weakest: budget_from({kind: limit}, full)},
+            devices={**setup.devices, weakest: device},
+            strategy=STRATEGIES[name],
+        )
+        return device_type_plans.memory_notes(other, state)
+
+    (line,) = notes("params", 1.0)
+    assert line.startswith(f"fleet.budgets.{weakest}: its plan's peak of ")
+    assert notes("memory_bytes", 0.59) == []  # control
+    assert notes("params", 1.0, "full") == [], "no budget would change what it trains"
