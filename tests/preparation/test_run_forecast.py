@@ -44,7 +44,7 @@ class Clockwork:
         self.setup, self.flop, self.client, self.profile, self.runs = prepared.setup, flop, client, Profile(), 0
         self.calls: list[Call] = []
 
-    def run(self, flat: Any, calls: Sequence[Call], progress: Any) -> Iterator[tuple[Any, Any]]:
+    def run(self, flat: Any, calls: Sequence[Call], progress: Any, *rest: Any) -> Iterator[tuple[Any, Any]]:
         self.runs += 1
         self.calls += calls
         slower = 10 if self.runs == 1 else 1

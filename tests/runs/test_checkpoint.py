@@ -54,7 +54,7 @@ class Watching(Recorder):
 
     states: list[ServerState]
 
-    def complete(self, row: RoundRow, clients: Sequence[ClientRow], state: ServerState) -> None:
+    def complete(self, row: RoundRow, clients: Sequence[ClientRow], state: ServerState, evaluations: Any = None) -> None:
         self.states = [*getattr(self, "states", []), state]
         self.rounds.append(row)
 
@@ -96,6 +96,7 @@ def test_the_states_that_were_tried_have_something_of_everything(rich) -> None:
     assert last.best is not None
     assert last.best.state is not None
     assert last.norms
+    assert last.held.plans
     assert any(state.pending for state in rich)
     assert any(report.loss != report.loss for report in (late.visit.report for late in last.clock.late))
 
