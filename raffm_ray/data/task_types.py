@@ -36,7 +36,8 @@ class Loading:
         """The tokenizer. Raises UserError where the model has none."""
         if self.words is None:
             raise UserError(
-                f"task {self.name!r} holds texts, and the model has no tokenizer: set model.tokenizer to a folder or hub name"
+                f"task {self.name!r} holds texts, and the model has no tokenizer: set model.tokenizer to a folder or hub name, or to "
+                "all-MiniLM-L6-v2, which a Python package carries"
             )
         return self.words
 
