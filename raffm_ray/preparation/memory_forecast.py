@@ -144,6 +144,7 @@ def heap_bytes(prepared: Prepared, seen: "_Rounds") -> dict[str, int]:
       optimizer's state, activations of a batch) and what the trained parameters were before, with the sums of the block;
     - calibrate: the full model, its gradients, and the activations of a batch of CALIBRATION_BATCH examples;
     - evaluate: a subnetwork, and what is live of a batch while it is answered.
+
     In both, the loss takes the outputs OUTPUT_COPIES times more: of a language model they are the largest of all.
 
     Activations are those of the longest texts; rows of a table of words that no text uses are in no training.
