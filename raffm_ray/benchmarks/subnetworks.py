@@ -6,16 +6,13 @@ from functools import partial
 from time import perf_counter, process_time
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan, scatter_add_selected, take_selected
 from raffm_ray.axes.layout import selections
 from raffm_ray.basics.seeding import generator
 from raffm_ray.benchmarks.measurement import Bench, Row, interleaved, peak_growth, return_memory_at_once, scaled
-from raffm_ray.benchmarks.rounds import numpy_of, starting_flat
+from raffm_ray.benchmarks.rounds import starting_flat
 from raffm_ray.benchmarks.synthetic_data import CIFAR, MINILM, synthetic
 from raffm_ray.benchmarks.training import Workload
 from raffm_ray.benchmarks.warm_processes import WarmProcesses, in_fresh_process
@@ -24,6 +21,7 @@ from raffm_ray.clients.local_training import one_thread
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.pool.worker import keep_freed_memory
 from raffm_ray.preparation.prepare import Prepared
+from raffm_ray.server.state import ServerState, parameters_of, starting_state
 from raffm_ray.subnetworks.budgets import Budget
 from raffm_ray.subnetworks.extraction import longest_prefix, ranked_list
 from raffm_ray.subnetworks.salience import METRICS, rank
@@ -56,18 +54,18 @@ def plan_of_fraction(prepared: Prepared, fraction: float) -> Plan:
 
 @dataclass
 class Client:
-    """One client in this process, through the code that a worker runs."""
+    """One client in this process, through the code that a worker runs. `state`: what it is given."""
 
     prepared: Prepared
     runner: ClientRunner
-    flat: NDArray[np.float32]
+    state: ServerState
 
     def train(self, plan: Plan, steps: int) -> None:
         """A client's whole work: cut, so many steps, added up."""
         local = self.prepared.setup.experiment.local.model_copy(update={"steps": steps})
         self.runner.block(
             RoundContext(seed=0, round=1, plans=(plan,), local=local, learning_rate=local.learning_rate or 0.0),
-            self.flat,
+            self.state.parameters.numpy(),
             [Job(0, 0)],
         )
 
@@ -86,7 +84,9 @@ def client_of(name: str, quick: bool) -> Client:
         model={"config": workload.config, **MODEL_SETTINGS[name]},
         extraction={"floors": {}},
     )
-    return Client(prepared, prepared.runner(), numpy_of(starting_flat(prepared)))
+    state, runner = starting_state(prepared.setup, starting_flat(prepared)), prepared.runner()
+    runner.hold(state.frozen_array)
+    return Client(prepared, runner, state)
 
 
 def step_memory(name: str, fraction: float, quick: bool, repetitions: int) -> tuple[list[float], str]:
@@ -145,11 +145,11 @@ def _rates(quick: bool, repetitions: int) -> tuple[list[tuple[float, ...]], dict
         keep_freed_memory()
     client = client_of("MiniLM", quick)
     architecture, plan = client.prepared.setup.architecture, plan_of_fraction(client.prepared, 0.5)
-    parameters = views(torch.from_numpy(client.flat), architecture.shapes)
+    parameters = parameters_of(client.prepared.setup, client.state)
     chosen = selections(architecture.shapes, architecture.layout, plan)
     sources = {name: take_selected(parameters[name], selected).clone() for name, selected in chosen.items()}
     targets = {name: torch.zeros_like(values) for name, values in sources.items()}
-    totals = views(torch.zeros(client.flat.shape[0]), architecture.shapes)
+    totals = {name: torch.zeros(shape) for name, shape in architecture.shapes.items()}
     moved = 4 * sum(values.numel() for values in sources.values()) / 1e9
     times = 1 if quick else 10
 
