@@ -35,6 +35,19 @@ def freeze(layout: Layout, patterns: Sequence[str]) -> Layout:
     return replace(layout, parameters={name: replace(spec, frozen=name in frozen) for name, spec in layout.parameters.items()})
 
 
+def frozen_in_words(architecture: Architecture) -> list[str]:
+    """A line on how much is frozen; none where nothing is."""
+    if not architecture.frozen_shapes:
+        return []
+    frozen, whole = (sum(map(prod, shapes.values())) for shapes in (architecture.frozen_shapes, architecture.shapes))
+    names = list(architecture.frozen_shapes)
+    shown = ", ".join(names if len(names) <= 3 else [*names[:2], "...", names[-1]])
+    return [
+        f"model.freeze: {len(names)} of {len(architecture.shapes)} tensors, {frozen:,} of {whole:,} parameters, are not trained, before round 1 neither: "
+        f"{shown}"
+    ]
+
+
 def for_training(module: nn.Module, layout: Layout) -> nn.Module:
     """Puts a module in training mode, frozen parameters without gradients; returns the module."""
     only_trained(dict(module.named_parameters()), layout)

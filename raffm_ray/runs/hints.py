@@ -28,7 +28,8 @@ def hint_at_start(experiment: Experiment, task: Task, row: RoundRow) -> str | No
         return None
     pretrain, new = experiment.model.pretrain, experiment.model.pretrained is None
     if pretrain.epochs or pretrain.head_epochs:
-        cause = f"its training on {len(task.public)} public examples was not enough (model.pretrain, task.public)"
+        more = f"model.pretrain.{'epochs' if pretrain.epochs else 'head_epochs'} {pretrain.epochs or pretrain.head_epochs}"
+        cause = f"its training on {len(task.public)} public examples was not enough; more passes ({more}) or examples (task.public) may be"
     elif new:
         cause = "nothing is trained before round 1 (model.pretrain.epochs: 0)"
     else:
@@ -51,7 +52,9 @@ def hint_at_end(experiment: Experiment, metric: str, first: RoundRow, last: Roun
     if last.loss > first.loss:
         cause = f"the loss on held-out examples rose from {first.loss:.3f} to {last.loss:.3f}: {rate} may be too high"
     else:
-        cause = f"the loss on held-out examples only fell from {first.loss:.3f} to {last.loss:.3f}: {rate} may be too low, or {last.round} rounds too few"
+        warmup = experiment.local.warmup_rounds or 0
+        warm = f", of which {warmup} are warm-up (local.warmup_rounds)" if warmup else ""
+        cause = f"the loss on held-out examples only fell from {first.loss:.3f} to {last.loss:.3f}: {rate} may be too low, or {last.round} rounds{warm} too few"
     return (
         f"warning: the run ends no better than it began, {metric} {shown(metric, first.metric)}{unit(metric)} -> "
         f"{shown(metric, last.metric)}{unit(metric)}: {cause}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from raffm_ray.basics.files import locked
 from raffm_ray.basics.machine import return_freed_memory
 from raffm_ray.clients.local_training import one_thread
+from raffm_ray.models.freezing import frozen_in_words
 from raffm_ray.pool.worker_pool import Pool, check_pool, open_pool
 from raffm_ray.preparation.baselines import check_baselines, with_protocol, with_strategy
 from raffm_ray.preparation.client_parts import data_lines
@@ -194,7 +195,8 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
     idle = sorted(set(experiment.fleet.budgets) - set(setup.budgets))
     unused = (f"fleet.budgets.{name} is not used: no client of this fleet has that device" for name in idle)
     other = filter(None, [slow_precision(experiment), unused_rows(prepared.foundation, experiment.model)])
-    for line in (*prepared.task.notes, *unused, *hollow_notes(setup, state), *memory_notes(setup, state), *other):
+    told = (*frozen_in_words(setup.architecture), *hollow_notes(setup, state), *memory_notes(setup, state))
+    for line in (*prepared.task.notes, *unused, *told, *other):
         tell(f"note: {line}")
     return _Ready(prepared=prepared, baselines=beside)
 

@@ -30,6 +30,7 @@ from raffm_ray.models.freezing import (
     for_training,
     freeze,
     from_array,
+    frozen_in_words,
     named_parameters,
     only_trained,
     to_array,
@@ -195,6 +196,15 @@ def test_cuts_of_frozen_parameters_are_kept_within_a_bound(monkeypatch) -> None:
     monkeypatch.setattr(module_factory, "FROZEN_BYTES", 1)
     made.cut(parameters, plans[0], {})
     assert [key for key, _ in made.frozen_cuts] == [plans[0].key]
+
+
+def test_what_is_frozen_is_said_in_a_line() -> None:
+    (line,) = frozen_in_words(prepared_with().setup.architecture)
+    names = frozen_names(prepared_with())
+    assert f"{len(names)} of {len(prepared_with().setup.architecture.shapes)} tensors" in line
+    assert names[0] in line
+    assert names[-1] in line
+    assert frozen_in_words(prepared_with(()).setup.architecture) == []
 
 
 def test_bytes_up_fall_by_those_of_what_is_frozen_and_bytes_down_stay_where_it_is_sent_every_round() -> None:
