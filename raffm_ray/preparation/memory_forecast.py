@@ -28,9 +28,9 @@ from raffm_ray.subnetworks.costs import FLOAT_BYTES, Costs, costs_of
 
 CALIBRATION_BATCH = 32
 """Examples that are calibrated at once."""
-OUTPUT_COPIES = 2
-"""Of the outputs, beside them, while a loss is computed: in one piece for the targets' positions, and as log-probabilities. Measured: 3.0 times the
-outputs in all."""
+ANSWER_COPIES, GRADIENT_COPIES = 2, 1
+"""Of the outputs, beside those that are counted, where nothing is trained and where gradients are computed; of a language model they are the largest
+of all. Measured, in all: 3.0 times the outputs for an evaluation, 2.2 for a calibration and a step of pretraining."""
 LOOKED_AT = 6
 """Rounds that are looked at for what their blocks take: draws differ."""
 SPREAD, SPREAD_RETURNED = 1.2, 1.1
@@ -145,7 +145,7 @@ def heap_bytes(prepared: Prepared, seen: "_Rounds") -> dict[str, int]:
     - calibrate: the full model, its gradients, and the activations of a batch of CALIBRATION_BATCH examples;
     - evaluate: a subnetwork, and what is live of a batch while it is answered.
 
-    In both, the loss takes the outputs OUTPUT_COPIES times more: of a language model they are the largest of all.
+    Losses take outputs besides: GRADIENT_COPIES of them in a calibration, ANSWER_COPIES in an evaluation.
 
     Activations are those of the longest texts; rows of a table of words that no text uses are in no training.
     """
@@ -155,17 +155,17 @@ def heap_bytes(prepared: Prepared, seen: "_Rounds") -> dict[str, int]:
     costs = {plan: costs_of(longest, plan, local.batch_size, local.optimizer) for plan in plans}
     full, parts = costs[Plan()], prepared.parts
     shown = min(size, max(len(prepared.task.held_out), sum(len(parts.held_out[one]) for one in parts.measured)))
-    outputs = OUTPUT_COPIES * full.output_bytes // local.batch_size
+    outputs = full.output_bytes // local.batch_size
     found = {
         "train": max((_training_bytes(prepared, costs, work.context, work) for work in seen.all), default=0),
         "evaluate": max(
-            costs[plan].bytes + shown * (costs[plan].inference_bytes - costs[plan].bytes + outputs)
+            costs[plan].bytes + shown * (costs[plan].inference_bytes - costs[plan].bytes + ANSWER_COPIES * outputs)
             for plan in (Plan(), *seen.plans.values())
         ),
     }
     if any(job.calibrate for work in seen.all for job in work.jobs):
         batch = min(CALIBRATION_BATCH, setup.experiment.salience.examples)
-        found["calibrate"] = 2 * full.bytes + batch * (full.activation_bytes // local.batch_size + outputs)
+        found["calibrate"] = 2 * full.bytes + batch * (full.activation_bytes // local.batch_size + GRADIENT_COPIES * outputs)
     return found
 
 
@@ -200,10 +200,15 @@ def driver_copies(setup: Setup) -> tuple[float, float]:
 
 
 def pretraining_bytes(prepared: Prepared) -> int:
-    """What training the full model on the public part takes: as a client's, with AdamW, where the whole model is trained; else two models."""
-    settings = prepared.setup.experiment.model.pretrain
-    full = costs_of(longest_examples(prepared), Plan(), settings.batch_size, "adamw")
-    return full.memory_bytes if settings.epochs else 2 * full.bytes
+    """What the driver takes for the public part: to train the full model on it, as a client would with AdamW and GRADIENT_COPIES of the outputs;
+    to calibrate on it, where `salience.source` says so, as in `heap_bytes`; at least two models."""
+    settings, longest = prepared.setup.experiment.model.pretrain, longest_examples(prepared)
+    full = costs_of(longest, Plan(), settings.batch_size, "adamw")
+    most = full.memory_bytes + GRADIENT_COPIES * full.output_bytes if settings.epochs else 2 * full.bytes
+    if prepared.setup.experiment.salience.source == "public":
+        batch = costs_of(longest, Plan(), min(CALIBRATION_BATCH, len(prepared.task.public)))
+        most = max(most, 2 * batch.bytes + batch.activation_bytes + GRADIENT_COPIES * batch.output_bytes)
+    return most
 
 
 def memory_forecast(prepared: Prepared, driver_now: int, workers_now: Sequence[int]) -> MemoryForecast:

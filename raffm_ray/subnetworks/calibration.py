@@ -7,6 +7,7 @@ none does (query and key sizes), at the output of those that write it.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -173,15 +174,23 @@ def backward_passes(statistic: str | None, outputs: int | None) -> int:
     return outputs if outputs is not None and outputs <= EXACT_OUTPUTS else PROJECTIONS
 
 
-def _scalars(statistic: str, objective: Objective, output: Any, labels: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """What is differentiated, one number a batch: examples do not mix, so a batch's sum has every example's own gradient."""
+def _scalars(
+    statistic: str, objective: Objective, output: Any, labels: Tensor, generator: torch.Generator
+) -> list[Callable[[], Tensor]]:
+    """What is differentiated, one number a batch: examples do not mix, so a batch's sum has every example's own gradient. Each is computed when
+    it is asked for, in this order: random directions of a language model's outputs are as large as these."""
     if STATISTICS[statistic].of == "loss":
-        return [objective.loss(output, labels, "sum")]
+        return [lambda: objective.loss(output, labels, "sum")]
     outputs = objective.outputs(output, labels)
     if outputs.shape[1] <= EXACT_OUTPUTS:
-        return list(outputs.sum(0))
-    signs = 2.0 * torch.randint(0, 2, (PROJECTIONS, *outputs.shape), generator=generator) - 1.0
-    return [(outputs * one.to(outputs.device)).sum() for one in signs]
+        summed = outputs.sum(0)
+        return [partial(summed.select, 0, position) for position in range(len(summed))]
+
+    def projected() -> Tensor:
+        signs = 2.0 * torch.randint(0, 2, outputs.shape, generator=generator, dtype=torch.int8) - 1.0
+        return (outputs * signs.to(outputs.device)).sum()
+
+    return [projected] * PROJECTIONS
 
 
 def collect(
@@ -214,7 +223,7 @@ def collect(
                 _accumulate(totals, recorder.batch, function)
             for position, scalar in enumerate(scalars):
                 recorder.batch = {}
-                scalar.backward(retain_graph=position + 1 < len(scalars))
+                scalar().backward(retain_graph=position + 1 < len(scalars))
                 _accumulate(totals, recorder.batch, function)
             recorder.seen = {}
             examples = torch.tensor(float(len(batch["labels"])), dtype=torch.float64)
