@@ -16,6 +16,7 @@ from live_bytes import LiveBytes
 from plans import random_cut
 from safetensors.torch import load_file, save_file
 
+from raffm_ray.axes.flat_parameters import flatten
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError
@@ -29,9 +30,10 @@ from raffm_ray.deployment.options import FLAGS
 from raffm_ray.deployment.supernet import open_supernet
 from raffm_ray.deployment.trained_model import TrainedModel, find_trained_model, of_run
 from raffm_ray.models.architecture import Architecture, architecture_of, build, new_model
-from raffm_ray.models.freezing import freeze
+from raffm_ray.models.freezing import freeze, split
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.runs.simulation import simulate
+from raffm_ray.server.state import parameters_of
 from raffm_ray.subnetworks.budgets import budget_from
 from raffm_ray.subnetworks.costs import costs_of
 
@@ -226,7 +228,10 @@ def test_tuning_keeps_to_what_training_keeps_to(trained: TrainedModel, distill: 
         local = setup.experiment.local.model_copy(update=changes.get("local", {}))
         experiment = setup.experiment.model_copy(update={"local": local})
         changed = replace(setup, architecture=changes.get("architecture", setup.architecture), experiment=experiment)
-        one = replace(trained, prepared=replace(trained.prepared, setup=changed))
+        flat = flatten(parameters_of(setup, trained.state), setup.architecture.shapes)
+        parameters, kept = split(flat, changed.architecture)
+        state = replace(trained.state, parameters=parameters, frozen=kept)
+        one = replace(trained, prepared=replace(trained.prepared, setup=changed), state=state)
         return tuned(one, Plan(), trained.cut(Plan()), 5, distill)
 
     before, plain, held = trained.cut(Plan()), after(), after(architecture=frozen)

@@ -18,7 +18,7 @@ from raffm_ray.studies.study_settings import load_study
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
 RIVALS = {"rivals_cifar": 4, "rivals_sst2": 9}
 """Comparisons, and the stride at which the test takes their rivals: those of a large model would take minutes."""
-STUDIES = ["study_digits"]
+STUDIES = ["study_digits", "tune_digits"]
 NO_HEAD = ("--model.pretrain.head_epochs", "0")
 SHORT = {
     "digits": ["--model.pretrain.epochs", "1"],
@@ -130,5 +130,5 @@ def test_rivals_are_compared_shortened(path, out, monkeypatch) -> None:
 @pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path.stem in STUDIES], ids=lambda path: path.stem)
 def test_a_study_is_valid(path) -> None:
     search = check_study(*load_study(path))
-    assert len(search.space) >= 6
-    assert search.first == [enqueued(search.space, search.base, {})]
+    assert len(search.space) >= {"study_digits": 6, "tune_digits": 3}[path.stem]
+    assert search.first == [enqueued(search.space, search.base, one) for one in search.study.enqueue]

@@ -1,5 +1,6 @@
 """What every client gets: the same numbers as clients measured one by one, and what is said of them."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from raffm_ray.runs.client_metrics.statistics import client_summary, jain_index,
 from raffm_ray.runs.evaluation import evaluate, request_evaluation, run_request
 from raffm_ray.server.device_type_plans import device_type_plans
 from raffm_ray.server.ranking import plain_scores
-from raffm_ray.server.state import ServerState
+from raffm_ray.server.state import ServerState, starting_state
 
 
 def table(metrics: list[float | None], **columns: list[Any]) -> pa.Table:
@@ -144,7 +145,7 @@ def evaluate_rows(prepared: Any, state: Any, pool: Any) -> list[dict[str, Any]]:
 def test_clients_of_a_plan_share_its_batches() -> None:
     """Of 12 clients no more calls than of one client with all their examples, and one more for each further plan."""
     prepared, start, pool = quick(**RICH)
-    state = ServerState(0, start, plain_scores(prepared.setup.architecture))
+    state = replace(starting_state(prepared.setup, start), scores=plain_scores(prepared.setup.architecture))
     plans, parts = device_type_plans(prepared.setup, state), prepared.parts
     context = RoundContext(0, 0, tuple(dict.fromkeys([Plan(), *plans.values()])), prepared.setup.experiment.local, 0.0)
     calls, _ = client_calls(prepared.setup, context, plans, prepared.task, parts)
