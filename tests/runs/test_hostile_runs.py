@@ -26,7 +26,7 @@ from raffm_ray.runs.checkpoint import ARRAYS, MANIFEST, SUMS
 from raffm_ray.runs.simulation import resume, simulate
 
 KIND = "records and summaries that are read"
-RARE = {**RICH, "clients": {"count": 12, "per_round": 3}}
+RARE = {**RICH, "clients": {**RICH["clients"], "per_round": 3}}
 
 
 class Interrupted(BaseException):
