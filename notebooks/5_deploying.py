@@ -61,7 +61,7 @@ sum(parameter.numel() for parameter in model.parameters())
 {name: raffm_ray.deploy(folder / "run", folder / name, device=name)["params"] for name in ("raspberry_pi_4", "laptop")}
 
 # %%
-fast = raffm_ray.deploy(folder / "run", folder / "fast", {"latency_ms": 5})
+fast = raffm_ray.deploy(folder / "run", folder / "fast", {"latency_ms": 20})
 fast["params_fraction"], fast["forms"]["torch"]["median_ms"]
 
 # %% [markdown]
