@@ -79,11 +79,13 @@ class ClientRunner:
 
     def hold(self, frozen: Flat) -> None:
         """Takes the frozen parameters of the calls that follow."""
-        self._held.hold(frozen)
+        if self._held.hold(frozen):
+            self.module_factory.frozen_cuts.clear()  # another array may come to lie where the last one was
 
     def forget(self) -> None:
         """Frees the copy of the parameters that a GPU keeps between blocks."""
         self._held.forget()
+        self.module_factory.frozen_cuts.clear()
 
     def _parameters(self, flat: Flat, context: RoundContext, plan: int | None) -> dict[str, Tensor]:
         local = context.local  # a pool outlives a run, and the next one may compute in another precision

@@ -19,9 +19,12 @@ class DeviceParameters:
     frozen: Flat = field(default_factory=lambda: NOTHING)
     copied: dict[bool, tuple["weakref.ref[Flat]", Tensor]] = field(default_factory=dict)
 
-    def hold(self, frozen: Flat) -> None:
-        """Takes the frozen parameters of the calls that follow."""
-        self.frozen = self.frozen if is_same(self.frozen, frozen) else frozen
+    def hold(self, frozen: Flat) -> bool:
+        """Takes the frozen parameters of the calls that follow; returns whether they are others than before."""
+        if is_same(self.frozen, frozen):
+            return False
+        self.frozen = frozen
+        return True
 
     def _placed(self, flat: Flat, device: str, frozen: bool) -> Tensor:
         # The array may be shared memory that torch could write to although it is read-only: modules get copies out of it.

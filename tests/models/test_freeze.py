@@ -198,6 +198,20 @@ def test_cuts_of_frozen_parameters_are_kept_within_a_bound(monkeypatch) -> None:
     assert [key for key, _ in made.frozen_cuts] == [plans[0].key]
 
 
+def test_cuts_are_forgotten_with_the_frozen_parameters_that_they_are_of() -> None:
+    prepared = prepared_with()
+    state = state_of(prepared)
+    runner, first = holding(prepared, state), to_array(state.frozen)
+    for forgetting, kept in (
+        (lambda: runner.hold(first), True),
+        (lambda: runner.hold(first.copy()), False),
+        (runner.forget, False),
+    ):
+        runner.module_factory.cut(parameters_of(prepared.setup, state), SMALL, {})
+        forgetting()
+        assert bool(runner.module_factory.frozen_cuts) == kept
+
+
 def test_what_is_frozen_is_said_in_a_line() -> None:
     (line,) = frozen_in_words(prepared_with().setup.architecture)
     names = frozen_names(prepared_with())
