@@ -283,6 +283,7 @@ class Recorder:
             save_file({**ranking, **state.norms}, final / "salience.safetensors")
         write_json(self.folder / SUMMARY, summary)
         checkpoint.keep_one(self.folder / "checkpoints", last_common_round(self.experiment))
+        self.client_states.prune(checkpoint.oldest(self.folder / "checkpoints"))
 
 
 def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
