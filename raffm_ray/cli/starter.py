@@ -225,7 +225,9 @@ def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapp
         told = "of a block: texts are joined, and cut into blocks" if kind == PACKED else "that are kept of a text"
         most = MOST_OF_CONTEXT if kind == "question_answering" else MOST_TOKENS
         need = _length(texts, 1 << 20)
-        told = f"tokens {told}; 90% of the texts have at most about {need:,}" + ("; more take more memory and time" if need > most else "")
+        told = f"tokens {told}; 90% of the texts have at most about {need:,}" + (
+            "; more take more memory and time" if need > most else ""
+        )
         lines += [f"  max_length: {_length(texts, most)}   # {told}"] if any(map(len, texts)) else []
     lines += ["model:", *model.lines]
     lines += ["clients:", f"  count: {clients}", f"  per_round: {max(1, min(10, clients // 2))}"]

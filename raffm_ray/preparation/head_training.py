@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import Layout, is_kept
 from raffm_ray.clients.local_training import backward, decayed_groups
-from raffm_ray.data.examples import Examples, batches, steps_of
+from raffm_ray.data.examples import Examples, Ragged, batches, steps_of
 from raffm_ray.models.architecture import Architecture, build
 from raffm_ray.models.objectives import objective_of, training_objective
 from raffm_ray.settings.task_and_model import PretrainSettings
@@ -47,7 +47,12 @@ def module_of(name: str) -> str:
 
 
 def _after_layers(layout: Layout) -> list[str]:
-    return [name for name, spec in layout.parameters.items() if not spec.layer and spec.matmul and not (spec.raw or spec.module)]
+    """Matrices whose output no axis cuts, in the model's order, but for a table of words that is the output layer too."""
+    return [
+        name
+        for name, spec in layout.parameters.items()
+        if spec.matmul and len(spec.dims) == 2 and not spec.dims[1 - spec.reads] and spec.module in (None, module_of(name))
+    ]
 
 
 def head_parameters(layout: Layout, new: Set[str]) -> frozenset[str]:
@@ -66,7 +71,9 @@ def head_parameters(layout: Layout, new: Set[str]) -> frozenset[str]:
 def feature_bytes(architecture: Architecture) -> int:
     """Of what a head reads of one example, of as many positions as the architecture has."""
     specs = architecture.layout.parameters
-    kinds = [(architecture.positions[specs[name].matmul or ""], architecture.shapes[name]) for name in readers(architecture.layout)]
+    kinds = [
+        (architecture.positions[specs[name].matmul or ""], architecture.shapes[name]) for name in readers(architecture.layout)
+    ]
     return sum(4 * positions * prod(shape) // shape[0] for positions, shape in kinds)
 
 
@@ -148,10 +155,12 @@ def _inputs(model: nn.Module, work: HeadWork, rng: np.random.Generator, told: Ca
     layout, examples = work.architecture.layout, work.examples
     found: dict[str, list[Tensor]] = {name: [] for name in readers(layout)}
     positions = _positions_read(layout)
-    lengths = examples.lengths()
+    lengths = examples.labels.lengths if isinstance(examples.labels, Ragged) else examples.lengths()
     order = np.arange(len(examples)) if lengths is None else np.argsort(lengths, kind="stable")
     batched = [np.arange(start, min(start + COMPUTED_AT_ONCE, len(order))) for start in range(0, len(order), COMPUTED_AT_ONCE)]
-    parts = [batched[number] for number in rng.permutation(len(batched))]  # by length, but not in its order: the first ones tell how long it takes
+    parts = [
+        batched[number] for number in rng.permutation(len(batched))
+    ]  # by length, but not in its order: the first ones tell how long it takes
     handles = [
         model.get_submodule(module_of(name)).register_forward_pre_hook(lambda _, read, kept=kept: kept.append(read[0]))
         for name, kept in found.items()
@@ -186,7 +195,11 @@ class _Head:
         self.parameters = [values for values in self.module.parameters() if values.requires_grad]
         groups = decayed_groups(self.parameters, work.settings.weight_decay)
         self.optimizer = OPTIMIZERS["adamw"](groups, work.settings.head_learning_rate)
-        self.size, self.objective, self.measured = work.settings.batch_size, training_objective(architecture), objective_of(architecture)
+        self.size, self.objective, self.measured = (
+            work.settings.batch_size,
+            training_objective(architecture),
+            objective_of(architecture),
+        )
         for name in inputs:
             self.module.get_submodule(module_of(name)).register_forward_pre_hook(partial(self._instead, name))
         lengths = work.examples.lengths()

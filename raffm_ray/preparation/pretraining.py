@@ -83,7 +83,9 @@ class Pretraining:
             least = head.settings.head_epochs
             passes = f"at most {MOST_PASSES} epochs" if least == "auto" else counted(least or 0, "epoch")
             few = f" on {len(head.examples):,} of them" if len(head.examples) < len(self.public) else ""
-            parts = [f"{passes} of the new head ({sum(map(prod, (self.architecture.shapes[name] for name in head.names))):,} parameters{few})"]
+            parts = [
+                f"{passes} of the new head ({sum(map(prod, (self.architecture.shapes[name] for name in head.names))):,} parameters{few})"
+            ]
         if settings.epochs:
             parts.append(f"{counted(settings.epochs, 'epoch')} of the full model")
         shown = counted(len(self.public), "public example")
