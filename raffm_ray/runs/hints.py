@@ -36,8 +36,10 @@ def hint_at_start(experiment: Experiment, task: Task, row: RoundRow) -> str | No
         return None
     pretrain, new = experiment.model.pretrain, experiment.model.pretrained is None
     if pretrain.epochs or pretrain.head_epochs:
-        more = f"model.pretrain.{'epochs' if pretrain.epochs else 'head_epochs'} {pretrain.epochs or pretrain.head_epochs}"
-        cause = f"its training on {len(task.public)} public examples was not enough; more passes ({more}) or examples (task.public) may be"
+        more = f"more examples (task.public) or passes (model.pretrain.epochs {pretrain.epochs or 0}) may be"
+        cause = f"its training on {len(task.public)} public examples was not enough; {more}"
+        if not pretrain.epochs:
+            cause = f"its head alone, on {len(task.public)} public examples, was not enough; the rounds train the rest too, and {more}"
     elif new:
         cause = "nothing is trained before round 1 (model.pretrain.epochs: 0)"
     else:

@@ -14,6 +14,8 @@ PANELS = ("clients", "clients by device type")
 COLORS = {"own": "#3b6fb6", "full": "#555555"}
 LABELS = {"own": "each client's own subnetwork", "full": "the full model"}
 BARS = 20
+FEW = 5
+"""A device type with fewer clients is drawn as points alone: of so few, quartiles say nothing."""
 
 
 def picture_of_clients(rows: Sequence[Mapping[str, Any]], metric: str, summary: Mapping[str, Any]) -> Figure:
@@ -51,14 +53,25 @@ def _histogram(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, own: 
 
 def _by_device_type(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, names: Sequence[str]) -> None:
     parts = [_values(rows, metric, model="own", device_type=name) for name in names]
-    drawn = axes.boxplot(parts, whis=(10, 90), showfliers=False, patch_artist=True, widths=0.6, showmeans=True)
+    boxed = [number for number, part in enumerate(parts, 1) if len(part) >= FEW]
+    axes.set_xlim(0.5, len(parts) + 0.5)
+    drawn = axes.boxplot(
+        [parts[number - 1] for number in boxed],
+        positions=boxed,
+        whis=(10, 90),
+        showfliers=False,
+        patch_artist=True,
+        widths=0.6,
+        showmeans=True,
+    )
     for box in drawn["boxes"]:
         box.set(facecolor=COLORS["own"], alpha=0.5)
     for line in drawn["medians"]:
         line.set(color="#d1701c", linewidth=2)
     for number, part in enumerate(parts, 1):
         beside = np.linspace(-0.2, 0.2, len(part)) if len(part) > 1 else np.zeros(1)
-        axes.plot(number + beside, part, ".", color="#222222", markersize=3, alpha=0.4)
+        few = number not in boxed
+        axes.plot(number + beside, part, ".", color="#222222", markersize=7 if few else 3, alpha=0.8 if few else 0.4)
     told = [f"{name.replace('_', chr(10), 1).replace('_', ' ')}\n({len(part)})" for name, part in zip(names, parts, strict=True)]
     axes.set_xticks(range(1, len(names) + 1), told, fontsize=8)
     axes.set(title="by device type (number of clients)", ylabel=_label(metric), label=PANELS[1])

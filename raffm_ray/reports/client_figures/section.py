@@ -6,7 +6,7 @@ from typing import Any
 
 from raffm_ray.basics.formatting import counted
 from raffm_ray.data.metrics import shown, unit
-from raffm_ray.reports.client_figures.picture import PANELS, picture_of_clients
+from raffm_ray.reports.client_figures.picture import FEW, PANELS, picture_of_clients
 from raffm_ray.reports.drawing import panels_of, save
 from raffm_ray.reports.figure_data import MOST_ROWS
 from raffm_ray.reports.page import Cell, Picture, Section, Table, csv_text
@@ -61,8 +61,8 @@ def _pictures(panels: Mapping[str, bytes], metric: str, found: Mapping[str, Any]
         Picture(
             name="clients_by_device_type",
             image=panels[PANELS[1]],
-            alt=f"Box plots of clients' {metric} by device type. Means: {each}.",
-            caption=f"Clients' {metric} by device type, own subnetworks. Box: the middle half; whiskers: 10% to 90%; line: median; triangle: mean.",
+            alt=f"Box plots, or points, of clients' {metric} by device type. Means: {each}.",
+            caption=f"Clients' {metric} by device type, own subnetworks. Box: the middle half; whiskers: 10% to 90%; line: median; triangle: mean. Of fewer than {FEW} clients, points alone.",
             data=data,
             source="evaluations/",
         ),
