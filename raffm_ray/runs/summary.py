@@ -82,7 +82,7 @@ def round_row(
     weight = sum(examples for _, examples in losses)
     return RoundRow(
         round=work.context.round if work else 0,
-        drawn=work.drawn if work else 0,
+        drawn=len(work.chosen) if work else 0,
         selected=len(rows),
         arrived=outcomes.count("used"),
         late=outcomes.count("late") + outcomes.count("stale"),

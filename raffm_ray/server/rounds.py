@@ -9,13 +9,13 @@ from torch import Tensor
 from raffm_ray.axes.indexing import AxisError, Plan, check_plan
 from raffm_ray.axes.nesting import within
 from raffm_ray.basics.errors import UserError
-from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.messages import Job, RoundContext, Update
 from raffm_ray.server.aggregation import AGGREGATION_RULES, flat_coverage
 from raffm_ray.server.device_type_plans import copies, holds_full_model, training_view
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.ranking import cuts_residual, wanted_statistic
 from raffm_ray.server.round_schedule import advance_clock, available_clients, received, schedule_round, selection_size
+from raffm_ray.server.selection.choosing import choose_clients, remembered
 from raffm_ray.server.state import Round, ServerState, Setup, stack_sizes
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.calibration import add_statistics
@@ -38,8 +38,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
     number = state.round + 1
     view, nested = training_view(setup, state, number)
     start_seconds, able = available_clients(setup, state.clock)
-    rng = generator(experiment.seed, "clients", number)
-    chosen = sorted(rng.choice(able, size=min(selection_size(setup), len(able)), replace=False).tolist())
+    chosen = choose_clients(setup, state, able, selection_size(setup), (view, nested))
     shared: dict[str, Plan | None] = {}
     trained: dict[int, Plan] = {}
     for client in chosen:
@@ -94,7 +93,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
         norm_bound=experiment.server.update_norm_bound,
         own=experiment.plugin_settings,
     )
-    return replace(schedule_round(setup, context, jobs, start_seconds, state.held), drawn=len(chosen))
+    return replace(schedule_round(setup, context, jobs, start_seconds, state.held), chosen=tuple(chosen))
 
 
 def _check_nesting(setup: Setup, plans: Sequence[Plan], prefixes_of: Mapping[int, tuple[int, ...]]) -> None:
@@ -156,5 +155,6 @@ def finish_round(
         clock=clock,
         reached=add_reached(state.reached, weights, plans, setup.architecture.layout),
         reached_weight=state.reached_weight + total,
+        records=remembered(setup, state, work, updates[:on_time], [one for one, _ in arrived]),
         held=state.held.after(received(setup, work), len(setup.device_types)),
     )

@@ -25,6 +25,8 @@ from raffm_ray.server.aggregation import AGGREGATION_RULES
 from raffm_ray.server.clock import VirtualClock, Visit
 from raffm_ray.server.held_parameters import Held
 from raffm_ray.server.optimizers import Moments
+from raffm_ray.server.selection.records import Records
+from raffm_ray.server.selection.table import check_selection, first_records
 from raffm_ray.server.strategies import STRATEGIES, Strategy
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.budgets import Budget
@@ -72,6 +74,17 @@ class Setup:
         return found
 
     @cached_property
+    def example_counts(self) -> NDArray[np.int64]:
+        """[clients]: `examples`."""
+        return np.asarray(self.examples, dtype=np.int64)
+
+    @cached_property
+    def device_type_numbers(self) -> NDArray[np.int32]:
+        """[clients]: the position of each one's device type in `budgets`."""
+        number = {name: position for position, name in enumerate(self.budgets)}
+        return np.array([number[name] for name in self.device_types], dtype=np.int32)
+
+    @cached_property
     def owners_by_device_type(self) -> Mapping[str, int]:
         """How many clients of each device type have examples."""
         return Counter(compress(self.device_types, self.owners.tolist()))
@@ -104,7 +117,7 @@ class ServerState:
     """All that the next round depends on. `parameters`: flat, the trained ones and the copies that sizes have of their own; `frozen`: flat, the
     others, the same in every round and in no checkpoint; `held`: what devices have of them; `pending`: statistics reported since the last ranking; `norms`: from before it; `moments`:
     the server optimizer's; `best`: None before a first validation; `reached`: of `reached_weight`, the weight of all updates so far; `pace`: of
-    the ranked list, chosen with the scores (see `Cutting`)."""
+    the ranked list, chosen with the scores (see `Cutting`); `records`: of clients, None where the selection reads none."""
 
     round: int
     parameters: Tensor
@@ -120,6 +133,7 @@ class ServerState:
     pace: float = 0.0
     frozen: Tensor = field(default_factory=lambda: torch.empty(0))
     held: Held = field(default_factory=Held)
+    records: Records | None = None
 
     @property
     def frozen_array(self) -> NDArray[Any]:
@@ -137,13 +151,13 @@ class Round:
     """A round's work: what all share, and the jobs by block.
 
     Clients whose updates nobody will use have no job, only a visit. The last `late` blocks hold one client each, whose update comes
-    after the round's end. `drawn`: how many clients the strategy was asked about; `visits`: everybody whom it gave work, in client order; `start_seconds`: virtual time; `seconds`: until the end.
+    after the round's end. `chosen`: the clients that the strategy was asked about; `visits`: everybody whom it gave work, in client order; `start_seconds`: virtual time; `seconds`: until the end.
     """
 
     context: RoundContext
     blocks: tuple[tuple[Job, ...], ...]
     visits: tuple[Visit, ...] = ()
-    drawn: int = 0
+    chosen: tuple[int, ...] = ()
     late: int = 0
     start_seconds: float = 0.0
     seconds: float = 0.0
@@ -155,8 +169,9 @@ class Round:
 
 
 def setup_strategy(experiment: Experiment) -> Strategy:
-    """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name, prefixes that it cannot have, or
-    one that has nobody to learn from."""
+    """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name, of a selection too, prefixes that it
+    cannot have, or one that has nobody to learn from."""
+    check_selection(experiment)
     settings, update = experiment.strategy, look_up(CLIENT_UPDATES, experiment.local.client_update, "local.client_update")
     strategy = STRATEGIES.chosen(settings.name, experiment.plugin_settings, "strategy.name")
     if settings.prefix != "default":
@@ -261,7 +276,7 @@ def starting_state(setup: Setup, flat: Tensor) -> ServerState:
     """The state before round 1. `flat`: all parameters, in the model's order."""
     trained, frozen = split(flat, setup.architecture)
     copied = with_copies(trained, setup.architecture, setup.size_specific, len(setup.budgets))
-    return replace(new_state(copied), frozen=frozen)
+    return replace(new_state(copied), frozen=frozen, records=first_records(setup.experiment))
 
 
 def parameters_of(setup: Setup, state: ServerState, copy: int = 0) -> dict[str, Tensor]:
