@@ -55,7 +55,7 @@ class Quick(ClientRunner):
 RICH: dict[str, Any] = {
     "rounds": 3,
     "model": {"freeze": ["*embeddings*"]},
-    "clients": {"count": 12, "per_round": 4, "held_out": 0.2, "unseen": 0.1},
+    "clients": {"count": 12, "per_round": 4, "held_out": 0.2, "unseen": 0.1, "selection": "oort"},
     "task": {"validation": 20},
     "evaluation": {"every": 1, "keep_best": True, "sizes": 1, "clients": "all"},
     "server": {"optimizer": "adam", "learning_rate": 0.01},

@@ -97,6 +97,8 @@ def test_the_states_that_were_tried_have_something_of_everything(rich) -> None:
     assert last.best.state is not None
     assert last.norms
     assert last.held.plans
+    assert last.records is not None
+    assert np.isfinite(last.records.loss).any()
     assert any(state.pending for state in rich)
     assert any(report.loss != report.loss for report in (late.visit.report for late in last.clock.late))
 

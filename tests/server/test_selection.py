@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_experiment
-from quick import quick
 from round_states import state_of
 
 import raffm_ray
@@ -214,7 +213,8 @@ def reporting(losses: Callable[[int], float]) -> Callable[..., Any]:
 
     def finished(setup: Any, state: Any, work: Any) -> Any:
         reports = [
-            Report(client=job.client, plan=job.plan, examples=1, steps=1, loss=losses(job.client), seconds=0.0) for job in work.jobs
+            Report(client=job.client, plan=job.plan, examples=1, steps=1, loss=losses(job.client), seconds=0.0)
+            for job in work.jobs
         ]
         update = Update({}, tuple(reports))
         return finish_round(setup, state, work, torch.zeros_like(state.parameters), [update])
@@ -298,7 +298,10 @@ def test_a_selection_of_ones_own_is_used_and_one_that_chooses_others_is_told(mon
     [
         ({"selection": "oart"}, r"clients.selection 'oart' is not known .*'oort'"),
         ({"selection": {"name": "oort", "explore": 1}}, r"clients.selection.explore: unknown key.*exploration"),
-        ({"selection": {"name": "power_of_choice", "candidates": 3}}, r"selection.candidates 3 must be from per_round 5 to count 12"),
+        (
+            {"selection": {"name": "power_of_choice", "candidates": 3}},
+            r"selection.candidates 3 must be from per_round 5 to count 12",
+        ),
         ({"selection": {"shares": "fleets"}}, r"clients.selection.shares: .*'fleet' or 'equal'"),
     ],
 )
