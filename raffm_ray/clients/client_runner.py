@@ -24,6 +24,7 @@ from raffm_ray.clients.block_sums import add_updates
 from raffm_ray.clients.client_updates import CLIENT_UPDATES, Batches, updated
 from raffm_ray.clients.device_parameters import DeviceParameters
 from raffm_ray.clients.explained_errors import explaining_kernels, naming_clients
+from raffm_ray.clients.fair_weights import change_weight, fair_weights, mean_loss
 from raffm_ray.clients.local_training import ClientData, Prefix, Training, computing
 from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
 from raffm_ray.clients.module_factory import ModuleFactory, Parameters
@@ -102,8 +103,7 @@ class ClientRunner:
 
     def block(self, context: RoundContext, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
         """Trains a block of clients in order; returns its reports and the flat sum of `weight x (trained - given)`."""
-        sums: dict[int, Tensor] = {}
-        weights: dict[int, float] = {}
+        sums, weights = dict[int, Tensor](), dict[int, float]()
         reports, statistics = [], None
         for plan, group in stacking_groups(jobs, context.stack):
             parameters = self._parameters(flat, context, plan)
@@ -121,8 +121,9 @@ class ClientRunner:
                     if measured:
                         statistics = add_statistics(statistics, measured)
                     if change is not None and plan is not None:
-                        sums[plan] = sums[plan].add_(change, alpha=job.weight) if plan in sums else change.mul_(job.weight)
-                        weights[plan] = weights.get(plan, 0.0) + job.weight
+                        counts, covers = fair_weights(context, job.weight, report.received_loss, change)
+                        sums[plan] = sums[plan].add_(change, alpha=counts) if plan in sums else change.mul_(counts)
+                        weights[plan] = weights.get(plan, 0.0) + covers
             finally:
                 self.module_factory.release()
         with self.watch.during("return"):
@@ -139,7 +140,7 @@ class ClientRunner:
         `trained`: what came of its training where it was trained together with others.
         """
         start, share, local = time.perf_counter(), self.shares[job.client], context.local
-        loss, steps, refused, statistics_refused = float("nan"), 0, "", ""
+        loss, received, steps, refused, statistics_refused = float("nan"), float("nan"), 0, "", ""
         seen: dict[int, int] = {}
         change, measured, together_seconds = None, None, 0.0
         with torch.random.fork_rng(devices=[]):
@@ -151,9 +152,12 @@ class ClientRunner:
                     measured, statistics_refused = None, "statistics not finite"
             if job.plan is not None:
                 with self.watch.during("train"):
+                    if context.received_loss:
+                        module = self.module_factory.module(parameters, context.plans[job.plan], context.norms)
+                        received = mean_loss(module, self.training_objective, self.examples, share, local.precision)
                     loss, seen, change, together_seconds = trained or self._train(parameters, context, job, job.plan)
                 steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
-                if why := refusal(change, job.weight, context.norm_bound):
+                if why := refusal(change, change_weight(context, job.weight, received), context.norm_bound):
                     change, refused = None, why
         report = Report(
             client=job.client,
@@ -168,6 +172,7 @@ class ClientRunner:
             forward_backward=tuple(sorted(seen.items())),
             calibrated=min(len(share), context.calibration_examples) if job.calibrate else 0,
             statistics_values=sum(values.numel() for values in (measured or {}).values()),
+            received_loss=received,
         )
         return report, change, measured
 

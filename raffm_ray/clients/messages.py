@@ -17,7 +17,8 @@ class RoundContext:
     `norms`: statistics by which norms of plans with a cut residual are corrected; empty for none. `distill`: how much of a prefix's
     loss is the soft outputs of the client's own plan, at `temperature`. `stack`: by plan, how many of its clients may be trained at once;
     empty where it is always one. `size_specific`: parameters of which sizes have copies of their own (see size_specific.py), behind the others in the flat
-    array; `copies`: by plan, which one it uses. `norm_bound`: the largest L2 norm of a client's change.
+    array; `copies`: by plan, which one it uses. `norm_bound`: the largest L2 norm of a client's change. `received_loss`: whether clients measure the
+    parameters that they receive before they train; `fair_exponent`: q of q-FedAvg.
     """
 
     seed: int
@@ -36,6 +37,8 @@ class RoundContext:
     copies: tuple[int, ...] = ()
     norm_bound: float | None = None
     own: Mapping[str, Any] = field(default_factory=dict)
+    received_loss: bool = False
+    fair_exponent: float = 0.0
 
     def copy_of(self, plan: int | None) -> int:
         """Which copy of the size-specific parameters a plan uses; 0 are the model's own."""
@@ -66,7 +69,8 @@ class Report:
     `stepped`: examples of all its steps; `loss`: mean training loss of its own plan; `seconds`: real, on this machine; `refused`: why its change is not used, else "";
     `statistics_refused`: why its statistics are not;
     `forward_backward`: (plan, examples) pairs, how many examples went forward and backward through each plan; `calibrated`: how many
-    examples it calibrated on; `statistics_values`: how many numbers it reported of them.
+    examples it calibrated on; `statistics_values`: how many numbers it reported of them; `received_loss`: of all its examples before it trained,
+    NaN where that is not asked for.
     """
 
     client: int
@@ -81,6 +85,7 @@ class Report:
     statistics_values: int = 0
     stepped: int = 0
     statistics_refused: str = ""
+    received_loss: float = float("nan")
 
 
 @dataclass(frozen=True)

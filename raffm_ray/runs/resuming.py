@@ -50,7 +50,7 @@ FREE = (
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
 FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
 """Those of runs whose checkpoints hold a digest of the places too."""
-OF_SELECTION = ("clients.selection",)
+OF_SELECTION = ("clients.selection", "server.fair_exponent", "server.agnostic_rate")
 FREE_BEFORE_SELECTION = (*FREE, *OF_SELECTION)
 """Those of runs from before clients were chosen in other ways than uniformly."""
 OF_CLIENTS = ("clients.held_out", "clients.unseen", "evaluation.clients", *OF_SELECTION)
@@ -194,8 +194,9 @@ def _shapes(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, tuple[in
 
 
 def _remembers(state: ServerState) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Which records of clients there are; of every round so far, there is one number besides."""
-    kept = {} if state.records is None else {name: one for name, one in vars(state.records).items() if name != "gained"}
+    """Which records of clients and weights of device types there are; of every round so far, there is one number besides."""
+    parts = [vars(one) for one in (state.records, state.mixture) if one is not None]
+    kept = {name: values for part in parts for name, values in part.items() if name != "gained"}
     return tuple(sorted((f"{name} {values.dtype}", values.shape) for name, values in kept.items()))
 
 

@@ -236,6 +236,7 @@ def summarize(
         "metric": metric,
         "params": full.params,
         "residual_pace": state.pace,
+        "mixture": None if state.mixture is None else dict(zip(setup.budgets, state.mixture.weights.tolist(), strict=True)),
         "start": rounds[0].metric,
         "full_model": final.metric,
         "device_types": device_types,

@@ -19,6 +19,7 @@ Used inside only:
 
 - `aggregation`: averages the updates, entry by entry (each worker has summed its own clients)
 - `selection`: who is chosen for a round: a table, and what the server remembers for it
+- `agnostic_mixture`: what device types weigh, by their losses
 - `held_parameters`: which frozen parameters the clients' devices hold already
 
 Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `devices`, `clients`.

@@ -11,6 +11,7 @@ from raffm_ray.axes.nesting import within
 from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.messages import Job, RoundContext, Update
 from raffm_ray.server.aggregation import AGGREGATION_RULES, flat_coverage
+from raffm_ray.server.agnostic_mixture import Mixture
 from raffm_ray.server.device_type_plans import copies, holds_full_model, training_view
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.ranking import cuts_residual, wanted_statistic
@@ -62,7 +63,6 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
     }
     _check_nesting(setup, by_size, prefixes_of)
     statistic = wanted_statistic(setup, state)
-    equal = strategy.client_weight == "equal"
     jobs = [
         Job(
             client=client,
@@ -71,7 +71,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
             prefix=strategy.prefix,
             calibrate=statistic is not None
             and (len(plan) == 0 or (bool(nested) and holds_full_model(setup, setup.device_types[client]))),
-            weight=1.0 if equal else float(setup.examples[client]),
+            weight=_job_weight(setup, state, client),
         )
         for client, plan in trained.items()
     ]
@@ -92,8 +92,27 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
         copies=copies(setup, state, by_size, number),
         norm_bound=experiment.server.update_norm_bound,
         own=experiment.plugin_settings,
+        received_loss=setup.measures_received,
+        fair_exponent=experiment.server.fair_exponent,
     )
     return replace(schedule_round(setup, context, jobs, start_seconds, state.held), chosen=tuple(chosen))
+
+
+def _job_weight(setup: Setup, state: ServerState, client: int) -> float:
+    weight = float(setup.client_weights[client])
+    return weight if state.mixture is None else weight * state.mixture.factor(int(setup.device_type_numbers[client]))
+
+
+def _next_mixture(setup: Setup, state: ServerState, updates: Sequence[Update]) -> Mixture | None:
+    """After a round of which these updates came in time."""
+    if state.mixture is None:
+        return None
+    heard = [
+        (int(setup.device_type_numbers[one.client]), float(setup.client_weights[one.client]), one.received_loss)
+        for update in updates
+        for one in update.reports
+    ]
+    return state.mixture.after(heard, setup.experiment.server.agnostic_rate)
 
 
 def _check_nesting(setup: Setup, plans: Sequence[Plan], prefixes_of: Mapping[int, tuple[int, ...]]) -> None:
@@ -155,6 +174,7 @@ def finish_round(
         clock=clock,
         reached=add_reached(state.reached, weights, plans, setup.architecture.layout),
         reached_weight=state.reached_weight + total,
+        mixture=_next_mixture(setup, state, updates[:on_time]),
         records=remembered(setup, state, work, updates[:on_time], [one for one, _ in arrived]),
         held=state.held.after(received(setup, work), len(setup.device_types)),
     )

@@ -22,6 +22,7 @@ from raffm_ray.devices.profiles import Device
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import named_parameters, split, to_array
 from raffm_ray.server.aggregation import AGGREGATION_RULES
+from raffm_ray.server.agnostic_mixture import Mixture, first_mixture
 from raffm_ray.server.clock import VirtualClock, Visit
 from raffm_ray.server.held_parameters import Held
 from raffm_ray.server.optimizers import Moments
@@ -59,6 +60,16 @@ class Setup:
     availability: Availability
     not_stacked: str | None = None
     unseen: frozenset[int] = frozenset()
+
+    @property
+    def measures_received(self) -> bool:
+        """Whether clients measure the parameters that they receive before they train."""
+        return self.experiment.server.fair_exponent > 0 or self.experiment.server.agnostic_rate > 0
+
+    @cached_property
+    def client_weights(self) -> NDArray[np.float64]:
+        """[clients]: what each counts in an average, as `client_weight` says."""
+        return (self.owners if self.strategy.client_weight == "equal" else self.example_counts).astype(np.float64)
 
     @property
     def cutting(self) -> Cutting:
@@ -117,7 +128,7 @@ class ServerState:
     """All that the next round depends on. `parameters`: flat, the trained ones and the copies that sizes have of their own; `frozen`: flat, the
     others, the same in every round and in no checkpoint; `held`: what devices have of them; `pending`: statistics reported since the last ranking; `norms`: from before it; `moments`:
     the server optimizer's; `best`: None before a first validation; `reached`: of `reached_weight`, the weight of all updates so far; `pace`: of
-    the ranked list, chosen with the scores (see `Cutting`); `records`: of clients, None where the selection reads none."""
+    the ranked list, chosen with the scores (see `Cutting`); `records`: of clients, None where the selection reads none; `mixture`: of device types, None without `server.agnostic_rate`."""
 
     round: int
     parameters: Tensor
@@ -134,6 +145,7 @@ class ServerState:
     frozen: Tensor = field(default_factory=lambda: torch.empty(0))
     held: Held = field(default_factory=Held)
     records: Records | None = None
+    mixture: Mixture | None = None
 
     @property
     def frozen_array(self) -> NDArray[Any]:
@@ -276,7 +288,9 @@ def starting_state(setup: Setup, flat: Tensor) -> ServerState:
     """The state before round 1. `flat`: all parameters, in the model's order."""
     trained, frozen = split(flat, setup.architecture)
     copied = with_copies(trained, setup.architecture, setup.size_specific, len(setup.budgets))
-    return replace(new_state(copied), frozen=frozen, records=first_records(setup.experiment))
+    fleet = first_mixture(setup.device_type_numbers, setup.client_weights, len(setup.budgets))
+    mixture = fleet if setup.experiment.server.agnostic_rate else None
+    return replace(new_state(copied), frozen=frozen, records=first_records(setup.experiment), mixture=mixture)
 
 
 def parameters_of(setup: Setup, state: ServerState, copy: int = 0) -> dict[str, Tensor]:

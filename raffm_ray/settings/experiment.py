@@ -148,6 +148,16 @@ class ServerSettings(Settings):
     update_norm_bound: float | None = Field(
         default=None, gt=0, description="largest L2 norm of a client's update that is accepted; default: no limit"
     )
+    fair_exponent: float = Field(
+        default=0.0,
+        ge=0,
+        description="q of q-FedAvg: clients with larger losses count more; 0: as in FedAvg; see docs/how_to/choose_clients.md",
+    )
+    agnostic_rate: float = Field(
+        default=0.0,
+        ge=0,
+        description="step size by which device types with larger losses come to count more (agnostic federated learning); 0: they never do",
+    )
     bad_updates: Literal["refuse", "stop"] = Field(
         default="refuse",
         description="what happens to updates that are longer than that or not finite: `refuse` does not use them, `stop` ends the run",
