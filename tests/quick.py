@@ -35,7 +35,15 @@ class Quick(ClientRunner):
                 weights[job.plan] = weights.get(job.plan, 0.0) + job.weight
             examples = len(self.shares[job.client])
             reports.append(
-                Report(client=job.client, plan=job.plan, examples=examples, steps=1, loss=float(np.abs(total).sum()), seconds=0.1)
+                Report(
+                    client=job.client,
+                    plan=job.plan,
+                    examples=examples,
+                    steps=1,
+                    loss=float(np.abs(total).sum()),
+                    seconds=0.1,
+                    received_loss=1.0 + job.client % 3,
+                )
             )
         return Update(weights, tuple(reports), statistics), total
 
@@ -58,7 +66,7 @@ RICH: dict[str, Any] = {
     "clients": {"count": 12, "per_round": 4, "held_out": 0.2, "unseen": 0.1, "selection": "oort"},
     "task": {"validation": 20},
     "evaluation": {"every": 1, "keep_best": True, "sizes": 1, "clients": "all"},
-    "server": {"optimizer": "adam", "learning_rate": 0.01},
+    "server": {"optimizer": "adam", "learning_rate": 0.01, "agnostic_rate": 0.1},
     "clock": {"late": "accept", "over_selection": 1.75, "dropout": 0.1},
     "salience": {"every": 2, "until": 1.0, "clients": 1, "examples": 8},
 }

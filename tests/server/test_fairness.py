@@ -227,7 +227,7 @@ def test_jobs_weigh_by_the_mixture_which_begins_as_it_is_without(client_weight) 
     assert state_of(prepare(tiny_experiment(**changes))).mixture is None
     first, without = begin_round(setup, state), begin_round(plain, replace(state, mixture=None))
     assert [job.weight for job in first.jobs] == [job.weight for job in without.jobs]
-    weak = list(setup.budgets)[0]
+    weak = next(iter(setup.budgets))
     finished = reporting(lambda client: 5.0 if setup.device_types[client] == weak else 1.0)
     for _ in range(4):
         state = finished(setup, state, begin_round(setup, state))

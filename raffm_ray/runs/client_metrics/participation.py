@@ -21,8 +21,10 @@ CHOSEN = ("arrived", "late", "dropped")
 def _counts(folder: Path, clients: int, upto: int) -> dict[str, NDArray[np.int64]]:
     """[clients] by what they are counted as, over the rounds of training."""
     counts = {name: np.zeros(clients, dtype=np.int64) for name in CHOSEN}
-    for number in range(1, upto + 1):
-        file = pq.ParquetFile(BytesIO(read_whole(folder / f"clients/round-{number:06d}.parquet")))
+    for path in sorted((folder / "clients").glob("round-*.parquet")):
+        if not 0 < int(path.stem[6:]) <= upto:
+            continue
+        file = pq.ParquetFile(BytesIO(read_whole(path)))
         table = file.read(columns=["client", "outcome"])
         numbers, outcomes = table["client"].to_numpy(), np.array(table["outcome"].to_pylist(), dtype=str)
         for outcome, name in COUNTED.items():
