@@ -1,15 +1,18 @@
 """Runs whose clients make up their updates: all that a server does, hardly any time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from conftest import tiny_experiment
 from numpy.typing import NDArray
 
+from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.client_runner import ClientRunner
+from raffm_ray.clients.client_state import ClientState, state_of
 from raffm_ray.clients.messages import Job, Report, RoundContext, Update
 from raffm_ray.pool.worker_pool import InProcessPool
 from raffm_ray.preparation.prepare import Prepared, prepare
@@ -20,8 +23,15 @@ from raffm_ray.settings.experiment import Experiment
 class Quick(ClientRunner):
     """A client's change follows from its round, number and the parameters; an evaluation from the parameters."""
 
-    def block(self, context: RoundContext, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
+    def block(
+        self,
+        context: RoundContext,
+        flat: NDArray[np.float32],
+        jobs: Sequence[Job],
+        states: Mapping[int, ClientState] | None = None,
+    ) -> tuple[Update, NDArray[np.float32]]:
         total, weights, reports, statistics = np.zeros_like(flat), dict[int, float](), [], None
+        kept = dict[int, ClientState]()
         for job in jobs:
             if job.calibrate and context.statistic:
                 statistics = self._client(
@@ -31,6 +41,10 @@ class Quick(ClientRunner):
             if job.plan is not None:
                 rng = generator(context.seed, "quick", context.round, job.client)
                 change = np.float32(0.01) * rng.standard_normal(len(flat), dtype=np.float32) - np.float32(0.1) * flat
+                if states is not None:
+                    had = states[job.client].tensors["quick/value"] if job.client in states else torch.zeros(3)
+                    kept[job.client] = state_of(Plan(), {"quick": {"value": had / 2 + float(change[0])}}, {})
+                    change += np.float32(had[1])
                 total += np.float32(job.weight) * change
                 weights[job.plan] = weights.get(job.plan, 0.0) + job.weight
             examples = len(self.shares[job.client])
@@ -43,9 +57,10 @@ class Quick(ClientRunner):
                     loss=float(np.abs(total).sum()),
                     seconds=0.1,
                     received_loss=1.0 + job.client % 3,
+                    state_bytes=kept[job.client].nbytes if job.client in kept else None,
                 )
             )
-        return Update(weights, tuple(reports), statistics), total
+        return Update(weights, tuple(reports), statistics, kept), total
 
     def evaluate(
         self, context: RoundContext, flat: NDArray[np.float32], plan: int, start: int, stop: int, validating: bool = False

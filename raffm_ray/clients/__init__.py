@@ -16,7 +16,6 @@ Used inside only:
 - `training_result`: what came of a client's training
 - `block_sums`: the sum of a block's updates
 - `device_parameters`: trained and frozen parameters where they are computed with
-- `fair_weights`: weights by the loss at the received parameters: q-FedAvg
 - `explained_errors`: whose an error is, and what to do about it
 - `module_factory`: makes subnetwork modules and caches their skeletons
 

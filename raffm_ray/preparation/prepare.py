@@ -27,13 +27,14 @@ from raffm_ray.preparation.client_parts import ClientParts, client_parts
 from raffm_ray.preparation.defaults import with_defaults
 from raffm_ray.preparation.model_for_task import architecture_for, class_weights
 from raffm_ray.preparation.pinning import pinned
+from raffm_ray.server.blocks import stack_sizes
 from raffm_ray.server.clock import LATE_POLICIES
 from raffm_ray.server.device_type_plans import device_type_plans, training_view
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.ranking import begin_calibration, plain_state
 from raffm_ray.server.residual_pace import with_ruled_pace
 from raffm_ray.server.round_schedule import check_clock
-from raffm_ray.server.state import ServerState, Setup, setup_strategy, stack_sizes
+from raffm_ray.server.state import ServerState, Setup, setup_strategy
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.plugins import pinned_settings, plugins_of
 from raffm_ray.subnetworks.budgets import Budget, budget_from
@@ -265,6 +266,8 @@ def not_stacked(experiment: Experiment, architecture: Architecture) -> str | Non
     asked = experiment.pool.stack_clients
     update = experiment.local.client_update
     one_by_one = None if CLIENT_UPDATES[update].stacks else f"local.client_update {update!r} trains one by one"
+    if experiment.strategy.personal:
+        one_by_one = "strategy.personal trains one by one"
     reason = why_not_stacked(architecture) or one_by_one if asked != 1 else None
     if reason and asked:
         raise UserError(f"pool.stack_clients: {asked} clients of this model cannot be trained at once: {reason}")

@@ -17,6 +17,7 @@ from raffm_ray.basics.plugins import label_of
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import Checkpoint
+from raffm_ray.runs.client_states.store import first_broken
 from raffm_ray.runs.extending import MAY_CHANGE, check_goes_on, differing, earlier_experiments
 from raffm_ray.runs.reader import SUMMARY, evaluations_name, read_record
 from raffm_ray.runs.recorder import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
@@ -56,7 +57,7 @@ FREE_BEFORE_SELECTION = (*FREE, *OF_SELECTION)
 OF_CLIENTS = ("clients.held_out", "clients.unseen", "evaluation.clients", *OF_SELECTION)
 FREE_BEFORE_OWN_PARTS = (*FREE, *OF_CLIENTS)
 """Those of runs from before clients had held-out examples of their own."""
-LATER = ("fleet.keeps_frozen", "local.batches", "model.frozen_precision", *OF_CLIENTS)
+LATER = ("fleet.keeps_frozen", "local.batches", "model.frozen_precision", "strategy.personal", *OF_CLIENTS)
 FREE_BEFORE_KEPT = (*FREE, *LATER)
 """Those of runs from before there were these settings."""
 ADDED = ("model.seed", "plugin_settings", "task.objective", "local.client_update", "clients.missing_group", *LATER)
@@ -216,6 +217,9 @@ def _pasts(folder: Path, tell: Tell) -> Iterator[Past]:
         number = kept.state.round
         if len(digests) <= number or digests[number] != kept.records:
             tell(f"{places}: records up to round {number} are missing or damaged, the checkpoint before is used")
+            continue
+        if broken := first_broken(folder, kept.state.memory, checkpoint.oldest(places)):
+            tell(f"{broken}; the checkpoint before is used")
             continue
         _tell_versions(kept, tell)
         names = [record_names(done) for done in range(number + 1)]

@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from itertools import compress, pairwise
-from math import ceil
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,8 @@ from raffm_ray.models.freezing import named_parameters, split, to_array
 from raffm_ray.server.aggregation import AGGREGATION_RULES
 from raffm_ray.server.agnostic_mixture import Mixture, first_mixture
 from raffm_ray.server.clock import VirtualClock, Visit
-from raffm_ray.server.held_parameters import Held
+from raffm_ray.server.kept.client_memory import ClientMemory, personal_names
+from raffm_ray.server.kept.held_parameters import Held
 from raffm_ray.server.optimizers import Moments
 from raffm_ray.server.selection.records import Records
 from raffm_ray.server.selection.table import check_selection, first_records
@@ -32,7 +32,7 @@ from raffm_ray.server.strategies import STRATEGIES, Strategy
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.budgets import Budget
 from raffm_ray.subnetworks.calibration import Statistics
-from raffm_ray.subnetworks.costs import Costs, costs_of
+from raffm_ray.subnetworks.costs import Costs, costs_of, with_memory
 from raffm_ray.subnetworks.extraction import Cutting
 from raffm_ray.subnetworks.salience import Scores
 from raffm_ray.subnetworks.size_specific import size_specific_names, with_copies
@@ -40,8 +40,8 @@ from raffm_ray.subnetworks.unit_coverage import Reached
 
 
 @lru_cache(maxsize=4096)  # a round asks for the same few plans once or more for every client
-def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: str) -> Costs:
-    return costs_of(architecture, plan, batch_size, optimizer)
+def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: str, memory: tuple[int, bool]) -> Costs:
+    return with_memory(costs_of(architecture, plan, batch_size, optimizer), *memory)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,29 @@ class Setup:
 
     def costs(self, plan: Plan) -> Costs:
         """What a plan costs with this experiment's local training."""
-        return _costs(self.architecture, plan, self.experiment.local.batch_size, self.experiment.local.optimizer)
+        local = self.experiment.local
+        return _costs(self.architecture, plan, local.batch_size, local.optimizer, self.memory)
+
+    @property
+    def memory(self) -> tuple[int, bool]:
+        """As `with_memory` takes it: what the clients' update remembers."""
+        row = CLIENT_UPDATES[self.experiment.local.client_update]
+        return row.copies, row.variate
+
+    @cached_property
+    def all_weight(self) -> float:
+        """Of all clients that may train, as their jobs weigh."""
+        return float(self.owners.sum() if self.strategy.client_weight == "equal" else sum(self.examples))
+
+    @cached_property
+    def personal(self) -> tuple[str, ...]:
+        """The parameters that stay with their clients. Raises UserError as `personal_names`."""
+        return personal_names(self.architecture.layout, self.experiment.strategy.personal)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether clients keep anything from round to round."""
+        return bool(self.experiment.strategy.personal or CLIENT_UPDATES[self.experiment.local.client_update].keeps)
 
 
 @dataclass(frozen=True)
@@ -128,7 +150,8 @@ class ServerState:
     """All that the next round depends on. `parameters`: flat, the trained ones and the copies that sizes have of their own; `frozen`: flat, the
     others, the same in every round and in no checkpoint; `held`: what devices have of them; `pending`: statistics reported since the last ranking; `norms`: from before it; `moments`:
     the server optimizer's; `best`: None before a first validation; `reached`: of `reached_weight`, the weight of all updates so far; `pace`: of
-    the ranked list, chosen with the scores (see `Cutting`); `records`: of clients, None where the selection reads none; `mixture`: of device types, None without `server.agnostic_rate`."""
+    the ranked list, chosen with the scores (see `Cutting`); `memory`: of what clients keep, and the control variate; `records`:
+    of clients, None where the selection reads none; `mixture`: of device types, None without `server.agnostic_rate`."""
 
     round: int
     parameters: Tensor
@@ -144,8 +167,15 @@ class ServerState:
     pace: float = 0.0
     frozen: Tensor = field(default_factory=lambda: torch.empty(0))
     held: Held = field(default_factory=Held)
+    memory: ClientMemory = field(default_factory=ClientMemory)
     records: Records | None = None
     mixture: Mixture | None = None
+
+    @property
+    def sent_array(self) -> NDArray[np.float32]:
+        """What a pool sends in a round: the parameters, and the control variate behind them."""
+        behind = self.memory.variate
+        return (torch.cat([self.parameters, behind]) if len(behind) else self.parameters).numpy()
 
     @property
     def frozen_array(self) -> NDArray[Any]:
@@ -185,6 +215,11 @@ def setup_strategy(experiment: Experiment) -> Strategy:
     cannot have, or one that has nobody to learn from."""
     check_selection(experiment)
     settings, update = experiment.strategy, look_up(CLIENT_UPDATES, experiment.local.client_update, "local.client_update")
+    if update.variate and experiment.server.fair_exponent:
+        raise UserError(
+            f"server.fair_exponent: {experiment.server.fair_exponent:g} cannot be with local.client_update "
+            f"{experiment.local.client_update!r}, whose control variate is a mean by the clients' own weights"
+        )
     strategy = STRATEGIES.chosen(settings.name, experiment.plugin_settings, "strategy.name")
     if settings.prefix != "default":
         strategy = replace(strategy, prefix=settings.prefix)
@@ -221,64 +256,6 @@ def setup_strategy(experiment: Experiment) -> Strategy:
     return strategy
 
 
-STACK_CLIENTS = 16
-"""Clients of a small model trained at once; more of them gain no more (a ViT of 45,000 parameters: 0.59, 0.53, 0.50, 0.53 of the time of
-one by one with 4, 8, 16, 32)."""
-STACK_FLOPS = 5e8
-"""A training step of at most so many FLOPs is small. On a CPU core, stacked took 0.5 of the time at 8e7 FLOPs, 0.7 at 3e8, 0.95 at 1e9."""
-
-
-def stack_sizes(setup: Setup, plans: Sequence[Plan]) -> tuple[int, ...]:
-    """How many clients of each plan may be trained at once: a property of the round, so that any worker does the same."""
-    asked, batch_size = setup.experiment.pool.stack_clients, setup.experiment.local.batch_size
-    stacks = CLIENT_UPDATES[setup.experiment.local.client_update].stacks
-    if setup.not_stacked or not stacks or setup.strategy.distill or asked == 1:
-        return ()
-    return tuple(
-        asked or (STACK_CLIENTS if setup.costs(plan).training_flops * batch_size <= STACK_FLOPS else 1) for plan in plans
-    )
-
-
-WORTH_FLOPS = 12.0
-"""FLOPs of training for which a byte of a block's sum is worth moving. Returned and added it takes about 0.3 ns of a core, or 3 FLOPs at
-10 GFLOP/s: so moving is at most a quarter of the work."""
-LEAST_BLOCKS = 16
-"""That a round is divided into even so: more workers have something to do."""
-
-
-def least_clients(flops: Sequence[float], sum_bytes: int) -> int:
-    """How many clients a block must have at least, so that their training outweighs the moving of their sum. `flops`: of every client's
-    training; `sum_bytes`: of a block's sum. A property of the round, whatever the workers."""
-    mean = sum(flops) / max(1, len(flops))
-    return max(1, min(ceil(WORTH_FLOPS * sum_bytes / mean) if mean else len(flops), len(flops) // LEAST_BLOCKS))
-
-
-def blocks_of(
-    jobs: Sequence[Job], steps: Sequence[int], size: int | None, stack: Sequence[int], least: int = 1
-) -> tuple[tuple[Job, ...], ...]:
-    """Fixed groups of clients, whatever the workers: the same sums in the same order.
-
-    Runs of `size` clients, where it is given. Else one stack a block, of clients with like numbers of steps, in 2, 4, 8 ... even parts
-    of those that train a plan, so that as many workers have as much to do; and runs of a 64th of the others, of `least` clients or more.
-    """
-    alone, together = list[Job](), dict[int, list[tuple[int, int, Job]]]()
-    for position, (job, count) in enumerate(zip(jobs, steps, strict=True)):
-        if size is None and stack and job.plan is not None and stack[job.plan] > 1:
-            together.setdefault(job.plan, []).append((count, position, job))
-        else:
-            alone.append(job)
-    length = size or max(least, -(-len(alone) // 64))
-    blocks = [tuple(alone[start : start + length]) for start in range(0, len(alone), length)]
-    for plan, clients in sorted(together.items()):
-        parts = 1
-        while parts * stack[plan] < len(clients):
-            parts *= 2
-        ordered = [job for *_, job in sorted(clients)]
-        edges = [len(ordered) * part // parts for part in range(parts + 1)]
-        blocks += [tuple(ordered[start:stop]) for start, stop in pairwise(edges)]
-    return tuple(blocks)
-
-
 def new_state(parameters: Tensor) -> ServerState:
     """The state before round 1 of a model of which nothing is frozen."""
     return ServerState(0, parameters.to(torch.float32), {})
@@ -288,9 +265,10 @@ def starting_state(setup: Setup, flat: Tensor) -> ServerState:
     """The state before round 1. `flat`: all parameters, in the model's order."""
     trained, frozen = split(flat, setup.architecture)
     copied = with_copies(trained, setup.architecture, setup.size_specific, len(setup.budgets))
+    memory = ClientMemory(variate=torch.zeros(len(trained) if setup.memory[1] else 0))
     fleet = first_mixture(setup.device_type_numbers, setup.client_weights, len(setup.budgets))
-    mixture = fleet if setup.experiment.server.agnostic_rate else None
-    return replace(new_state(copied), frozen=frozen, records=first_records(setup.experiment), mixture=mixture)
+    mixture, records = fleet if setup.experiment.server.agnostic_rate else None, first_records(setup.experiment)
+    return replace(new_state(copied), frozen=frozen, memory=memory, records=records, mixture=mixture)
 
 
 def parameters_of(setup: Setup, state: ServerState, copy: int = 0) -> dict[str, Tensor]:

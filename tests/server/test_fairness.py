@@ -10,8 +10,9 @@ import torch
 from conftest import tiny_experiment
 from round_states import state_of
 
+from raffm_ray.basics.errors import UserError
+from raffm_ray.clients.block_sums import change_weight, fair_weights
 from raffm_ray.clients.client_runner import ClientRunner
-from raffm_ray.clients.fair_weights import change_weight, fair_weights, mean_loss
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.clients.messages import Job, Report, RoundContext, Update
 from raffm_ray.preparation.prepare import Prepared, prepare
@@ -114,14 +115,13 @@ def test_a_block_sums_changes_by_the_loss_that_clients_measured_before_they_trai
     for job in jobs:
         module = runner.module_factory.module(
             runner._parameters(state.parameters.numpy(), given, job.plan), given.plans[job.plan], given.norms
-        )
-        loss = mean_loss(module, runner.training_objective, runner.examples, runner.shares[job.client], "float32")
+        ).eval()
+        loss = reports[job.client].received_loss
         batch = runner.examples.batch(runner.shares[job.client], "cpu")
         labels = batch.pop("labels")
         with torch.no_grad():
             assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(module(**batch).logits, labels)), rel=1e-5)
         alone, change = ran(runner, plain, state.parameters, [replace(job, weight=1.0)])
-        assert reports[job.client].received_loss == loss
         assert np.isnan(alone.reports[0].received_loss)
         assert reports[job.client].loss == pytest.approx(alone.reports[0].loss, rel=1e-4)
         squares = float(change.double().square().sum())
@@ -236,3 +236,27 @@ def test_jobs_weigh_by_the_mixture_which_begins_as_it_is_without(client_weight) 
     for job in begin_round(setup, state).jobs:
         base = 1.0 if client_weight == "equal" else setup.examples[job.client]
         assert job.weight == base * state.mixture.factor(int(setup.device_type_numbers[job.client]))
+
+
+def test_what_stays_with_a_client_is_in_place_when_it_measures_what_it_received() -> None:
+    personal = ["classifier"]
+    prepared = prepare(
+        tiny_experiment(
+            server={"fair_exponent": 1.0}, salience={"source": "public"}, strategy={"personal": personal}, local={"steps": 3}
+        )
+    )
+    work = begin_round(prepared.setup, state := state_of(prepared))
+    runner, job = prepared.runner(), work.jobs[0]
+    flat = state.parameters.numpy()
+    with one_thread():
+        first, _ = runner.block(work.context, flat, [job])
+        kept = first.states
+        again, _ = runner.block(work.context, flat, [job], kept)
+        fresh, _ = runner.block(work.context, flat, [job])
+    assert again.reports[0].received_loss < first.reports[0].received_loss  # its own classifier was trained meanwhile
+    assert fresh.reports[0].received_loss == first.reports[0].received_loss  # a control
+
+
+def test_q_fedavg_is_not_with_a_control_variate() -> None:
+    with pytest.raises(UserError, match=r"server.fair_exponent: 2 cannot be with local.client_update 'scaffold'"):
+        prepare(tiny_experiment(server={"fair_exponent": 2.0}, local={"client_update": "scaffold"}, strategy={"prefix": "none"}))
