@@ -57,6 +57,7 @@ class Quick(ClientRunner):
                     steps=1,
                     loss=float(np.abs(total).sum()),
                     seconds=0.1,
+                    received_loss=1.0 + job.client % 3,
                     state_bytes=kept[job.client].nbytes if job.client in kept else None,
                 )
             )
@@ -82,10 +83,10 @@ class Quick(ClientRunner):
 RICH: dict[str, Any] = {
     "rounds": 3,
     "model": {"freeze": ["*embeddings*"]},
-    "clients": {"count": 12, "per_round": 4, "held_out": 0.2, "unseen": 0.1},
+    "clients": {"count": 12, "per_round": 4, "held_out": 0.2, "unseen": 0.1, "selection": "oort"},
     "task": {"validation": 20},
     "evaluation": {"every": 1, "keep_best": True, "sizes": 1, "clients": "all"},
-    "server": {"optimizer": "adam", "learning_rate": 0.01},
+    "server": {"optimizer": "adam", "learning_rate": 0.01, "agnostic_rate": 0.1},
     "clock": {"late": "accept", "over_selection": 1.75, "dropout": 0.1},
     "salience": {"every": 2, "until": 1.0, "clients": 1, "examples": 8},
 }
