@@ -14,7 +14,7 @@ from raffm_ray.models.freezing import frozen_in_words
 from raffm_ray.pool.worker_pool import device_of
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs.client_states.disk_forecast import disk_notes
-from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.server.device_type_plans import memory_notes
 from raffm_ray.server.residual_pace import hollow_notes
 from raffm_ray.server.state import ServerState

@@ -153,7 +153,7 @@ def _complete(
     reason = f"round {state.round}: refused: {', '.join(f'client {client} ({why})' for client, why in refused)}"
     if refused and setup.experiment.server.bad_updates == "stop":
         raise BadUpdateError(f"{reason} (server.bad_updates: stop)")
-    if refused and not any(row.refused or row.statistics_refused for row in recorder.clients):
+    if refused and not recorder.clients.any_refused:
         display.console.print(f"note: {reason}; later ones are only counted", highlight=False)
     recorder.complete(
         round_row(setup=setup, work=ended.work, rows=rows, measured=now, ranked=ended.ranked, phases=phases),

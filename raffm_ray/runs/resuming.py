@@ -20,7 +20,9 @@ from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.runs.client_states.store import first_broken
 from raffm_ray.runs.extending import MAY_CHANGE, check_goes_on, differing, earlier_experiments
 from raffm_ray.runs.reader import SUMMARY, evaluations_name, read_record
-from raffm_ray.runs.recorder import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
+from raffm_ray.runs.recorder import Past, Recorder, digest_of, record_names
+from raffm_ray.runs.rounds.client_totals import ClientTotals
+from raffm_ray.runs.rounds.rows import ClientRow, RoundRow
 from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.former_values import with_former_values
@@ -224,7 +226,10 @@ def _pasts(folder: Path, tell: Tell) -> Iterator[Past]:
         _tell_versions(kept, tell)
         names = [record_names(done) for done in range(number + 1)]
         rounds = [row for one, _ in names for row in _rows(folder / one, RoundRow)]
-        yield Past(kept, rounds, [row for _, one in names for row in _rows(folder / one, ClientRow)])
+        clients = ClientTotals()
+        for _, one in names:
+            clients.add(_rows(folder / one, ClientRow))
+        yield Past(kept, rounds, clients)
 
 
 def _past(folder: Path, tell: Tell) -> Past:

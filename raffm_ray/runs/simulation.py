@@ -31,8 +31,9 @@ from raffm_ray.runs.made_with import record_start
 from raffm_ray.runs.mirror import CONFIG, Mirror
 from raffm_ray.runs.progress import Display
 from raffm_ray.runs.reader import SUMMARY, of_a_run, read_summary
-from raffm_ray.runs.recorder import Recorder, RoundRow, check_origin, check_output, write_json
+from raffm_ray.runs.recorder import Recorder, check_origin, check_output, write_json
 from raffm_ray.runs.resuming import experiment_in, opened, origin_of, recorded_rounds
+from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.server.early_stopping import last_common_round
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.residual_pace import with_ruled_pace
