@@ -28,7 +28,7 @@ def test_every_start_of_a_run_is_recorded(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/raffm-ray", *words])
     assert main(words) == 0
     (start,) = read_starts(tmp_path / "run")
-    assert start["command"] == "raffm-ray run tiny.yaml --local.steps 1 --out run"
+    assert start["command"] == "raffm-ray run .../tiny.yaml --local.steps 1 --out .../run"
     assert (start["done"], start["processor"], start["gpus"]) == (0, processor(), [])
     assert start["version"].startswith("raffm-ray ")
     assert start["python"] == platform.python_version()
@@ -54,7 +54,10 @@ def test_control_a_text_that_names_the_machine_is_found() -> None:
     [
         (["run", "experiments/digits.yaml", "--rounds", "5"], "raffm-ray run experiments/digits.yaml --rounds 5"),
         (["run", "/disk/ann/a b.yaml", "--out=/disk/ann/x"], "raffm-ray run '.../a b.yaml' --out=.../x"),
-        (["run", "x.yaml", "--task.data", '{"a": "/disk/ann/a.csv"}'], """raffm-ray run x.yaml --task.data '{"a": ".../a.csv"}'"""),
+        (
+            ["run", "x.yaml", "--task.data", '{"a": "/disk/ann/a.csv"}'],
+            """raffm-ray run x.yaml --task.data '{"a": ".../a.csv"}'""",
+        ),
         (["run", "x.yaml", "--out", "s3://bucket/runs/a"], "raffm-ray run x.yaml --out s3://bucket/runs/a"),
         (["resume", "https://ann:secret@host/run"], "raffm-ray resume https://***@host/run"),
         (["run", "~/x.yaml", "--fleet.shares", "{v100: 1/2}"], "raffm-ray run .../x.yaml --fleet.shares '{v100: 1/2}'"),
