@@ -1,6 +1,6 @@
 """Rounds through the path that a run takes: begun, run on a pool, finished; nothing is evaluated or recorded."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,12 +14,13 @@ from raffm_ray.axes.flat_parameters import flatten
 from raffm_ray.benchmarks.bare_ray import add_client
 from raffm_ray.benchmarks.measurement import Backend
 from raffm_ray.clients.client_runner import ClientRunner
+from raffm_ray.clients.client_state import ClientState
 from raffm_ray.clients.messages import Job, Report, RoundContext, Update
 from raffm_ray.models.architecture import new_model
 from raffm_ray.pool.worker_pool import Pool, open_pool
 from raffm_ray.preparation.prepare import Prepared
-from raffm_ray.runs.loop import run_round
 from raffm_ray.runs.progress import Display
+from raffm_ray.runs.rounds.run_round import run_round
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import Round, ServerState, Setup, starting_state
 
@@ -28,7 +29,13 @@ from raffm_ray.server.state import Round, ServerState, Setup, starting_state
 class NothingRunner(ClientRunner):
     """A worker whose clients do nothing but change every parameter by a thousandth."""
 
-    def block(self, context: RoundContext, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
+    def block(
+        self,
+        context: RoundContext,
+        flat: NDArray[np.float32],
+        jobs: Sequence[Job],
+        states: Mapping[int, ClientState] | None = None,
+    ) -> tuple[Update, NDArray[np.float32]]:
         """See `ClientRunner.block`."""
         total = np.zeros_like(flat)
         weights: dict[int, float] = {}

@@ -1,15 +1,70 @@
-"""The sum of a block's updates, flat, of the full model's trained parameters."""
+"""The sum of a block's updates, flat, of the full model's trained parameters, and what each client counts in it.
+
+A client may count by its loss F at the parameters that it received, as in q-FedAvg (Li et al. 2020, arXiv 1905.10497, algorithm 2). With
+p the weight of a client, c its change and L = 1 / learning rate, that algorithm's step is
+
+    w + sum p F^q c / sum p (F^q + q F^(q-1) L ||c||^2),
+
+its Delta and h divided by L. So a change counts p F^q in the sum, and what it covers the weight in the divisor: entry by entry, over
+the clients that trained an entry, the rule `coverage` is the algorithm. With q = 0 both are p, as in FedAvg.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from raffm_ray.axes.flat_parameters import views
-from raffm_ray.axes.indexing import scatter_add_selected, selected_shape
-from raffm_ray.clients.messages import RoundContext
+from raffm_ray.axes.indexing import Plan, Selections, scatter_add_selected, selected_shape
+from raffm_ray.clients.client_state import ClientState
+from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.clients.module_factory import ModuleFactory
+from raffm_ray.clients.training_result import TrainingResult
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.subnetworks.norm_correction import norm_factors, undo_correction
+
+LEAST_LOSS = 1e-10
+"""A loss of 0 has no negative power; the paper's code adds as much."""
+
+
+def change_weight(context: RoundContext, weight: float, loss: float) -> float:
+    """What a client's change counts in the sum. `weight`: its job's; `loss`: at the parameters that it received."""
+    return weight * max(loss, LEAST_LOSS) ** context.fair_exponent if context.fair_exponent else weight
+
+
+def fair_weights(context: RoundContext, weight: float, loss: float, change: Tensor) -> tuple[float, float]:
+    """What a client's change counts in the sum, and in the divisor. `change`: flat, of its plan's parameters."""
+    counts, q = change_weight(context, weight, loss), context.fair_exponent
+    if not q:
+        return counts, weight
+    squares = float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
+    return counts, counts + weight * q * max(loss, LEAST_LOSS) ** (q - 1) * squares / context.learning_rate
+
+
+@dataclass
+class BlockSums:
+    """What the clients of a block add up to. By plan: `changes`: flat weighted sums of changes, `variates`: of changes of the server's control
+    variate, `weights`: that they carry; `states`: by client, what it keeps."""
+
+    changes: dict[int, Tensor] = field(default_factory=dict)
+    variates: dict[int, Tensor] = field(default_factory=dict)
+    weights: dict[int, float] = field(default_factory=dict)
+    states: dict[int, ClientState] = field(default_factory=dict)
+
+    def add(self, job: Job, trained: TrainingResult, counts: float, covers: float) -> None:
+        """Adds what came of a client's training, whose memory is taken for the sum. `counts`, `covers`: as `fair_weights` says."""
+        assert job.plan is not None
+        _add_weighted(self.changes, job.plan, trained.change, counts)
+        self.weights[job.plan] = self.weights.get(job.plan, 0.0) + covers
+        if trained.variate is not None:
+            _add_weighted(self.variates, job.plan, trained.variate, job.weight)
+        if trained.state is not None:
+            self.states[job.client] = trained.state
+
+
+def _add_weighted(sums: dict[int, Tensor], plan: int, change: Tensor, weight: float) -> None:
+    sums[plan] = sums[plan].add_(change, alpha=weight) if plan in sums else change.mul_(weight)
 
 
 def add_updates(
@@ -19,16 +74,29 @@ def add_updates(
 
     `sums`: number of a plan -> flat, in the order of its trained parameters; `total`: flat, of the full model's trained parameters and their copies.
     """
-    layout = architecture.layout
     for number, summed in sorted(sums.items()):
         named = views(total, architecture.trained_shapes, context.size_specific, context.copy_of(number))
-        chosen = factory.selections(context.plans[number])
-        shapes = {
-            name: selected_shape(architecture.shapes[name], selected)
-            for name, selected in chosen.items()
-            if name in architecture.trained_shapes
-        }
-        changes = views(summed, shapes)
-        undo_correction(changes, norm_factors(context.plans[number], layout, context.norms))
-        for name, values in changes.items():
-            scatter_add_selected(named[name], values, chosen[name])
+        changes = _named(summed, context.plans[number], architecture, factory)
+        undo_correction(changes, norm_factors(context.plans[number], architecture.layout, context.norms))
+        _add(named, changes, factory.selections(context.plans[number]))
+
+
+def add_variates(
+    total: Tensor, sums: Mapping[int, Tensor], context: RoundContext, architecture: Architecture, factory: ModuleFactory
+) -> None:
+    """Adds the weighted sums of changes of the control variate to `total`, in place, in the order of their plans. They are of parameters as modules
+    have them, so norms stay as they are. `sums`, `total`: as of `add_updates`, without copies."""
+    for number, summed in sorted(sums.items()):
+        named, plan = views(total, architecture.trained_shapes), context.plans[number]
+        _add(named, _named(summed, plan, architecture, factory), factory.selections(plan))
+
+
+def _named(summed: Tensor, plan: Plan, architecture: Architecture, factory: ModuleFactory) -> dict[str, Tensor]:
+    """A flat sum of a plan's trained parameters by name."""
+    shapes, chosen = architecture.trained_shapes, factory.selections(plan)
+    return views(summed, {name: selected_shape(shapes[name], selected) for name, selected in chosen.items() if name in shapes})
+
+
+def _add(named: Mapping[str, Tensor], changes: Mapping[str, Tensor], chosen: Selections) -> None:
+    for name, values in changes.items():
+        scatter_add_selected(named[name], values, chosen[name])

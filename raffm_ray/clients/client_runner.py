@@ -5,9 +5,10 @@ and indices of cuts, so a block may run anywhere, any number of times, and gives
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,28 +21,30 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.plugins import Plugin
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.basics.seeding import generator, torch_seed
-from raffm_ray.clients.block_sums import add_updates
-from raffm_ray.clients.client_updates import CLIENT_UPDATES, Batches, updated
+from raffm_ray.clients.block_sums import BlockSums, add_updates, add_variates, change_weight, fair_weights
+from raffm_ray.clients.client_state import ClientState
+from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.clients.device_parameters import DeviceParameters
+from raffm_ray.clients.evaluation.own_model import OwnModel, own_model, tune
 from raffm_ray.clients.explained_errors import explaining_kernels, naming_clients
-from raffm_ray.clients.local_training import ClientData, Prefix, Training, computing
+from raffm_ray.clients.local_training import ClientData, Training, computing
 from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
 from raffm_ray.clients.module_factory import ModuleFactory, Parameters
-from raffm_ray.clients.stacked_training import Part, stack_of, stacking_groups, train_stack
-from raffm_ray.clients.training_result import TrainingResult, by_plan
-from raffm_ray.clients.update_checks import is_finite, refusal
+from raffm_ray.clients.single_training import NONE, Remembered, Work, received_loss, train_alone
+from raffm_ray.clients.stacked_training import stacking_groups, train_together
+from raffm_ray.clients.training_result import TrainingResult
+from raffm_ray.clients.update_checks import is_finite, refusal, refused_besides
 from raffm_ray.data.examples import Examples, step_sizes, steps_of
 from raffm_ray.data.metrics import Writing
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.attention_choice import attention_of
-from raffm_ray.models.freezing import only_trained
 from raffm_ray.models.objectives import Objective, objective_of, training_objective
-from raffm_ray.models.word_rows import word_rows
 from raffm_ray.models.writing import write_greedily
 from raffm_ray.subnetworks.calibration import add_statistics, collect
 from raffm_ray.subnetworks.norm_correction import norm_statistics
 
 T = TypeVar("T")
+States = Mapping[int, ClientState] | None
 
 
 @dataclass
@@ -100,11 +103,13 @@ class ClientRunner:
             small, large = getattr(self, method)(context, flat, *arguments)
         return (small, self.watch.taken()), large
 
-    def block(self, context: RoundContext, flat: NDArray[np.float32], jobs: Sequence[Job]) -> tuple[Update, NDArray[np.float32]]:
-        """Trains a block of clients in order; returns its reports and the flat sum of `weight x (trained - given)`."""
-        sums: dict[int, Tensor] = {}
-        weights: dict[int, float] = {}
-        reports, statistics = [], None
+    def block(
+        self, context: RoundContext, flat: NDArray[np.float32], jobs: Sequence[Job], states: States = None
+    ) -> tuple[Update, NDArray[np.float32]]:
+        """Trains a block of clients in order; returns its reports and the flat sum of `weight x (trained - given)`, behind it the same of the
+        server's control variate where the flat parameters have one behind them. `states`: by client, what it keeps, if anything."""
+        sums, reports, statistics = BlockSums(), [], None
+        model, variate = self._parts(flat, context)
         for plan, group in stacking_groups(jobs, context.stack):
             parameters = self._parameters(flat, context, plan)
             try:
@@ -114,34 +119,45 @@ class ClientRunner:
                     )
                 for position, job in enumerate(group):
                     with naming_clients(context, [job]):
-                        report, change, measured = self._client(
-                            parameters, context, job, together[position] if together else None
+                        remembered = (states or {}).get(job.client), variate
+                        report, trained, measured = self._client(
+                            parameters, context, job, together[position] if together else None, remembered
                         )
                     reports.append(report)
                     if measured:
                         statistics = add_statistics(statistics, measured)
-                    if change is not None and plan is not None:
-                        sums[plan] = sums[plan].add_(change, alpha=job.weight) if plan in sums else change.mul_(job.weight)
-                        weights[plan] = weights.get(plan, 0.0) + job.weight
+                    if trained is not None:
+                        sums.add(job, trained, *fair_weights(context, job.weight, report.received_loss, trained.change))
             finally:
                 self.module_factory.release()
         with self.watch.during("return"):
             total = torch.zeros(flat.shape[0], device=self.device)
-            add_updates(total, sums, context, self.architecture, self.module_factory)
+            add_updates(total[:model], sums.changes, context, self.architecture, self.module_factory)
+            add_variates(total[model:], sums.variates, context, self.architecture, self.module_factory)
             added = total.cpu().numpy()
-        return Update(weights, tuple(reports), statistics), added
+        return Update(sums.weights, tuple(reports), statistics, sums.states), added
+
+    def _parts(self, flat: Flat, context: RoundContext) -> tuple[int, Tensor | None]:
+        """How many of the flat numbers are the model's and its copies', and the server's control variate behind them, None where there is none."""
+        if not CLIENT_UPDATES[context.local.client_update].variate:
+            return len(flat), None
+        model = len(flat) - sum(map(prod, self.architecture.trained_shapes.values()))
+        return model, self._held.behind(flat, model, self.device)
 
     def _client(
-        self, parameters: Parameters, context: RoundContext, job: Job, trained: TrainingResult | None
-    ) -> tuple[Report, Tensor | None, dict[str, Tensor] | None]:
-        """One client's report, its change and its statistics; the latter two are None where not asked for or refused.
+        self,
+        parameters: Parameters,
+        context: RoundContext,
+        job: Job,
+        trained: TrainingResult | None,
+        remembered: Remembered = NONE,
+    ) -> tuple[Report, TrainingResult | None, dict[str, Tensor] | None]:
+        """One client's report, what came of its training and its statistics; the latter two are None where not asked for or refused.
 
         `trained`: what came of its training where it was trained together with others.
         """
         start, share, local = time.perf_counter(), self.shares[job.client], context.local
-        loss, steps, refused, statistics_refused = float("nan"), 0, "", ""
-        seen: dict[int, int] = {}
-        change, measured, together_seconds = None, None, 0.0
+        steps, refused, statistics_refused, measured, received = 0, "", "", None, float("nan")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(context.seed, "client", context.round, job.client))
             if job.calibrate and context.statistic:
@@ -151,25 +167,42 @@ class ClientRunner:
                     measured, statistics_refused = None, "statistics not finite"
             if job.plan is not None:
                 with self.watch.during("train"):
-                    loss, seen, change, together_seconds = trained or self._train(parameters, context, job, job.plan)
+                    if context.received_loss:
+                        work = Work(job, self._training(context, job), self._data(context, job), *remembered)
+                        received = received_loss(self.module_factory, parameters, context, self.examples, work, job.plan)
+                    trained = trained or self._train(parameters, context, job, job.plan, remembered)
                 steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
-                if why := refusal(change, job.weight, context.norm_bound):
-                    change, refused = None, why
+                counts = change_weight(context, job.weight, received)
+                refused = refusal(trained.change, counts, context.norm_bound) or refused_besides(trained, job.weight)
         report = Report(
             client=job.client,
             plan=job.plan,
             examples=len(share),
             steps=steps,
             stepped=sum(step_sizes(len(share), local.batch_size, steps)),
-            loss=loss,
+            loss=trained.loss if trained else float("nan"),
             refused=refused,
             statistics_refused=statistics_refused,
-            seconds=time.perf_counter() - start + together_seconds,
-            forward_backward=tuple(sorted(seen.items())),
+            seconds=time.perf_counter() - start + (trained.seconds if trained else 0.0),
+            forward_backward=tuple(sorted(trained.seen.items())) if trained else (),
             calibrated=min(len(share), context.calibration_examples) if job.calibrate else 0,
             statistics_values=sum(values.numel() for values in (measured or {}).values()),
+            received_loss=received,
+            state_bytes=trained.state.nbytes if trained and trained.state and not refused else None,
         )
-        return report, change, measured
+        return report, None if refused else trained, measured
+
+    def _train(
+        self, parameters: Parameters, context: RoundContext, job: Job, number: int, remembered: Remembered = NONE
+    ) -> TrainingResult:
+        work = Work(job, self._training(context, job), self._data(context, job), *remembered)
+        return train_alone(self.module_factory, parameters, context, self.examples, work, number)
+
+    def _train_together(
+        self, parameters: Parameters, context: RoundContext, jobs: Sequence[Job], number: int
+    ) -> list[TrainingResult]:
+        training, clients = self._training(context, jobs[0]), [self._data(context, job) for job in jobs]
+        return train_together(self.module_factory, parameters, context, self.examples, jobs, number, training, clients)
 
     def _training(self, context: RoundContext, job: Job) -> Training:
         return Training(
@@ -181,69 +214,13 @@ class ClientRunner:
             distill=context.distill,
             temperature=context.temperature,
             own=context.own,
+            personal=frozenset(context.personal),
         )
 
     def _data(self, context: RoundContext, job: Job) -> ClientData:
         """A client's examples, and its generators, which are the same whether it is trained alone or with others."""
         drawn = [generator(context.seed, what, context.round, job.client) for what in ("batches", "prefixes", "augmentation")]
         return ClientData(self.shares[job.client], *drawn)
-
-    def _train(self, parameters: Parameters, context: RoundContext, job: Job, number: int) -> TrainingResult:
-        plan, rows = context.plans[number], None
-        standard = CLIENT_UPDATES[context.local.client_update].stacks
-        if standard and not context.local.weight_decay:  # which shrinks also the words that no text uses
-            rows = word_rows(self.architecture, self.examples, self.shares[job.client], self.device)
-        module = self.module_factory.module(parameters, plan, context.norms, rows=rows).train()
-        own = dict(module.named_parameters())
-        trained = only_trained(own, self.architecture.layout)
-        given = {name: parameter.detach().clone() for name, parameter in trained.items()}
-        made: dict[int, tuple[nn.Module, Prefix]] = {}
-
-        def prefix_at(position: int) -> tuple[nn.Module, Prefix]:
-            if position not in made:
-                smaller = context.plans[job.prefixes[position]]
-                made[position] = self.module_factory.inside(smaller, plan, own, context.norms, rows)
-            return made[position]
-
-        training, client = self._training(context, job), self._data(context, job)
-        loss, seen, sent = updated(module, Batches(self.examples, training, client, self.device, prefix_at), given)
-        changed = sent or {name: parameter.detach().sub_(given[name]) for name, parameter in trained.items()}
-        if rows is not None:
-            changed[rows.table] = rows.in_table(changed[rows.table])
-        change = torch.cat([values.flatten() for values in changed.values()])
-        return TrainingResult(loss, by_plan(seen, job), change)
-
-    def _train_together(
-        self, parameters: Parameters, context: RoundContext, jobs: Sequence[Job], number: int
-    ) -> list[TrainingResult]:
-        """Clients of one plan as one stacked module; the generators of each are those that it has alone."""
-        began, plan, first = time.perf_counter(), context.plans[number], jobs[0]
-        with self.watch.during("cut"):
-            given = self.module_factory.cut(parameters, plan, context.norms)
-            stack = stack_of(given, len(jobs), self.device)
-            trained = only_trained(stack, self.architecture.layout)
-
-        def part(position: int | None, rows: Tensor) -> Part:
-            smaller = plan if position is None else context.plans[first.prefixes[position]]
-            return Part(
-                self.module_factory.stacked(smaller), self.module_factory.prefix(smaller, plan, stack, context.norms, rows)
-            )
-
-        with self.watch.during("train"):
-            outcomes = train_stack(
-                module=self.module_factory.stacked(plan),
-                stack=stack,
-                training=self._training(context, first),
-                examples=self.examples,
-                clients=[self._data(context, job) for job in jobs],
-                part=part,
-            )
-        changes = torch.cat([(values.detach() - given[name]).flatten(1) for name, values in trained.items()], 1)
-        seconds = (time.perf_counter() - began) / len(jobs)
-        return [
-            TrainingResult(loss, by_plan(seen, job), change, seconds)
-            for job, (loss, seen), change in zip(jobs, outcomes, changes, strict=True)
-        ]
 
     def _calibrate(self, parameters: Parameters, context: RoundContext, client: int, statistic: str) -> dict[str, Tensor]:
         self.module_factory.precision = "float32"  # of a calibration, whose statistics are sums of squares
@@ -255,7 +232,7 @@ class ClientRunner:
         return {**collect(model, layout, asked, statistic, self.objective), **norms}
 
     def evaluate(
-        self, context: RoundContext, flat: NDArray[np.float32], plan: int, start: int, stop: int, validating: bool = False
+        self, context: RoundContext, flat: Flat, plan: int, start: int, stop: int, validating: bool = False
     ) -> tuple[tuple[NDArray[np.float64], float, int], None]:
         """(answers [examples, k], summed loss, targets) of a plan's subnetwork on a slice of the held-out or validation part."""
         examples = self.validation if validating else self.held_out
@@ -264,32 +241,56 @@ class ClientRunner:
         def summed(output: Any, labels: Tensor) -> tuple[float, int]:
             return float(self.objective.loss(output, labels, "sum")), self.objective.targets(labels)
 
-        answers, (loss, targets) = self._answers(context, flat, plan, examples, slice(start, stop), summed)
+        [(answers, (loss, targets))] = self._answers(context, flat, OwnModel(plan), examples, [slice(start, stop)], summed)
         return (answers, loss, targets), None
 
     def evaluate_clients(
-        self, context: RoundContext, flat: NDArray[np.float32], plan: int, indices: NDArray[np.int64]
+        self, context: RoundContext, flat: Flat, plan: int, indices: NDArray[np.int64]
     ) -> tuple[tuple[NDArray[np.float64], NDArray[np.float64]], None]:
         """(answers [examples, k], losses and targets of each [examples, 2]) of a plan's subnetwork on some of the clients' examples."""
+        return self.evaluate_client(context, flat, OwnModel(plan), [indices])
+
+    def evaluate_client(
+        self, context: RoundContext, flat: Flat, asked: OwnModel, batches: Sequence[NDArray[np.int64]]
+    ) -> tuple[tuple[NDArray[np.float64], NDArray[np.float64]], None]:
+        """As `evaluate_clients`, of one client's own model, on batches of the clients' examples one after the other."""
 
         def each(output: Any, labels: Tensor) -> NDArray[np.float64]:
             return self.objective.each(output, labels).double().cpu().numpy()
 
-        return self._answers(context, flat, plan, self.examples, indices, each), None
+        answers, losses = zip(*self._answers(context, flat, asked, self.examples, batches, each), strict=True)
+        return (np.concatenate(answers), np.concatenate(losses)), None
 
     def _answers(
-        self, context: RoundContext, flat: Flat, plan: int, examples: Examples, chosen: Any, losses: Callable[[Any, Tensor], T]
-    ) -> tuple[NDArray[np.float64], T]:
+        self,
+        context: RoundContext,
+        flat: Flat,
+        asked: OwnModel,
+        examples: Examples,
+        batches: Sequence[Any],
+        losses: Callable[[Any, Tensor], T],
+    ) -> list[tuple[NDArray[np.float64], T]]:
         with self.watch.during("evaluate"):
             try:
-                parameters = self._parameters(flat, context, plan)
-                module = self.module_factory.module(parameters, context.plans[plan], context.norms).eval()
-                batch = examples.batch(chosen, self.device)
-                labels, writing = batch.pop("labels"), self.writing
-                with torch.inference_mode(), computing(context.local.precision, self.device):
-                    output = module(**batch)
-                    loss = losses(output, labels)
-                    answers = write_greedily(module, batch, writing) if writing else self.objective.answers(output, labels)
-                return answers.double().cpu().numpy(), loss
+                module = self._module(flat, context, asked).eval()
+                found, writing = [], self.writing
+                for chosen in batches:
+                    batch = examples.batch(chosen, self.device)
+                    labels = batch.pop("labels")
+                    with torch.inference_mode(), computing(context.local.precision, self.device):
+                        output = module(**batch)
+                        loss = losses(output, labels)
+                        answers = write_greedily(module, batch, writing) if writing else self.objective.answers(output, labels)
+                    found.append((answers.double().cpu().numpy(), loss))
+                return found
             finally:
                 self.module_factory.release()
+
+    def _module(self, flat: Flat, context: RoundContext, asked: OwnModel) -> nn.Module:
+        parameters = self._parameters(flat, context, asked.plan)
+        module = own_model(self.module_factory, parameters, context, asked)
+        if asked.tune_steps:
+            job = Job(asked.client, asked.plan)
+            training, client = self._training(context, job), self._data(context, job)
+            tune(module, self.module_factory, self.examples, training, client, asked.tune_steps)
+        return module

@@ -1,153 +1,53 @@
-"""A client's local training as a whole: one function and one row of `CLIENT_UPDATES`. No plans, no messages, no Ray."""
+"""A client's local training as a whole, by name: the table `CLIENT_UPDATES`, and what the row that the settings name makes of a module."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from typing import NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from raffm_ray.basics.registry import Table
-from raffm_ray.clients.augmentation import moved, moves_of
-from raffm_ray.clients.local_training import (
-    ClientData,
-    Distillation,
-    Prefix,
-    Training,
-    backward,
-    choose,
-    fill_gradients,
-    pull_back,
-)
+from raffm_ray.clients.local_training import ClientData, Training
+from raffm_ray.clients.updates.control_variates import CONTROL, scaffold
+from raffm_ray.clients.updates.row import Batches, ClientUpdate, Memory, Named, Outcome, PrefixAt
+from raffm_ray.clients.updates.standard import standard
 from raffm_ray.data.examples import Examples, step_sizes
 
-PrefixAt = Callable[[int], tuple[nn.Module, Prefix]]
-"""Makes a smaller prefix of the client's plan, which is remembered."""
-State = Mapping[str, Any] | None
-"""What a client keeps from round to round: nothing so far."""
-
-
-@dataclass
-class Batches:
-    """A client's batches of one round, a mapping of tensors with `labels` for every step, drawn as they are asked for; each is seen once.
-
-    `device`: where they are put; `prefix_at`: makes the prefixes that are trained beside the own plan; `seen`: how many examples went
-    through the own plan (None) and each prefix, as who trains them notes it.
-    """
-
-    examples: Examples
-    training: Training
-    client: ClientData
-    device: str
-    prefix_at: PrefixAt | None = None
-    seen: dict[int | None, int] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return self.training.steps(len(self.client.share))
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        local, client = self.training.local, self.client
-        for indices in client.batches(self.examples, local, len(self)):
-            moves = moves_of(local, client.augmentation_rng, len(indices))
-            yield moved(self.examples.batch(indices, self.device), moves, local.crop_padding)
-
-    def note(self, prefix: int | None, batch: Mapping[str, Tensor]) -> None:
-        """Counts a batch's examples."""
-        self.seen[prefix] = self.seen.get(prefix, 0) + len(batch["labels"])
-
-
-Sent = Mapping[str, Tensor]
-"""By name of parameter, what is added to the server's sum: as a rule how far it moved."""
-
-
-@dataclass(frozen=True)
-class ClientUpdate:
-    """A row of `CLIENT_UPDATES`.
-
-    `train(module, batches, given, training, rng, state)`: the mean loss, and what is sent. `module`: the client's subnetwork, ready to
-    be trained in place; `given`: by name, its trained parameters as they were received, [as in the module]; `training`: the objective,
-    the learning rate, the settings of `local`, `own` settings of plug-ins, and an `optimizer` of parameters; `rng`: the client's own;
-    `state`: None so far. What is sent has the names and shapes of `given`; None is sent for `given`'s change in the module.
-
-    `passes`: how many times every example of a batch goes forward and backward, which the device is charged. `prefixes`: whether it trains
-    prefixes as well. `stacks`: whether `stacked_training` does the same for several clients at once.
-    """
-
-    train: Callable[[nn.Module, Batches, Mapping[str, Tensor], Training, np.random.Generator, State], tuple[float, Sent | None]]
-    passes: float = 1.0
-    prefixes: bool = False
-    stacks: bool = False
-
-
-def standard(
-    module: nn.Module,
-    batches: Batches,
-    given: Mapping[str, Tensor],
-    training: Training,
-    rng: np.random.Generator,
-    state: State,
-) -> tuple[float, Sent | None]:
-    """Steps of the optimizer down the gradient of the loss, with smaller prefixes of the own plan as `choose` says.
-
-    A prefix learns from the own plan's output of the same step as `backward` says. `local.proximal` pulls back to `given`, before the
-    gradient is clipped. The loss is the own plan's.
-    """
-    objective, local = training.objective, training.local
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = training.optimizer(parameters)
-    losses: list[Tensor] = []
-    used: list[Tensor] = []
-    prefix_at = batches.prefix_at
-    prefixes = training.prefixes if prefix_at else 0
-    for step, batch in enumerate(batches):
-        optimizer.zero_grad(set_to_none=True)
-        whole, drawn = choose(training.prefix, prefixes, step, rng)
-        teacher = None
-        if whole:
-            loss, output = backward(module, batch, objective, local.precision)
-            teacher = Distillation(output, training.distill, training.temperature) if training.distill else None
-            del output
-            losses.append(loss)
-            batches.note(None, batch)
-        if drawn is not None and prefix_at is not None:
-            inner, smaller = prefix_at(drawn)
-            smaller.read()
-            backward(inner, batch, objective, local.precision, teacher)
-            smaller.return_gradients()
-            batches.note(drawn, batch)
-        fill_gradients(parameters, used)
-        if local.proximal and given:
-            pull_back(parameters, given.values(), local.proximal)
-        if local.clip is not None:
-            nn.utils.clip_grad_norm_(parameters, local.clip)
-        optimizer.step()
-    return float(np.mean(torch.stack(losses).tolist())), None  # read once: a GPU would be waited for at every step
-
-
 CLIENT_UPDATES: Table[ClientUpdate] = Table(
-    "client_update", {"standard": ClientUpdate(standard, prefixes=True, stacks=True)}, in_workers=True
+    "client_update",
+    {
+        "standard": ClientUpdate(standard, prefixes=True, stacks=True),
+        "scaffold": ClientUpdate(scaffold, keeps={CONTROL: "zeros"}, variate=True, copies=3),
+    },
+    in_workers=True,
 )
 
 
-def updated(
-    module: nn.Module, work: Batches, given: Mapping[str, Tensor]
-) -> tuple[float, dict[int | None, int], dict[str, Tensor] | None]:
-    """What the update that the settings name makes of a module: the mean loss, how many examples went through the own plan (None) and each
-    prefix, and what is sent where that is not the module's change.
+class Updated(NamedTuple):
+    """What a client update made of a module. `seen`: how many examples went through the own plan (None) and each prefix; `sent`: what is
+    sent where that is not the module's change; `memory`: what is kept and sent besides."""
+
+    loss: float
+    seen: dict[int | None, int]
+    sent: dict[str, Tensor] | None
+    memory: Memory | None
+
+
+def updated(module: nn.Module, work: Batches, given: Named, memory: Memory | None = None) -> Updated:
+    """What the update that the settings name makes of a module.
 
     Raises ValueError where what it returns is of another form.
     """
     training, name = work.training, work.training.local.client_update
     row = CLIENT_UPDATES.chosen(name, training.own)
-    told = row.train(module, work, given, training, work.client.prefix_rng, None)
-    if not isinstance(told, tuple) or len(told) != 2:
-        raise ValueError(f"local.client_update {name!r}: expected (loss, what is sent), got {type(told).__name__}")
-    loss, sent = told
+    told = row.train(module, work, given, training, work.client.prefix_rng, memory if row.remembers else None)
+    if not isinstance(told, tuple) or not 1 < len(told) <= len(Outcome._fields):
+        raise ValueError(f"local.client_update {name!r}: expected (loss, what is sent, memory), got {type(told).__name__}")
+    outcome = Outcome(*told)
     if not row.stacks:
         sizes = step_sizes(len(work.client.share), training.local.batch_size, len(work))
         work.seen = {None: planned_examples(row, sum(sizes))}
-    return float(loss), work.seen, None if sent is None else _checked(sent, given, name)
+    sent = None if outcome.sent is None else _checked(outcome.sent, given, name, "sent")
+    return Updated(float(outcome.loss), work.seen, sent, _checked_memory(row, outcome.memory, given, name))
 
 
 def planned_examples(row: ClientUpdate, examples: int) -> int:
@@ -155,19 +55,38 @@ def planned_examples(row: ClientUpdate, examples: int) -> int:
     return round(row.passes * examples)
 
 
-def _checked(sent: Sent, given: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """What is sent, in the order of what was given. Raises ValueError where it has other names or shapes."""
-    if set(sent) != set(given):
-        wrong = sorted(set(sent) ^ set(given))[0]
+def _checked_memory(row: ClientUpdate, memory: Memory | None, given: Named, name: str) -> Memory | None:
+    """What is to be remembered, with tensors that share no memory with the module. Raises ValueError where it is not what the row declares."""
+    if not row.remembers:
+        if memory is not None:
+            raise ValueError(f"local.client_update {name!r}: returned a memory, and declares none (keeps, variate)")
+        return None
+    if memory is None:
+        raise ValueError(f"local.client_update {name!r}: returned no memory, and declares one (keeps, variate)")
+    if set(memory.kept) != set(row.keeps) or bool(memory.variate) != row.variate:
+        kinds = [*memory.kept, *(["variate"] if memory.variate else [])]
+        declared = [*row.keeps, *(["variate"] if row.variate else [])]
         raise ValueError(
-            f"local.client_update {name!r}: sent {wrong!r} {'besides' if wrong in sent else 'is missing of'} what was given"
+            f"local.client_update {name!r}: its memory has {', '.join(kinds) or 'nothing'}, declared: {', '.join(declared)}"
+        )
+    kept = {kind: _checked(values, given, name, f"kept as {kind}") for kind, values in memory.kept.items()}
+    variate = _checked(memory.variate, given, name, "sent for the variate") if row.variate else {}
+    return Memory(kept, {key: float(value) for key, value in memory.numbers.items()}, variate)
+
+
+def _checked(found: Named, given: Named, name: str, what: str) -> dict[str, Tensor]:
+    """Tensors in the order of what was given. Raises ValueError where they have other names or shapes."""
+    if set(found) != set(given):
+        wrong = sorted(set(found) ^ set(given))[0]
+        raise ValueError(
+            f"local.client_update {name!r}: {what}: {wrong!r} {'besides' if wrong in found else 'is missing of'} what was given"
         )
     for key, values in given.items():
-        if sent[key].shape != values.shape:
+        if found[key].shape != values.shape:
             raise ValueError(
-                f"local.client_update {name!r}: {key!r} is sent as {list(sent[key].shape)}, expected {list(values.shape)}"
+                f"local.client_update {name!r}: {what}: {key!r} is {list(found[key].shape)}, expected {list(values.shape)}"
             )
-    return {key: sent[key].detach().to(values.dtype).to(values.device) for key, values in given.items()}
+    return {key: found[key].detach().to(values.dtype).to(values.device) for key, values in given.items()}
 
 
 def train(
@@ -183,5 +102,5 @@ def train(
     `given`: the parameters that the module began with.
     """
     device = str(next(parameter for parameter in module.parameters() if parameter.requires_grad).device)
-    loss, seen, _ = updated(module, Batches(examples, training, client, device, prefix_at), given or {})
-    return loss, seen
+    done = updated(module, Batches(examples, training, client, device, prefix_at), given or {})
+    return done.loss, done.seen

@@ -45,6 +45,10 @@ class DeviceParameters:
         trained, frozen = self._placed(flat, device, frozen=False), self._placed(self.frozen, device, frozen=True)
         return named_parameters(trained, from_array(frozen), architecture, size_specific, copy)
 
+    def behind(self, flat: Flat, start: int, device: str) -> Tensor:
+        """What is behind the trained parameters and their copies, from number `start` on, on a device."""
+        return self._placed(flat, device, frozen=False)[start:]
+
     def forget(self) -> None:
         """Frees the copies on a GPU."""
         self.copied.clear()

@@ -171,7 +171,7 @@ class Training:
     """What is the same for all clients of one plan: the loss, the settings, and how smaller prefixes of the plan are trained beside it.
 
     `prefix` and `prefixes` are `choose`'s arguments; `distill`: how much of a prefix's loss is the soft outputs of the own plan; `own`:
-    settings of plug-ins.
+    settings of plug-ins; `personal`: names of parameters that stay with the client.
     """
 
     objective: Objective
@@ -182,6 +182,7 @@ class Training:
     distill: float = 0.0
     temperature: float = 1.0
     own: Mapping[str, Any] = field(default_factory=dict)
+    personal: frozenset[str] = frozenset()
 
     def steps(self, examples: int) -> int:
         """Of a client with so many examples."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.clients.client_state import ClientState
 from raffm_ray.settings.experiment import LocalSettings
 from raffm_ray.subnetworks.calibration import Statistics
 
@@ -17,7 +18,8 @@ class RoundContext:
     `norms`: statistics by which norms of plans with a cut residual are corrected; empty for none. `distill`: how much of a prefix's
     loss is the soft outputs of the client's own plan, at `temperature`. `stack`: by plan, how many of its clients may be trained at once;
     empty where it is always one. `size_specific`: parameters of which sizes have copies of their own (see size_specific.py), behind the others in the flat
-    array; `copies`: by plan, which one it uses. `norm_bound`: the largest L2 norm of a client's change.
+    array; `copies`: by plan, which one it uses. `norm_bound`: the largest L2 norm of a client's change. `personal`: names of parameters that stay with their clients.
+    `received_loss`: whether clients measure the parameters that they receive before they train; `fair_exponent`: q of q-FedAvg.
     """
 
     seed: int
@@ -36,6 +38,9 @@ class RoundContext:
     copies: tuple[int, ...] = ()
     norm_bound: float | None = None
     own: Mapping[str, Any] = field(default_factory=dict)
+    personal: tuple[str, ...] = ()
+    received_loss: bool = False
+    fair_exponent: float = 0.0
 
     def copy_of(self, plan: int | None) -> int:
         """Which copy of the size-specific parameters a plan uses; 0 are the model's own."""
@@ -66,7 +71,8 @@ class Report:
     `stepped`: examples of all its steps; `loss`: mean training loss of its own plan; `seconds`: real, on this machine; `refused`: why its change is not used, else "";
     `statistics_refused`: why its statistics are not;
     `forward_backward`: (plan, examples) pairs, how many examples went forward and backward through each plan; `calibrated`: how many
-    examples it calibrated on; `statistics_values`: how many numbers it reported of them.
+    examples it calibrated on; `statistics_values`: how many numbers it reported of them; `state_bytes`: of what it keeps, None where that is nothing;
+    `received_loss`: of all its examples before it trained, NaN where that is not asked for.
     """
 
     client: int
@@ -81,15 +87,18 @@ class Report:
     statistics_values: int = 0
     stepped: int = 0
     statistics_refused: str = ""
+    state_bytes: int | None = None
+    received_loss: float = float("nan")
 
 
 @dataclass(frozen=True)
 class Update:
-    """A block's result beside its weighted sum: the weight that each plan's sum carries, and the clients' reports."""
+    """A block's result beside its weighted sum: the weight that each plan's sum carries, the clients' reports, and by client what it keeps."""
 
     weights: Mapping[int, float]
     reports: tuple[Report, ...]
     statistics: Statistics | None = None
+    states: Mapping[int, ClientState] = field(default_factory=dict)
 
 
 class Call(NamedTuple):

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raffm_ray.basics.errors import ClientError
 from raffm_ray.clients.messages import Job
+from raffm_ray.clients.training_result import TrainingResult
 
 
 def is_finite(tensors: Iterable[Tensor], weight: float = 1.0) -> bool:
@@ -25,7 +27,15 @@ def refusal(change: Tensor, weight: float, bound: float | None) -> str:
     return f"norm {norm:.4g} > {bound:g}" if bound is not None and norm > bound else ""
 
 
-def check_sum(part: Any, parameters: Tensor, round_number: int, block: Sequence[Job]) -> None:
+def refused_besides(trained: TrainingResult, weight: float) -> str:
+    """Why a client's change is not used although it is good: what comes with it is not finite; "" where it is used."""
+    if trained.variate is not None and not is_finite([trained.variate], weight):
+        return "change of the control variate not finite"
+    kept = trained.state.tensors.values() if trained.state else ()
+    return "" if is_finite(values for values in kept if values.numel()) else "state not finite"
+
+
+def check_sum(part: Any, parameters: NDArray[Any], round_number: int, block: Sequence[Job]) -> None:
     """Raises ClientError for a block's sum that is none of the flat parameters': own code of a client may return anything."""
     kind, shape = getattr(part, "dtype", type(part)), getattr(part, "shape", ())
     if kind != np.float32 or shape != tuple(parameters.shape):

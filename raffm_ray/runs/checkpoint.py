@@ -108,6 +108,11 @@ def whole(folder: Path, tell: Callable[[str], None]) -> Iterator[Checkpoint]:
             tell(f"{place}: damaged, the one before it is used: {error}")
 
 
+def oldest(folder: Path) -> int:
+    """The round of the oldest one that is there; -1 where none is."""
+    return min(map(_number, _places(folder)), default=-1)
+
+
 def exist(folder: Path) -> bool:
     """Whether any was ever finished there and not removed, damaged or not."""
     return bool(_places(folder))

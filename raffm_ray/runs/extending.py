@@ -24,7 +24,17 @@ from raffm_ray.settings.loading import dump
 EXTENSIONS = "extensions.json"
 MAY_CHANGE = ("rounds", "salience.until")
 """Settings that an extension may change. The second is a fraction of the first: another one may mean the same round."""
-MADE_AT_THE_END = (SUMMARY, "report.html", "report.png", "shares.png", "profile.png", "units.png", "units.parquet", "clients.png")
+MADE_AT_THE_END = (
+    SUMMARY,
+    "report.html",
+    "report.png",
+    "shares.png",
+    "profile.png",
+    "units.png",
+    "units.parquet",
+    "clients.png",
+    "participation.png",
+)
 """The summary first: without it the rest is of nobody's."""
 
 

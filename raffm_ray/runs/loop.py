@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from torch import Tensor
 
 from raffm_ray.basics.errors import BadUpdateError, UserError
 from raffm_ray.basics.formatting import counted
-from raffm_ray.clients.messages import Call, Update
-from raffm_ray.clients.update_checks import check_sum
+from raffm_ray.clients.client_state import ClientState
+from raffm_ray.clients.messages import Update
 from raffm_ray.data.shares import by_device, write_shares
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.pace_search import rank_with_pace
@@ -20,7 +18,9 @@ from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.public_calibration import public_statistics
 from raffm_ray.preparation.run_forecast import RunForecast, held_line
 from raffm_ray.runs.callbacks import Listeners
+from raffm_ray.runs.client_metrics.participation import participation
 from raffm_ray.runs.client_metrics.statistics import client_summary, told
+from raffm_ray.runs.client_states.store import ClientStates, states_of
 from raffm_ray.runs.evaluation import EvaluationRequest, curve_of, evaluate, request_evaluation, run_request
 from raffm_ray.runs.extending import recorded_extensions
 from raffm_ray.runs.hints import hint_at_end, hint_at_start
@@ -28,13 +28,13 @@ from raffm_ray.runs.progress import Display
 from raffm_ray.runs.reader import START
 from raffm_ray.runs.recorder import Recorder, parameters_sha256, write_json
 from raffm_ray.runs.resuming import check_fits, origin_of
+from raffm_ray.runs.rounds.run_round import run_round
 from raffm_ray.runs.summary import Evaluation, client_rows, recorded_evaluation, round_row, start_of, summarize
 from raffm_ray.server.device_type_plans import copies, device_type_plans
 from raffm_ray.server.early_stopping import chosen_state, is_evaluated, is_finished, with_best_round
 from raffm_ray.server.ranking import begin_calibration, plain_scores, ranking_is_due
 from raffm_ray.server.rounds import begin_round, finish_round
-from raffm_ray.server.state import Round, ServerState, Setup, starting_state
-from raffm_ray.server.workload import block_costs
+from raffm_ray.server.state import Round, ServerState, starting_state
 from raffm_ray.subnetworks.calibration import Statistics
 from raffm_ray.subnetworks.salience import METRICS
 from raffm_ray.subnetworks.size_specific import saved_copies
@@ -59,53 +59,6 @@ class Environment:
     pretraining_seconds: float = 0.0
     forecast: RunForecast | None = None
     label: str = ""
-
-
-def run_round(
-    setup: Setup,
-    work: Round,
-    state: ServerState,
-    pool: Pool,
-    display: Display,
-    beside: EvaluationRequest[Evaluation] | None = None,
-) -> tuple[Tensor, list[Update], list[Tensor], Evaluation | None]:
-    """Runs a round's blocks on the pool, and an evaluation of the same parameters beside them.
-
-    Returns the flat sum, added in block order, the blocks' updates, the sums of its late blocks, which are not in it, and the
-    evaluation.
-    """
-    blocks = zip(work.blocks, block_costs(setup, work), strict=True)
-    calls = [Call("block", work.context, (block,), cost) for block, cost in blocks]
-    summed, done = torch.zeros_like(state.parameters), 0
-    updates: list[Update] = []
-    late: list[Tensor] = []
-    told: list[Any] = []
-    if beside is not None:
-        calls += beside.calls
-
-    def progress(index: int, _: Any) -> None:
-        nonlocal done
-        done += len(work.blocks[index]) if index < len(work.blocks) else 0
-        number = work.context.round
-        share = done / max(1, len(work.jobs))  # an evaluation may run beside a round in which nobody trains
-        display.advance(number - 1 + share, f"round {number}/{display.rounds}  {done}/{len(work.jobs)} clients")
-
-    for small, part in pool.run(state.parameters.numpy(), calls, progress, state.frozen_array):
-        if len(updates) == len(work.blocks):
-            told.append(small)
-            continue
-        with pool.profile.during("add"), np.errstate(over="ignore", invalid="ignore"):  # it is looked for below
-            check_sum(part, state.parameters, work.context.round, work.blocks[len(updates)])
-            if len(updates) < len(work.blocks) - work.late:
-                np.add(summed.numpy(), part, out=summed.numpy())
-            else:
-                late.append(torch.from_numpy(part.copy()))
-        updates.append(small)
-    # Every client's part is finite, as was checked where it was trained. Least and greatest are NaN where any entry is; nothing is copied.
-    if not bool(torch.stack(summed.aminmax()).isfinite().all()):
-        raise BadUpdateError(f"round {work.context.round}: the sum of its updates is beyond the range of float32")
-    with pool.profile.during("evaluate"):
-        return summed, updates, late, None if beside is None else beside.answer(told)
 
 
 @dataclass(frozen=True)
@@ -147,7 +100,12 @@ def _first_ranking(
 
 
 def _next_round(
-    prepared: Prepared, state: ServerState, pool: Pool, display: Display, beside: EvaluationRequest[Evaluation] | None
+    prepared: Prepared,
+    state: ServerState,
+    pool: Pool,
+    display: Display,
+    beside: EvaluationRequest[Evaluation] | None,
+    states: ClientStates | None,
 ) -> tuple[FinishedRound, Evaluation | None]:
     """The round after a state; and the answer to what is still asked of that state."""
     setup, experiment = prepared.setup, prepared.setup.experiment
@@ -156,14 +114,23 @@ def _next_round(
             public = METRICS[experiment.salience.metric].statistic if experiment.salience.source == "public" else None
             state = rank_with_pace(prepared, state, public_statistics(prepared, state, public) if public else state.pending)
         work = begin_round(setup, state)
-    summed, updates, late, before = run_round(setup=setup, work=work, state=state, pool=pool, display=display, beside=beside)
+    summed, updates, late, before = run_round(
+        setup=setup, work=work, state=state, pool=pool, display=display, beside=beside, states=states
+    )
     with pool.profile.during("add"):
         state = finish_round(setup=setup, state=state, work=work, summed=summed, updates=updates, late=late)
     question = None
     if is_evaluated(experiment, state.round):
         with pool.profile.during("plan"):
-            question = request_evaluation(setup, state, prepared.task, prepared.parts)
+            question = request_evaluation(setup, state, prepared.task, prepared.parts, _measured_states(prepared, state, states))
     return FinishedRound(state=state, work=work, updates=updates, ranked=ranked, question=question), before
+
+
+def _measured_states(prepared: Prepared, state: ServerState, states: ClientStates | None) -> Mapping[int, ClientState]:
+    """By client that is measured, what it keeps, where that is parameters of its own."""
+    if states is None or not prepared.setup.keeps_own:
+        return {}
+    return states_of(states.folder, state.memory, prepared.parts.measured.tolist())
 
 
 def _complete(
@@ -226,6 +193,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         scores, reached = plain_scores(setup.architecture), add_reached({}, {}, [], setup.architecture.layout)
         check_fits(state, replace(first, scores=scores, reached=reached), recorder.folder)
         state = state.with_frozen(first.frozen)
+    states = recorder.client_states.begun(state) if setup.keeps else None
     ended: FinishedRound | None = None
     with Display(console, environment.label or experiment.strategy.name, experiment.rounds) as display:
         display.stage(
@@ -246,13 +214,13 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         while state is None or ended is not None or not is_finished(setup, state):
             if ended is None:
                 assert state is not None
-                ended, _ = _next_round(prepared, state, pool, display, None)
+                ended, _ = _next_round(prepared, state, pool, display, None, states)
             elif ended.question is None or experiment.evaluation.patience is not None or is_finished(setup, ended.state):
                 now = run_request(ended.question, ended.state, pool) if ended.question else None
                 state, ended = complete(ended, now, pool.profile.taken()), None
             else:
                 phases = pool.profile.taken()
-                following, now = _next_round(prepared, ended.state, pool, display, ended.question)
+                following, now = _next_round(prepared, ended.state, pool, display, ended.question, states)
                 state = complete(ended, now, phases)
                 ended = replace(following, state=replace(following.state, best=state.best))
     if state.round < experiment.rounds:
@@ -279,6 +247,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         console.print(f"{experiment.strategy.name}: measuring {experiment.evaluation.sizes} sizes between", highlight=False)
     summary |= curve_of(setup, state, pool, prepared.task, measured) | {"made_from": recorder.origin, "extensions": extensions}
     clients = recorder.evaluations(state.round)
+    summary["participation"] = participation(setup, recorder.folder, summary["rounds"])
     summary["client_metrics"] = client_summary(prepared.task.metric, clients, list(setup.budgets)) if clients else None
     words = prepared.foundation.words
     used = dict(zip(measured.device_type_plans, copies(setup, state, list(measured.device_type_plans.values())), strict=True))

@@ -22,6 +22,7 @@ from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import named_parameters
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import Checkpoint
+from raffm_ray.runs.client_states.store import ClientStates
 from raffm_ray.runs.reader import SUMMARY, evaluations_name, how_to_resume, read_table
 from raffm_ray.server.early_stopping import last_common_round
 from raffm_ray.server.state import ServerState
@@ -209,6 +210,7 @@ class Recorder:
         self.state = kept.state if kept else None
         self.origin = dict(kept.origin) if kept else {}
         self._digest, self._unsynced = kept.records if kept else "", set[Path]()
+        self.client_states = ClientStates(folder, self._unsynced)
 
     def made_from(self, origin: Mapping[str, str]) -> None:
         """Adds digests of what the run is made from. Raises UserError as `check_origin`."""
@@ -227,6 +229,7 @@ class Recorder:
                 keep = self.experiment.checkpoint.keep + (row.round > last_common_round(self.experiment))
                 checkpoint.write(self.folder / "checkpoints", kept, keep, self._unsynced)
                 self._unsynced.clear()
+            self.client_states.prune(checkpoint.oldest(self.folder / "checkpoints") if every else row.round)
         except OSError as error:
             raise UserError(f"{self.folder}: round {row.round} cannot be written: {error.strerror}") from None
 
@@ -280,6 +283,7 @@ class Recorder:
             save_file({**ranking, **state.norms}, final / "salience.safetensors")
         write_json(self.folder / SUMMARY, summary)
         checkpoint.keep_one(self.folder / "checkpoints", last_common_round(self.experiment))
+        self.client_states.prune(checkpoint.oldest(self.folder / "checkpoints"))
 
 
 def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:

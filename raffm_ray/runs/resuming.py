@@ -17,6 +17,7 @@ from raffm_ray.basics.plugins import label_of
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import Checkpoint
+from raffm_ray.runs.client_states.store import first_broken
 from raffm_ray.runs.extending import MAY_CHANGE, check_goes_on, differing, earlier_experiments
 from raffm_ray.runs.reader import SUMMARY, evaluations_name, read_record
 from raffm_ray.runs.recorder import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
@@ -50,7 +51,10 @@ FREE = (
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
 FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
 """Those of runs whose checkpoints hold a digest of the places too."""
-OF_CLIENTS = ("clients.held_out", "clients.unseen", "evaluation.clients")
+OF_EACH_CLIENT = ("clients.selection", "server.fair_exponent", "server.agnostic_rate", "evaluation.tune", "strategy.personal")
+FREE_BEFORE_EACH_CLIENT = (*FREE, *OF_EACH_CLIENT)
+"""Those of runs from before clients were chosen in other ways than uniformly, and remembered anything."""
+OF_CLIENTS = ("clients.held_out", "clients.unseen", "evaluation.clients", *OF_EACH_CLIENT)
 FREE_BEFORE_OWN_PARTS = (*FREE, *OF_CLIENTS)
 """Those of runs from before clients had held-out examples of their own."""
 LATER = ("fleet.keeps_frozen", "local.batches", "model.frozen_precision", *OF_CLIENTS)
@@ -84,6 +88,7 @@ FREE_AT_FIRST = (
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 _EVERY_FREE = (
     FREE,
+    FREE_BEFORE_EACH_CLIENT,
     FREE_BEFORE_OWN_PARTS,
     FREE_BEFORE_KEPT,
     FREE_SINCE_PLUGINS,
@@ -180,12 +185,20 @@ def check_fits(state: ServerState, start: ServerState, folder: Path) -> None:
             _form(one) != _form(start)
             or any(kept.shape != start.parameters.shape for kept in one.moments.values())
             or (one.reached and _shapes(one.reached) != _shapes(start.reached))
+            or (one is state and _remembers(one) != _remembers(start))
         ):
             raise UserError(f"{folder}: the run cannot go on: what its checkpoint holds is not of this model")
 
 
 def _shapes(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (str(values.dtype), values.shape) for name, values in arrays.items()}
+
+
+def _remembers(state: ServerState) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Which records of clients and weights of device types there are; of every round so far, there is one number besides."""
+    parts = [vars(one) for one in (state.records, state.mixture) if one is not None]
+    kept = {name: values for part in parts for name, values in part.items() if name != "gained"}
+    return tuple(sorted((f"{name} {values.dtype}", values.shape) for name, values in kept.items()))
 
 
 def _form(state: ServerState) -> tuple[Any, ...]:
@@ -204,6 +217,9 @@ def _pasts(folder: Path, tell: Tell) -> Iterator[Past]:
         number = kept.state.round
         if len(digests) <= number or digests[number] != kept.records:
             tell(f"{places}: records up to round {number} are missing or damaged, the checkpoint before is used")
+            continue
+        if broken := first_broken(folder, kept.state.memory, checkpoint.oldest(places)):
+            tell(f"{broken}; the checkpoint before is used")
             continue
         _tell_versions(kept, tell)
         names = [record_names(done) for done in range(number + 1)]

@@ -82,7 +82,7 @@ def round_row(
     weight = sum(examples for _, examples in losses)
     return RoundRow(
         round=work.context.round if work else 0,
-        drawn=work.drawn if work else 0,
+        drawn=len(work.chosen) if work else 0,
         selected=len(rows),
         arrived=outcomes.count("used"),
         late=outcomes.count("late") + outcomes.count("stale"),
@@ -236,6 +236,7 @@ def summarize(
         "metric": metric,
         "params": full.params,
         "residual_pace": state.pace,
+        "mixture": None if state.mixture is None else dict(zip(setup.budgets, state.mixture.weights.tolist(), strict=True)),
         "start": rounds[0].metric,
         "full_model": final.metric,
         "device_types": device_types,

@@ -9,6 +9,8 @@ Open to other packages:
 - `device_type_plans`: which subnetwork every device type trains and gets
 - `residual_pace`: how fast the residual stream is cut beside the layers
 - `state`: what the next round depends on
+- `blocks`: how a round is divided into blocks
+- `kept`: what clients and their devices keep between rounds
 - `clock`: the virtual clock, and late updates
 - `round_schedule`: predicts a round's work, seconds and joules
 - `workload`: FLOPs and bytes of a client's round
@@ -17,8 +19,9 @@ Open to other packages:
 
 Used inside only:
 
+- `selection`: who is chosen for a round: a table, and what the server remembers for it
+- `agnostic_mixture`: what device types weigh, by their losses
 - `aggregation`: averages the updates, entry by entry (each worker has summed its own clients)
-- `held_parameters`: which frozen parameters the clients' devices hold already
 
 Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `devices`, `clients`.
 
@@ -26,9 +29,11 @@ Start reading at `rounds`.
 """
 
 __all__ = [
+    "blocks",
     "clock",
     "device_type_plans",
     "early_stopping",
+    "kept",
     "optimizers",
     "ranking",
     "residual_pace",

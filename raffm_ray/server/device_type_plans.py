@@ -27,6 +27,7 @@ def view_of(setup: Setup, state: ServerState, round_number: int) -> StrategyView
         distill=bool(setup.strategy.distill),
         budgets=setup.budgets,
         parameters=parameters_of(setup, state),
+        memory=setup.memory,
     )
 
 

@@ -16,10 +16,12 @@ from raffm_ray.clients.local_training import choose
 from raffm_ray.clients.messages import Job, Report, RoundContext, Update
 from raffm_ray.data.examples import step_sizes, steps_of
 from raffm_ray.devices.round_costs import DeviceCost, device_cost
+from raffm_ray.server.blocks import blocks_of, least_clients
 from raffm_ray.server.clock import LATE_POLICIES, LateUpdate, VirtualClock, Visit, close_round, sort_late_updates
 from raffm_ray.server.device_type_plans import training_view
-from raffm_ray.server.held_parameters import Held, missing_bytes
-from raffm_ray.server.state import Round, ServerState, Setup, blocks_of, least_clients
+from raffm_ray.server.kept.client_memory import NO_MEMORY, ClientMemory, personal_bytes
+from raffm_ray.server.kept.held_parameters import Held, missing_bytes
+from raffm_ray.server.state import Round, ServerState, Setup
 from raffm_ray.server.workload import reported_work
 from raffm_ray.settings.experiment import ClockSettings
 from raffm_ray.subnetworks.calibration import statistics_size
@@ -77,13 +79,19 @@ def sent_plan(context: RoundContext, job: Job) -> Plan:
     return Plan() if job.calibrate or job.plan is None else context.plans[job.plan]
 
 
-def cost_of(setup: Setup, context: RoundContext, job: Job, report: Report, held: Plan | None = None) -> DeviceCost:
-    """What a whole job takes of its client's simulated device, which holds the frozen parameters of a plan already, or none."""
+def cost_of(
+    setup: Setup, context: RoundContext, job: Job, report: Report, held: Plan | None = None, has_own: bool = False
+) -> DeviceCost:
+    """What a whole job takes of its client's simulated device, which holds the frozen parameters of a plan already, or none. `has_own`: whether it
+    has personal parameters already, which are sent to it but once."""
     sent = sent_plan(context, job)
     trained = 0 if job.plan is None else setup.costs(context.plans[job.plan]).bytes_up
     frozen = missing_bytes(setup.architecture, sent, held if setup.experiment.fleet.keeps_frozen else None)
     device, work = setup.devices[setup.device_types[job.client]], reported_work(setup, context, report)
     down, up = setup.costs(sent).bytes_up + frozen, trained + STATISTIC_BYTES * report.statistics_values
+    if context.personal:
+        down -= personal_bytes(setup.architecture, sent, context.personal) * has_own
+        up -= 0 if job.plan is None else personal_bytes(setup.architecture, context.plans[job.plan], context.personal)
     return replace(device_cost(device, work, down, up), frozen_bytes_down=frozen)
 
 
@@ -104,13 +112,13 @@ def peak_memory_bytes(setup: Setup, context: RoundContext, job: Job) -> int:
 
 
 def _costs_of(
-    setup: Setup, context: RoundContext, jobs: Sequence[Job], reports: Sequence[Report], held: Held
+    setup: Setup, context: RoundContext, jobs: Sequence[Job], reports: Sequence[Report], held: Held, memory: ClientMemory
 ) -> list[DeviceCost]:
     """`cost_of` for every job; those of equal devices that do equal work are computed once."""
     known: dict[tuple[object, ...], DeviceCost] = {}
     found = []
     for job, report in zip(jobs, reports, strict=True):
-        there = held.by(job.client)
+        there, has_own = held.by(job.client), memory.last_round(job.client) >= 0
         key = (
             setup.device_types[job.client],
             job.plan,
@@ -120,9 +128,10 @@ def _costs_of(
             report.statistics_values,
             job.calibrate,
             there,
+            has_own,
         )
         if key not in known:
-            known[key] = cost_of(setup, context, job, report, there)
+            known[key] = cost_of(setup, context, job, report, there, has_own)
         found.append(known[key])
     return found
 
@@ -160,15 +169,22 @@ def drops_out(settings: ClockSettings, seed: int, round_number: int, client: int
     return float(when * seconds) if happens < settings.dropout else inf
 
 
-def schedule_round(setup: Setup, context: RoundContext, jobs: Sequence[Job], start_seconds: float, held: Held) -> Round:
+def schedule_round(
+    setup: Setup,
+    context: RoundContext,
+    jobs: Sequence[Job],
+    start_seconds: float,
+    held: Held,
+    memory: ClientMemory = NO_MEMORY,
+) -> Round:
     """The round of these jobs: who is back before it ends, and who has to train at all. Round 0 waits for everybody who calibrates. `held`:
-    what devices have of the frozen parameters before it.
+    what devices have of the frozen parameters before it; `memory`: who has personal ones.
 
     A round in which nobody takes part lasts until somebody falls asleep or wakes, so that time does not stand still.
     """
     settings, experiment = setup.experiment.clock, setup.experiment
     reports = [planned_work(setup, context, job) for job in jobs]
-    costs = _costs_of(setup, context, jobs, reports, held)
+    costs = _costs_of(setup, context, jobs, reports, held, memory)
     needs = np.array([cost.seconds for cost in costs])
     stops, wanted, deadline, idle = np.full(len(jobs), inf), len(jobs), inf, 0.0
     if context.round > 0:
@@ -214,6 +230,7 @@ def advance_clock(
             weight=weight,
             summed=summed,
             copy=work.context.copy_of(plan),
+            loss=update.reports[0].loss,
         )
         for visit, update, summed in zip(visits, updates, sums, strict=True)
         for plan, weight in update.weights.items()

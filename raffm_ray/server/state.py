@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from itertools import compress, pairwise
-from math import ceil
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -17,19 +16,24 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.clients.messages import Job, RoundContext
+from raffm_ray.clients.updates.row import OWN
 from raffm_ray.devices.availability import Availability
 from raffm_ray.devices.profiles import Device
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import named_parameters, split, to_array
 from raffm_ray.server.aggregation import AGGREGATION_RULES
+from raffm_ray.server.agnostic_mixture import Mixture, first_mixture
 from raffm_ray.server.clock import VirtualClock, Visit
-from raffm_ray.server.held_parameters import Held
+from raffm_ray.server.kept.client_memory import ClientMemory, personal_names
+from raffm_ray.server.kept.held_parameters import Held
 from raffm_ray.server.optimizers import Moments
+from raffm_ray.server.selection.records import Records
+from raffm_ray.server.selection.table import check_selection, first_records
 from raffm_ray.server.strategies import STRATEGIES, Strategy
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.budgets import Budget
 from raffm_ray.subnetworks.calibration import Statistics
-from raffm_ray.subnetworks.costs import Costs, costs_of
+from raffm_ray.subnetworks.costs import Costs, costs_of, with_memory
 from raffm_ray.subnetworks.extraction import Cutting
 from raffm_ray.subnetworks.salience import Scores
 from raffm_ray.subnetworks.size_specific import size_specific_names, with_copies
@@ -37,8 +41,8 @@ from raffm_ray.subnetworks.unit_coverage import Reached
 
 
 @lru_cache(maxsize=4096)  # a round asks for the same few plans once or more for every client
-def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: str) -> Costs:
-    return costs_of(architecture, plan, batch_size, optimizer)
+def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: str, memory: tuple[int, bool]) -> Costs:
+    return with_memory(costs_of(architecture, plan, batch_size, optimizer), *memory)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,16 @@ class Setup:
     unseen: frozenset[int] = frozenset()
 
     @property
+    def measures_received(self) -> bool:
+        """Whether clients measure the parameters that they receive before they train."""
+        return self.experiment.server.fair_exponent > 0 or self.experiment.server.agnostic_rate > 0
+
+    @cached_property
+    def client_weights(self) -> NDArray[np.float64]:
+        """[clients]: what each counts in an average, as `client_weight` says."""
+        return (self.owners if self.strategy.client_weight == "equal" else self.example_counts).astype(np.float64)
+
+    @property
     def cutting(self) -> Cutting:
         """How plans may be cut, where no ranking has chosen another pace."""
         settings = self.experiment.extraction
@@ -72,6 +86,17 @@ class Setup:
         return found
 
     @cached_property
+    def example_counts(self) -> NDArray[np.int64]:
+        """[clients]: `examples`."""
+        return np.asarray(self.examples, dtype=np.int64)
+
+    @cached_property
+    def device_type_numbers(self) -> NDArray[np.int32]:
+        """[clients]: the position of each one's device type in `budgets`."""
+        number = {name: position for position, name in enumerate(self.budgets)}
+        return np.array([number[name] for name in self.device_types], dtype=np.int32)
+
+    @cached_property
     def owners_by_device_type(self) -> Mapping[str, int]:
         """How many clients of each device type have examples."""
         return Counter(compress(self.device_types, self.owners.tolist()))
@@ -83,7 +108,35 @@ class Setup:
 
     def costs(self, plan: Plan) -> Costs:
         """What a plan costs with this experiment's local training."""
-        return _costs(self.architecture, plan, self.experiment.local.batch_size, self.experiment.local.optimizer)
+        local = self.experiment.local
+        return _costs(self.architecture, plan, local.batch_size, local.optimizer, self.memory)
+
+    @property
+    def memory(self) -> tuple[int, bool]:
+        """As `with_memory` takes it: what the clients' update remembers."""
+        row = CLIENT_UPDATES[self.experiment.local.client_update]
+        return row.copies, row.variate
+
+    @cached_property
+    def all_weight(self) -> float:
+        """Of all clients that may train, as their jobs weigh."""
+        return float(self.owners.sum() if self.strategy.client_weight == "equal" else sum(self.examples))
+
+    @cached_property
+    def personal(self) -> tuple[str, ...]:
+        """The parameters that stay with their clients. Raises UserError as `personal_names`."""
+        return personal_names(self.architecture.layout, self.experiment.strategy.personal)
+
+    @property
+    def keeps_own(self) -> bool:
+        """Whether clients keep parameters of their own."""
+        row = CLIENT_UPDATES[self.experiment.local.client_update]
+        return bool(self.experiment.strategy.personal or OWN in row.keeps)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether clients keep anything from round to round."""
+        return bool(self.experiment.strategy.personal or CLIENT_UPDATES[self.experiment.local.client_update].keeps)
 
 
 @dataclass(frozen=True)
@@ -104,7 +157,8 @@ class ServerState:
     """All that the next round depends on. `parameters`: flat, the trained ones and the copies that sizes have of their own; `frozen`: flat, the
     others, the same in every round and in no checkpoint; `held`: what devices have of them; `pending`: statistics reported since the last ranking; `norms`: from before it; `moments`:
     the server optimizer's; `best`: None before a first validation; `reached`: of `reached_weight`, the weight of all updates so far; `pace`: of
-    the ranked list, chosen with the scores (see `Cutting`)."""
+    the ranked list, chosen with the scores (see `Cutting`); `memory`: of what clients keep, and the control variate; `records`:
+    of clients, None where the selection reads none; `mixture`: of device types, None without `server.agnostic_rate`."""
 
     round: int
     parameters: Tensor
@@ -120,6 +174,15 @@ class ServerState:
     pace: float = 0.0
     frozen: Tensor = field(default_factory=lambda: torch.empty(0))
     held: Held = field(default_factory=Held)
+    memory: ClientMemory = field(default_factory=ClientMemory)
+    records: Records | None = None
+    mixture: Mixture | None = None
+
+    @property
+    def sent_array(self) -> NDArray[np.float32]:
+        """What a pool sends in a round: the parameters, and the control variate behind them."""
+        behind = self.memory.variate
+        return (torch.cat([self.parameters, behind]) if len(behind) else self.parameters).numpy()
 
     @property
     def frozen_array(self) -> NDArray[Any]:
@@ -137,13 +200,13 @@ class Round:
     """A round's work: what all share, and the jobs by block.
 
     Clients whose updates nobody will use have no job, only a visit. The last `late` blocks hold one client each, whose update comes
-    after the round's end. `drawn`: how many clients the strategy was asked about; `visits`: everybody whom it gave work, in client order; `start_seconds`: virtual time; `seconds`: until the end.
+    after the round's end. `chosen`: the clients that the strategy was asked about; `visits`: everybody whom it gave work, in client order; `start_seconds`: virtual time; `seconds`: until the end.
     """
 
     context: RoundContext
     blocks: tuple[tuple[Job, ...], ...]
     visits: tuple[Visit, ...] = ()
-    drawn: int = 0
+    chosen: tuple[int, ...] = ()
     late: int = 0
     start_seconds: float = 0.0
     seconds: float = 0.0
@@ -155,9 +218,15 @@ class Round:
 
 
 def setup_strategy(experiment: Experiment) -> Strategy:
-    """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name, prefixes that it cannot have, or
-    one that has nobody to learn from."""
+    """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name, of a selection too, prefixes that it
+    cannot have, or one that has nobody to learn from."""
+    check_selection(experiment)
     settings, update = experiment.strategy, look_up(CLIENT_UPDATES, experiment.local.client_update, "local.client_update")
+    if update.variate and experiment.server.fair_exponent:
+        raise UserError(
+            f"server.fair_exponent: {experiment.server.fair_exponent:g} cannot be with local.client_update "
+            f"{experiment.local.client_update!r}, whose control variate is a mean by the clients' own weights"
+        )
     strategy = STRATEGIES.chosen(settings.name, experiment.plugin_settings, "strategy.name")
     if settings.prefix != "default":
         strategy = replace(strategy, prefix=settings.prefix)
@@ -194,64 +263,6 @@ def setup_strategy(experiment: Experiment) -> Strategy:
     return strategy
 
 
-STACK_CLIENTS = 16
-"""Clients of a small model trained at once; more of them gain no more (a ViT of 45,000 parameters: 0.59, 0.53, 0.50, 0.53 of the time of
-one by one with 4, 8, 16, 32)."""
-STACK_FLOPS = 5e8
-"""A training step of at most so many FLOPs is small. On a CPU core, stacked took 0.5 of the time at 8e7 FLOPs, 0.7 at 3e8, 0.95 at 1e9."""
-
-
-def stack_sizes(setup: Setup, plans: Sequence[Plan]) -> tuple[int, ...]:
-    """How many clients of each plan may be trained at once: a property of the round, so that any worker does the same."""
-    asked, batch_size = setup.experiment.pool.stack_clients, setup.experiment.local.batch_size
-    stacks = CLIENT_UPDATES[setup.experiment.local.client_update].stacks
-    if setup.not_stacked or not stacks or setup.strategy.distill or asked == 1:
-        return ()
-    return tuple(
-        asked or (STACK_CLIENTS if setup.costs(plan).training_flops * batch_size <= STACK_FLOPS else 1) for plan in plans
-    )
-
-
-WORTH_FLOPS = 12.0
-"""FLOPs of training for which a byte of a block's sum is worth moving. Returned and added it takes about 0.3 ns of a core, or 3 FLOPs at
-10 GFLOP/s: so moving is at most a quarter of the work."""
-LEAST_BLOCKS = 16
-"""That a round is divided into even so: more workers have something to do."""
-
-
-def least_clients(flops: Sequence[float], sum_bytes: int) -> int:
-    """How many clients a block must have at least, so that their training outweighs the moving of their sum. `flops`: of every client's
-    training; `sum_bytes`: of a block's sum. A property of the round, whatever the workers."""
-    mean = sum(flops) / max(1, len(flops))
-    return max(1, min(ceil(WORTH_FLOPS * sum_bytes / mean) if mean else len(flops), len(flops) // LEAST_BLOCKS))
-
-
-def blocks_of(
-    jobs: Sequence[Job], steps: Sequence[int], size: int | None, stack: Sequence[int], least: int = 1
-) -> tuple[tuple[Job, ...], ...]:
-    """Fixed groups of clients, whatever the workers: the same sums in the same order.
-
-    Runs of `size` clients, where it is given. Else one stack a block, of clients with like numbers of steps, in 2, 4, 8 ... even parts
-    of those that train a plan, so that as many workers have as much to do; and runs of a 64th of the others, of `least` clients or more.
-    """
-    alone, together = list[Job](), dict[int, list[tuple[int, int, Job]]]()
-    for position, (job, count) in enumerate(zip(jobs, steps, strict=True)):
-        if size is None and stack and job.plan is not None and stack[job.plan] > 1:
-            together.setdefault(job.plan, []).append((count, position, job))
-        else:
-            alone.append(job)
-    length = size or max(least, -(-len(alone) // 64))
-    blocks = [tuple(alone[start : start + length]) for start in range(0, len(alone), length)]
-    for plan, clients in sorted(together.items()):
-        parts = 1
-        while parts * stack[plan] < len(clients):
-            parts *= 2
-        ordered = [job for *_, job in sorted(clients)]
-        edges = [len(ordered) * part // parts for part in range(parts + 1)]
-        blocks += [tuple(ordered[start:stop]) for start, stop in pairwise(edges)]
-    return tuple(blocks)
-
-
 def new_state(parameters: Tensor) -> ServerState:
     """The state before round 1 of a model of which nothing is frozen."""
     return ServerState(0, parameters.to(torch.float32), {})
@@ -261,7 +272,10 @@ def starting_state(setup: Setup, flat: Tensor) -> ServerState:
     """The state before round 1. `flat`: all parameters, in the model's order."""
     trained, frozen = split(flat, setup.architecture)
     copied = with_copies(trained, setup.architecture, setup.size_specific, len(setup.budgets))
-    return replace(new_state(copied), frozen=frozen)
+    memory = ClientMemory(variate=torch.zeros(len(trained) if setup.memory[1] else 0))
+    fleet = first_mixture(setup.device_type_numbers, setup.client_weights, len(setup.budgets))
+    mixture, records = fleet if setup.experiment.server.agnostic_rate else None, first_records(setup.experiment)
+    return replace(new_state(copied), frozen=frozen, memory=memory, records=records, mixture=mixture)
 
 
 def parameters_of(setup: Setup, state: ServerState, copy: int = 0) -> dict[str, Tensor]:

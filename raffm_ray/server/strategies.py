@@ -18,7 +18,7 @@ from raffm_ray.basics.registry import Table
 from raffm_ray.basics.seeding import generator
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.subnetworks.budgets import Budget
-from raffm_ray.subnetworks.costs import Costs, costs_of, with_prefixes
+from raffm_ray.subnetworks.costs import Costs, costs_of, with_memory, with_prefixes
 from raffm_ray.subnetworks.extraction import Cutting, common_rate, longest, longest_prefix, plan_of, ranked_list
 from raffm_ray.subnetworks.salience import METRICS, Orders, Parameters, Scores, identity_orders, rank
 
@@ -44,6 +44,7 @@ class StrategyView:
     smaller: Sequence[Plan] = ()
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     parameters: Parameters = field(default_factory=dict)
+    memory: tuple[int, bool] = (0, False)
 
     def beside(self, smaller: Sequence[Plan]) -> "StrategyView":
         """This view, with what is known of it already, for plans of which these smaller ones are prefixes."""
@@ -70,6 +71,7 @@ class StrategyView:
     def costs(self, plan: Plan) -> Costs:
         """What a plan costs who trains it, with the prefixes that are trained beside it."""
         own, *others = (costs_of(self.architecture, one, self.batch_size, self.optimizer) for one in (plan, *self.smaller))
+        own = with_memory(own, *self.memory)
         return with_prefixes(own, others, self.prefix, self.distill)
 
 

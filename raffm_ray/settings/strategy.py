@@ -34,6 +34,10 @@ class StrategySettings(Settings):
         default=(),
         description="parameters of which every device type's size has its own copy: kinds of raffm_ray.subnetworks.size_specific.SIZE_SPECIFIC",
     )
+    personal: tuple[str, ...] = Field(
+        default=(),
+        description="trained parameters that stay with each client and are not averaged: `classifier`, `norms`, or patterns of names such as encoder.layer.5.*",
+    )
 
 
 class BaselineSettings(StrategySettings):
@@ -72,4 +76,5 @@ class BaselineSettings(StrategySettings):
         if self == BaselineSettings(name=self.name):
             return self.name
         values = serialize(self)
-        return values if self.server else {key: value for key, value in values.items() if key != "server"}
+        unset = {key for key in ("server", "personal") if not values[key]}
+        return {key: value for key, value in values.items() if key not in unset}

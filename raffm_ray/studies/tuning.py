@@ -14,6 +14,8 @@ from raffm_ray.studies.study_settings import Study
 RATE = "local.learning_rate"
 SPREAD = 10.0
 """Rates are searched from a tenth of the experiment's to ten times as much, on a logarithmic scale."""
+FIRST = (1.0, 3.0, 1 / 3)
+"""What the first trials' rates are, in parts of the experiment's: the same ones for every strategy."""
 
 
 class Tuned(NamedTuple):
@@ -33,13 +35,13 @@ def _study(base: Experiment, trials: int) -> Study:
         objectives=(objective,),
         trials=trials,
         seeds=(base.seed,),
-        enqueue=({},),
+        enqueue=tuple({RATE: rate * part} for part in FIRST[:trials]),
     )
 
 
 def tuned(experiment: Experiment, trials: int, folder: Path, console: Console) -> Tuned:
-    """Runs a study of the learning rate for the experiment's strategy and each of its baselines, in `folder`/<strategy>; the first trial has
-    the experiment's own rate. Raises UserError as `run_study`."""
+    """Runs a study of the learning rate for the experiment's strategy and each of its baselines, in `folder`/<strategy>; the first trials have
+    the rates of `FIRST`. Raises UserError as `run_study`."""
     checked = check_study(_study(experiment, trials), experiment)
     experiment = experiment.model_copy(update={"task": checked.base.task})
     for line in checked.notes:

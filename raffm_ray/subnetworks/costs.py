@@ -51,6 +51,18 @@ class Costs:
         return self.forward_flops // 2
 
 
+def with_memory(costs: Costs, copies: int, variate: bool) -> Costs:
+    """The costs of a plan for a client that remembers: it has further `copies` of its trained parameters in memory while it trains, and with a
+    control `variate` as many numbers travel again as are trained, down and up."""
+    beside = costs.bytes_up * variate
+    return replace(
+        costs,
+        bytes=costs.bytes + beside,
+        bytes_up=costs.bytes_up + beside,
+        memory_bytes=costs.memory_bytes + copies * costs.bytes_up,
+    )
+
+
 class _Term(NamedTuple):
     """All parameters whose size is one product of axes, together: factors of that product. `backward`: FLOPs of their own gradients
     and of those of what they read; `unfrozen`: the same if nothing were frozen."""

@@ -105,7 +105,7 @@ def test_nobody_but_clients_in_training_sees_changed_images(seen, monkeypatch) -
         drawn.append(count)
         return moves_of(local, rng, count)
 
-    monkeypatch.setattr("raffm_ray.clients.client_updates.moves_of", noted)
+    monkeypatch.setattr("raffm_ray.clients.updates.row.moves_of", noted)
     prepared, runner = seen.prepared, seen.prepared.runner()
     context = replace(seen.context, statistic="square", calibration_examples=8)
     runner.evaluate(context, seen.flat, 0, 0, 32)
@@ -118,15 +118,15 @@ def test_nobody_but_clients_in_training_sees_changed_images(seen, monkeypatch) -
 
 def test_a_prefix_trains_on_the_images_of_its_step(seen, monkeypatch) -> None:
     batches: list[Tensor] = []
-    from raffm_ray.clients import client_updates
+    from raffm_ray.clients.updates import standard
 
-    real = client_updates.backward
+    real = standard.backward
 
     def noted(module, batch, *others):
         batches.append(batch[IMAGES])
         return real(module, batch, *others)
 
-    monkeypatch.setattr(client_updates, "backward", noted)
+    monkeypatch.setattr(standard, "backward", noted)
     seen.prepared.runner().block(seen.context, seen.flat, seen.jobs[:1])
     own, prefix, later, _ = batches
     assert own is prefix

@@ -25,7 +25,8 @@ from raffm_ray.preparation.prepare import prepare
 from raffm_ray.preparation.pretraining import pretrained
 from raffm_ray.preparation.starting_parameters import pretraining_of
 from raffm_ray.runs.simulation import simulate
-from raffm_ray.server.state import LEAST_BLOCKS, blocks_of, least_clients, new_state, stack_sizes
+from raffm_ray.server.blocks import LEAST_BLOCKS, blocks_of, least_clients, stack_sizes
+from raffm_ray.server.state import new_state
 from raffm_ray.subnetworks.extraction import AXIS_KINDS
 
 CLIENTS, EXAMPLES, TOKENS = 3, 2, 12

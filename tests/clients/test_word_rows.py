@@ -11,7 +11,7 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.benchmarks.rounds import numpy_of, starting_flat
 from raffm_ray.benchmarks.synthetic_data import synthetic
-from raffm_ray.clients import client_runner
+from raffm_ray.clients import single_training
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.data.examples import Examples, ragged
 from raffm_ray.models.architecture import architecture_of
@@ -48,10 +48,10 @@ def learned(prepared: Prepared, flat: np.ndarray, job: Job) -> np.ndarray:
 )
 def test_a_client_learns_what_it_learns_with_the_whole_table(name, job, local, monkeypatch) -> None:
     prepared, used = made(name, **local), []
-    flat, real = numpy_of(starting_flat(prepared)), client_runner.word_rows
-    monkeypatch.setattr(client_runner, "word_rows", lambda *given: used.append(real(*given)) or used[-1])
+    flat, real = numpy_of(starting_flat(prepared)), single_training.word_rows
+    monkeypatch.setattr(single_training, "word_rows", lambda *given: used.append(real(*given)) or used[-1])
     rows = learned(prepared, flat, job)
-    monkeypatch.setattr(client_runner, "word_rows", lambda *given: None)
+    monkeypatch.setattr(single_training, "word_rows", lambda *given: None)
     whole = learned(prepared, flat, job)
     assert isinstance(used[0], WordRows)
     assert len(used[0].rows) < 400
@@ -65,13 +65,13 @@ def test_a_client_learns_what_it_learns_with_the_whole_table(name, job, local, m
         found = real(*given)
         return found and WordRows(found.table, found.rows, found.places.roll(1))
 
-    monkeypatch.setattr(client_runner, "word_rows", misplaced)
+    monkeypatch.setattr(single_training, "word_rows", misplaced)
     assert np.abs(learned(prepared, flat, job) - whole).max() > 0.02 * np.abs(whole).max()
 
 
 def test_with_weight_decay_all_rows_are_trained(monkeypatch) -> None:
     prepared = made(weight_decay=0.1)
-    monkeypatch.setattr(client_runner, "word_rows", None)  # nobody asks
+    monkeypatch.setattr(single_training, "word_rows", None)  # nobody asks
     flat = numpy_of(starting_flat(prepared))
     change = torch.from_numpy(learned(prepared, flat, Job(0, 1)))
     table = views(change, prepared.setup.architecture.shapes)["bert.embeddings.word_embeddings.weight"]

@@ -40,7 +40,7 @@ from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.pretraining import pretrained, starting_model
 from raffm_ray.preparation.starting_parameters import pretraining_of
 from raffm_ray.server.aggregation import AGGREGATION_RULES
-from raffm_ray.server.held_parameters import missing_bytes
+from raffm_ray.server.kept.held_parameters import missing_bytes
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.round_schedule import cost_of, planned_work
 from raffm_ray.server.rounds import begin_round, finish_round

@@ -325,10 +325,10 @@ def test_the_resolved_configuration_repeats_the_run(run, undisturbed, out) -> No
 
 
 class _Explodes(ClientRunner):
-    def _train(self, parameters: Any, context: RoundContext, job: Any, number: int) -> Any:
+    def _train(self, parameters: Any, context: RoundContext, job: Any, number: int, *remembered: Any) -> Any:
         if context.round == 1:
             raise ZeroDivisionError("a user's bug")
-        return super()._train(parameters, context, job, number)
+        return super()._train(parameters, context, job, number, *remembered)
 
 
 class _Dies(ClientRunner):

@@ -31,9 +31,9 @@ from raffm_ray.pool.worker_pool import InProcessPool
 from raffm_ray.preparation.baselines import with_strategy
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.reports.run_report import write_report
-from raffm_ray.runs.loop import run_round
 from raffm_ray.runs.progress import Display
 from raffm_ray.runs.reader import read_rounds
+from raffm_ray.runs.rounds.run_round import run_round
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.runs.summary import client_rows
 from raffm_ray.server import round_schedule

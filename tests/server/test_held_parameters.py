@@ -15,7 +15,7 @@ from raffm_ray.axes.indexing import Plan, add_coverage
 from raffm_ray.axes.layout import is_kept
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.preparation.prepare import Prepared, prepare
-from raffm_ray.server.held_parameters import Held, missing_bytes
+from raffm_ray.server.kept.held_parameters import Held, missing_bytes
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import ServerState
 from raffm_ray.subnetworks.costs import costs_of

@@ -1,0 +1,9 @@
+"""What clients and their devices keep between rounds, as the server knows it.
+
+- `client_memory`: personal parameters, when each client last trained, and the control variate that all share
+- `held_parameters`: which frozen parameters a device has already
+
+Start reading at `client_memory`.
+"""
+
+__all__ = ["client_memory", "held_parameters"]
