@@ -15,6 +15,7 @@ from raffm_ray.models.architecture import FAMILIES, Architecture
 from raffm_ray.models.word_rows import word_rows
 from raffm_ray.pool.dispatch import completion_times
 from raffm_ray.pool.gpu_sharing import training_bytes
+from raffm_ray.preparation.head_training import COMPUTED_AT_ONCE, feature_bytes, head_examples
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.server.device_type_plans import device_type_plans
 from raffm_ray.server.early_stopping import is_evaluated
@@ -200,11 +201,15 @@ def driver_copies(setup: Setup) -> tuple[float, float]:
 
 
 def pretraining_bytes(prepared: Prepared) -> int:
-    """What the driver takes for the public part: to train the full model on it, as a client would with AdamW and GRADIENT_COPIES of the outputs;
+    """What the driver takes for the public part: to train the full model on it, as a client would with AdamW and GRADIENT_COPIES of the outputs; a new head's
+    inputs, and what computing a batch of them takes;
     to calibrate on it, where `salience.source` says so, as in `heap_bytes`; at least two models."""
     settings, longest = prepared.setup.experiment.model.pretrain, longest_examples(prepared)
     full = costs_of(longest, Plan(), settings.batch_size, "adamw")
     most = full.memory_bytes + GRADIENT_COPIES * full.output_bytes if settings.epochs else 2 * full.bytes
+    if settings.head_epochs:
+        inputs = head_examples(longest, len(prepared.task.public)) * feature_bytes(longest)
+        most = max(most, full.bytes + inputs + COMPUTED_AT_ONCE * (full.inference_bytes - full.bytes))
     if prepared.setup.experiment.salience.source == "public":
         batch = costs_of(longest, Plan(), min(CALIBRATION_BATCH, len(prepared.task.public)))
         most = max(most, 2 * batch.bytes + batch.activation_bytes + GRADIENT_COPIES * batch.output_bytes)

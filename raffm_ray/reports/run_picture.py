@@ -159,7 +159,14 @@ def _over_size(axes: Axes, runs: Runs, metric: str) -> None:
     names = axes.secondary_xaxis("top")
     low, high = axes.get_xlim()
     places = apart(sizes, LABEL_WIDTH * (high - low))
-    names.set_xticks(places, [device.replace("_", " ") for device, _ in device_types], rotation=25, ha="left", fontsize=8)
+    names.set_xticks(
+        places,
+        [device.replace("_", " ") for device, _ in device_types],
+        rotation=40,
+        ha="left",
+        rotation_mode="anchor",
+        fontsize=8,
+    )
     names.tick_params(length=0)
     names.spines["top"].set_visible(False)
     for size, place in zip(sizes, places, strict=True):
@@ -168,7 +175,7 @@ def _over_size(axes: Axes, runs: Runs, metric: str) -> None:
         )
 
 
-LABEL_WIDTH = 0.055
+LABEL_WIDTH = 0.06
 """Of the axis: what a slanted label needs to be read beside another."""
 
 

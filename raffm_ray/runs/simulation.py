@@ -284,7 +284,7 @@ def starting(prepared: Prepared, console: Console) -> Tensor:
         def progress(step: int, steps: int, loss: float) -> None:
             times.append(monotonic())
             if len(times) == 3:  # the first takes longer
-                seconds = (times[-1] - times[0]) / (step - 1) * (steps - step)
+                seconds = (times[-1] - times[0]) / max(1, step - 1) * (steps - step)
                 display.stage(f"{described}, about {seconds:.0f} s more", 100)
             display.advance(100 * step / steps, f"pretraining: step {step}/{steps}  loss {loss:.3f}")
 

@@ -232,4 +232,5 @@ def test_a_label_is_no_group(here) -> None:
     ("texts", "length"), [([[97] * 19 + [900]], 128), ([[10] * 20], 32), ([[4000] * 9], 512), ([[20] * 9, [20] * 9], 64)]
 )
 def test_most_texts_are_kept_whole_and_no_more(texts, length) -> None:
-    assert _length(texts) == length
+    assert _length(texts, 512) == length
+    assert _length(texts, 96) == min(96, length)

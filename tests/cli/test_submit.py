@@ -28,12 +28,29 @@ def test_what_is_sent_is_all_that_no_ignore_file_names(here) -> None:
     for name in ("data/a.csv", "data/b.csv", "runs/x/model", "notes.txt", ".git/config"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(name)
-    (here / ".gitignore").write_text("runs/\n")
+    (here / ".gitignore").write_text("notes.md\n")
+    (here / "notes.md").write_text("not sent")
     (here / ".rayignore").write_text("data/b.csv\n")
     sent = {str(path.relative_to(here)): size for path, size in submit.sent_files(here).items()}
     assert {name for name in sent if not name.startswith(".")} == {"data/a.csv", "notes.txt", "tiny.yaml"}
     assert ".git/config" not in sent
     assert sent["data/a.csv"] == 10
+
+
+def test_a_model_in_runs_is_not_sent_and_that_is_said(here) -> None:
+    path = here / "tiny.yaml"
+    for place in ("runs/a/deployed", "models/a"):
+        (here / place).mkdir(parents=True)
+        (here / place / "config.json").write_text("{}")
+        values = tiny_experiment().model_dump(mode="json", exclude_unset=True)
+        path.write_text(yaml.safe_dump(values | {"model": {"pretrained": f"./{place}"}}))
+        if place.startswith("runs"):
+            with pytest.raises(
+                UserError, match=r"submit: model.pretrained: ./runs/a/deployed: left out by .* or in runs/, which is not sent"
+            ):
+                submit.check_places(path, here, submit.sent_files(here))
+        else:
+            submit.check_places(path, here, submit.sent_files(here))  # control
 
 
 @pytest.mark.parametrize(
@@ -99,9 +116,9 @@ def test_a_file_that_the_cluster_would_not_get_is_told(here) -> None:
         path.write_text(yaml.safe_dump(values | {"fleet": values["fleet"] | {"profiles": place}}))
         if told:
             with pytest.raises(UserError, match=r"submit: fleet.profiles: \.\./fleet.yaml: outside of the working directory"):
-                submit.check_places(path, here)
+                submit.check_places(path, here, submit.sent_files(here))
         else:
-            submit.check_places(path, here)
+            submit.check_places(path, here, submit.sent_files(here))
 
 
 def test_what_is_too_large_is_named(here, monkeypatch) -> None:

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from matplotlib.text import Text
 
 from raffm_ray.reports.drawing import plt, save
+from raffm_ray.reports.run_picture import apart
 
 
 def drawn(name: str):
@@ -60,3 +62,11 @@ def test_a_backend_that_a_notebook_left_is_not_used(backend, tmp_path) -> None:
     done = subprocess.run(command, env={**os.environ, "MPLBACKEND": backend}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_labels_that_would_touch_are_moved_apart() -> None:
+    assert apart([10, 50, 90], 5) == [10, 50, 90]
+    moved = apart([40, 41, 43, 90], 6)
+    assert moved[3] == 90
+    assert np.diff(moved).min() == pytest.approx(6)
+    assert np.mean(moved[:3]) == pytest.approx(np.mean([40, 41, 43]))

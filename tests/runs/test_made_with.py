@@ -28,7 +28,7 @@ def test_every_start_of_a_run_is_recorded(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/raffm-ray", *words])
     assert main(words) == 0
     (start,) = read_starts(tmp_path / "run")
-    assert start["command"] == "raffm-ray run tiny.yaml --local.steps 1 --out run"
+    assert start["command"] == "raffm-ray run .../tiny.yaml --local.steps 1 --out .../run"
     assert (start["done"], start["processor"], start["gpus"]) == (0, processor(), [])
     assert start["version"].startswith("raffm-ray ")
     assert start["python"] == platform.python_version()

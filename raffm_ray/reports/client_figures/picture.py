@@ -60,21 +60,22 @@ def _histogram(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, own: 
 
 def _by_device_type(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, names: Sequence[str]) -> None:
     parts = [_values(rows, metric, model="own", device_type=name) for name in names]
-    boxed = [number for number, part in enumerate(parts, 1) if len(part) >= FEW]
+    boxed = {number: part for number, part in enumerate(parts, 1) if len(part) >= FEW}
     axes.set_xlim(0.5, len(parts) + 0.5)
-    drawn = axes.boxplot(
-        [parts[number - 1] for number in boxed],
-        positions=boxed,
-        whis=(10, 90),
-        showfliers=False,
-        patch_artist=True,
-        widths=0.6,
-        showmeans=True,
-    )
-    for box in drawn["boxes"]:
-        box.set(facecolor=COLORS["own"], alpha=0.5)
-    for line in drawn["medians"]:
-        line.set(color="#d1701c", linewidth=2)
+    if boxed:
+        drawn = axes.boxplot(
+            list(boxed.values()),
+            positions=list(boxed),
+            whis=(10, 90),
+            showfliers=False,
+            patch_artist=True,
+            widths=0.6,
+            showmeans=True,
+        )
+        for box in drawn["boxes"]:
+            box.set(facecolor=COLORS["own"], alpha=0.5)
+        for line in drawn["medians"]:
+            line.set(color="#d1701c", linewidth=2)
     for number, part in enumerate(parts, 1):
         beside = np.linspace(-0.2, 0.2, len(part)) if len(part) > 1 else np.zeros(1)
         few = number not in boxed
