@@ -128,6 +128,8 @@ def _unseen(experiment: Experiment, sizes: Indices, device_types: Sequence[str])
 def _measured(experiment: Experiment, held_out: Shares, unseen: Flags, device_types: Sequence[str]) -> Indices:
     """The clients that are evaluated: all that have held-out examples, or so many of them, seen and unseen ones of every device type alike."""
     asked = experiment.evaluation.clients
+    if experiment.evaluation.tune and not asked:
+        raise UserError("evaluation.tune: needs evaluation.clients, such as all: it is clients that are measured after it")
     able = np.flatnonzero([len(part) for part in held_out])
     if asked is None or asked == 0:
         return able[:0]
@@ -142,9 +144,9 @@ def _measured(experiment: Experiment, held_out: Shares, unseen: Flags, device_ty
     return able[sample(np.zeros(len(able), dtype=np.int64), strata, asked / len(able), rng)]
 
 
-def data_lines(task: Task, parts: ClientParts, max_length: int, padded: int | None = None) -> list[str]:
+def data_lines(task: Task, parts: ClientParts, max_length: int, padded: int | None = None, packed: bool = False) -> list[str]:
     """Lines on the data (see `data_summary`), and on what of it no client trains on."""
-    lines = data_summary(task, parts.owned, max_length, padded)
+    lines = data_summary(task, parts.owned, max_length, padded, packed)
     held = len(parts.all_held_out)
     if held:
         unseen = f", with all of {counted(int(parts.unseen.sum()), 'unseen client')}" if parts.unseen.any() else ""

@@ -26,7 +26,7 @@ from raffm_ray.reports.share_picture import picture_of_shares
 from raffm_ray.reports.unit_picture import picture_of_units
 from raffm_ray.runs.made_with import read_starts
 from raffm_ray.runs.reader import SUMMARY, metric_of, of_a_run, read_configuration, read_rounds
-from raffm_ray.runs.recorder import ClientRow, RoundRow, schema_of
+from raffm_ray.runs.rounds.rows import ClientRow, RoundRow, schema_of
 from raffm_ray.subnetworks.unit_coverage import read_units
 
 ESTIMATED = "Values marked * are of simulated devices, estimated from data sheets."

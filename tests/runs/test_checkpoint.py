@@ -26,8 +26,9 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.runs.checkpoint import ARRAYS, MANIFEST, SUMS, Checkpoint, DamagedError, read, whole, write
 from raffm_ray.runs.loop import Environment, train
-from raffm_ray.runs.recorder import ClientRow, Recorder, RoundRow
+from raffm_ray.runs.recorder import Recorder
 from raffm_ray.runs.resuming import check_fits
+from raffm_ray.runs.rounds.rows import ClientRow, RoundRow
 from raffm_ray.server.selection.records import no_records
 from raffm_ray.server.state import Best, ServerState, new_state
 from raffm_ray.server.strategies import STRATEGIES
