@@ -28,15 +28,15 @@ LEAST_LOSS = 1e-10
 """A loss of 0 has no negative power; the paper's code adds as much."""
 
 
-def change_weight(context: RoundContext, weight: float, loss: float) -> float:
-    """What a client's change counts in the sum. `weight`: its job's; `loss`: at the parameters that it received."""
-    return weight * max(loss, LEAST_LOSS) ** context.fair_exponent if context.fair_exponent else weight
+def change_weight(context: RoundContext, weight: float, loss: float | None) -> float:
+    """What a client's change counts in the sum. `weight`: its job's; `loss`: at the parameters that it received, where that is asked for."""
+    return weight if loss is None else weight * max(loss, LEAST_LOSS) ** context.fair_exponent
 
 
-def fair_weights(context: RoundContext, weight: float, loss: float, change: Tensor) -> tuple[float, float]:
+def fair_weights(context: RoundContext, weight: float, loss: float | None, change: Tensor) -> tuple[float, float]:
     """What a client's change counts in the sum, and in the divisor. `change`: flat, of its plan's parameters."""
     counts, q = change_weight(context, weight, loss), context.fair_exponent
-    if not q:
+    if not q or loss is None:
         return counts, weight
     squares = float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
     return counts, counts + weight * q * max(loss, LEAST_LOSS) ** (q - 1) * squares / context.learning_rate

@@ -157,7 +157,7 @@ class ClientRunner:
         `trained`: what came of its training where it was trained together with others.
         """
         start, share, local = time.perf_counter(), self.shares[job.client], context.local
-        steps, refused, statistics_refused, measured, received = 0, "", "", None, float("nan")
+        steps, refused, statistics_refused, measured, received = 0, "", "", None, None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(context.seed, "client", context.round, job.client))
             if job.calibrate and context.statistic:

@@ -72,7 +72,7 @@ class Report:
     `statistics_refused`: why its statistics are not;
     `forward_backward`: (plan, examples) pairs, how many examples went forward and backward through each plan; `calibrated`: how many
     examples it calibrated on; `statistics_values`: how many numbers it reported of them; `state_bytes`: of what it keeps, None where that is nothing;
-    `received_loss`: of all its examples before it trained, NaN where that is not asked for.
+    `received_loss`: of all its examples before it trained, None where that is not asked for.
     """
 
     client: int
@@ -88,7 +88,7 @@ class Report:
     stepped: int = 0
     statistics_refused: str = ""
     state_bytes: int | None = None
-    received_loss: float = float("nan")
+    received_loss: float | None = None
 
 
 @dataclass(frozen=True)

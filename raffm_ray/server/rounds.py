@@ -114,6 +114,7 @@ def _next_mixture(setup: Setup, state: ServerState, updates: Sequence[Update]) -
         (int(setup.device_type_numbers[one.client]), float(setup.client_weights[one.client]), one.received_loss)
         for update in updates
         for one in update.reports
+        if one.received_loss is not None
     ]
     return state.mixture.after(heard, setup.experiment.server.agnostic_rate)
 
