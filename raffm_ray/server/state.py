@@ -24,6 +24,7 @@ from raffm_ray.server.aggregation import AGGREGATION_RULES
 from raffm_ray.server.clock import VirtualClock, Visit
 from raffm_ray.server.kept.client_memory import ClientMemory, personal_names
 from raffm_ray.server.kept.held_parameters import Held
+from raffm_ray.server.kept.memory_checks import check_memory
 from raffm_ray.server.optimizers import Moments
 from raffm_ray.server.strategies import STRATEGIES, Strategy
 from raffm_ray.settings.experiment import Experiment
@@ -93,9 +94,13 @@ class Setup:
         return row.copies, row.variate
 
     @cached_property
-    def all_weight(self) -> float:
+    def weight_by_device_type(self) -> Mapping[str, float]:
         """Of all clients that may train, as their jobs weigh."""
-        return float(self.owners.sum() if self.strategy.client_weight == "equal" else sum(self.examples))
+        found = Counter[str]()
+        for name, examples in zip(self.device_types, self.examples, strict=True):
+            if examples:
+                found[name] += 1 if self.strategy.client_weight == "equal" else examples
+        return {name: float(weight) for name, weight in found.items()}
 
     @cached_property
     def personal(self) -> tuple[str, ...]:
@@ -220,6 +225,7 @@ def setup_strategy(experiment: Experiment) -> Strategy:
             f"strategy.own: {', '.join(settings.own)}: the divisor of all clients shrinks what few of them train, and a size's copy is "
             "trained by few: strategy.aggregation must be coverage or damped"
         )
+    check_memory(experiment, strategy)
     return strategy
 
 

@@ -39,7 +39,7 @@ def _measured(rule: str, optimizer: str) -> tuple[float, int, int, float | None]
     """What is counted, in arrays, and remembered; how many moments there are, and what the process grows by, None where it cannot be told."""
     settings = ServerSettings(optimizer=optimizer)
     old, summed, covered = torch.randn(ENTRIES), torch.randn(ENTRIES), torch.ones(ENTRIES)
-    step, averages = SERVER_OPTIMIZERS[optimizer], AGGREGATION_RULES[rule]
+    step, averages = SERVER_OPTIMIZERS[optimizer].step, AGGREGATION_RULES[rule]
     moments = step(old, summed, covered, {}, settings)[1]
     kept = []
     # What a process takes once, at its first step, is not the step's: the smaller of two.

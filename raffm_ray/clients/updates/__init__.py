@@ -2,10 +2,14 @@
 
 Used inside `clients` only:
 
+- `control_variates`: SCAFFOLD and FedDyn, which take out what each client's data pulls towards
+- `meta`: Per-FedAvg, whose model is to be tuned afterwards
+- `personal`: Ditto, pFedMe and FedRep, which give each client parameters of its own
 - `row`: the form of an update, what it is given and what it returns
 - `standard`: steps of an optimizer, with smaller prefixes of the own plan
+- `steps`: steps of an optimizer, which most of them are made of
 
 Start reading at `row`.
 """
 
-__all__ = ["row", "standard"]
+__all__ = ["control_variates", "meta", "personal", "row", "standard", "steps"]
