@@ -15,13 +15,14 @@ def is_url(text: str) -> bool:
     return URL.match(text) is not None
 
 
-def whole(expected: str = "a whole number from 1") -> Callable[[Any, Sequence[Any]], int]:
+def whole(expected: str = "", least: int = 1) -> Callable[[Any, Sequence[Any]], int]:
     """Reads the value of a flag, as a converter of cyclopts; it raises UserError, with what is `expected` in words, for anything but a
-    whole number from 1."""
+    whole number from `least` on."""
+    expected = expected or f"a whole number from {least}"
 
     def read(_: Any, tokens: Sequence[Any]) -> int:
         text = str(tokens[0].value)
-        if not text.isascii() or not text.isdigit() or int(text) < 1:
+        if not text.isascii() or not text.isdigit() or int(text) < least:
             raise UserError(f"{tokens[0].keyword}: expected {expected}, got {text!r}")
         return int(text)
 

@@ -4,6 +4,10 @@ Open to other packages:
 
 - `messages`: the data that crosses a process boundary
 - `client_runner`: runs a block of clients, and evaluations
+- `client_state`: what a client keeps from round to round
+- `updates`: client updates, one function each
+- `evaluation`: a client's own model
+- `module_factory`: makes subnetwork modules and caches their skeletons
 - `local_training`: the training loop of one client
 - `central_training`: training of one module at the server
 - `client_updates`: a client's local training as a whole
@@ -13,11 +17,11 @@ Open to other packages:
 
 Used inside only:
 
+- `single_training`: the training of one client
 - `training_result`: what came of a client's training
 - `block_sums`: the sum of a block's updates
 - `device_parameters`: trained and frozen parameters where they are computed with
 - `explained_errors`: whose an error is, and what to do about it
-- `module_factory`: makes subnetwork modules and caches their skeletons
 
 Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`.
 
@@ -28,9 +32,13 @@ __all__ = [
     "augmentation",
     "central_training",
     "client_runner",
+    "client_state",
     "client_updates",
+    "evaluation",
     "local_training",
     "messages",
+    "module_factory",
     "stacked_training",
     "update_checks",
+    "updates",
 ]

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from raffm_ray.axes.flat_parameters import Flat
 from raffm_ray.axes.indexing import Plan
@@ -25,19 +25,19 @@ from raffm_ray.clients.block_sums import BlockSums, add_updates, add_variates
 from raffm_ray.clients.client_state import ClientState
 from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.clients.device_parameters import DeviceParameters
+from raffm_ray.clients.evaluation.own_model import OwnModel, own_model, tune
 from raffm_ray.clients.explained_errors import explaining_kernels, naming_clients
 from raffm_ray.clients.local_training import ClientData, Training, computing
 from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
 from raffm_ray.clients.module_factory import ModuleFactory, Parameters
 from raffm_ray.clients.single_training import NONE, Remembered, Work, train_alone
-from raffm_ray.clients.stacked_training import Part, stack_of, stacking_groups, train_stack
-from raffm_ray.clients.training_result import TrainingResult, by_plan
+from raffm_ray.clients.stacked_training import stacking_groups, train_together
+from raffm_ray.clients.training_result import TrainingResult
 from raffm_ray.clients.update_checks import is_finite, refusal, refused_besides
 from raffm_ray.data.examples import Examples, step_sizes, steps_of
 from raffm_ray.data.metrics import Writing
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.attention_choice import attention_of
-from raffm_ray.models.freezing import only_trained
 from raffm_ray.models.objectives import Objective, objective_of, training_objective
 from raffm_ray.models.writing import write_greedily
 from raffm_ray.subnetworks.calibration import add_statistics, collect
@@ -196,6 +196,12 @@ class ClientRunner:
         work = Work(job, self._training(context, job), self._data(context, job), *remembered)
         return train_alone(self.module_factory, parameters, context, self.examples, work, number)
 
+    def _train_together(
+        self, parameters: Parameters, context: RoundContext, jobs: Sequence[Job], number: int
+    ) -> list[TrainingResult]:
+        training, clients = self._training(context, jobs[0]), [self._data(context, job) for job in jobs]
+        return train_together(self.module_factory, parameters, context, self.examples, jobs, number, training, clients)
+
     def _training(self, context: RoundContext, job: Job) -> Training:
         return Training(
             objective=self.training_objective,
@@ -214,38 +220,6 @@ class ClientRunner:
         drawn = [generator(context.seed, what, context.round, job.client) for what in ("batches", "prefixes", "augmentation")]
         return ClientData(self.shares[job.client], *drawn)
 
-    def _train_together(
-        self, parameters: Parameters, context: RoundContext, jobs: Sequence[Job], number: int
-    ) -> list[TrainingResult]:
-        """Clients of one plan as one stacked module; the generators of each are those that it has alone."""
-        began, plan, first = time.perf_counter(), context.plans[number], jobs[0]
-        with self.watch.during("cut"):
-            given = self.module_factory.cut(parameters, plan, context.norms)
-            stack = stack_of(given, len(jobs), self.device)
-            trained = only_trained(stack, self.architecture.layout)
-
-        def part(position: int | None, rows: Tensor) -> Part:
-            smaller = plan if position is None else context.plans[first.prefixes[position]]
-            return Part(
-                self.module_factory.stacked(smaller), self.module_factory.prefix(smaller, plan, stack, context.norms, rows)
-            )
-
-        with self.watch.during("train"):
-            outcomes = train_stack(
-                module=self.module_factory.stacked(plan),
-                stack=stack,
-                training=self._training(context, first),
-                examples=self.examples,
-                clients=[self._data(context, job) for job in jobs],
-                part=part,
-            )
-        changes = torch.cat([(values.detach() - given[name]).flatten(1) for name, values in trained.items()], 1)
-        seconds = (time.perf_counter() - began) / len(jobs)
-        return [
-            TrainingResult(loss, by_plan(seen, job), change, seconds)
-            for job, (loss, seen), change in zip(jobs, outcomes, changes, strict=True)
-        ]
-
     def _calibrate(self, parameters: Parameters, context: RoundContext, client: int, statistic: str) -> dict[str, Tensor]:
         self.module_factory.precision = "float32"  # of a calibration, whose statistics are sums of squares
         model, layout = self.module_factory.module(parameters, Plan(), context.norms, observed=True), self.architecture.layout
@@ -256,7 +230,7 @@ class ClientRunner:
         return {**collect(model, layout, asked, statistic, self.objective), **norms}
 
     def evaluate(
-        self, context: RoundContext, flat: NDArray[np.float32], plan: int, start: int, stop: int, validating: bool = False
+        self, context: RoundContext, flat: Flat, plan: int, start: int, stop: int, validating: bool = False
     ) -> tuple[tuple[NDArray[np.float64], float, int], None]:
         """(answers [examples, k], summed loss, targets) of a plan's subnetwork on a slice of the held-out or validation part."""
         examples = self.validation if validating else self.held_out
@@ -265,32 +239,56 @@ class ClientRunner:
         def summed(output: Any, labels: Tensor) -> tuple[float, int]:
             return float(self.objective.loss(output, labels, "sum")), self.objective.targets(labels)
 
-        answers, (loss, targets) = self._answers(context, flat, plan, examples, slice(start, stop), summed)
+        [(answers, (loss, targets))] = self._answers(context, flat, OwnModel(plan), examples, [slice(start, stop)], summed)
         return (answers, loss, targets), None
 
     def evaluate_clients(
-        self, context: RoundContext, flat: NDArray[np.float32], plan: int, indices: NDArray[np.int64]
+        self, context: RoundContext, flat: Flat, plan: int, indices: NDArray[np.int64]
     ) -> tuple[tuple[NDArray[np.float64], NDArray[np.float64]], None]:
         """(answers [examples, k], losses and targets of each [examples, 2]) of a plan's subnetwork on some of the clients' examples."""
+        return self.evaluate_client(context, flat, OwnModel(plan), [indices])
+
+    def evaluate_client(
+        self, context: RoundContext, flat: Flat, asked: OwnModel, batches: Sequence[NDArray[np.int64]]
+    ) -> tuple[tuple[NDArray[np.float64], NDArray[np.float64]], None]:
+        """As `evaluate_clients`, of one client's own model, on batches of the clients' examples one after the other."""
 
         def each(output: Any, labels: Tensor) -> NDArray[np.float64]:
             return self.objective.each(output, labels).double().cpu().numpy()
 
-        return self._answers(context, flat, plan, self.examples, indices, each), None
+        answers, losses = zip(*self._answers(context, flat, asked, self.examples, batches, each), strict=True)
+        return (np.concatenate(answers), np.concatenate(losses)), None
 
     def _answers(
-        self, context: RoundContext, flat: Flat, plan: int, examples: Examples, chosen: Any, losses: Callable[[Any, Tensor], T]
-    ) -> tuple[NDArray[np.float64], T]:
+        self,
+        context: RoundContext,
+        flat: Flat,
+        asked: OwnModel,
+        examples: Examples,
+        batches: Sequence[Any],
+        losses: Callable[[Any, Tensor], T],
+    ) -> list[tuple[NDArray[np.float64], T]]:
         with self.watch.during("evaluate"):
             try:
-                parameters = self._parameters(flat, context, plan)
-                module = self.module_factory.module(parameters, context.plans[plan], context.norms).eval()
-                batch = examples.batch(chosen, self.device)
-                labels, writing = batch.pop("labels"), self.writing
-                with torch.inference_mode(), computing(context.local.precision, self.device):
-                    output = module(**batch)
-                    loss = losses(output, labels)
-                    answers = write_greedily(module, batch, writing) if writing else self.objective.answers(output, labels)
-                return answers.double().cpu().numpy(), loss
+                module = self._module(flat, context, asked).eval()
+                found, writing = [], self.writing
+                for chosen in batches:
+                    batch = examples.batch(chosen, self.device)
+                    labels = batch.pop("labels")
+                    with torch.inference_mode(), computing(context.local.precision, self.device):
+                        output = module(**batch)
+                        loss = losses(output, labels)
+                        answers = write_greedily(module, batch, writing) if writing else self.objective.answers(output, labels)
+                    found.append((answers.double().cpu().numpy(), loss))
+                return found
             finally:
                 self.module_factory.release()
+
+    def _module(self, flat: Flat, context: RoundContext, asked: OwnModel) -> nn.Module:
+        parameters = self._parameters(flat, context, asked.plan)
+        module = own_model(self.module_factory, parameters, context, asked)
+        if asked.tune_steps:
+            job = Job(asked.client, asked.plan)
+            training, client = self._training(context, job), self._data(context, job)
+            tune(module, self.module_factory, self.examples, training, client, asked.tune_steps)
+        return module

@@ -1,5 +1,6 @@
 """Local training of several clients of one plan at once, as one stacked module: the same results as one by one, up to rounding."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,11 @@ from torch import Tensor
 
 from raffm_ray.clients.augmentation import Moves, moved, moves_of
 from raffm_ray.clients.local_training import ClientData, Prefix, Training, choose, computing, fill_gradients, pull_back
-from raffm_ray.clients.messages import Job
+from raffm_ray.clients.messages import Job, RoundContext
+from raffm_ray.clients.module_factory import ModuleFactory, Parameters
+from raffm_ray.clients.training_result import TrainingResult, by_plan
 from raffm_ray.data.examples import Examples, sent
+from raffm_ray.models.freezing import only_trained
 from raffm_ray.models.objectives import Objective
 from raffm_ray.models.stacked_modules import StackedModule
 
@@ -184,3 +188,37 @@ def train_stack(
             for values, kept in zip(trained, rows_of, strict=True):
                 values[at] = kept
     return [(float(np.mean(torch.stack(found).tolist())), passed) for found, passed in zip(losses, seen, strict=True)]
+
+
+def train_together(
+    factory: ModuleFactory,
+    parameters: Parameters,
+    context: RoundContext,
+    examples: Examples,
+    jobs: Sequence[Job],
+    number: int,
+    training: Training,
+    clients: Sequence[ClientData],
+) -> list[TrainingResult]:
+    """Trains plan `number` of the round for several clients as one stacked module; the generators of each are those that it has alone.
+    `parameters`: the full model's by name; `training`, `clients`: what is the same for all, and the data of each, in the order of `jobs`."""
+    began, plan, first = time.perf_counter(), context.plans[number], jobs[0]
+    with factory.watch.during("cut"):
+        given = factory.cut(parameters, plan, context.norms)
+        stack = stack_of(given, len(jobs), factory.device)
+        trained = only_trained(stack, factory.architecture.layout)
+
+    def part(position: int | None, rows: Tensor) -> Part:
+        smaller = plan if position is None else context.plans[first.prefixes[position]]
+        return Part(factory.stacked(smaller), factory.prefix(smaller, plan, stack, context.norms, rows))
+
+    with factory.watch.during("train"):
+        outcomes = train_stack(
+            module=factory.stacked(plan), stack=stack, training=training, examples=examples, clients=clients, part=part
+        )
+    changes = torch.cat([(values.detach() - given[name]).flatten(1) for name, values in trained.items()], 1)
+    seconds = (time.perf_counter() - began) / len(jobs)
+    return [
+        TrainingResult(loss, by_plan(seen, job), change, seconds)
+        for job, (loss, seen), change in zip(jobs, outcomes, changes, strict=True)
+    ]

@@ -12,6 +12,7 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.formatting import human_bytes, standard_output
 from raffm_ray.basics.tables import WordTable
 from raffm_ray.data.metrics import shown
+from raffm_ray.deployment.client_model import client_model
 from raffm_ray.deployment.deploy import LATENCY, budget_for, check_forms, fitted, hollow_note, plan_for, write_models
 from raffm_ray.deployment.model_card import at_once
 from raffm_ray.deployment.model_folder import ExportFormats
@@ -112,13 +113,15 @@ def deploy(
         examples=options.examples,
         distill=options.distill is not None,
     )
+    if options.client is not None and (comparing or sizes or budgets or options.device or options.elastic):
+        raise UserError("--client: says how small by itself; leave out --budget, --device, --sizes and --elastic")
     if comparing and (budgets or options.device):
         raise UserError("deploy compare: over --sizes; leave out --budget and --device")
     if sizes and (budgets or options.device):
         raise UserError("--sizes: says how small by itself; leave out --budget and --device")
     if comparing:
         sizes = sizes or SIZES
-    check_forms(formats, sizes=bool(sizes or budgets or options.device))
+    check_forms(formats, sizes=bool(sizes or budgets or options.device or options.client is not None))
     asked = parse_sizes(sizes) if sizes else []
     check_output(folder)
     console = Console(stderr=True)
@@ -132,6 +135,9 @@ def deploy(
         plans = {"": plan_for(trained, budgets, options.device, formats)}
         if note := hollow_note(trained, plans[""], budget_for(trained, budgets, options.device)):
             console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    if options.client is not None:
+        trained, plan = client_model(trained, Path(source), options.client)
+        plans = {"": plan}
     told = write_models(trained, plans, folder, formats, console)
     if told:
         standard_output().print(table_of(told))

@@ -31,6 +31,14 @@ class DeployOptions:
     device: Annotated[
         str | None, Parameter(metavar="NAME", help="device type of the run, or a profile whose memory is the limit")
     ] = None
+    client: Annotated[
+        int | None,
+        Parameter(
+            metavar="N",
+            converter=whole(least=0),
+            help="the model of one client of a run, with the parameters that it keeps for itself",
+        ),
+    ] = None
     sizes: Sizes = None
     elastic: Annotated[Switch, Parameter(help="also one file of which every beginning is a subnetwork")] = False
     onnx: Annotated[Switch, Parameter(help="also ONNX in 32 bit floats (pip install 'raffm-ray[onnx]')")] = False

@@ -16,6 +16,9 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import take_all
 from raffm_ray.basics.errors import UserError, in_short, near_miss
 from raffm_ray.basics.formatting import counted
+from raffm_ray.basics.profiling import Stopwatch
+from raffm_ray.clients.client_state import ClientState, own_parameters
+from raffm_ray.clients.module_factory import ModuleFactory
 from raffm_ray.models.foundation import PACKAGED
 from raffm_ray.preparation.pace_search import with_best_pace
 from raffm_ray.preparation.prepare import Prepared, prepare
@@ -51,12 +54,13 @@ ANY_TASK: dict[str, Any] = {
 @dataclass(frozen=True)
 class TrainedModel:
     """A model that subnetworks are cut from. `origin`: what it came from, in words; `least_params`: parameters of the smallest subnetwork that
-    a device type was trained with, 0 where none was. Raises UserError for parameters that are not finite."""
+    a device type was trained with, 0 where none was; `own`: what a client keeps, whose model it is. Raises UserError for parameters that are not finite."""
 
     prepared: Prepared
     state: ServerState
     origin: str
     least_params: int = 0
+    own: ClientState | None = None
 
     def __post_init__(self) -> None:
         if not bool(self.state.parameters.isfinite().all()):
@@ -84,6 +88,10 @@ class TrainedModel:
         named = parameters_of(setup, state, copy)
         layout = setup.architecture.layout
         cut = correct_norms(take_all(named, layout, plan), norm_factors(plan, layout, state.norms))
+        if self.own is not None:
+            mine = {name: values for name, values in cut.items() if name in setup.architecture.trained_shapes}
+            factory = ModuleFactory(setup.architecture, Stopwatch())
+            cut = {**cut, **own_parameters(self.own, plan, mine, named, factory)}
         return {name: values.clone() for name, values in cut.items()}
 
 

@@ -21,6 +21,7 @@ from raffm_ray.fleet.cluster_placement import notes, placed, placement_table, pr
 from raffm_ray.fleet.device_calibration import Progress, measure, profile_text, step_seconds
 from raffm_ray.fleet.device_plans import DeviceTypeRow, device_type_rows, provisional_metric, provisional_ranking, widths
 from raffm_ray.preparation.prepare import Prepared, prepare
+from raffm_ray.runs.client_states.disk_forecast import disk_notes
 from raffm_ray.runs.progress import Display
 from raffm_ray.server.device_type_plans import memory_notes, view_of
 from raffm_ray.server.ranking import NotCalibratedError
@@ -123,7 +124,7 @@ def show(path: Path, flags: Sequence[str], described: Path | None, plugins: Sequ
     console.print(width_table(setup, rows))
     if lacking:
         console.print(f"warning: this experiment cannot run as it is: {lacking}", highlight=False, soft_wrap=True)
-    for line in (*hollow_notes(setup, state), *memory_notes(setup, state)):
+    for line in (*hollow_notes(setup, state), *memory_notes(setup, state), *disk_notes(setup, state)):
         console.print(f"note: {line}", highlight=False, soft_wrap=True)
     if placement is not None:
         rounds = predicted(prepared, state, placement)

@@ -11,7 +11,6 @@ from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.augmentation import check_augmentation
 from raffm_ray.clients.client_runner import ClientRunner
-from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.data.label_distribution import LabelDistribution, label_distribution_of
 from raffm_ray.data.partition import PARTITIONS, partition
 from raffm_ray.data.tasks import Task, head_of, load_task, needs_words
@@ -21,13 +20,12 @@ from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.foundation import Foundation, load_foundation
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.models.pretrained_weights import new_parameters
-from raffm_ray.models.stacked_modules import why_not_stacked
 from raffm_ray.pool.gpu_sharing import worker_bytes
 from raffm_ray.preparation.client_parts import ClientParts, client_parts
 from raffm_ray.preparation.defaults import with_defaults
 from raffm_ray.preparation.model_for_task import architecture_for, class_weights
 from raffm_ray.preparation.pinning import pinned
-from raffm_ray.server.blocks import stack_sizes
+from raffm_ray.server.blocks import not_stacked, stack_sizes
 from raffm_ray.server.clock import LATE_POLICIES
 from raffm_ray.server.device_type_plans import device_type_plans, training_view
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
@@ -259,19 +257,6 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
         label_distribution=label_distribution,
         parts=parts,
     )
-
-
-def not_stacked(experiment: Experiment, architecture: Architecture) -> str | None:
-    """Why clients are trained one by one, None where they need not. Raises UserError where the experiment asks for more at once."""
-    asked = experiment.pool.stack_clients
-    update = experiment.local.client_update
-    one_by_one = None if CLIENT_UPDATES[update].stacks else f"local.client_update {update!r} trains one by one"
-    if experiment.strategy.personal:
-        one_by_one = "strategy.personal trains one by one"
-    reason = why_not_stacked(architecture) or one_by_one if asked != 1 else None
-    if reason and asked:
-        raise UserError(f"pool.stack_clients: {asked} clients of this model cannot be trained at once: {reason}")
-    return reason
 
 
 def check_start(setup: Setup) -> None:

@@ -14,6 +14,8 @@ Open to other packages:
 - `locations`: folders and URLs of runs
 - `progress`: the progress bar
 - `callbacks`: who is told of a run
+- `client_states`: what clients keep, as files
+- `rounds`: one round on a pool
 
 Used inside only:
 
@@ -31,6 +33,7 @@ Start reading at `simulation`.
 __all__ = [
     "callbacks",
     "checkpoint",
+    "client_states",
     "evaluation",
     "locations",
     "loop",
@@ -40,5 +43,6 @@ __all__ = [
     "reader",
     "recorder",
     "resuming",
+    "rounds",
     "simulation",
 ]

@@ -12,11 +12,12 @@ from pyarrow import Table
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
+from raffm_ray.clients.client_state import ClientState
 from raffm_ray.clients.messages import Call, RoundContext
 from raffm_ray.data.tasks import Task
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.client_parts import ClientParts
-from raffm_ray.runs.client_metrics.request import client_calls
+from raffm_ray.runs.client_metrics.request import NO_STATES, client_calls
 from raffm_ray.runs.summary import Evaluation
 from raffm_ray.server.device_type_plans import copies, device_type_plans, view_of
 from raffm_ray.server.early_stopping import watched_metric
@@ -49,7 +50,7 @@ def _context(setup: Setup, state: ServerState, plans: Sequence[Plan]) -> RoundCo
         round=state.round,
         plans=tuple(plans),
         local=setup.experiment.local,
-        learning_rate=0.0,
+        learning_rate=setup.experiment.local.learning_rate or 0.0,
         norms=state.norms,
         size_specific=setup.size_specific,
         copies=copies(setup, state, plans),
@@ -102,10 +103,14 @@ def measure(
 
 
 def request_evaluation(
-    setup: Setup, state: ServerState, task: Task, clients: ClientParts | None = None
+    setup: Setup,
+    state: ServerState,
+    task: Task,
+    clients: ClientParts | None = None,
+    states: Mapping[int, ClientState] = NO_STATES,
 ) -> EvaluationRequest[Evaluation]:
     """The full model and every device type's subnetwork, on the held-out part and, where there is one, the validation part; with `clients` also on
-    the own held-out examples of those that are measured."""
+    the own held-out examples of those that are measured. `states`: by client, what it keeps."""
     by_device_type = device_type_plans(setup, state)
     plans = list(dict.fromkeys([Plan(), *by_device_type.values()]))
     parts = [
@@ -115,7 +120,9 @@ def request_evaluation(
 
     of_clients: list[EvaluationRequest[Table]] = []
     if clients is not None and len(clients.measured):
-        of_clients = [EvaluationRequest(*client_calls(setup, _context(setup, state, plans), by_device_type, task, clients))]
+        of_clients = [
+            EvaluationRequest(*client_calls(setup, _context(setup, state, plans), by_device_type, task, clients, states))
+        ]
 
     def answer(results: Sequence[Any]) -> Evaluation:
         of_device_type, full, start = [], [], 0

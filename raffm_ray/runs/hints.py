@@ -1,6 +1,8 @@
 """What a user is told, in one line with the likely cause, where a run learns nothing, or slowly. Pure functions."""
 
+from collections.abc import Sequence
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 
@@ -8,8 +10,14 @@ from raffm_ray.basics.machine import fast_bfloat16
 from raffm_ray.data.metrics import METRICS, shown, unit
 from raffm_ray.data.tasks import Task
 from raffm_ray.models.foundation import Foundation, words_of
+from raffm_ray.models.freezing import frozen_in_words
 from raffm_ray.pool.worker_pool import device_of
+from raffm_ray.preparation.prepare import Prepared
+from raffm_ray.runs.client_states.disk_forecast import disk_notes
 from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.server.device_type_plans import memory_notes
+from raffm_ray.server.residual_pace import hollow_notes
+from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.task_and_model import ModelSettings
 
@@ -79,3 +87,20 @@ def unused_rows(foundation: Foundation, settings: ModelSettings) -> str | None:
     if rows <= words:
         return None
     return f"model.config.vocab_size: the tokenizer has {words:,} words, so {rows - words:,} of the {rows:,} rows are never used"
+
+
+def start_notes(prepared: Prepared, baselines: Sequence[Prepared], state: ServerState, folder: Path) -> list[str]:
+    """What the user should know before a run starts: of its data, its fleet, what is frozen, sizes, memory, disk and precision. `state`: with
+    a plain ranking. Raises UserError as `disk_notes`."""
+    setup = prepared.setup
+    idle = (name for name in sorted(setup.experiment.fleet.budgets) if name not in setup.budgets)
+    other = slow_precision(setup.experiment), unused_rows(prepared.foundation, setup.experiment.model)
+    return [
+        *prepared.task.notes,
+        *(f"fleet.budgets.{name} is not used: no client of this fleet has that device" for name in idle),
+        *frozen_in_words(setup.architecture),
+        *hollow_notes(setup, state),
+        *memory_notes(setup, state),
+        *(line for line in other if line),
+        *(line for one in (prepared, *baselines) for line in disk_notes(one.setup, state, folder)),
+    ]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from raffm_ray.basics.errors import BadUpdateError, UserError
 from raffm_ray.basics.formatting import counted
+from raffm_ray.clients.client_state import ClientState
 from raffm_ray.clients.messages import Update
 from raffm_ray.data.shares import by_device, write_shares
 from raffm_ray.pool.worker_pool import Pool
@@ -18,7 +19,7 @@ from raffm_ray.preparation.public_calibration import public_statistics
 from raffm_ray.preparation.run_forecast import RunForecast, held_line
 from raffm_ray.runs.callbacks import Listeners
 from raffm_ray.runs.client_metrics.statistics import client_summary, told
-from raffm_ray.runs.client_states.store import ClientStates
+from raffm_ray.runs.client_states.store import ClientStates, states_of
 from raffm_ray.runs.evaluation import EvaluationRequest, curve_of, evaluate, request_evaluation, run_request
 from raffm_ray.runs.extending import recorded_extensions
 from raffm_ray.runs.hints import hint_at_end, hint_at_start
@@ -120,8 +121,15 @@ def _next_round(
     question = None
     if is_evaluated(experiment, state.round):
         with pool.profile.during("plan"):
-            question = request_evaluation(setup, state, prepared.task, prepared.parts)
+            question = request_evaluation(setup, state, prepared.task, prepared.parts, _measured_states(prepared, state, states))
     return FinishedRound(state=state, work=work, updates=updates, ranked=ranked, question=question), before
+
+
+def _measured_states(prepared: Prepared, state: ServerState, states: ClientStates | None) -> Mapping[int, ClientState]:
+    """By client that is measured, what it keeps, where that is parameters of its own."""
+    if states is None or not prepared.setup.keeps_own:
+        return {}
+    return states_of(states.folder, state.memory, prepared.parts.measured.tolist())
 
 
 def _complete(
@@ -184,7 +192,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         scores, reached = plain_scores(setup.architecture), add_reached({}, {}, [], setup.architecture.layout)
         check_fits(state, replace(first, scores=scores, reached=reached), recorder.folder)
         state = state.with_frozen(first.frozen)
-    states = recorder.states.begun(state) if setup.keeps else None
+    states = recorder.client_states.begun(state) if setup.keeps else None
     ended: FinishedRound | None = None
     with Display(console, environment.label or experiment.strategy.name, experiment.rounds) as display:
         display.stage(

@@ -210,7 +210,7 @@ class Recorder:
         self.state = kept.state if kept else None
         self.origin = dict(kept.origin) if kept else {}
         self._digest, self._unsynced = kept.records if kept else "", set[Path]()
-        self.states = ClientStates(folder, self._unsynced)
+        self.client_states = ClientStates(folder, self._unsynced)
 
     def made_from(self, origin: Mapping[str, str]) -> None:
         """Adds digests of what the run is made from. Raises UserError as `check_origin`."""
@@ -229,7 +229,7 @@ class Recorder:
                 keep = self.experiment.checkpoint.keep + (row.round > last_common_round(self.experiment))
                 checkpoint.write(self.folder / "checkpoints", kept, keep, self._unsynced)
                 self._unsynced.clear()
-            self.states.prune(checkpoint.oldest(self.folder / "checkpoints") if every else row.round)
+            self.client_states.prune(checkpoint.oldest(self.folder / "checkpoints") if every else row.round)
         except OSError as error:
             raise UserError(f"{self.folder}: round {row.round} cannot be written: {error.strerror}") from None
 

@@ -51,7 +51,7 @@ FREE = (
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
 FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
 """Those of runs whose checkpoints hold a digest of the places too."""
-OF_CLIENTS = ("clients.held_out", "clients.unseen", "evaluation.clients")
+OF_CLIENTS = ("clients.held_out", "clients.unseen", "evaluation.clients", "evaluation.tune")
 FREE_BEFORE_OWN_PARTS = (*FREE, *OF_CLIENTS)
 """Those of runs from before clients had held-out examples of their own."""
 LATER = ("fleet.keeps_frozen", "local.batches", "model.frozen_precision", "strategy.personal", *OF_CLIENTS)

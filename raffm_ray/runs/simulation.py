@@ -14,7 +14,6 @@ from torch import Tensor
 from raffm_ray.basics.files import locked
 from raffm_ray.basics.machine import return_freed_memory
 from raffm_ray.clients.local_training import one_thread
-from raffm_ray.models.freezing import frozen_in_words
 from raffm_ray.pool.worker_pool import Pool, check_pool, open_pool
 from raffm_ray.preparation.baselines import check_baselines, with_protocol, with_strategy
 from raffm_ray.preparation.client_parts import data_lines
@@ -24,7 +23,7 @@ from raffm_ray.preparation.starting_parameters import pretraining_of, starting_p
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.callbacks import Callback, Listeners, OnRound, Report, StartedRun, told_of_failures
 from raffm_ray.runs.extending import check_longer, extend, is_extended
-from raffm_ray.runs.hints import slow_precision, unused_rows
+from raffm_ray.runs.hints import start_notes
 from raffm_ray.runs.loggers.table import chosen_loggers
 from raffm_ray.runs.loop import Environment, train
 from raffm_ray.runs.made_with import record_start
@@ -33,10 +32,9 @@ from raffm_ray.runs.progress import Display
 from raffm_ray.runs.reader import SUMMARY, of_a_run, read_summary
 from raffm_ray.runs.recorder import Recorder, RoundRow, check_origin, check_output, write_json
 from raffm_ray.runs.resuming import experiment_in, opened, origin_of, recorded_rounds
-from raffm_ray.server.device_type_plans import memory_notes
 from raffm_ray.server.early_stopping import last_common_round
 from raffm_ray.server.ranking import plain_state
-from raffm_ray.server.residual_pace import hollow_notes, with_ruled_pace
+from raffm_ray.server.residual_pace import with_ruled_pace
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.plugins import plugins_of
 
@@ -187,16 +185,12 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
     check_loggers(experiment)
     if pool is None:
         check_pool(experiment.pool, plugins_of(experiment.plugins))
-    setup, padded = prepared.setup, prepared.setup.architecture.positions.get("tokens")
+    setup, tell = prepared.setup, _teller(console)
     beside = {one.shown: with_strategy(prepared, one) for one in experiment.baselines}
-    state, tell = with_ruled_pace(setup, plain_state(setup.architecture)), _teller(console)
+    state, padded = with_ruled_pace(setup, plain_state(setup.architecture)), setup.architecture.positions.get("tokens")
     for line in data_lines(prepared.task, prepared.parts, experiment.task.max_length, padded):
         tell(line)
-    idle = sorted(set(experiment.fleet.budgets) - set(setup.budgets))
-    unused = (f"fleet.budgets.{name} is not used: no client of this fleet has that device" for name in idle)
-    other = filter(None, [slow_precision(experiment), unused_rows(prepared.foundation, experiment.model)])
-    told = (*frozen_in_words(setup.architecture), *hollow_notes(setup, state), *memory_notes(setup, state))
-    for line in (*prepared.task.notes, *unused, *told, *other):
+    for line in start_notes(prepared, list(beside.values()), state, folder):
         tell(f"note: {line}")
     return _Ready(prepared=prepared, baselines=beside)
 
@@ -227,8 +221,7 @@ def _run_all(ready: _Ready, folder: Path, environment: Environment, recorder: Re
         for line in forecast.memory_lines():
             tell(line)
         environment = replace(environment, forecast=forecast)
-    begun = monotonic()
-    start = starting(ready.prepared, environment.console)
+    begun, start = monotonic(), starting(ready.prepared, environment.console)
     return_freed_memory()
     seconds = monotonic() - begun
 
@@ -263,7 +256,7 @@ def _run_all(ready: _Ready, folder: Path, environment: Environment, recorder: Re
             write_json(folder / SUMMARY, summary)
         if told.report is not None:
             told.report(folder)
-        if not own.started:  # it had come to its end before, and was interrupted beside a baseline
+        if not own.started:  # it had ended before, and was interrupted beside a baseline
             own.start(StartedRun(folder, experiment, tuple(recorded_rounds(folder))))
         own.end(summary)
     save()

@@ -5,9 +5,26 @@ from itertools import pairwise
 from math import ceil
 
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.clients.messages import Job
+from raffm_ray.models.architecture import Architecture
+from raffm_ray.models.stacked_modules import why_not_stacked
 from raffm_ray.server.state import Setup
+from raffm_ray.settings.experiment import Experiment
+
+
+def not_stacked(experiment: Experiment, architecture: Architecture) -> str | None:
+    """Why clients are trained one by one, None where they need not. Raises UserError where the experiment asks for more at once."""
+    asked = experiment.pool.stack_clients
+    update = experiment.local.client_update
+    one_by_one = None if CLIENT_UPDATES[update].stacks else f"local.client_update {update!r} trains one by one"
+    one_by_one = "strategy.personal trains one by one" if experiment.strategy.personal else one_by_one
+    reason = why_not_stacked(architecture) or one_by_one if asked != 1 else None
+    if reason and asked:
+        raise UserError(f"pool.stack_clients: {asked} clients of this model cannot be trained at once: {reason}")
+    return reason
+
 
 STACK_CLIENTS = 16
 """Clients of a small model trained at once; more of them gain no more (a ViT of 45,000 parameters: 0.59, 0.53, 0.50, 0.53 of the time of

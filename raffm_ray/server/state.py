@@ -16,6 +16,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.clients.messages import Job, RoundContext
+from raffm_ray.clients.updates.row import OWN
 from raffm_ray.devices.availability import Availability
 from raffm_ray.devices.profiles import Device
 from raffm_ray.models.architecture import Architecture
@@ -106,6 +107,12 @@ class Setup:
     def personal(self) -> tuple[str, ...]:
         """The parameters that stay with their clients. Raises UserError as `personal_names`."""
         return personal_names(self.architecture.layout, self.experiment.strategy.personal)
+
+    @property
+    def keeps_own(self) -> bool:
+        """Whether clients keep parameters of their own."""
+        row = CLIENT_UPDATES[self.experiment.local.client_update]
+        return bool(self.experiment.strategy.personal or OWN in row.keeps)
 
     @property
     def keeps(self) -> bool:

@@ -8,6 +8,12 @@ from raffm_ray.settings.base import Settings
 from raffm_ray.settings.former_values import PRESENT_VALUES
 
 
+class TuneSettings(Settings):
+    """Training of a measured client's subnetwork on its own examples, before it is measured once more."""
+
+    steps: int = Field(default=20, ge=1, description="training steps at the clients' learning rate")
+
+
 class EvaluationSettings(Settings):
     """When the full model and every device type's subnetwork are measured on the held-out part, and what the validation part decides."""
 
@@ -31,6 +37,10 @@ class EvaluationSettings(Settings):
         default=None,
         description="which clients are measured on their own held-out examples, in every evaluation: `all`, or how many; needs `clients.held_out` or "
         "`clients.unseen`; default: none",
+    )
+    tune: TuneSettings | None = Field(
+        default=None,
+        description="whether clients are also measured after training on their own examples, such as {steps: 20}; needs `evaluation.clients`; default: no",
     )
     sizes: int = Field(
         default=7,

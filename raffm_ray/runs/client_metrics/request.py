@@ -13,6 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.clients.client_state import ClientState
+from raffm_ray.clients.evaluation.own_model import OwnModel
 from raffm_ray.clients.messages import Call, RoundContext
 from raffm_ray.data.examples import UNOWNED
 from raffm_ray.data.tasks import Task
@@ -20,8 +22,12 @@ from raffm_ray.preparation.client_parts import ClientParts
 from raffm_ray.server.state import Setup
 
 Indices = NDArray[np.int64]
-MODELS = ("own", "full")
-"""Whose metric a row is: of the subnetwork of the client's device type, or of the full model."""
+Answers = NDArray[np.float64]
+MODELS = ("own", "full", "personal", "tuned")
+"""Whose metric a row is: of the subnetwork of the client's device type; of the full model; of that subnetwork with the parameters that the client
+keeps for itself; and of that after `evaluation.tune`. The latter two are measured where the experiment has them."""
+NO_STATES: Mapping[int, ClientState] = {}
+"""Of clients that keep nothing."""
 SCHEMA = pa.schema(
     {
         "round": pa.int64(),
@@ -35,7 +41,7 @@ SCHEMA = pa.schema(
         "loss": pa.float64(),
     }
 )
-"""A row for every measured client and each of `MODELS`. `group`: the only one that all its examples are of, null where there is none; `unseen`:
+"""A row for every measured client and each of `MODELS` that it is measured with. `group`: the only one that all its examples are of, null where there is none; `unseen`:
 whether it is kept from training; `metric`: null where it is not defined on these examples; `loss`: mean over targets."""
 
 
@@ -50,11 +56,16 @@ class _Pass(NamedTuple):
 
 
 def client_calls(
-    setup: Setup, context: RoundContext, plans: Mapping[str, Plan], task: Task, parts: ClientParts
+    setup: Setup,
+    context: RoundContext,
+    plans: Mapping[str, Plan],
+    task: Task,
+    parts: ClientParts,
+    states: Mapping[int, ClientState] = NO_STATES,
 ) -> tuple[list[Call], Callable[[Sequence[Any]], pa.Table]]:
     """Calls that measure all of `parts.measured`, and what makes a table of `SCHEMA` of their small results, in call order.
 
-    `plans`: by device type; `context`: of an evaluation of the full model and all of them.
+    `plans`: by device type; `context`: of an evaluation of the full model and all of them; `states`: by client, what it keeps.
     """
     device_types = [setup.device_types[client] for client in parts.measured]
     members: dict[Plan, set[int]] = {Plan(): set(range(len(device_types)))}
@@ -70,11 +81,17 @@ def client_calls(
             batch = one.indices[one.order[start : start + size]]
             calls.append(Call("evaluate_clients", context, (context.plans.index(plan), batch), float(flops * len(batch))))
         starts.append(len(calls))
+    single = _single_calls(setup, context, plans, task, parts, states)
+    calls += [call for call, _ in single]
 
     def answer(results: Sequence[Any]) -> pa.Table:
         found = {}
         for (plan, one), (start, stop) in zip(passes.items(), pairwise(starts), strict=True):
             found[plan] = _by_client(one, results[start:stop], task)
+        alone = {
+            key: _score(task, result, parts.held_out[key[0]])
+            for (_, key), result in zip(single, results[starts[-1] :], strict=True)
+        }
         rows = []
         for place, client in enumerate(parts.measured.tolist()):
             about = {
@@ -85,12 +102,50 @@ def client_calls(
                 "unseen": bool(parts.unseen[client]),
                 "examples": len(parts.held_out[client]),
             }
-            for model, plan in zip(MODELS, (plans[device_types[place]], Plan()), strict=True):
-                metric, loss = found[plan][place]
-                rows.append({**about, "model": model, "metric": metric, "loss": loss})
+            measured = {"own": found[plans[device_types[place]]][place], "full": found[Plan()][place]}
+            if setup.keeps_own:
+                measured["personal"] = alone.get(
+                    (client, "personal"), measured["own"]
+                )  # who never trained has the server's parameters
+            if (client, "tuned") in alone:
+                measured["tuned"] = alone[client, "tuned"]
+            rows += [{**about, "model": model, "metric": metric, "loss": loss} for model, (metric, loss) in measured.items()]
         return pa.Table.from_pylist(rows, schema=SCHEMA)
 
     return calls, answer
+
+
+def _single_calls(
+    setup: Setup,
+    context: RoundContext,
+    plans: Mapping[str, Plan],
+    task: Task,
+    parts: ClientParts,
+    states: Mapping[int, ClientState],
+) -> list[tuple[Call, tuple[int, str]]]:
+    """Calls that measure clients one by one, whose models are their own, each with its client and one of `MODELS`."""
+    experiment, found = setup.experiment, []
+    size, tune = experiment.evaluation.batch_size, experiment.evaluation.tune
+    for client in parts.measured.tolist():
+        plan, state, held_out = plans[setup.device_types[client]], states.get(client), parts.held_out[client]
+        costs, number = setup.costs(plan), context.plans.index(plan)
+        batches = np.split(held_out, range(size, len(held_out), size))
+        flops = float(costs.forward_flops * len(held_out) * (1 + (task.writing.most if task.writing else 0)))
+        if setup.keeps_own and state is not None:
+            call = Call("evaluate_client", context, (OwnModel(number, client, state), batches), flops)
+            found.append((call, (client, "personal")))
+        if tune is not None and len(parts.trained[client]):
+            asked = OwnModel(number, client, state if setup.keeps_own else None, tune.steps)
+            training = float(costs.training_flops * tune.steps * experiment.local.batch_size)
+            found.append((Call("evaluate_client", context, (asked, batches), flops + training), (client, "tuned")))
+    return found
+
+
+def _score(task: Task, result: tuple[Answers, Answers], held_out: Indices) -> tuple[float | None, float]:
+    """(metric, mean loss of a target) of one client."""
+    assert task.client_score is not None
+    answers, (loss, targets) = result[0], result[1].sum(axis=0).tolist()
+    return task.client_score(answers, held_out), loss / max(targets, 1)
 
 
 def _pass(places: Sequence[int], parts: ClientParts, lengths: Indices | None) -> _Pass:

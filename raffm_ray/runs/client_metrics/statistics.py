@@ -96,7 +96,8 @@ def client_summary(metric: str, table: pa.Table, device_types: Sequence[str]) ->
     """The content of the summary's `client_metrics`: after which round they were measured, and by model what clients get. `device_types`: weakest
     first, as they come out."""
     models, after = np.array(table["model"].to_pylist()), int(table["round"][0].as_py())
-    by_model = {model: _of_model(metric, table.filter(pa.array(models == model)), device_types) for model in MODELS}
+    there = [model for model in MODELS if (models == model).any()]
+    by_model = {model: _of_model(metric, table.filter(pa.array(models == model)), device_types) for model in there}
     return {"round": after, **by_model}
 
 

@@ -71,6 +71,12 @@ def states_of(folder: Path, memory: ClientMemory, clients: Iterable[int]) -> dic
     return {client: read_state(place_of(folder, client, last), client) for client, last in rounds.items() if last >= 0}
 
 
+def last_state(folder: Path, client: int) -> ClientState | None:
+    """The state of a client at the end of a finished run; None where it never trained. Raises UserError as `read_state`."""
+    found = sorted(place_of(folder, client, 0).parent.glob(f"{client:08d}-round-*.safetensors"))
+    return read_state(found[-1], client) if found else None
+
+
 def first_broken(folder: Path, memory: ClientMemory, oldest: int) -> str:
     """Which state cannot be read of those that came after the oldest checkpoint, for which an older checkpoint has another; "" for none."""
     for client in (memory.trained_at > oldest).nonzero()[0].tolist():
