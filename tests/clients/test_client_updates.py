@@ -123,7 +123,9 @@ def _near(clients: Federation, client: int, centre: Tensor, pull: float) -> Tens
 
 
 def test_pfedme_is_gradient_descent_on_the_envelopes() -> None:
-    clients = clients_of()
+    clients, half = clients_of(), PULL / 2
+    first = after(1, "pfedme", clients, 1, proximal=half)
+    assert apart(first.flat, RATE * half * first.mean_kept(clients, OWN)) < 1e-12  # from 0: w - rate lambda (w - theta)
     ended = after(100, "pfedme", clients, 1, proximal=PULL)
     envelopes = clients.mean_zero(clients.pulls(lambda a: torch.linalg.solve(a + PULL * eye(a), a)))
     assert apart(ended.flat, envelopes) < 1e-6

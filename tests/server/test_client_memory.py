@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY, tiny_experiment
+from documents import DOCS, blocks_of
 from round_states import state_of
 from torch import Tensor
 
@@ -42,7 +43,15 @@ def experiment_of(name: str = "standard", **changes: Any) -> Experiment:
     local |= {"proximal": PULL} if CLIENT_UPDATES[name].proximal else {}
     config = {key: value for key, value in TINY["vit"].items() if key != "num_labels"} | {"num_hidden_layers": 1}
     merged = {key: {**NEEDS.get(name, {}).get(key, {}), **changes.get(key, {})} for key in ("server", "strategy")}
-    return tiny_experiment(**{**changes, **merged, "model": {"config": config}, "local": {**local, **changes.get("local", {})}})
+    return tiny_experiment(
+        **{
+            **changes,
+            **merged,
+            "model": {"config": config},
+            "clients": {"count": 9, "per_round": 3},
+            "local": {**local, **changes.get("local", {})},
+        }
+    )
 
 
 @dataclass
@@ -179,6 +188,22 @@ def test_personal_parameters_stay_with_their_clients(method: str, monkeypatch: p
         corrected = name.rpartition(".")[0] in layout.norms and rounds.work.context.norms
         assert corrected or torch.equal(values, take(server[name], layout.parameters[name].dims, layout.axes, plan))
         assert torch.equal(own[name], values) is (name not in names or name == UNFELT)
+
+
+def test_the_update_that_the_guide_shows_keeps_what_it_leaves_out() -> None:
+    (code,) = (one.text for one in blocks_of((DOCS / "how_to" / "remember_clients.md").read_text()) if one.language == "python")
+    try:
+        exec(code, {"__name__": "guide"})
+        rounds = begun("error_feedback")
+        start = rounds.named()
+        rounds.next()
+        assert any(not torch.equal(values, start[name]) for name, values in rounds.named().items())
+        for state in rounds.states.values():
+            assert {key.partition("/")[0] for key in state.tensors} == {"error"}
+            assert any(bool(values.any()) for values in state.tensors.values())
+        assert rounds.states
+    finally:
+        CLIENT_UPDATES.forget({"guide"})
 
 
 REFUSED = {
