@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from raffm_ray.runs.simulation import resume, simulate
     from raffm_ray.server.aggregation import AGGREGATION_RULES
     from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
+    from raffm_ray.server.selection.table import SELECTIONS
     from raffm_ray.server.strategies import STRATEGIES
     from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
     from raffm_ray.settings.evaluation import EvaluationSettings
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
     client_update, logger = CLIENT_UPDATES.add, LOGGERS.add
     family, metric, objective, partition = FAMILIES.add, METRICS.add, OBJECTIVES.add, PARTITIONS.add
     plugin_settings, salience, server_optimizer = PLUGIN_SETTINGS.add, SALIENCE.add, SERVER_OPTIMIZERS.add
-    strategy, task = STRATEGIES.add, TASKS.add
+    selection, strategy, task = SELECTIONS.add, STRATEGIES.add, TASKS.add
 
 _HOMES = {
     "BaselineSettings": "settings.strategy",
@@ -119,6 +120,7 @@ _DECORATORS = {
     "partition": ("data.partition", "PARTITIONS"),
     "plugin_settings": ("basics.registry", "PLUGIN_SETTINGS"),
     "salience": ("subnetworks.salience", "METRICS"),
+    "selection": ("server.selection.table", "SELECTIONS"),
     "server_optimizer": ("server.optimizers", "SERVER_OPTIMIZERS"),
     "strategy": ("server.strategies", "STRATEGIES"),
     "task": ("data.tasks", "TASKS"),
@@ -172,6 +174,7 @@ __all__ = [
     "run",
     "run_study",
     "salience",
+    "selection",
     "server_optimizer",
     "simulate",
     "strategy",

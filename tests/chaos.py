@@ -36,15 +36,16 @@ PATIENCE_SECONDS = 120.0
 
 
 def experiment_of(rounds: int, backend: str) -> Experiment:
-    """Rounds of some blocks each, and a state with something of everything."""
+    """Rounds of some blocks each, a state with something of everything, and clients that keep a head of their own."""
     return tiny_experiment(
         rounds=rounds,
         task={"validation": 20},
         clients={"count": 40, "per_round": 8, "held_out": 0.2, "unseen": 0.1},
+        strategy={"name": "raffm", "personal": ["classifier"]},
         local={"steps": 6},
         server={"optimizer": "adam", "learning_rate": 0.01},
         clock={"late": "accept", "over_selection": 1.5, "dropout": 0.1},
-        evaluation={"every": 7, "keep_best": True, "sizes": 1, "clients": 20},
+        evaluation={"every": 7, "sizes": 1, "clients": 20},
         salience={"every": 5, "until": 1.0, "clients": 2},
         checkpoint={"keep": rounds + 1},
         pool={"backend": backend, "workers": 2, "attempts": 1000, "patience_seconds": 3.0, "block_clients": 2},

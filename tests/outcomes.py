@@ -37,6 +37,10 @@ def outcome(folder: Path) -> dict[str, str]:
         left |= {f"{part}/{file.name}": without_real(pq.read_table(file).to_pylist()) for file in (folder / part).iterdir()}
     for path in (folder / "checkpoints" / "final").iterdir():
         left[path.name] = sha256(path.read_bytes()).hexdigest()
+    states = sorted((folder / "states").glob("*/*.safetensors"))
+    left |= {
+        f"states/{path.name[:8]}": sha256(path.read_bytes()).hexdigest() + path.name for path in states
+    }  # the newest of each
     left["shares"] = pq.read_table(folder / "shares.parquet").to_pylist()
     left["summary"] = without_real(json.loads((folder / "summary.json").read_text()))
     left["tensorboard"] = shown_by_tensorboard(folder)

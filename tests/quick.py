@@ -13,6 +13,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.client_state import ClientState, state_of
+from raffm_ray.clients.evaluation.own_model import OwnModel
 from raffm_ray.clients.messages import Job, Report, RoundContext, Update
 from raffm_ray.pool.worker_pool import InProcessPool
 from raffm_ray.preparation.prepare import Prepared, prepare
@@ -56,6 +57,7 @@ class Quick(ClientRunner):
                     steps=1,
                     loss=float(np.abs(total).sum()),
                     seconds=0.1,
+                    received_loss=1.0 + job.client % 3,
                     state_bytes=kept[job.client].nbytes if job.client in kept else None,
                 )
             )
@@ -67,6 +69,10 @@ class Quick(ClientRunner):
         classes = np.floor(10 * np.abs(np.sin(1e4 * (plan + 1) * float(flat[:10].sum()) * np.arange(start + 1, stop + 1))))
         return (classes[:, None], float(np.abs(flat).sum()), stop - start), None
 
+    def evaluate_client(self, context: RoundContext, flat: Any, asked: OwnModel, batches: Sequence[NDArray[np.int64]]) -> Any:
+        own = 0.0 if asked.state is None else float(asked.state.tensors["quick/value"].sum())
+        return self.evaluate_clients(context, flat + np.float32(own), asked.plan + asked.tune_steps, np.concatenate(batches))
+
     def evaluate_clients(
         self, context: RoundContext, flat: NDArray[np.float32], plan: int, indices: NDArray[np.int64]
     ) -> tuple[tuple[NDArray[np.float64], NDArray[np.float64]], None]:
@@ -77,14 +83,22 @@ class Quick(ClientRunner):
 RICH: dict[str, Any] = {
     "rounds": 3,
     "model": {"freeze": ["*embeddings*"]},
-    "clients": {"count": 12, "per_round": 4, "held_out": 0.2, "unseen": 0.1},
+    "clients": {"count": 12, "per_round": 4, "held_out": 0.2, "unseen": 0.1, "selection": "oort"},
     "task": {"validation": 20},
     "evaluation": {"every": 1, "keep_best": True, "sizes": 1, "clients": "all"},
-    "server": {"optimizer": "adam", "learning_rate": 0.01},
+    "server": {"optimizer": "adam", "learning_rate": 0.01, "agnostic_rate": 0.1},
     "clock": {"late": "accept", "over_selection": 1.75, "dropout": 0.1},
     "salience": {"every": 2, "until": 1.0, "clients": 1, "examples": 8},
 }
 """Settings under which a state has something of everything."""
+
+
+REMEMBERING: dict[str, Any] = RICH | {
+    "evaluation": RICH["evaluation"] | {"keep_best": False, "tune": {"steps": 2}},
+    "strategy": {"name": "raffm", "prefix": "none", "personal": ["classifier"]},
+    "local": {"client_update": "scaffold", "optimizer": "sgd", "learning_rate": 0.05},
+}
+"""The same with clients that keep parameters and control variates. A run that keeps the best round would need the states of that round."""
 
 
 @cache

@@ -34,8 +34,9 @@ KNOWN = {
 }
 TEXT_MODELS = ("distilbert-base-uncased", "bert-base-uncased", "roberta-base")
 """Pretrained models that one would name, the first where nothing is on this machine; `KNOWN`: for kinds of tasks that need others."""
-MOST_TOKENS, TOKENS_OF_A_WORD = 512, 1.3
-"""The largest `max_length` that is chosen; about how many tokens a word of English has."""
+MOST_TOKENS, MOST_OF_CONTEXT, TOKENS_OF_A_WORD = 128, 384, 1.3
+"""The largest `max_length` that is chosen, and where an answer may stand anywhere in the text: memory and time grow with it, and what is written is to run on a small
+machine; about how many tokens a word of English has."""
 PACKED = "language_modelling"
 """The kind of task whose texts are joined."""
 MOST_CLIENTS, FEW, MANY_GROUPS = 100, 20, 5
@@ -176,10 +177,10 @@ def _model(kind: str, named: str | None, image: Column | None, folder: Path) -> 
     return Model(lines, Choice("model", packaged, f"is on this machine; better, from the hub: --model {known[0]}")), True
 
 
-def _length(texts: Sequence[Sequence[int]]) -> int:
-    """Tokens to keep, by the words of each text in each column: those of the 90th percentile, up to a multiple of 32. Columns of one row add up."""
+def _length(texts: Sequence[Sequence[int]], most: int) -> int:
+    """Tokens to keep, by the words of each text in each column: those of the 90th percentile, up to a multiple of 32, at most `most`. Columns of one row add up."""
     tokens = sum(float(np.percentile(lengths, 90)) for lengths in texts if len(lengths)) * TOKENS_OF_A_WORD
-    return min(MOST_TOKENS, 32 * ceil(tokens / 32))
+    return min(most, 32 * ceil(tokens / 32))
 
 
 def _has_new_head(kind: str) -> bool:
@@ -222,8 +223,12 @@ def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapp
     ]
     if texts := [columns[column].lengths for role, column in roles.items() if role not in ("label", "group")]:
         told = "of a block: texts are joined, and cut into blocks" if kind == PACKED else "that are kept of a text"
-        told = f"tokens {told}; 90% of the texts have at most about so many (at most {MOST_TOKENS} is chosen)"
-        lines += [f"  max_length: {_length(texts)}   # {told}"] if any(map(len, texts)) else []
+        most = MOST_OF_CONTEXT if kind == "question_answering" else MOST_TOKENS
+        need = _length(texts, 1 << 20)
+        told = f"tokens {told}; 90% of the texts have at most about {need:,}" + (
+            "; more take more memory and time" if need > most else ""
+        )
+        lines += [f"  max_length: {_length(texts, most)}   # {told}"] if any(map(len, texts)) else []
     lines += ["model:", *model.lines]
     lines += ["clients:", f"  count: {clients}", f"  per_round: {max(1, min(10, clients // 2))}"]
     if groups:

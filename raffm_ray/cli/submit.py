@@ -15,6 +15,7 @@ import ray
 
 from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.basics.flags import is_url
+from raffm_ray.basics.formatting import counted, human_bytes
 from raffm_ray.basics.plugins import is_file_name
 from raffm_ray.pool.ray_start import connect
 from raffm_ray.runs.locations import fresh_folder
@@ -31,6 +32,9 @@ BROUGHT = ("report.html", "report.png", "summary.json", "config.yaml")
 """What comes back of a run."""
 PLACE = "raffm-ray"
 """Where among Ray's logs, which the dashboard hands out, a job leaves that."""
+NOT_SENT = "runs/"
+"""Where runs are kept: it is not sent, whatever the ignore files say."""
+LEFT_OUT = f"left out by a .gitignore or .rayignore, or in {NOT_SENT}, which is not sent"
 LARGEST_BYTES = 100 * 1024**2
 """Of the working directory: what a dashboard takes (Ray's DASHBOARD_CLIENT_MAX_SIZE)."""
 ANSWER_SECONDS = 10.0
@@ -72,9 +76,9 @@ def command(
         raise UserError(f"submit: {path}: outside of the working directory {here}, which is what the cluster gets")
     files = sent_files(here)
     if path.resolve() not in files:
-        raise UserError(f"submit: {path}: left out by a .gitignore or .rayignore, so the cluster would not get it")
+        raise UserError(f"submit: {path}: {LEFT_OUT}, so the cluster would not get it")
     check_size(here, files)
-    check_places(path, here)
+    check_places(path, here, files)
     sent = [plugin_there(name, here, files) for name in plugins]
     for one in experiment.plugins:
         plugin_there(one.name, here, files)
@@ -92,9 +96,11 @@ def command(
         name,
     ]
     where = shlex.quote(there) if there else f'"$HOME"/raffm-ray-runs/{shlex.quote(name)}'
-    environment: dict[str, Any] = {"working_dir": str(here)} | ({"pip": pip.split(",")} if pip else {})
+    environment: dict[str, Any] = {"working_dir": str(here), "excludes": [NOT_SENT]} | ({"pip": pip.split(",")} if pip else {})
     with _one_line("submit: the job was refused"):
         client.submit_job(entrypoint=f"{shlex.join(told)} --out {where}", submission_id=name, runtime_env=environment)
+    stays = f"; {NOT_SENT} stays here" if (here / NOT_SENT).is_dir() else ""
+    print(f"sent: {counted(len(files), 'file')}, {human_bytes(sum(files.values()))}{stays}")
     print(f"job {name} at {client.get_address()}", flush=True)
     try:
         job = followed(client, name)
@@ -109,13 +115,13 @@ def plugin_there(name: str, folder: Path, files: Mapping[Path, int]) -> str:
         return name
     place = Path(name).expanduser().resolve()
     if place not in files:
-        told = "left out by a .gitignore or .rayignore" if place.is_relative_to(folder) else f"outside of {folder}"
+        told = LEFT_OUT if place.is_relative_to(folder) else f"outside of {folder}"
         raise UserError(f"submit: plugins: {name}: {told}, so the cluster would not get it")
     return place.relative_to(folder).as_posix()
 
 
-def check_places(path: Path, folder: Path) -> None:
-    """Raises UserError where an experiment names a file, relative to itself, that a working directory does not hold."""
+def check_places(path: Path, folder: Path, files: Mapping[Path, int]) -> None:
+    """Raises UserError where an experiment names a file, relative to itself, that a working directory does not hold, or that is not among the `files` sent."""
     written, base = read_mapping(path), path.parent
     whole = absolute(written, base)
     for name in PLACES:
@@ -129,6 +135,8 @@ def check_places(path: Path, folder: Path) -> None:
             and not Path(place).is_relative_to(folder)
         ):
             raise UserError(f"submit: {name}: {given}: outside of the working directory {folder}, which is what the cluster gets")
+        if given and place and given != place and Path(place).exists() and not any(file.is_relative_to(place) for file in files):
+            raise UserError(f"submit: {name}: {given}: {LEFT_OUT}, so the cluster would not get it")
 
 
 def dashboard(address: str | None) -> str:
@@ -142,7 +150,7 @@ def dashboard(address: str | None) -> str:
 
 
 def sent_files(folder: Path) -> dict[Path, int]:
-    """The files that Ray packs of a folder, and their bytes: all but what a .gitignore or .rayignore leaves out."""
+    """The files that Ray packs of a folder, and their bytes: all but NOT_SENT and what a .gitignore or .rayignore leaves out."""
     from ray._private import ray_constants
     from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
@@ -153,7 +161,9 @@ def sent_files(folder: Path) -> dict[Path, int]:
             found[path] = path.stat().st_size
 
     silent = logging.Logger("silent", logging.CRITICAL)
-    _dir_travel(folder, [_get_excludes(folder, ray_constants.get_runtime_env_default_excludes())], note, True, silent)
+    _dir_travel(
+        folder, [_get_excludes(folder, [*ray_constants.get_runtime_env_default_excludes(), NOT_SENT])], note, True, silent
+    )
     return found
 
 

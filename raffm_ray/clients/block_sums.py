@@ -1,8 +1,18 @@
-"""The sum of a block's updates, flat, of the full model's trained parameters."""
+"""The sum of a block's updates, flat, of the full model's trained parameters, and what each client counts in it.
+
+A client may count by its loss F at the parameters that it received, as in q-FedAvg (Li et al. 2020, arXiv 1905.10497, algorithm 2). With
+p the weight of a client, c its change and L = 1 / learning rate, that algorithm's step is
+
+    w + sum p F^q c / sum p (F^q + q F^(q-1) L ||c||^2),
+
+its Delta and h divided by L. So a change counts p F^q in the sum, and what it covers the weight in the divisor: entry by entry, over
+the clients that trained an entry, the rule `coverage` is the algorithm. With q = 0 both are p, as in FedAvg.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from raffm_ray.axes.flat_parameters import views
@@ -13,6 +23,23 @@ from raffm_ray.clients.module_factory import ModuleFactory
 from raffm_ray.clients.training_result import TrainingResult
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.subnetworks.norm_correction import norm_factors, undo_correction
+
+LEAST_LOSS = 1e-10
+"""A loss of 0 has no negative power; the paper's code adds as much."""
+
+
+def change_weight(context: RoundContext, weight: float, loss: float) -> float:
+    """What a client's change counts in the sum. `weight`: its job's; `loss`: at the parameters that it received."""
+    return weight * max(loss, LEAST_LOSS) ** context.fair_exponent if context.fair_exponent else weight
+
+
+def fair_weights(context: RoundContext, weight: float, loss: float, change: Tensor) -> tuple[float, float]:
+    """What a client's change counts in the sum, and in the divisor. `change`: flat, of its plan's parameters."""
+    counts, q = change_weight(context, weight, loss), context.fair_exponent
+    if not q:
+        return counts, weight
+    squares = float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
+    return counts, counts + weight * q * max(loss, LEAST_LOSS) ** (q - 1) * squares / context.learning_rate
 
 
 @dataclass
@@ -25,11 +52,11 @@ class BlockSums:
     weights: dict[int, float] = field(default_factory=dict)
     states: dict[int, ClientState] = field(default_factory=dict)
 
-    def add(self, job: Job, trained: TrainingResult) -> None:
-        """Adds what came of a client's training, whose memory is taken for the sum."""
+    def add(self, job: Job, trained: TrainingResult, counts: float, covers: float) -> None:
+        """Adds what came of a client's training, whose memory is taken for the sum. `counts`, `covers`: as `fair_weights` says."""
         assert job.plan is not None
-        _add_weighted(self.changes, job.plan, trained.change, job.weight)
-        self.weights[job.plan] = self.weights.get(job.plan, 0.0) + job.weight
+        _add_weighted(self.changes, job.plan, trained.change, counts)
+        self.weights[job.plan] = self.weights.get(job.plan, 0.0) + covers
         if trained.variate is not None:
             _add_weighted(self.variates, job.plan, trained.variate, job.weight)
         if trained.state is not None:

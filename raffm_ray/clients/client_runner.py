@@ -21,7 +21,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.plugins import Plugin
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.basics.seeding import generator, torch_seed
-from raffm_ray.clients.block_sums import BlockSums, add_updates, add_variates
+from raffm_ray.clients.block_sums import BlockSums, add_updates, add_variates, change_weight, fair_weights
 from raffm_ray.clients.client_state import ClientState
 from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.clients.device_parameters import DeviceParameters
@@ -30,7 +30,7 @@ from raffm_ray.clients.explained_errors import explaining_kernels, naming_client
 from raffm_ray.clients.local_training import ClientData, Training, computing
 from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
 from raffm_ray.clients.module_factory import ModuleFactory, Parameters
-from raffm_ray.clients.single_training import NONE, Remembered, Work, train_alone
+from raffm_ray.clients.single_training import NONE, Remembered, Work, received_loss, train_alone
 from raffm_ray.clients.stacked_training import stacking_groups, train_together
 from raffm_ray.clients.training_result import TrainingResult
 from raffm_ray.clients.update_checks import is_finite, refusal, refused_besides
@@ -44,6 +44,7 @@ from raffm_ray.subnetworks.calibration import add_statistics, collect
 from raffm_ray.subnetworks.norm_correction import norm_statistics
 
 T = TypeVar("T")
+States = Mapping[int, ClientState] | None
 
 
 @dataclass
@@ -103,11 +104,7 @@ class ClientRunner:
         return (small, self.watch.taken()), large
 
     def block(
-        self,
-        context: RoundContext,
-        flat: NDArray[np.float32],
-        jobs: Sequence[Job],
-        states: Mapping[int, ClientState] | None = None,
+        self, context: RoundContext, flat: NDArray[np.float32], jobs: Sequence[Job], states: States = None
     ) -> tuple[Update, NDArray[np.float32]]:
         """Trains a block of clients in order; returns its reports and the flat sum of `weight x (trained - given)`, behind it the same of the
         server's control variate where the flat parameters have one behind them. `states`: by client, what it keeps, if anything."""
@@ -130,7 +127,7 @@ class ClientRunner:
                     if measured:
                         statistics = add_statistics(statistics, measured)
                     if trained is not None:
-                        sums.add(job, trained)
+                        sums.add(job, trained, *fair_weights(context, job.weight, report.received_loss, trained.change))
             finally:
                 self.module_factory.release()
         with self.watch.during("return"):
@@ -160,7 +157,7 @@ class ClientRunner:
         `trained`: what came of its training where it was trained together with others.
         """
         start, share, local = time.perf_counter(), self.shares[job.client], context.local
-        steps, refused, statistics_refused, measured = 0, "", "", None
+        steps, refused, statistics_refused, measured, received = 0, "", "", None, float("nan")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(context.seed, "client", context.round, job.client))
             if job.calibrate and context.statistic:
@@ -170,9 +167,13 @@ class ClientRunner:
                     measured, statistics_refused = None, "statistics not finite"
             if job.plan is not None:
                 with self.watch.during("train"):
+                    if context.received_loss:
+                        work = Work(job, self._training(context, job), self._data(context, job), *remembered)
+                        received = received_loss(self.module_factory, parameters, context, self.examples, work, job.plan)
                     trained = trained or self._train(parameters, context, job, job.plan, remembered)
                 steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
-                refused = refusal(trained.change, job.weight, context.norm_bound) or refused_besides(trained, job.weight)
+                counts = change_weight(context, job.weight, received)
+                refused = refusal(trained.change, counts, context.norm_bound) or refused_besides(trained, job.weight)
         report = Report(
             client=job.client,
             plan=job.plan,
@@ -186,6 +187,7 @@ class ClientRunner:
             forward_backward=tuple(sorted(trained.seen.items())) if trained else (),
             calibrated=min(len(share), context.calibration_examples) if job.calibrate else 0,
             statistics_values=sum(values.numel() for values in (measured or {}).values()),
+            received_loss=received,
             state_bytes=trained.state.nbytes if trained and trained.state and not refused else None,
         )
         return report, None if refused else trained, measured

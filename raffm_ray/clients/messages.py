@@ -19,6 +19,7 @@ class RoundContext:
     loss is the soft outputs of the client's own plan, at `temperature`. `stack`: by plan, how many of its clients may be trained at once;
     empty where it is always one. `size_specific`: parameters of which sizes have copies of their own (see size_specific.py), behind the others in the flat
     array; `copies`: by plan, which one it uses. `norm_bound`: the largest L2 norm of a client's change. `personal`: names of parameters that stay with their clients.
+    `received_loss`: whether clients measure the parameters that they receive before they train; `fair_exponent`: q of q-FedAvg.
     """
 
     seed: int
@@ -38,6 +39,8 @@ class RoundContext:
     norm_bound: float | None = None
     own: Mapping[str, Any] = field(default_factory=dict)
     personal: tuple[str, ...] = ()
+    received_loss: bool = False
+    fair_exponent: float = 0.0
 
     def copy_of(self, plan: int | None) -> int:
         """Which copy of the size-specific parameters a plan uses; 0 are the model's own."""
@@ -68,7 +71,8 @@ class Report:
     `stepped`: examples of all its steps; `loss`: mean training loss of its own plan; `seconds`: real, on this machine; `refused`: why its change is not used, else "";
     `statistics_refused`: why its statistics are not;
     `forward_backward`: (plan, examples) pairs, how many examples went forward and backward through each plan; `calibrated`: how many
-    examples it calibrated on; `statistics_values`: how many numbers it reported of them; `state_bytes`: of what it keeps, None where that is nothing.
+    examples it calibrated on; `statistics_values`: how many numbers it reported of them; `state_bytes`: of what it keeps, None where that is nothing;
+    `received_loss`: of all its examples before it trained, NaN where that is not asked for.
     """
 
     client: int
@@ -84,6 +88,7 @@ class Report:
     stepped: int = 0
     statistics_refused: str = ""
     state_bytes: int | None = None
+    received_loss: float = float("nan")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """The training of one client: its subnetwork is cut, trained by the update that the settings name, and what changed is taken out again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from raffm_ray.axes.flat_parameters import views
 from raffm_ray.axes.indexing import Plan, take_selected
 from raffm_ray.clients.client_state import NO_STATE, ClientState, own_parameters, recall, state_of
 from raffm_ray.clients.client_updates import CLIENT_UPDATES, updated
-from raffm_ray.clients.local_training import ClientData, Prefix, Training
+from raffm_ray.clients.local_training import ClientData, Prefix, Training, computing
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.clients.module_factory import ModuleFactory, Parameters
 from raffm_ray.clients.training_result import TrainingResult, by_plan
@@ -47,10 +48,7 @@ def train_alone(
     own = dict(module.named_parameters())
     trained = only_trained(own, architecture.layout)
     before = work.state or NO_STATE
-    if personal:
-        mine = {name: values for name, values in trained.items() if name in personal}
-        for name, values in own_parameters(before, plan, mine, parameters, factory).items():
-            own[name].data.copy_(values)
+    _take_own(factory, parameters, context, work, plan, trained)
     given = {name: parameter.detach().clone() for name, parameter in trained.items()}
     memory = None
     if row.remembers:
@@ -79,6 +77,45 @@ def train_alone(
         changed[name] = torch.zeros_like(changed[name])
     variate = _flat(list(memory.variate.values())) if memory and memory.variate else None
     return TrainingResult(loss, by_plan(seen, work.job), _flat(list(changed.values())), state=state, variate=variate)
+
+
+def _take_own(
+    factory: ModuleFactory,
+    parameters: Parameters,
+    context: RoundContext,
+    work: Work,
+    plan: Plan,
+    trained: Mapping[str, Tensor],
+) -> None:
+    """Puts the parameters that stay with the client, as it has them, in place of those that it received."""
+    mine = {name: values for name, values in trained.items() if name in context.personal}
+    for name, values in own_parameters(work.state or NO_STATE, plan, mine, parameters, factory).items() if mine else ():
+        trained[name].data.copy_(values)
+
+
+BATCH = 32
+"""Examples of a step in which nothing is trained."""
+
+
+def received_loss(
+    factory: ModuleFactory, parameters: Parameters, context: RoundContext, examples: Examples, work: Work, number: int
+) -> float:
+    """The mean loss of what a client received, with its own parameters where some are, on all its examples, as "mean" would divide it: before it trains,
+    without dropout or changed images. As of `train_alone`."""
+    plan, objective, sums = context.plans[number], work.training.objective, list[Tensor]()
+    module = factory.module(parameters, plan, context.norms).eval()
+    _take_own(
+        factory, parameters, context, work, plan, only_trained(dict(module.named_parameters()), factory.architecture.layout)
+    )
+    share = work.client.share
+    with torch.inference_mode(), computing(context.local.precision, factory.device):
+        for rows in np.split(share, range(BATCH, len(share), BATCH)):
+            batch = examples.batch(rows, factory.device)
+            labels = batch.pop("labels")
+            sums.append(objective.each(module(**batch), labels).double().sum(0))
+    total = torch.stack(sums).sum(0)
+    loss, divisor = float(total[0]), float(total[1])
+    return loss / divisor if divisor else 0.0
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -17,7 +17,9 @@ LONGEST_NAME = 40
 """Letters of a group's name."""
 
 
-def data_summary(task: Task, shares: Sequence[NDArray[np.int64]], max_length: int, padded: int | None = None) -> list[str]:
+def data_summary(
+    task: Task, shares: Sequence[NDArray[np.int64]], max_length: int, padded: int | None = None, packed: bool = False
+) -> list[str]:
     """Lines on the parts, labels, lengths of texts, and clients. `shares`: every client's examples; `max_length`: where texts are
     cut; `padded`: how many tokens a text of a client's batch is padded to on average."""
     parts = ", ".join(f"{len(part):,} {name}" for name, part in task.parts.items())
@@ -28,14 +30,15 @@ def data_summary(task: Task, shares: Sequence[NDArray[np.int64]], max_length: in
     lengths = task.clients.lengths()
     if lengths is not None and len(lengths):
         cut = np.mean(lengths >= max_length)
-        longest = f"; {100 * cut:.1f}% fill max_length {max_length} or were cut there" if cut else ""
+        longest = f"; {100 * (1 - cut):.1f}% are shorter than max_length {max_length}" if packed and cut < 1 else ""
+        longest = longest if packed else f"; {100 * cut:.1f}% fill max_length {max_length} or were cut there" if cut else ""
         waste = (
             f"; in batches padded to {padded} on average, {max(0.0, 1 - lengths.mean() / padded):.0%} of it padding"
             if padded
             else ""
         )
         lines.append(
-            f"texts: {lengths.min():,} to {lengths.max():,} tokens, half of them at most {np.median(lengths):.0f}{longest}{waste}"
+            f"{'blocks of joined texts' if packed else 'texts'}: {lengths.min():,} to {lengths.max():,} tokens, half of them at most {np.median(lengths):.0f}{longest}{waste}"
         )
     sizes = np.array([len(share) for share in shares])
     empty = f"; {int((sizes == 0).sum()):,} without any" if (sizes == 0).any() else ""

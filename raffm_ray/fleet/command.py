@@ -30,17 +30,22 @@ from raffm_ray.server.state import Setup
 from raffm_ray.server.strategies import ranked
 from raffm_ray.settings.loading import load
 from raffm_ray.subnetworks.budgets import Budget
+from raffm_ray.subnetworks.costs import FLOAT_BYTES
 
 
 def cost_table(setup: Setup, rows: Sequence[DeviceTypeRow], examples: int) -> Group:
     """What every device type may use and trains, and what it pays in a round: two tables of at most 80 columns."""
     local, full = setup.experiment.local, setup.costs(Plan())
+    frozen = bool(setup.architecture.frozen_shapes)
     plans = _table(f"{setup.experiment.name}: budgets and plans, strategy {setup.experiment.strategy.name}")
     costs = _table("a client's round")
     for table in (plans, costs):
         table.add_column("device", no_wrap=True)
     plans.add_column("budget")
-    for table, headings in ((plans, ("clients", "params", "kept")), (costs, ("peak*", "moved*", "train*", "move*", "energy*"))):
+    for table, headings in (
+        (plans, ("clients", "params", "kept", *(["trained"] if frozen else []))),
+        (costs, ("peak*", "moved*", "train*", "move*", "energy*")),
+    ):
         for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
@@ -49,7 +54,8 @@ def cost_table(setup: Setup, rows: Sequence[DeviceTypeRow], examples: int) -> Gr
             plans.add_row(row.name, row.budget, clients, "takes no part")
             continue
         cost = row.cost
-        plans.add_row(row.name, row.budget, clients, f"{row.costs.params:,}", f"{row.costs.params / full.params:.0%}")
+        trained = [f"{row.costs.bytes_up // FLOAT_BYTES:,}"] if frozen else []
+        plans.add_row(row.name, row.budget, clients, f"{row.costs.params:,}", f"{row.costs.params / full.params:.0%}", *trained)
         costs.add_row(
             row.name,
             human_bytes(row.costs.memory_bytes),
@@ -65,7 +71,8 @@ def cost_table(setup: Setup, rows: Sequence[DeviceTypeRow], examples: int) -> Gr
         "peak: of memory; moved: down and up; train, move: seconds of computing, of moving bytes\n"
         "* simulated device, estimated from its profile",
     )
-    return Group(plans, "", told)
+    note = "params, kept: with what is frozen; trained: the rest, which is sent back"
+    return Group(_with_note(plans, note) if frozen else plans, "", told)
 
 
 def width_table(setup: Setup, rows: Sequence[DeviceTypeRow]) -> Group:

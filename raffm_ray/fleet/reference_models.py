@@ -33,8 +33,8 @@ from raffm_ray.pool.worker_pool import open_pool
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs.callbacks import Callback, Listeners
 from raffm_ray.runs.loop import Environment, train
-from raffm_ray.runs.recorder import RoundRow
 from raffm_ray.runs.resuming import opened
+from raffm_ray.runs.rounds.rows import RoundRow
 
 Row = tuple[dict[str, Any], str, int, tuple[float, ...], tuple[int, ...]]
 REFERENCES: tuple[Row, ...] = (

@@ -46,6 +46,12 @@ def returning_freed_memory() -> Iterator[None]:
         keep_freed_memory()
 
 
+def leaves_pieces(runner: ClientRunner) -> bool:
+    """Whether what one call frees is of little use for the next: batches of texts differ in length, and so do their arrays. Kept, it grew from
+    call to call to twice what MiniLM uses."""
+    return runner.examples.lengths() is not None
+
+
 class NotStartedError(Exception):
     """An actor was called for a run whose packages and parameters never reached it."""
 
@@ -91,7 +97,7 @@ class Worker:
             raise NotStartedError
         if alone:
             limit_gpu_memory(self.share, alone)
-        if method != self.method:  # training and evaluation leave pieces that the arrays of the other do not fit in
+        if method != self.method or leaves_pieces(self.runner):  # what training leaves, the arrays of an evaluation do not fit in
             trim_heap()
             self.method = method
         calibrates = method == "block" and any(job.calibrate for job in arguments[0])

@@ -11,12 +11,14 @@ import torch
 
 from raffm_ray.axes.flat_parameters import NOTHING, Flat
 from raffm_ray.basics.errors import ClientError, UserError
+from raffm_ray.basics.machine import trim_heap
 from raffm_ray.basics.plugins import Plugin, check_rows_reach_workers
 from raffm_ray.basics.profiling import Profile
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.clients.messages import Call, Progress, Result
 from raffm_ray.pool.gpu_sharing import HELP, describe_out_of_memory, use_deterministic_kernels
+from raffm_ray.pool.worker import leaves_pieces
 from raffm_ray.settings.execution import PoolSettings
 
 
@@ -53,6 +55,8 @@ class InProcessPool:
         """See `Pool.run`."""
         self.runner.hold(frozen)
         for index, call in enumerate(calls):
+            if leaves_pieces(self.runner):
+                trim_heap()
             try:
                 with one_thread(), self.profile.during("wait"):
                     (small, seconds), large = self.runner.perform(call.method, call.context, flat, call.arguments)

@@ -16,6 +16,7 @@ Open to other packages:
 
 Used inside only:
 
+- `head_training`: trains a new head on features of a model that stays as it is
 - `model_for_task`: the model with the head that the data needs
 - `memory_forecast`: peaks of the driver and of a worker
 - `time_forecast`: seconds of the rounds, from a few timed steps

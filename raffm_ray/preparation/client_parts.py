@@ -144,9 +144,9 @@ def _measured(experiment: Experiment, held_out: Shares, unseen: Flags, device_ty
     return able[sample(np.zeros(len(able), dtype=np.int64), strata, asked / len(able), rng)]
 
 
-def data_lines(task: Task, parts: ClientParts, max_length: int, padded: int | None = None) -> list[str]:
+def data_lines(task: Task, parts: ClientParts, max_length: int, padded: int | None = None, packed: bool = False) -> list[str]:
     """Lines on the data (see `data_summary`), and on what of it no client trains on."""
-    lines = data_summary(task, parts.owned, max_length, padded)
+    lines = data_summary(task, parts.owned, max_length, padded, packed)
     held = len(parts.all_held_out)
     if held:
         unseen = f", with all of {counted(int(parts.unseen.sum()), 'unseen client')}" if parts.unseen.any() else ""

@@ -12,8 +12,6 @@ REFERENCE_WIDTH = 768
 
 
 NEW_MODEL_EPOCHS, WARMUP_ROUNDS = 100, 2
-HEAD_EPOCHS, HEAD_EXAMPLES = 10, 2000
-"""A new head sees this many examples before the federation, in at most that many passes, and at least in one."""
 
 
 def learning_rate(optimizer: str, width: int, pretrained: bool, head_alone: bool) -> float:
@@ -30,11 +28,11 @@ def learning_rate(optimizer: str, width: int, pretrained: bool, head_alone: bool
     return rates.head if head_alone else min(rates.new, rates.pretrained * REFERENCE_WIDTH / width)
 
 
-def with_defaults(experiment: Experiment, layout: Layout, new: Set[str], public: int, classes: bool) -> Experiment:
+def with_defaults(experiment: Experiment, layout: Layout, new: Set[str], classes: bool) -> Experiment:
     """The experiment with a value for every setting of training that it leaves open, and for how the data is divided.
 
-    `layout`: of its model; `new`: names of the parameters that are freshly drawn although the model is pretrained; `public`: number of
-    public examples; `classes`: whether the data has any.
+    `layout`: of its model; `new`: names of the parameters that are freshly drawn although the model is pretrained;
+    `classes`: whether the data has any.
     """
     local, pretrain = experiment.local, experiment.model.pretrain
     known = experiment.model.pretrained is not None
@@ -50,7 +48,7 @@ def with_defaults(experiment: Experiment, layout: Layout, new: Set[str], public:
     }
     before = {
         "epochs": _or(pretrain.epochs, 0 if known else NEW_MODEL_EPOCHS),
-        "head_epochs": _or(pretrain.head_epochs, max(1, min(HEAD_EPOCHS, HEAD_EXAMPLES // public)) if new & trained else 0),
+        "head_epochs": ("auto" if new & trained else 0) if pretrain.head_epochs is None else pretrain.head_epochs,
         "learning_rate": pretrain.learning_rate or rate("adamw"),
     }
     model = experiment.model.model_copy(update={"pretrain": pretrain.model_copy(update=before)})

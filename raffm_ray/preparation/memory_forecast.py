@@ -216,13 +216,14 @@ def memory_forecast(prepared: Prepared, driver_now: int, workers_now: Sequence[i
     and nothing trained; no workers where the driver trains the clients.
 
         driver = now + max(pretraining, driver_copies x flat + start + store)
+        driver without workers = now + max(pretraining, driver_copies x flat + start, driver_copies x flat + start + heap + waiting sums x flat)
         worker = now + max(SPREAD x max(train, evaluate) + 2 x flat, SPREAD_RETURNED x calibrate + flat) + data + store
         store  = flat x max(2, 1 + waiting sums) + frozen
 
     flat: `flat_bytes`; frozen: `frozen_bytes`; start: where something is frozen, twice that, in the start of all strategies and apart; train, evaluate, calibrate: `heap_bytes`, and beside them a block's sum, and the update of who trains the full model. The
     store is what Ray keeps of a round in shared memory: its parameters, and the sums of blocks that wait to be added (`waiting_sums`); every
     process that writes or reads a page of it has it in its resident memory. data: the examples, which lie in the store too. Without
-    workers there is no store, and the driver has a worker's heap beside what it holds while clients train.
+    workers there is no store, and the driver has a worker's heap, and the sums that wait, beside what it holds while clients train.
     """
     setup = prepared.setup
     seen, flat, frozen, task, heap = _rounds(setup), flat_bytes(setup), frozen_bytes(setup), prepared.task, 0
@@ -233,9 +234,9 @@ def memory_forecast(prepared: Prepared, driver_now: int, workers_now: Sequence[i
     late = max((work.late for work in seen.rounds), default=0)
     training, averaging = (int((copies + late) * flat) + 2 * frozen for copies in driver_copies(setup))
     pretraining = pretraining_bytes(prepared)
+    waiting = max(waiting_sums(block_costs(setup, work), max(1, len(workers_now))) for work in seen.all)
     if not workers_now:
-        return MemoryForecast(driver_now + max(pretraining, averaging, training + heap), 0, 0, 0)
-    waiting = max(waiting_sums(block_costs(setup, work), len(workers_now)) for work in seen.all)
+        return MemoryForecast(driver_now + max(pretraining, averaging, training + heap + waiting * flat), 0, 0, 0)
     store = flat * max(2, 1 + waiting) + frozen
     data = sum(data_bytes(part) for part in (task.clients, task.held_out, task.validation) if part is not None)
     return MemoryForecast(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from math import cos, nan, pi
+from math import cos, nan, pi, prod
 from pathlib import Path
 from shutil import rmtree
 from typing import NamedTuple
@@ -35,6 +35,7 @@ from raffm_ray.models.architecture import Architecture, build, new_model
 from raffm_ray.models.freezing import for_training
 from raffm_ray.models.objectives import objective_of, training_objective
 from raffm_ray.models.pretrained_weights import Source, new_parameters, pretrained_weights
+from raffm_ray.preparation.head_training import FOLDS, MOST_PASSES, PATIENCE, HeadWork, head_examples, head_parameters, train_head
 from raffm_ray.settings.task_and_model import PretrainSettings
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 
@@ -60,34 +61,49 @@ class Pretraining:
     texts: int | None = None
 
     def steps(self) -> tuple[int, int]:
-        """Steps of the new head alone, and of the whole model."""
-        settings, examples = self.settings, len(self.public)
-        alone, whole = (
-            steps_of(examples, settings.batch_size, epochs or 0, None) for epochs in (settings.head_epochs, settings.epochs)
-        )
-        return alone, whole
+        """Steps of the new head alone, of which `head_training.HeadWork` says what they are, and of the whole model."""
+        settings, head = self.settings, self.head()
+        whole = steps_of(len(self.public), settings.batch_size, settings.epochs or 0, None)
+        return head.steps() if head else 0, whole
+
+    def head(self) -> HeadWork | None:
+        """The training of the new head alone; None where there is none."""
+        settings, architecture = self.settings, self.architecture
+        if not settings.head_epochs:
+            return None
+        names = head_parameters(architecture.layout, new_parameters(self.source, architecture))
+        shown = head_examples(architecture, len(self.public))
+        examples = self.public if shown == len(self.public) else self.public.part(np.arange(shown))
+        return HeadWork(architecture=architecture, names=names, examples=examples, settings=settings) if names else None
 
     def described(self) -> str:
         """What will be done, in a line; empty where nothing is."""
-        settings, steps = self.settings, sum(self.steps())
-        parts = [
-            f"{counted(epochs, 'epoch')} of {what}"
-            for epochs, what in ((settings.head_epochs, "the new head"), (settings.epochs, "the full model"))
-            if epochs
-        ]
+        settings, head, parts = self.settings, self.head(), list[str]()
+        if head:
+            least = head.settings.head_epochs
+            passes = f"at most {MOST_PASSES} epochs" if least == "auto" else counted(least or 0, "epoch")
+            few = f" on {len(head.examples):,} of them" if len(head.examples) < len(self.public) else ""
+            parts = [
+                f"{passes} of the new head ({sum(map(prod, (self.architecture.shapes[name] for name in head.names))):,} parameters{few})"
+            ]
+        if settings.epochs:
+            parts.append(f"{counted(settings.epochs, 'epoch')} of the full model")
         shown = counted(len(self.public), "public example")
         if self.texts is not None:
             shown = f"{counted(len(self.public), 'block')} of {counted(self.texts, 'public text')}"
-        return f"pretraining: {' and '.join(parts)} on {shown}, {counted(steps, 'step')}" if parts else ""
+        steps = f", {counted(self.steps()[1], 'step')}" if settings.epochs else ""
+        return f"pretraining: {' and '.join(parts)} on {shown}{steps}" if parts else ""
 
 
 class Pretrained(NamedTuple):
-    """`flat`: the parameters; `before`, `after`: mean loss of held-out examples, NaN where nothing was trained; `cached`: whether it had been done before."""
+    """`flat`: the parameters; `before`, `after`: mean loss of held-out examples, NaN where nothing was trained; `cached`: whether it had been done before;
+    `head_epochs`: passes in which the head was trained alone."""
 
     flat: Tensor
     before: float
     after: float
     cached: bool = False
+    head_epochs: int = 0
 
 
 def starting_model(architecture: Architecture, source: Source | None, seed: int) -> nn.Module:
@@ -125,24 +141,20 @@ def pretrain(work: Pretraining, progress: Progress) -> Pretrained:
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(torch_seed(work.seed, "pretraining"))
         model = starting_model(architecture, work.source, work.seed)
-        rng, done = generator(work.seed, "pretraining"), 0
+        rng = generator(work.seed, "pretraining")
         before = _held_out_loss(model, work) if total else nan
-        new = new_parameters(work.source, architecture)
-        for steps, rate, alone in zip(
-            work.steps(), (settings.head_learning_rate, settings.learning_rate), (True, False), strict=True
-        ):
-            if not steps:
-                continue
-            assert rate is not None  # preparing chooses one
+        (alone, whole), head, passes = work.steps(), work.head(), 0
+        if head:
+            passes = train_head(model, head, rng, partial(_onwards, progress, 0, total))
+        if whole:
+            assert settings.learning_rate is not None  # preparing chooses one
             for_training(model, architecture.layout)
-            for name, values in model.named_parameters():
-                values.requires_grad_(values.requires_grad and (name in new or not alone))
-            _train_phase(model, work, steps, rate, rng, partial(_onwards, progress, done, total))
-            done += steps
+            _train_phase(model, work, whole, settings.learning_rate, rng, partial(_onwards, progress, alone, total))
         return Pretrained(
             flat=flatten(dict(model.named_parameters()), architecture.shapes),
             before=before,
-            after=_held_out_loss(model, work) if done else before,
+            after=_held_out_loss(model, work) if total else before,
+            head_epochs=passes,
         )
 
 
@@ -180,6 +192,7 @@ def _cache_path(work: Pretraining) -> Path:
         [torch.__version__, transformers.__version__],
         *(name for name, spec in architecture.layout.parameters.items() if spec.frozen),
         *(["new head"] if source and source.new_head else []),
+        *(["head", sorted(head.names), FOLDS, MOST_PASSES, PATIENCE] if (head := work.head()) else []),
         *(["class weights", *architecture.class_weights] if architecture.class_weights else []),
         *(["code", *work.code, architecture.objective, json.dumps(architecture.own, sort_keys=True)] if work.code else []),
     ]
@@ -202,7 +215,13 @@ def pretrained(work: Pretraining, progress: Progress) -> Pretrained:
             try:
                 with safe_open(path, "pt") as opened:
                     told = opened.metadata()
-                return Pretrained(flatten(load_file(path), shapes), float(told["before"]), float(told["after"]), cached=True)
+                return Pretrained(
+                    flat=flatten(load_file(path), shapes),
+                    before=float(told["before"]),
+                    after=float(told["after"]),
+                    cached=True,
+                    head_epochs=int(told.get("head_epochs", 0)),
+                )
             except (safetensors.SafetensorError, KeyError, OSError, TypeError, ValueError):
                 path.unlink()
         made = pretrain(work, progress)
@@ -212,6 +231,7 @@ def pretrained(work: Pretraining, progress: Progress) -> Pretrained:
             )
         temporary = path.with_suffix(f".{uuid4().hex}")
         tensors = {name: values.clone() for name, values in views(made.flat, shapes).items()}
-        save_file(tensors, temporary, {"before": repr(made.before), "after": repr(made.after)})
+        told = {"before": repr(made.before), "after": repr(made.after), "head_epochs": str(made.head_epochs)}
+        save_file(tensors, temporary, told)
         temporary.replace(path)
         return made

@@ -1,6 +1,7 @@
 """Salience statistics that the server measures on its public examples."""
 
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.machine import trim_heap
 from raffm_ray.models.architecture import build
 from raffm_ray.models.objectives import objective_of
 from raffm_ray.preparation.prepare import Prepared
@@ -11,6 +12,7 @@ from raffm_ray.subnetworks.norm_correction import norm_statistics
 
 def public_statistics(prepared: Prepared, state: ServerState, statistic: str) -> Statistics:
     """The full model's statistics on the public part, for `salience.source: public`."""
+    trim_heap()  # pieces that the last one left
     architecture, public = prepared.setup.architecture, prepared.task.public
     named = parameters_of(prepared.setup, state)
     model = build(architecture, {name: values.clone() for name, values in named.items()}, Plan())

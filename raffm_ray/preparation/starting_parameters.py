@@ -7,6 +7,7 @@ from torch import Tensor
 
 from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.formatting import counted
 from raffm_ray.data.tasks import is_packed
 from raffm_ray.models.architecture import build
 from raffm_ray.preparation.prepare import Prepared
@@ -51,7 +52,9 @@ def trained(prepared: Prepared, progress: Progress, note: Note) -> Tensor:
     if not isnan(made.after):
         place = " (from the cache)" if made.cached else ""
         count = min(MEASURED_EXAMPLES, len(work.held_out))
-        note(f"{work.described()}{place}: loss on {count} held-out examples {made.before:.3f} -> {made.after:.3f}")
+        chosen = work.settings.head_epochs == "auto" and made.head_epochs
+        passes = f": {counted(made.head_epochs, 'epoch')} of the head, by cross-validation" if chosen else ""
+        note(f"{work.described()}{place}{passes}: loss on {count} held-out examples {made.before:.3f} -> {made.after:.3f}")
         if made.after > made.before:
             note(worse_warning(work.settings))
     return made.flat

@@ -153,13 +153,39 @@ def _over_size(axes: Axes, runs: Runs, metric: str) -> None:
             linestyle="none",
             label="size that nobody trained",
         )
-    names = axes.secondary_xaxis("top")
-    names.set_xticks(sizes, [device.replace("_", " ") for device, _ in device_types], rotation=25, ha="left", fontsize=8)
-    names.tick_params(length=0)
-    names.spines["top"].set_visible(False)
     axes.set(xlabel="parameters kept (% of the full model)", ylabel=label_of(metric))
     axes.set_title("subnetworks, and sizes that nobody trained" if untrained else "each device type's subnetwork", pad=8)
     axes.margins(x=0.08, y=0.1)
+    names = axes.secondary_xaxis("top")
+    low, high = axes.get_xlim()
+    places = apart(sizes, LABEL_WIDTH * (high - low))
+    names.set_xticks(places, [device.replace("_", " ") for device, _ in device_types], rotation=25, ha="left", fontsize=8)
+    names.tick_params(length=0)
+    names.spines["top"].set_visible(False)
+    for size, place in zip(sizes, places, strict=True):
+        axes.plot(
+            [size, place], [0.97, 1.0], transform=axes.get_xaxis_transform(), color=GREY, alpha=0.4, linewidth=1, scalex=False
+        )
+
+
+LABEL_WIDTH = 0.055
+"""Of the axis: what a slanted label needs to be read beside another."""
+
+
+def apart(places: Sequence[float], least: float) -> list[float]:
+    """Ascending places moved as little as needed to be `least` apart: those that touch are spread about their mean."""
+    groups: list[list[float]] = []
+    for place in places:
+        groups.append([place])
+        while len(groups) > 1 and _spread(groups[-2], least)[-1] + least > _spread(groups[-1], least)[0]:
+            last = groups.pop()
+            groups[-1] += last
+    return [place for group in groups for place in _spread(group, least)]
+
+
+def _spread(group: Sequence[float], least: float) -> list[float]:
+    middle = sum(group) / len(group)
+    return [middle + least * (number - (len(group) - 1) / 2) for number in range(len(group))]
 
 
 def bytes_of_full_round(summary: Mapping[str, Any]) -> float:

@@ -12,6 +12,7 @@ from raffm_ray.basics.files import read_whole
 from raffm_ray.basics.formatting import counted, human_bytes, human_joules, human_seconds
 from raffm_ray.data.metrics import METRICS, shown, unit
 from raffm_ray.data.shares import read_shares
+from raffm_ray.reports.client_figures.participation import participation_section
 from raffm_ray.reports.client_figures.section import client_section
 from raffm_ray.reports.comparison_table import told_of_lacks
 from raffm_ray.reports.drawing import panels_of, save
@@ -25,7 +26,7 @@ from raffm_ray.reports.share_picture import picture_of_shares
 from raffm_ray.reports.unit_picture import picture_of_units
 from raffm_ray.runs.made_with import read_starts
 from raffm_ray.runs.reader import SUMMARY, metric_of, of_a_run, read_configuration, read_rounds
-from raffm_ray.runs.recorder import ClientRow, RoundRow, schema_of
+from raffm_ray.runs.rounds.rows import ClientRow, RoundRow, schema_of
 from raffm_ray.subnetworks.unit_coverage import read_units
 
 ESTIMATED = "Values marked * are of simulated devices, estimated from data sheets."
@@ -204,7 +205,7 @@ def _told_of_lacks(folder: Path, summary: Mapping[str, Any]) -> list[str]:
 def write_report(
     folder: Path | str, plugins: Sequence[str] = (), into: Path | None = None, renewed_seconds: int | None = None
 ) -> tuple[Path, Path]:
-    """Writes `report.png`, `shares.png`, `profile.png`, `units.png`, `clients.png` where clients were measured, and `report.html` into a run's folder, or another one; returns the first's and the
+    """Writes `report.png`, `shares.png`, `profile.png`, `units.png`, `participation.png`, `clients.png` where clients were measured, and `report.html` into a run's folder, or another one; returns the first's and the
     last's path. Of a run that is not finished they say how far it came, and that it is not.
 
     `plugins`: where those of the run are now. They are imported only where its metric is not known without them. `renewed_seconds`: how often
@@ -259,6 +260,7 @@ def _written(folder: Path, into: Path, renewed_seconds: int | None) -> tuple[Pat
         Section("While it trained", pictures=list(_curves(panels, rounds, summary))),
         Section("By size and device type", pictures=[*_sizes(panels, runs, summary), *_some(_units(folder, into))]),
         client_section(into, runs),
+        participation_section(into, summary),
         Section("Who owns which data", pictures=_some(_shares(folder, into))),
         Section("Where real time went", pictures=_some(_profile(into, own))),
         Section(

@@ -188,10 +188,12 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     moved = ", ".join(f"{name} {human_bytes(one['bytes_down'] + one['bytes_up'])}" for name, one in runs.items())
     worst_device_type = ", ".join(f"{name} {shown(metric, one['worst_device_type']['metric'])}" for name, one in runs.items())
     over_sizes = ", ".join(f"{name} {shown(metric, one['curve_area'])}" for name, one in runs.items() if one["curve"])
+    never = [name for name, one in summary["device_types"].items() if one["round_seconds"] is None]
+    unchosen = f"-: no client with a {' or a '.join(never)} was ever chosen\n" if never else ""
     longer = f"{told}\n" if (told := extended(summary)) else ""
     table.caption = (
         f"worst device type: {worst_device_type}" + (f"; mean over sizes: {over_sizes}" if over_sizes else "") + "\n"
-        f"{longer}"
+        f"{longer}{unchosen}"
         "bytes, time, energy: of one client in one round, down and up; peak: of memory\n"
         "* simulated device, estimated from data sheets\n"
         f"moved in the whole run: {moved}"

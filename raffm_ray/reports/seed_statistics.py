@@ -19,18 +19,19 @@ CLIENT_MEASURES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "worst_tenth": lambda summary: _of_clients(summary, lambda own: own["worst_tenth"]),
     "device_type_gap": lambda summary: _of_clients(summary, lambda own: own["device_type_gap"]["gap"]),
 }
-"""What is compared of clients on their own held-out examples, each with its own subnetwork: name -> its value in a run's summary."""
+"""What is compared of clients on their own held-out examples, each with its own subnetwork, and its own parameters where it keeps some: name -> its value in a run's summary."""
 
 
 CLIENT_NOTE = (
-    "worst tenth, gap: of clients on their own held-out examples, each with its own subnetwork: mean of the worst tenth of them; between the device "
+    "worst tenth, gap: of clients on their own held-out examples, each with its own subnetwork, and its own parameters where it keeps some: mean of the worst tenth of them; between the device "
     "types whose clients do best and worst on average"
 )
 
 
 def _of_clients(summary: Mapping[str, Any], value: Callable[[Mapping[str, Any]], float]) -> float | None:
     """None where no clients were measured."""
-    own = (summary.get("client_metrics") or {}).get("own")
+    found = summary.get("client_metrics") or {}
+    own = found.get("personal") or found.get("own")
     return value(own) if own else None
 
 

@@ -12,7 +12,7 @@ from warnings import warn
 from rich.console import Console
 
 from raffm_ray.basics.errors import in_short
-from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.settings.experiment import Experiment
 
 

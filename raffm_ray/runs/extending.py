@@ -13,7 +13,8 @@ from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.basics.files import read_whole, sync, write_atomically
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.reader import SUMMARY
-from raffm_ray.runs.recorder import RoundRow, write_json
+from raffm_ray.runs.recorder import write_json
+from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.server.early_stopping import is_evaluated
 from raffm_ray.server.ranking import next_ranking
 from raffm_ray.server.rounds import learning_rate
@@ -24,7 +25,17 @@ from raffm_ray.settings.loading import dump
 EXTENSIONS = "extensions.json"
 MAY_CHANGE = ("rounds", "salience.until")
 """Settings that an extension may change. The second is a fraction of the first: another one may mean the same round."""
-MADE_AT_THE_END = (SUMMARY, "report.html", "report.png", "shares.png", "profile.png", "units.png", "units.parquet", "clients.png")
+MADE_AT_THE_END = (
+    SUMMARY,
+    "report.html",
+    "report.png",
+    "shares.png",
+    "profile.png",
+    "units.png",
+    "units.parquet",
+    "clients.png",
+    "participation.png",
+)
 """The summary first: without it the rest is of nobody's."""
 
 

@@ -14,7 +14,7 @@ from raffm_ray.models.freezing import frozen_in_words
 from raffm_ray.pool.worker_pool import device_of
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs.client_states.disk_forecast import disk_notes
-from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.server.device_type_plans import memory_notes
 from raffm_ray.server.residual_pace import hollow_notes
 from raffm_ray.server.state import ServerState
@@ -36,8 +36,10 @@ def hint_at_start(experiment: Experiment, task: Task, row: RoundRow) -> str | No
         return None
     pretrain, new = experiment.model.pretrain, experiment.model.pretrained is None
     if pretrain.epochs or pretrain.head_epochs:
-        more = f"model.pretrain.{'epochs' if pretrain.epochs else 'head_epochs'} {pretrain.epochs or pretrain.head_epochs}"
-        cause = f"its training on {len(task.public)} public examples was not enough; more passes ({more}) or examples (task.public) may be"
+        more = f"more examples (task.public) or passes (model.pretrain.epochs {pretrain.epochs or 0}) may be"
+        cause = f"its training on {len(task.public)} public examples was not enough; {more}"
+        if not pretrain.epochs:
+            cause = f"its head alone, on {len(task.public)} public examples, was not enough; the rounds train the rest too, and {more}"
     elif new:
         cause = "nothing is trained before round 1 (model.pretrain.epochs: 0)"
     else:

@@ -18,6 +18,7 @@ from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.preparation.public_calibration import public_statistics
 from raffm_ray.preparation.run_forecast import RunForecast, held_line
 from raffm_ray.runs.callbacks import Listeners
+from raffm_ray.runs.client_metrics.participation import participation
 from raffm_ray.runs.client_metrics.statistics import client_summary, told
 from raffm_ray.runs.client_states.store import ClientStates, states_of
 from raffm_ray.runs.evaluation import EvaluationRequest, curve_of, evaluate, request_evaluation, run_request
@@ -152,7 +153,7 @@ def _complete(
     reason = f"round {state.round}: refused: {', '.join(f'client {client} ({why})' for client, why in refused)}"
     if refused and setup.experiment.server.bad_updates == "stop":
         raise BadUpdateError(f"{reason} (server.bad_updates: stop)")
-    if refused and not any(row.refused or row.statistics_refused for row in recorder.clients):
+    if refused and not recorder.clients.any_refused:
         display.console.print(f"note: {reason}; later ones are only counted", highlight=False)
     recorder.complete(
         round_row(setup=setup, work=ended.work, rows=rows, measured=now, ranked=ended.ranked, phases=phases),
@@ -246,6 +247,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         console.print(f"{experiment.strategy.name}: measuring {experiment.evaluation.sizes} sizes between", highlight=False)
     summary |= curve_of(setup, state, pool, prepared.task, measured) | {"made_from": recorder.origin, "extensions": extensions}
     clients = recorder.evaluations(state.round)
+    summary["participation"] = participation(setup, recorder.folder, summary["rounds"])
     summary["client_metrics"] = client_summary(prepared.task.metric, clients, list(setup.budgets)) if clients else None
     words = prepared.foundation.words
     used = dict(zip(measured.device_type_plans, copies(setup, state, list(measured.device_type_plans.values())), strict=True))

@@ -27,11 +27,11 @@ FOLDERS = re.compile(r"(?<![^\s\"'=\[{,:(])~?/(?:[^/\s\"',\]})]+/)+")
 
 
 def command_line(words: Sequence[str]) -> str:
-    """The command as it is typed, without the folders of absolute paths and without secrets; empty where another program, such as a
+    """The command as it is typed, with `...` for the folders of absolute paths and without secrets; empty where another program, such as a
     notebook, started this process. `words`: as in `sys.argv`."""
     if not words or not words[0].endswith(PROGRAMS):
         return ""
-    rest = [Path(word).name if word.startswith(("/", "~/")) else FOLDERS.sub("", word) for word in words[1:]]
+    rest = [f".../{Path(word).name}" if word.startswith(("/", "~/")) else FOLDERS.sub(".../", word) for word in words[1:]]
     return without_secrets(join(["raffm-ray", *rest]))
 
 

@@ -3,11 +3,11 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from math import prod
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,106 +24,12 @@ from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.runs.client_states.store import ClientStates
 from raffm_ray.runs.reader import SUMMARY, evaluations_name, how_to_resume, read_table
+from raffm_ray.runs.rounds.client_totals import ClientTotals
+from raffm_ray.runs.rounds.rows import ClientRow, RoundRow, schema_of
 from raffm_ray.server.early_stopping import last_common_round
 from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import dump
-
-
-@dataclass(frozen=True)
-class ClientRow:
-    """One client in one round. `seconds` is real time here; `round_seconds` and `energy_joules` are the simulated device's.
-
-    `outcome`: one of `clock.OUTCOMES`. Bytes, FLOPs, seconds and joules of who dropped out or was stopped are those up to that moment;
-    `steps` are what it was to do, and it has no loss: its training is not run. `refused`: why its update was not `accepted`, else "";
-    `statistics_refused`: why its statistics were not used.
-    `training_flops`: of all its work, calibration too; `flops_per_example`: of training alone, on average over its steps, prefixes
-    included. It and `peak_memory_bytes` are of the whole work. `frozen_bytes_down`: of `bytes_down`, those of parameters that nobody trains. `over_budget`: in what that is more than the device type is allowed,
-    "" where it is not.
-    """
-
-    round: int
-    client: int
-    device: str
-    outcome: str
-    examples: int
-    steps: int
-    loss: float
-    accepted: bool
-    refused: str
-    params: int
-    bytes_down: int
-    bytes_up: int
-    peak_memory_bytes: int
-    training_flops: float
-    round_seconds: float
-    energy_joules: float
-    seconds: float
-    flops_per_example: float | None = None
-    over_budget: str | None = None
-    statistics_refused: str = ""
-    frozen_bytes_down: int = 0
-
-
-@dataclass(frozen=True)
-class RoundRow:
-    """One round. Round 0 is before training: the first calibration and the start's evaluation. Metrics are None between evaluations.
-
-    Of `drawn` clients `selected` were sent work (a strategy may let some rest), of whom `arrived` were back before the round's end, `late`
-    after it, and `dropped` never; of what they sent `refused` was not used because it was bad.
-    `round_seconds`: how long it took; `simulated_seconds`: virtual time at its end. Bytes and joules include what was in vain.
-    `validation`: what `evaluation.watch` names, on the validation part, None where there is none; `validation_metric`,
-    `validation_device_type_metrics`: the full model's and every device type's metric there.
-    `flops`: of all clients' work; `peak_memory_bytes`: the most that one of them needed.
-    `wall_seconds`: real, since the round before was recorded; `phase_seconds`: what they went into, see profiling.py.
-    """
-
-    round: int
-    drawn: int
-    selected: int
-    arrived: int
-    late: int
-    dropped: int
-    refused: int
-    learning_rate: float
-    train_loss: float | None
-    metric: float | None
-    loss: float | None
-    validation: float | None
-    device_type_metrics: dict[str, float]
-    device_type_params: dict[str, int]
-    bytes_down: int
-    bytes_up: int
-    round_seconds: float
-    simulated_seconds: float
-    energy_joules: float
-    ranked: bool
-    wall_seconds: float
-    phase_seconds: dict[str, float]
-    flops: float | None = None
-    peak_memory_bytes: int | None = None
-    validation_metric: float | None = None
-    validation_device_type_metrics: dict[str, float] = field(default_factory=dict)
-    frozen_bytes_down: int = 0
-
-
-ARROW: dict[Any, pa.DataType] = {
-    int: pa.int64(),
-    float: pa.float64(),
-    bool: pa.bool_(),
-    str: pa.string(),
-    float | None: pa.float64(),
-    int | None: pa.int64(),
-    str | None: pa.string(),
-    dict[str, float]: pa.map_(pa.string(), pa.float64()),
-    dict[str, int]: pa.map_(pa.string(), pa.int64()),
-}
-"""How a field of a row is stored, by its annotation."""
-
-
-def schema_of(row: type) -> pa.Schema:
-    """The Parquet schema of a kind of row."""
-    return pa.schema([(name, ARROW[hint]) for name, hint in get_type_hints(row).items()])
 
 
 def check_output(folder: Path) -> None:
@@ -177,15 +83,15 @@ def _written(table: pa.Table) -> bytes:
 
 @dataclass(frozen=True)
 class Past:
-    """What a run goes on from: a checkpoint, None to begin again, and the rows up to it."""
+    """What a run goes on from: a checkpoint, None to begin again, and the rounds and what clients did up to it."""
 
     checkpoint: Checkpoint | None
     rounds: Sequence[RoundRow] = ()
-    clients: Sequence[ClientRow] = ()
+    clients: ClientTotals | None = None
 
 
 class Recorder:
-    """Writes a run's folder as it goes, from its beginning, or after its `past`.
+    """Writes a run's folder as it goes, from its beginning, or after its `past`. It keeps a row for each round, and sums over the clients.
 
     `state`: of the server after the last round recorded, None before the first. Raises UserError when the folder of a new run is taken,
     or cannot be made.
@@ -206,7 +112,7 @@ class Recorder:
         except OSError as error:
             raise UserError(f"{folder / part}: cannot be made: {error.strerror}") from None
         kept = past.checkpoint if past else None
-        self.rounds, self.clients = list(past.rounds if past else ()), list(past.clients if past else ())
+        self.rounds, self.clients = list(past.rounds if past else ()), (past and past.clients) or ClientTotals()
         self.state = kept.state if kept else None
         self.origin = dict(kept.origin) if kept else {}
         self._digest, self._unsynced = kept.records if kept else "", set[Path]()
@@ -236,7 +142,7 @@ class Recorder:
     def add(self, row: RoundRow, clients: Sequence[ClientRow], evaluations: pa.Table | None = None) -> None:
         """Records one round: one Parquet file each, of measured clients where there are any. They are not kept here."""
         self.rounds.append(row)
-        self.clients.extend(clients)
+        self.clients.add(clients)
         contents, names = [_parquet(RoundRow, [row]), _parquet(ClientRow, clients)], list(record_names(row.round))
         measured = self.folder / evaluations_name(row.round)
         if evaluations is not None:
@@ -283,6 +189,7 @@ class Recorder:
             save_file({**ranking, **state.norms}, final / "salience.safetensors")
         write_json(self.folder / SUMMARY, summary)
         checkpoint.keep_one(self.folder / "checkpoints", last_common_round(self.experiment))
+        self.client_states.prune(checkpoint.oldest(self.folder / "checkpoints"))
 
 
 def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:

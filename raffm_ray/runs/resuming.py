@@ -20,7 +20,9 @@ from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.runs.client_states.store import first_broken
 from raffm_ray.runs.extending import MAY_CHANGE, check_goes_on, differing, earlier_experiments
 from raffm_ray.runs.reader import SUMMARY, evaluations_name, read_record
-from raffm_ray.runs.recorder import ClientRow, Past, Recorder, RoundRow, digest_of, record_names
+from raffm_ray.runs.recorder import Past, Recorder, digest_of, record_names
+from raffm_ray.runs.rounds.client_totals import ClientTotals
+from raffm_ray.runs.rounds.rows import ClientRow, RoundRow
 from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.former_values import with_former_values
@@ -51,10 +53,13 @@ FREE = (
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
 FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
 """Those of runs whose checkpoints hold a digest of the places too."""
-OF_CLIENTS = ("clients.held_out", "clients.unseen", "evaluation.clients", "evaluation.tune")
+OF_EACH_CLIENT = ("clients.selection", "server.fair_exponent", "server.agnostic_rate", "evaluation.tune", "strategy.personal")
+FREE_BEFORE_EACH_CLIENT = (*FREE, *OF_EACH_CLIENT)
+"""Those of runs from before clients were chosen in other ways than uniformly, and remembered anything."""
+OF_CLIENTS = ("clients.held_out", "clients.unseen", "evaluation.clients", *OF_EACH_CLIENT)
 FREE_BEFORE_OWN_PARTS = (*FREE, *OF_CLIENTS)
 """Those of runs from before clients had held-out examples of their own."""
-LATER = ("fleet.keeps_frozen", "local.batches", "model.frozen_precision", "strategy.personal", *OF_CLIENTS)
+LATER = ("fleet.keeps_frozen", "local.batches", "model.frozen_precision", *OF_CLIENTS)
 FREE_BEFORE_KEPT = (*FREE, *LATER)
 """Those of runs from before there were these settings."""
 ADDED = ("model.seed", "plugin_settings", "task.objective", "local.client_update", "clients.missing_group", *LATER)
@@ -85,6 +90,7 @@ FREE_AT_FIRST = (
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 _EVERY_FREE = (
     FREE,
+    FREE_BEFORE_EACH_CLIENT,
     FREE_BEFORE_OWN_PARTS,
     FREE_BEFORE_KEPT,
     FREE_SINCE_PLUGINS,
@@ -181,12 +187,20 @@ def check_fits(state: ServerState, start: ServerState, folder: Path) -> None:
             _form(one) != _form(start)
             or any(kept.shape != start.parameters.shape for kept in one.moments.values())
             or (one.reached and _shapes(one.reached) != _shapes(start.reached))
+            or (one is state and _remembers(one) != _remembers(start))
         ):
             raise UserError(f"{folder}: the run cannot go on: what its checkpoint holds is not of this model")
 
 
 def _shapes(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (str(values.dtype), values.shape) for name, values in arrays.items()}
+
+
+def _remembers(state: ServerState) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Which records of clients and weights of device types there are; of every round so far, there is one number besides."""
+    parts = [vars(one) for one in (state.records, state.mixture) if one is not None]
+    kept = {name: values for part in parts for name, values in part.items() if name != "gained"}
+    return tuple(sorted((f"{name} {values.dtype}", values.shape) for name, values in kept.items()))
 
 
 def _form(state: ServerState) -> tuple[Any, ...]:
@@ -212,7 +226,10 @@ def _pasts(folder: Path, tell: Tell) -> Iterator[Past]:
         _tell_versions(kept, tell)
         names = [record_names(done) for done in range(number + 1)]
         rounds = [row for one, _ in names for row in _rows(folder / one, RoundRow)]
-        yield Past(kept, rounds, [row for _, one in names for row in _rows(folder / one, ClientRow)])
+        clients = ClientTotals()
+        for _, one in names:
+            clients.add(_rows(folder / one, ClientRow))
+        yield Past(kept, rounds, clients)
 
 
 def _past(folder: Path, tell: Tell) -> Past:

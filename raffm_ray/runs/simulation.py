@@ -14,6 +14,7 @@ from torch import Tensor
 from raffm_ray.basics.files import locked
 from raffm_ray.basics.machine import return_freed_memory
 from raffm_ray.clients.local_training import one_thread
+from raffm_ray.data.tasks import is_packed
 from raffm_ray.pool.worker_pool import Pool, check_pool, open_pool
 from raffm_ray.preparation.baselines import check_baselines, with_protocol, with_strategy
 from raffm_ray.preparation.client_parts import data_lines
@@ -30,8 +31,9 @@ from raffm_ray.runs.made_with import record_start
 from raffm_ray.runs.mirror import CONFIG, Mirror
 from raffm_ray.runs.progress import Display
 from raffm_ray.runs.reader import SUMMARY, of_a_run, read_summary
-from raffm_ray.runs.recorder import Recorder, RoundRow, check_origin, check_output, write_json
+from raffm_ray.runs.recorder import Recorder, check_origin, check_output, write_json
 from raffm_ray.runs.resuming import experiment_in, opened, origin_of, recorded_rounds
+from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.server.early_stopping import last_common_round
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.residual_pace import with_ruled_pace
@@ -188,7 +190,7 @@ def _ready(experiment: Experiment, folder: Path, console: Console, origin: Mappi
     setup, tell = prepared.setup, _teller(console)
     beside = {one.shown: with_strategy(prepared, one) for one in experiment.baselines}
     state, padded = with_ruled_pace(setup, plain_state(setup.architecture)), setup.architecture.positions.get("tokens")
-    for line in data_lines(prepared.task, prepared.parts, experiment.task.max_length, padded):
+    for line in data_lines(prepared.task, prepared.parts, experiment.task.max_length, padded, is_packed(experiment.task)):
         tell(line)
     for line in start_notes(prepared, list(beside.values()), state, folder):
         tell(f"note: {line}")
@@ -273,10 +275,6 @@ def _exporting(experiment: Experiment, pool: Pool) -> list[Callback]:
     return []
 
 
-FORECAST_STEPS = 3
-"""Steps of pretraining after which is said how long it will take."""
-
-
 def starting(prepared: Prepared, console: Console) -> Tensor:
     """The flat parameters before round 1, with a bar for the training that they may need. Raises UserError as `trained`."""
     experiment = prepared.setup.experiment
@@ -285,7 +283,7 @@ def starting(prepared: Prepared, console: Console) -> Tensor:
 
         def progress(step: int, steps: int, loss: float) -> None:
             times.append(monotonic())
-            if step == FORECAST_STEPS:
+            if len(times) == 3:  # the first takes longer
                 seconds = (times[-1] - times[0]) / (step - 1) * (steps - step)
                 display.stage(f"{described}, about {seconds:.0f} s more", 100)
             display.advance(100 * step / steps, f"pretraining: step {step}/{steps}  loss {loss:.3f}")

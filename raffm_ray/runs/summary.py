@@ -12,7 +12,9 @@ from raffm_ray.basics.machine import peak_rss_bytes
 from raffm_ray.clients.messages import Report, Update
 from raffm_ray.data.metrics import worst_name
 from raffm_ray.runs.reader import FORMER_KEYS
-from raffm_ray.runs.recorder import ClientRow, RoundRow, parameters_sha256
+from raffm_ray.runs.recorder import parameters_sha256
+from raffm_ray.runs.rounds.client_totals import ClientTotals, DeviceTotals
+from raffm_ray.runs.rounds.rows import ClientRow, RoundRow
 from raffm_ray.server.clock import Visit
 from raffm_ray.server.round_schedule import peak_memory_bytes
 from raffm_ray.server.state import Round, ServerState, Setup
@@ -82,7 +84,7 @@ def round_row(
     weight = sum(examples for _, examples in losses)
     return RoundRow(
         round=work.context.round if work else 0,
-        drawn=work.drawn if work else 0,
+        drawn=len(work.chosen) if work else 0,
         selected=len(rows),
         arrived=outcomes.count("used"),
         late=outcomes.count("late") + outcomes.count("stale"),
@@ -180,7 +182,7 @@ def start_of(setup: Setup, metric: str, held_out: int) -> dict[str, Any]:
 def summarize(
     setup: Setup,
     rounds: Sequence[RoundRow],
-    clients: Sequence[ClientRow],
+    clients: ClientTotals,
     final: Evaluation,
     state: ServerState,
     metric: str,
@@ -194,32 +196,25 @@ def summarize(
     """
     full = setup.costs(Plan())
     weakest = worst_name(metric, final.device_type_metrics)
-    trained = [row for row in clients if row.round > 0]
     unused = [late.visit.cost for late in state.clock.late]
     device_types = {}
     for device, plan in final.device_type_plans.items():
-        rows = [row for row in trained if row.device == device]
-        costs = setup.costs(plan)
-
-        def mean(field: str, otherwise: float | None, rows: list[ClientRow] = rows) -> float | None:
-            values = [value for row in rows if (value := getattr(row, field)) is not None]
-            return sum(values) / len(values) if values else otherwise
-
+        costs, did = setup.costs(plan), clients.device_types.get(device) or DeviceTotals()
         device_types[device] = {
             "clients": sum(one == device for one in setup.device_types),
-            "client_rounds": len(rows),
+            "client_rounds": did.client_rounds,
             "params": costs.params,
             "params_fraction": costs.params / full.params,
             "start": rounds[0].device_type_metrics[device],
             "metric": final.device_type_metrics[device],
-            "bytes_down": mean("bytes_down", costs.bytes),
-            "bytes_up": mean("bytes_up", costs.bytes_up),
-            "peak_memory_bytes": max([row.peak_memory_bytes for row in rows], default=costs.memory_bytes),
-            "round_seconds": mean("round_seconds", None),
-            "energy_joules": mean("energy_joules", None),
-            "flops": mean("training_flops", None),
-            "flops_per_example": mean("flops_per_example", None),
-            "over_budget": sum(bool(row.over_budget) for row in rows),
+            "bytes_down": did.mean("bytes_down", costs.bytes),
+            "bytes_up": did.mean("bytes_up", costs.bytes_up),
+            "peak_memory_bytes": costs.memory_bytes if did.peak_memory_bytes is None else did.peak_memory_bytes,
+            "round_seconds": did.mean("round_seconds", None),
+            "energy_joules": did.mean("energy_joules", None),
+            "flops": did.mean("training_flops", None),
+            "flops_per_example": did.mean("flops_per_example", None),
+            "over_budget": did.over_budget,
         }
     summary: dict[str, Any] = {
         "name": setup.experiment.name,
@@ -236,6 +231,7 @@ def summarize(
         "metric": metric,
         "params": full.params,
         "residual_pace": state.pace,
+        "mixture": None if state.mixture is None else dict(zip(setup.budgets, state.mixture.weights.tolist(), strict=True)),
         "start": rounds[0].metric,
         "full_model": final.metric,
         "device_types": device_types,
@@ -245,15 +241,14 @@ def summarize(
         "bytes_up": sum(row.bytes_up for row in rounds),
         "frozen_bytes_down": sum(row.frozen_bytes_down for row in rounds),
         "bytes_of_full_round": bytes_of_full_round(setup),
-        "bytes_full_size": bytes_of_full_round(setup) * sum(row.drawn for row in rounds)
-        + kept_bytes(setup) * len({row.client for row in clients}),
+        "bytes_full_size": bytes_of_full_round(setup) * sum(row.drawn for row in rounds) + kept_bytes(setup) * len(clients.seen),
         "simulated_seconds": state.clock.seconds,
         "energy_joules": sum(row.energy_joules for row in rounds),
         "flops": sum(flops) if None not in (flops := [row.flops for row in rounds]) else None,
         "wasted_bytes": state.clock.wasted_bytes + sum(cost.bytes_down + cost.bytes_up for cost in unused),
         "wasted_joules": state.clock.wasted_joules + sum(cost.energy_joules for cost in unused),
         "clients_without_data": sum(count == 0 for count in setup.examples) - len(setup.unseen),
-        "rejected_updates": sum(not row.accepted for row in clients),
+        "rejected_updates": clients.rejected,
         "round_wall_seconds": [row.wall_seconds for row in rounds if row.round > 0],
         "driver_peak_rss_bytes": peak_rss_bytes(),
         "params_sha256": parameters_sha256(state.parameters, setup.architecture, state.frozen),

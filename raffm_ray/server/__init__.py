@@ -19,6 +19,8 @@ Open to other packages:
 
 Used inside only:
 
+- `selection`: who is chosen for a round: a table, and what the server remembers for it
+- `agnostic_mixture`: what device types weigh, by their losses
 - `aggregation`: averages the updates, entry by entry (each worker has summed its own clients)
 
 Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `devices`, `clients`.

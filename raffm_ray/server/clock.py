@@ -72,7 +72,7 @@ class Visit:
 @dataclass(frozen=True)
 class LateUpdate:
     """An update on its way, of the parameters of `round`. `summed`: [parameters], flat, its weight times its change: one such array
-    for every update on its way is the server's memory for them. `copy`: which one of the size-specific parameters its plan used."""
+    for every update on its way is the server's memory for them. `copy`: which one of the size-specific parameters its plan used; `loss`: as its client reported it."""
 
     round: int
     arrival_seconds: float
@@ -81,6 +81,7 @@ class LateUpdate:
     weight: float
     summed: Tensor
     copy: int = 0
+    loss: float = float("nan")
 
 
 @dataclass(frozen=True)

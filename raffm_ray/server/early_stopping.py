@@ -44,7 +44,7 @@ def with_best_round(setup: Setup, state: ServerState, metric: str, validation: f
     if best is not None and not _better(metric, validation, best.validation):
         return replace(state, best=replace(best, since=best.since + 1))
     kept = (
-        replace(state, pending=None, moments={}, best=None, clock=VirtualClock())
+        replace(state, pending=None, moments={}, best=None, clock=VirtualClock(), records=None)
         if setup.experiment.evaluation.keep_best
         else None
     )

@@ -232,6 +232,7 @@ def advance_clock(
             weight=weight,
             summed=summed,
             copy=work.context.copy_of(plan),
+            loss=update.reports[0].loss,
         )
         for visit, update, summed in zip(visits, updates, sums, strict=True)
         for plan, weight in update.weights.items()

@@ -9,9 +9,9 @@ from torch import Tensor
 from raffm_ray.axes.indexing import AxisError, Plan, check_plan
 from raffm_ray.axes.nesting import within
 from raffm_ray.basics.errors import UserError
-from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.messages import Job, RoundContext, Update
 from raffm_ray.server.aggregation import AGGREGATION_RULES, flat_coverage
+from raffm_ray.server.agnostic_mixture import Mixture
 from raffm_ray.server.blocks import stack_sizes
 from raffm_ray.server.device_type_plans import copies, holds_full_model, training_view
 from raffm_ray.server.kept.client_memory import variate_change
@@ -19,6 +19,7 @@ from raffm_ray.server.kept.holders import weight_of_holders
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS, share_of
 from raffm_ray.server.ranking import cuts_residual, wanted_statistic
 from raffm_ray.server.round_schedule import advance_clock, available_clients, received, schedule_round, selection_size
+from raffm_ray.server.selection.choosing import choose_clients, remembered
 from raffm_ray.server.state import Round, ServerState, Setup
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.calibration import add_statistics
@@ -41,8 +42,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
     number = state.round + 1
     view, nested = training_view(setup, state, number)
     start_seconds, able = available_clients(setup, state.clock)
-    rng = generator(experiment.seed, "clients", number)
-    chosen = sorted(rng.choice(able, size=min(selection_size(setup), len(able)), replace=False).tolist())
+    chosen = choose_clients(setup, state, able, selection_size(setup), (view, nested))
     shared: dict[str, Plan | None] = {}
     trained: dict[int, Plan] = {}
     for client in chosen:
@@ -66,7 +66,6 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
     }
     _check_nesting(setup, by_size, prefixes_of)
     statistic = wanted_statistic(setup, state)
-    equal = strategy.client_weight == "equal"
     jobs = [
         Job(
             client=client,
@@ -75,7 +74,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
             prefix=strategy.prefix,
             calibrate=statistic is not None
             and (len(plan) == 0 or (bool(nested) and holds_full_model(setup, setup.device_types[client]))),
-            weight=1.0 if equal else float(setup.examples[client]),
+            weight=_job_weight(setup, state, client),
         )
         for client, plan in trained.items()
     ]
@@ -97,8 +96,27 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
         norm_bound=experiment.server.update_norm_bound,
         own=experiment.plugin_settings,
         personal=setup.personal,
+        received_loss=setup.measures_received,
+        fair_exponent=experiment.server.fair_exponent,
     )
-    return replace(schedule_round(setup, context, jobs, start_seconds, state.held, state.memory), drawn=len(chosen))
+    return replace(schedule_round(setup, context, jobs, start_seconds, state.held, state.memory), chosen=tuple(chosen))
+
+
+def _job_weight(setup: Setup, state: ServerState, client: int) -> float:
+    weight = float(setup.client_weights[client])
+    return weight if state.mixture is None else weight * state.mixture.factor(int(setup.device_type_numbers[client]))
+
+
+def _next_mixture(setup: Setup, state: ServerState, updates: Sequence[Update]) -> Mixture | None:
+    """After a round of which these updates came in time."""
+    if state.mixture is None:
+        return None
+    heard = [
+        (int(setup.device_type_numbers[one.client]), float(setup.client_weights[one.client]), one.received_loss)
+        for update in updates
+        for one in update.reports
+    ]
+    return state.mixture.after(heard, setup.experiment.server.agnostic_rate)
 
 
 def _check_nesting(setup: Setup, plans: Sequence[Plan], prefixes_of: Mapping[int, tuple[int, ...]]) -> None:
@@ -166,6 +184,8 @@ def finish_round(
         clock=clock,
         reached=add_reached(state.reached, weights, plans, setup.architecture.layout),
         reached_weight=state.reached_weight + total,
+        mixture=_next_mixture(setup, state, updates[:on_time]),
+        records=remembered(setup, state, work, updates[:on_time], [one for one, _ in arrived]),
         held=state.held.after(received(setup, work), len(setup.device_types)),
         memory=state.memory.after(kept, work.context.round, len(setup.device_types), moved),
     )

@@ -22,11 +22,14 @@ from raffm_ray.devices.profiles import Device
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import named_parameters, split, to_array
 from raffm_ray.server.aggregation import AGGREGATION_RULES
+from raffm_ray.server.agnostic_mixture import Mixture, first_mixture
 from raffm_ray.server.clock import VirtualClock, Visit
 from raffm_ray.server.kept.client_memory import ClientMemory, personal_names
 from raffm_ray.server.kept.held_parameters import Held
 from raffm_ray.server.kept.memory_checks import check_memory
 from raffm_ray.server.optimizers import Moments
+from raffm_ray.server.selection.records import Records
+from raffm_ray.server.selection.table import check_selection, first_records
 from raffm_ray.server.strategies import STRATEGIES, Strategy
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.budgets import Budget
@@ -61,6 +64,16 @@ class Setup:
     unseen: frozenset[int] = frozenset()
 
     @property
+    def measures_received(self) -> bool:
+        """Whether clients measure the parameters that they receive before they train."""
+        return self.experiment.server.fair_exponent > 0 or self.experiment.server.agnostic_rate > 0
+
+    @cached_property
+    def client_weights(self) -> NDArray[np.float64]:
+        """[clients]: what each counts in an average, as `client_weight` says."""
+        return (self.owners if self.strategy.client_weight == "equal" else self.example_counts).astype(np.float64)
+
+    @property
     def cutting(self) -> Cutting:
         """How plans may be cut, where no ranking has chosen another pace."""
         settings = self.experiment.extraction
@@ -72,6 +85,17 @@ class Setup:
         found = np.asarray(self.examples) > 0
         found.setflags(write=False)
         return found
+
+    @cached_property
+    def example_counts(self) -> NDArray[np.int64]:
+        """[clients]: `examples`."""
+        return np.asarray(self.examples, dtype=np.int64)
+
+    @cached_property
+    def device_type_numbers(self) -> NDArray[np.int32]:
+        """[clients]: the position of each one's device type in `budgets`."""
+        number = {name: position for position, name in enumerate(self.budgets)}
+        return np.array([number[name] for name in self.device_types], dtype=np.int32)
 
     @cached_property
     def owners_by_device_type(self) -> Mapping[str, int]:
@@ -97,11 +121,8 @@ class Setup:
     @cached_property
     def weight_by_device_type(self) -> Mapping[str, float]:
         """Of all clients that may train, as their jobs weigh."""
-        found = Counter[str]()
-        for name, examples in zip(self.device_types, self.examples, strict=True):
-            if examples:
-                found[name] += 1 if self.strategy.client_weight == "equal" else examples
-        return {name: float(weight) for name, weight in found.items()}
+        weights = np.bincount(self.device_type_numbers, self.client_weights, minlength=len(self.budgets))
+        return {name: weight for name, weight in zip(self.budgets, weights.tolist(), strict=True) if weight}
 
     @cached_property
     def personal(self) -> tuple[str, ...]:
@@ -138,7 +159,8 @@ class ServerState:
     """All that the next round depends on. `parameters`: flat, the trained ones and the copies that sizes have of their own; `frozen`: flat, the
     others, the same in every round and in no checkpoint; `held`: what devices have of them; `pending`: statistics reported since the last ranking; `norms`: from before it; `moments`:
     the server optimizer's; `best`: None before a first validation; `reached`: of `reached_weight`, the weight of all updates so far; `pace`: of
-    the ranked list, chosen with the scores (see `Cutting`); `memory`: of what clients keep, and the control variate."""
+    the ranked list, chosen with the scores (see `Cutting`); `memory`: of what clients keep, and the control variate; `records`:
+    of clients, None where the selection reads none; `mixture`: of device types, None without `server.agnostic_rate`."""
 
     round: int
     parameters: Tensor
@@ -155,6 +177,8 @@ class ServerState:
     frozen: Tensor = field(default_factory=lambda: torch.empty(0))
     held: Held = field(default_factory=Held)
     memory: ClientMemory = field(default_factory=ClientMemory)
+    records: Records | None = None
+    mixture: Mixture | None = None
 
     @property
     def sent_array(self) -> NDArray[np.float32]:
@@ -178,13 +202,13 @@ class Round:
     """A round's work: what all share, and the jobs by block.
 
     Clients whose updates nobody will use have no job, only a visit. The last `late` blocks hold one client each, whose update comes
-    after the round's end. `drawn`: how many clients the strategy was asked about; `visits`: everybody whom it gave work, in client order; `start_seconds`: virtual time; `seconds`: until the end.
+    after the round's end. `chosen`: the clients that the strategy was asked about; `visits`: everybody whom it gave work, in client order; `start_seconds`: virtual time; `seconds`: until the end.
     """
 
     context: RoundContext
     blocks: tuple[tuple[Job, ...], ...]
     visits: tuple[Visit, ...] = ()
-    drawn: int = 0
+    chosen: tuple[int, ...] = ()
     late: int = 0
     start_seconds: float = 0.0
     seconds: float = 0.0
@@ -196,8 +220,9 @@ class Round:
 
 
 def setup_strategy(experiment: Experiment) -> Strategy:
-    """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name, prefixes that it cannot have, or
-    one that has nobody to learn from."""
+    """The experiment's strategy with the settings' overrides. Raises UserError for an unknown name, of a selection too, prefixes that it
+    cannot have, or one that has nobody to learn from."""
+    check_selection(experiment)
     settings, update = experiment.strategy, look_up(CLIENT_UPDATES, experiment.local.client_update, "local.client_update")
     strategy = STRATEGIES.chosen(settings.name, experiment.plugin_settings, "strategy.name")
     if settings.prefix != "default":
@@ -246,7 +271,9 @@ def starting_state(setup: Setup, flat: Tensor) -> ServerState:
     trained, frozen = split(flat, setup.architecture)
     copied = with_copies(trained, setup.architecture, setup.size_specific, len(setup.budgets))
     memory = ClientMemory(variate=torch.zeros(len(trained) if setup.memory[1] else 0))
-    return replace(new_state(copied), frozen=frozen, memory=memory)
+    fleet = first_mixture(setup.device_type_numbers, setup.client_weights, len(setup.budgets))
+    mixture, records = fleet if setup.experiment.server.agnostic_rate else None, first_records(setup.experiment)
+    return replace(new_state(copied), frozen=frozen, memory=memory, records=records, mixture=mixture)
 
 
 def parameters_of(setup: Setup, state: ServerState, copy: int = 0) -> dict[str, Tensor]:

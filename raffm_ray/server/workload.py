@@ -9,6 +9,7 @@ from raffm_ray.data.examples import steps_of
 from raffm_ray.devices.round_costs import Workload, training_work
 from raffm_ray.server.state import Round, Setup
 from raffm_ray.subnetworks.calibration import backward_passes
+from raffm_ray.subnetworks.costs import Costs
 
 
 def flops_per_example(setup: Setup, context: RoundContext, report: Report) -> float:
@@ -18,8 +19,11 @@ def flops_per_example(setup: Setup, context: RoundContext, report: Report) -> fl
 
 
 def training_flops(setup: Setup, context: RoundContext, report: Report) -> float:
-    """FLOPs that a client's work takes on its device: every example through every plan it trains, and its calibration."""
+    """FLOPs that a client's work takes on its device: every example through every plan it trains, its calibration, and a forward pass of all its
+    examples where it measures what it received."""
     flops = sum(setup.costs(context.plans[plan]).training_flops * examples for plan, examples in report.forward_backward)
+    if context.received_loss and report.plan is not None:
+        flops += setup.costs(context.plans[report.plan]).forward_flops * report.examples
     if not report.calibrated:
         return float(flops)
     # Statistics take a forward pass and some backward, those of norms another forward pass.
@@ -35,6 +39,11 @@ def _batch_size(setup: Setup, examples: int) -> float:
     return examples / steps_of(examples, setup.experiment.local.batch_size, 1, None)
 
 
+def _measuring(costs: Costs, examples: int, batch_size: float) -> Workload:
+    """A forward pass of so many examples, charged the memory traffic of as many training FLOPs."""
+    return training_work(costs, examples * costs.forward_flops / costs.training_flops, batch_size)
+
+
 def reported_work(setup: Setup, context: RoundContext, report: Report) -> Workload:
     """What a client computed. FLOPs besides training, of calibration, are charged the memory traffic of as many training FLOPs of the
     full model."""
@@ -43,6 +52,8 @@ def reported_work(setup: Setup, context: RoundContext, report: Report) -> Worklo
     total = Workload()
     for plan, examples in report.forward_backward:
         total = total.plus(training_work(setup.costs(context.plans[plan]), examples, batch_size))
+    if context.received_loss and report.plan is not None:
+        total = total.plus(_measuring(setup.costs(context.plans[report.plan]), report.examples, batch_size))
     full = setup.costs(Plan())
     total = total.plus(training_work(full, (flops - total.flops) / full.calibration_flops, batch_size))
     return total._replace(flops=flops)
@@ -66,7 +77,7 @@ def expected_work(setup: Setup, plan: Plan, smaller: Sequence[Plan], examples: i
     total = Workload()
     for one, count in passes.items():
         total = total.plus(training_work(setup.costs(one), count, batch_size))
-    return total
+    return total.plus(_measuring(setup.costs(plan), examples, batch_size)) if setup.measures_received else total
 
 
 def block_costs(setup: Setup, work: Round) -> list[float]:

@@ -6,6 +6,7 @@ Open to other packages:
 - `task_and_model`: settings of the data and of the model
 - `evaluation`: settings of evaluation
 - `strategy`: settings of a strategy, and of its baselines
+- `selection`: settings of who is chosen for a round
 - `execution`: settings of the pool and of checkpoints
 - `loading`: reads YAML and flags; every mistake is one line
 - `plugins`: plug-ins, where they are here, with their digests
@@ -34,6 +35,7 @@ __all__ = [
     "loading",
     "paths",
     "plugins",
+    "selection",
     "strategy",
     "task_and_model",
 ]

@@ -10,6 +10,7 @@ from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, Sa
 from raffm_ray.settings.evaluation import EvaluationSettings
 from raffm_ray.settings.execution import CheckpointSettings, PoolSettings
 from raffm_ray.settings.plugins import PluginSettings
+from raffm_ray.settings.selection import SelectionSettings
 from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
 from raffm_ray.settings.task_and_model import ModelSettings, TaskSettings
 
@@ -58,10 +59,15 @@ class ClientSettings(Settings):
         description="part of every device type's clients that never train; all their examples measure them; 0: none",
     )
 
+    selection: SelectionSettings = SelectionSettings()
+
     @model_validator(mode="after")
     def _enough(self) -> "ClientSettings":
         if self.per_round > self.count:
             raise ValueError(f"per_round {self.per_round} must not exceed count {self.count}")
+        candidates = self.selection.candidates
+        if candidates is not None and not self.per_round <= candidates <= self.count:
+            raise ValueError(f"selection.candidates {candidates} must be from per_round {self.per_round} to count {self.count}")
         return self
 
 
@@ -141,6 +147,16 @@ class ServerSettings(Settings):
     tau: float = Field(default=1e-3, gt=0, description="adaptivity of `adam` and `yogi`; a smaller value adapts more")
     update_norm_bound: float | None = Field(
         default=None, gt=0, description="largest L2 norm of a client's update that is accepted; default: no limit"
+    )
+    fair_exponent: float = Field(
+        default=0.0,
+        ge=0,
+        description="q of q-FedAvg: clients with larger losses count more; 0: as in FedAvg; see docs/how_to/choose_clients.md",
+    )
+    agnostic_rate: float = Field(
+        default=0.0,
+        ge=0,
+        description="step size by which device types with larger losses come to count more (agnostic federated learning); 0: they never do",
     )
     bad_updates: Literal["refuse", "stop"] = Field(
         default="refuse",

@@ -11,7 +11,7 @@ from raffm_ray.basics.files import LOCK, in_turn
 from raffm_ray.data.metrics import worst
 from raffm_ray.reports.comparison_table import MEASURES
 from raffm_ray.runs import checkpoint
-from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.runs.simulation import resume, simulate
 from raffm_ray.settings.experiment import Experiment
 

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForImageClassification, ViTConfig
 from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.basics.errors import UserError
 from raffm_ray.models.pretrained_weights import new_parameters
-from raffm_ray.preparation.defaults import HEAD_EPOCHS, learning_rate
+from raffm_ray.preparation.defaults import learning_rate
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.pretraining import pretrain, starting_model
 from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters, worse_warning
@@ -39,7 +39,7 @@ def from_checkpoint(folder: Path, **local: object) -> Experiment:
     return parse({**values, "model": {"pretrained": str(folder)}})
 
 
-def chosen(experiment: Experiment) -> tuple[float | None, int | None, int | None, int | None]:
+def chosen(experiment: Experiment) -> tuple[float | None, int | None, int | None, int | str | None]:
     prepared = prepare(experiment).setup.experiment
     pretraining = prepared.model.pretrain
     return prepared.local.learning_rate, prepared.local.warmup_rounds, pretraining.epochs, pretraining.head_epochs
@@ -49,7 +49,7 @@ def test_a_new_model_is_pretrained_and_a_pretrained_one_only_gets_a_head(checkpo
     assert chosen(tiny_experiment(model={"pretrain": {}})) == (1e-3, 0, 100, 0)
     width = TINY["vit"]["hidden_size"]
     rate = min(1e-3, 5e-5 * 768 / width)
-    assert chosen(from_checkpoint(checkpoints["headless"])) == (rate, 2, 0, HEAD_EPOCHS)
+    assert chosen(from_checkpoint(checkpoints["headless"])) == (rate, 2, 0, "auto")
     assert chosen(from_checkpoint(checkpoints["whole"])) == (rate, 2, 0, 0)
 
 

@@ -22,10 +22,14 @@ from torch import Tensor
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.serialization import pack, unpack
+from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.runs.checkpoint import ARRAYS, MANIFEST, SUMS, Checkpoint, DamagedError, read, whole, write
 from raffm_ray.runs.loop import Environment, train
-from raffm_ray.runs.recorder import ClientRow, Recorder, RoundRow
+from raffm_ray.runs.recorder import Recorder
+from raffm_ray.runs.resuming import check_fits
+from raffm_ray.runs.rounds.rows import ClientRow, RoundRow
+from raffm_ray.server.selection.records import no_records
 from raffm_ray.server.state import Best, ServerState, new_state
 from raffm_ray.server.strategies import STRATEGIES
 
@@ -97,6 +101,10 @@ def test_the_states_that_were_tried_have_something_of_everything(rich) -> None:
     assert last.best.state is not None
     assert last.norms
     assert last.held.plans
+    assert last.mixture is not None
+    assert (last.mixture.weights != last.mixture.shares).any()
+    assert last.records is not None
+    assert np.isfinite(last.records.loss).any()
     assert any(state.pending for state in rich)
     assert any(report.loss != report.loss for report in (late.visit.report for late in last.clock.late))
 
@@ -271,3 +279,10 @@ def test_only_plain_values_are_packed() -> None:
     state = new_state(torch.tensor([1.0, float("nan"), -0.0]))
     plain, arrays = pack(state)
     assert equal(unpack(ServerState, plain, {name: torch.from_numpy(values) for name, values in arrays.items()}), state)
+
+
+@pytest.mark.parametrize("records", [None, no_records(5)])
+def test_records_of_other_clients_are_not_of_this_run(rich, records) -> None:
+    check_fits(rich[-1], rich[-1], Path("run"))
+    with pytest.raises(UserError, match="what its checkpoint holds is not of this model"):
+        check_fits(replace(rich[-1], records=records), rich[-1], Path("run"))

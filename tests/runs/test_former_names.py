@@ -18,8 +18,9 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.reports.multi_run_report import labels, write_comparison
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.reader import read_configuration, read_rounds, read_summary, with_present_keys
-from raffm_ray.runs.recorder import RoundRow, digest_of, record_names
+from raffm_ray.runs.recorder import digest_of, record_names
 from raffm_ray.runs.resuming import ADDED, FREE
+from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.runs.simulation import resume, simulate
 from raffm_ray.settings.loading import dump, load, parse
 

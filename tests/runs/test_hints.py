@@ -10,7 +10,7 @@ from raffm_ray.preparation.prepare import prepare
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.runs.hints import hint_at_end, hint_at_start, unused_rows
 from raffm_ray.runs.reader import read_rounds
-from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.settings.task_and_model import ModelSettings
 

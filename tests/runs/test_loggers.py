@@ -26,8 +26,8 @@ from raffm_ray.runs.loggers.mlflow_run import log_to_mlflow
 from raffm_ray.runs.loggers.table import LOGGERS, chosen_loggers
 from raffm_ray.runs.loggers.wandb_run import log_to_wandb
 from raffm_ray.runs.reader import read_summary
-from raffm_ray.runs.recorder import RoundRow
 from raffm_ray.runs.resuming import recorded_rounds
+from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.runs.simulation import simulate
 
 ROOT = Path(__file__).parents[2]

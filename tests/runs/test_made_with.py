@@ -53,11 +53,14 @@ def test_control_a_text_that_names_the_machine_is_found() -> None:
     ("words", "told"),
     [
         (["run", "experiments/digits.yaml", "--rounds", "5"], "raffm-ray run experiments/digits.yaml --rounds 5"),
-        (["run", "/disk/ann/a b.yaml", "--out=/disk/ann/x"], "raffm-ray run 'a b.yaml' --out=x"),
-        (["run", "x.yaml", "--task.data", '{"a": "/disk/ann/a.csv"}'], """raffm-ray run x.yaml --task.data '{"a": "a.csv"}'"""),
+        (["run", "/disk/ann/a b.yaml", "--out=/disk/ann/x"], "raffm-ray run '.../a b.yaml' --out=.../x"),
+        (
+            ["run", "x.yaml", "--task.data", '{"a": "/disk/ann/a.csv"}'],
+            """raffm-ray run x.yaml --task.data '{"a": ".../a.csv"}'""",
+        ),
         (["run", "x.yaml", "--out", "s3://bucket/runs/a"], "raffm-ray run x.yaml --out s3://bucket/runs/a"),
         (["resume", "https://ann:secret@host/run"], "raffm-ray resume https://***@host/run"),
-        (["run", "~/x.yaml", "--fleet.shares", "{v100: 1/2}"], "raffm-ray run x.yaml --fleet.shares '{v100: 1/2}'"),
+        (["run", "~/x.yaml", "--fleet.shares", "{v100: 1/2}"], "raffm-ray run .../x.yaml --fleet.shares '{v100: 1/2}'"),
     ],
 )
 def test_a_command_is_told_without_folders_of_the_machine(words, told) -> None:

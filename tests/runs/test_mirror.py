@@ -271,7 +271,15 @@ def test_a_report_of_a_run_at_a_url_leaves_its_model_there(tmp_path, monkeypatch
     before = names(url)
     monkeypatch.chdir(tmp_path)
     assert cli(["report", url]) == 0
-    assert names(url) - before == {"report.html", "report.png", "shares.png", "profile.png", "units.png", "clients.png"}
+    assert names(url) - before == {
+        "report.html",
+        "report.png",
+        "shares.png",
+        "profile.png",
+        "units.png",
+        "clients.png",
+        "participation.png",
+    }
     assert before <= names(url)
     (folder,) = (tmp_path / "runs").iterdir()
     assert not (folder / "checkpoints").exists()

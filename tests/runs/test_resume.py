@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import tiny_experiment
+from interruptions import MOMENTS, Interrupted, go
 from outcomes import outcome, without_real
 from PIL import Image
 from processes import marked, shared_memory, wait_for
@@ -41,41 +42,6 @@ from raffm_ray.runs.simulation import completed, resume, simulate
 from raffm_ray.settings.loading import dump, load
 
 ROOT = Path(__file__).parents[2]
-
-
-class Interrupted(BaseException):
-    """Raised inside a run; like KeyboardInterrupt, nobody takes it for an error."""
-
-
-class Moments:
-    """Interrupts a run before it touches its folder for the `left`-th time: files opened, renamed, removed, folders made."""
-
-    folder: Path | None = None
-    left = 0
-
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.folder is None or event not in ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree"):
-            return
-        touched = [str(one) for one in arguments if str(self.folder) in str(one)]
-        if touched and "tensorboard" not in touched[0]:  # a thread of its own writes there
-            self.left -= 1
-            if self.left == 0:
-                self.folder = None
-                raise Interrupted
-
-    def interrupt(self, folder: Path, after: int) -> None:
-        self.folder, self.left = folder, after
-
-
-MOMENTS = Moments()
-sys.addaudithook(MOMENTS)
-
-
-def go(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Runs on in a folder, from wherever the run there is."""
-    with one_thread(), locked(folder):
-        prepared, start, pool = quick(**changes)
-        return completed(prepared, start, folder, Environment(pool, Console(quiet=True)))
 
 
 @pytest.fixture(scope="module")
@@ -416,7 +382,7 @@ def test_a_run_goes_on_elsewhere(undisturbed, copy) -> None:
     assert outcome(copy) == undisturbed
 
 
-@pytest.mark.parametrize("before", ["FREE_AT_FIRST", "FREE_WITHOUT_PLACES", "FREE_SINCE_PLUGINS"])
+@pytest.mark.parametrize("before", ["FREE_AT_FIRST", "FREE_WITHOUT_PLACES", "FREE_SINCE_PLUGINS", "FREE_BEFORE_SELECTION"])
 def test_a_checkpoint_of_a_version_with_fewer_free_settings_goes_on(undisturbed, copy, before, monkeypatch) -> None:
     from raffm_ray.runs import resuming
 

@@ -13,7 +13,7 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.pool.worker import Worker
 from raffm_ray.runs import simulation
 from raffm_ray.runs.loggers.telemetry import EXPORTED, LOST_WORKERS
-from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.runs.simulation import simulate
 
 

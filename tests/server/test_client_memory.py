@@ -247,6 +247,10 @@ REFUSED = {
         "feddyn",
         {"strategy": {"aggregation": "damped"}},
     ),
+    r"server.agnostic_rate: 0.1 cannot be with server.optimizer 'feddyn', which takes means by weights that stay": (
+        "feddyn",
+        {"server": {"optimizer": "feddyn", "agnostic_rate": 0.1}},
+    ),
     r"clock.staleness: must be 0 with local.client_update 'scaffold', .* got 0.5": ("scaffold", {"clock": {"late": "accept"}}),
 }
 

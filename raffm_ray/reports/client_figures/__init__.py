@@ -1,11 +1,12 @@
-"""What every client gets, as a part of the page of one run.
+"""What every client gets, and who took part, as parts of the page of one run.
 
 Used inside `reports` only:
 
 - `picture`: how the clients' metrics are spread, and by device type
+- `participation`: who took part: a picture, a table
 - `section`: the part of the page: pictures with captions, and tables
 
 Start reading at `section`.
 """
 
-__all__ = ["picture", "section"]
+__all__ = ["participation", "picture", "section"]

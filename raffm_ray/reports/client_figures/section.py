@@ -6,13 +6,18 @@ from typing import Any
 
 from raffm_ray.basics.formatting import counted
 from raffm_ray.data.metrics import shown, unit
-from raffm_ray.reports.client_figures.picture import PANELS, picture_of_clients
+from raffm_ray.reports.client_figures.picture import FEW, PANELS, picture_of_clients
 from raffm_ray.reports.drawing import panels_of, save
 from raffm_ray.reports.figure_data import MOST_ROWS
 from raffm_ray.reports.page import Cell, Picture, Section, Table, csv_text
 from raffm_ray.runs.reader import read_evaluations
 
-MODELS = {"own": "own subnetwork", "full": "full model"}
+MODELS = {
+    "own": "own subnetwork",
+    "full": "full model",
+    "personal": "own subnetwork, own parameters",
+    "tuned": "own subnetwork, tuned",
+}
 TITLE = "What every client gets"
 NOTE = (
     "Mean over clients: every client counts the same. Mean over examples: every held-out example does. Worst tenth: the mean of the worst tenth of the "
@@ -54,15 +59,15 @@ def _pictures(panels: Mapping[str, bytes], metric: str, found: Mapping[str, Any]
             name="clients",
             image=panels[PANELS[0]],
             alt=f"Histogram of {counted(own['clients'], 'client')} by {metric}. Own subnetworks: {spread}.",
-            caption=f"Clients by {metric} on their own held-out examples. Filled: each client's own subnetwork. Outline: the full model.",
+            caption=f"Clients by {metric} on their own held-out examples. Filled: each client's own subnetwork. Outlines: the full model, and what else they were measured with.",
             data=data,
             source="evaluations/",
         ),
         Picture(
             name="clients_by_device_type",
             image=panels[PANELS[1]],
-            alt=f"Box plots of clients' {metric} by device type. Means: {each}.",
-            caption=f"Clients' {metric} by device type, own subnetworks. Box: the middle half; whiskers: 10% to 90%; line: median; triangle: mean.",
+            alt=f"Box plots, or points, of clients' {metric} by device type. Means: {each}.",
+            caption=f"Clients' {metric} by device type, own subnetworks. Box: the middle half; whiskers: 10% to 90%; line: median; triangle: mean. Of fewer than {FEW} clients, points alone.",
             data=data,
             source="evaluations/",
         ),
@@ -84,7 +89,8 @@ def _overview(metric: str, measured: Mapping[str, Mapping[str, Any]]) -> Table:
     rows, undefined = [], 0
     for strategy, found in measured.items():
         for model, told in MODELS.items():
-            one = found[model]
+            if not (one := found.get(model)):
+                continue
             undefined = max(undefined, one["undefined"])
             worst, gap, fair = one["worst_client"], one["device_type_gap"]["gap"], one["jain_index"]
             more = [
@@ -106,13 +112,15 @@ def _parts(metric: str, name: str, found: Mapping[str, Any]) -> list[Table]:
     kinds = {"device_types": "device type", "groups": "group", "trained_and_unseen": "part in training"}
     tables = []
     for key, kind in kinds.items():
-        parts = found["own"][key]
-        if len(parts) > 1:
-            tables.append(
-                Table(
-                    caption=f"{name}: clients' {metric} by {kind}, own subnetworks.",
-                    headings=[kind, *_headings(metric)],
-                    rows=[[Cell(str(part).replace("_", " ")), *_cells(metric, one)] for part, one in parts.items()],
-                )
-            )
+        if len(found["own"][key]) < 2:
+            continue
+        models = {model: told for model, told in MODELS.items() if found.get(model)}
+        rows = [
+            [Cell(str(part).replace("_", " ")), Cell(told), *_cells(metric, found[model][key][part])]
+            for part in found["own"][key]
+            for model, told in models.items()
+            if part in found[model][key]
+        ]
+        caption = f"{name}: clients' {metric} by {kind}."
+        tables.append(Table(caption=caption, headings=[kind, "model", *_headings(metric)], rows=rows))
     return tables

@@ -102,9 +102,12 @@ def client_summary(metric: str, table: pa.Table, device_types: Sequence[str]) ->
 
 
 def told(metric: str, table: pa.Table) -> str:
-    """A line for who watches: the mean over clients and the worst tenth, of every client's own subnetwork."""
-    values = table.filter(pa.array(np.array(table["model"].to_pylist()) == MODELS[0]))["metric"].drop_null().to_numpy()
+    """A line for who watches: the mean over clients and the worst tenth, of every client's own subnetwork, with its own parameters where it keeps
+    some."""
+    models = np.array(table["model"].to_pylist())
+    model, besides = ("personal", " and parameters") if (models == "personal").any() else ("own", "")
+    values = table.filter(pa.array(models == model))["metric"].drop_null().to_numpy()
     if not len(values):
         return f"clients: {metric} is defined on no client's examples"
     mean, worst = (f"{shown(metric, value)}{unit(metric)}" for value in (float(values.mean()), worst_tenth(metric, values)))
-    return f"clients, each with its own subnetwork: mean {metric} {mean}, worst tenth {worst}"
+    return f"clients, each with its own subnetwork{besides}: mean {metric} {mean}, worst tenth {worst}"

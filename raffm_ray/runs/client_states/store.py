@@ -24,6 +24,8 @@ from raffm_ray.server.kept.client_memory import ClientMemory
 from raffm_ray.server.state import ServerState
 
 FOLDER = "states"
+ABOUT = "raffm_ray"
+"""Where a file has the state's other values, and its digest."""
 EACH = 1000
 """Clients whose files are in one folder."""
 
@@ -44,7 +46,8 @@ def packed(state: ClientState) -> bytes:
     """A state as a safetensors file, with its digest."""
     plain, arrays = pack(state)
     manifest = json.dumps(plain, allow_nan=False)
-    return bytes(save(arrays, {"manifest": manifest, "sha256": _digest(manifest, arrays)}))
+    about = json.dumps({"manifest": manifest, "sha256": _digest(manifest, arrays)})
+    return bytes(save(arrays, {ABOUT: about}))  # one entry: safetensors writes several in any order
 
 
 def read_state(path: Path, client: int) -> ClientState:
@@ -52,7 +55,7 @@ def read_state(path: Path, client: int) -> ClientState:
     try:
         read_whole(path)  # a link or a folder in its place is told of
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
+            about = json.loads((file.metadata() or {})[ABOUT])
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # it is no mapping
         found = _digest(about["manifest"], {name: values.numpy() for name, values in tensors.items()})
         if found != about["sha256"]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from raffm_ray.basics.errors import without_secrets
 from raffm_ray.basics.files import write_atomically
-from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.settings.experiment import Experiment
 
 IDENTITIES = "loggers.json"

@@ -4,7 +4,7 @@ import csv
 
 from raffm_ray.runs.callbacks import Callback, StartedRun
 from raffm_ray.runs.loggers.content import numbers_of
-from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.runs.rounds.rows import RoundRow
 
 
 def write_csv(run: StartedRun) -> Callback:

@@ -8,7 +8,7 @@ from typing import Any
 
 from raffm_ray.runs.callbacks import Callback, StartedRun
 from raffm_ray.runs.loggers.content import ARTIFACTS, final_numbers, flat, identity, numbers_of, remember, settings_of
-from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.runs.rounds.rows import RoundRow
 
 PARAMS_AT_ONCE, LONGEST = 100, 6000
 """What a call of MLflow takes: how many parameters, and the letters of a value."""

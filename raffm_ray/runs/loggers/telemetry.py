@@ -8,7 +8,7 @@ from ray.util.metrics import Counter, Gauge
 
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.runs.callbacks import Callback
-from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.settings.experiment import Experiment
 
 COMMON = ("run", "strategy")

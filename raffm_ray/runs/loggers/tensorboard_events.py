@@ -7,7 +7,7 @@ import yaml
 
 from raffm_ray.runs.callbacks import Callback, StartedRun
 from raffm_ray.runs.loggers.content import numbers_of, settings_of
-from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.runs.rounds.rows import RoundRow
 
 
 def write_events(run: StartedRun) -> Callback:

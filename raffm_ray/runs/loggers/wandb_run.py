@@ -7,7 +7,7 @@ from typing import Any
 
 from raffm_ray.runs.callbacks import Callback, StartedRun
 from raffm_ray.runs.loggers.content import ARTIFACTS, final_numbers, identity, numbers_of, remember, settings_of
-from raffm_ray.runs.recorder import RoundRow
+from raffm_ray.runs.rounds.rows import RoundRow
 
 OFFLINE = "offline"
 

@@ -57,5 +57,8 @@ def _of_sums(experiment: Experiment, strategy: Strategy) -> Iterator[str]:
         yield f"strategy.name: {told} needs clients that hold the same part in every round, and {name!r} gives them others"
     if shares and strategy.aggregation != "coverage":
         yield f"strategy.aggregation: must be coverage with {told}, which sums up means of changes, got {strategy.aggregation!r}"
+    for key in ("fair_exponent", "agnostic_rate"):
+        if value := getattr(experiment.server, key):
+            yield f"server.{key}: {value:g} cannot be with {told}, which takes means by weights that stay the clients' own"
     if clock.late == "accept" and clock.staleness:
         yield f"clock.staleness: must be 0 with {told}, to which every update counts as a whole, got {clock.staleness:g}"
