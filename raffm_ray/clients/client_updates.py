@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from raffm_ray.basics.registry import Table
 from raffm_ray.clients.local_training import ClientData, Training
-from raffm_ray.clients.updates.control_variates import CONTROL, scaffold
-from raffm_ray.clients.updates.row import Batches, ClientUpdate, Memory, Named, Outcome, PrefixAt
+from raffm_ray.clients.updates.control_variates import CONTROL, DUAL, feddyn, scaffold
+from raffm_ray.clients.updates.meta import per_fedavg
+from raffm_ray.clients.updates.personal import INNER_STEPS, ditto, fedrep, pfedme
+from raffm_ray.clients.updates.row import OWN, Batches, ClientUpdate, Memory, Named, Outcome, PrefixAt
 from raffm_ray.clients.updates.standard import standard
 from raffm_ray.data.examples import Examples, step_sizes
 
@@ -17,6 +19,11 @@ CLIENT_UPDATES: Table[ClientUpdate] = Table(
     {
         "standard": ClientUpdate(standard, prefixes=True, stacks=True),
         "scaffold": ClientUpdate(scaffold, keeps={CONTROL: "zeros"}, variate=True, copies=3),
+        "feddyn": ClientUpdate(feddyn, keeps={DUAL: "zeros"}, copies=2, proximal="alpha of FedDyn"),
+        "ditto": ClientUpdate(ditto, passes=2.0, keeps={OWN: "received"}, copies=2, proximal="lambda of Ditto"),
+        "pfedme": ClientUpdate(pfedme, passes=INNER_STEPS, keeps={OWN: "received"}, copies=2, proximal="lambda of pFedMe"),
+        "per_fedavg": ClientUpdate(per_fedavg, passes=2.0, copies=1),
+        "fedrep": ClientUpdate(fedrep, passes=2.0, personal=True),
     },
     in_workers=True,
 )

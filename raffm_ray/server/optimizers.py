@@ -7,6 +7,7 @@ of zero.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,8 +17,26 @@ from raffm_ray.settings.experiment import ServerSettings
 
 Moments = Mapping[str, Tensor]
 """What an optimizer remembers between rounds: flat arrays, by name; empty before its first step."""
-ServerOptimizer = Callable[[Tensor, Tensor, Tensor, Moments, ServerSettings], tuple[Tensor, Moments]]
+Step = Callable[[Tensor, Tensor, Tensor, Moments, ServerSettings], tuple[Tensor, Moments]]
 """(old parameters, what the aggregation rule gives, weight that covers each entry, moments, settings) -> (new parameters, moments)."""
+
+
+@dataclass(frozen=True)
+class ServerOptimizer:
+    """A row of the table.
+
+    `shares`: whether `step` is given, in place of the weight that covers each entry, its part of the weight of all clients that hold the
+    entry; `client_update`: the client update whose server's side it is, where it is one: neither works without the other.
+    """
+
+    step: Step
+    shares: bool = False
+    client_update: str = ""
+
+
+def share_of(covered: Tensor, holders: Tensor) -> Tensor:
+    """The weight that covers each entry, as a part of the weight of all clients that hold it; 0 where nobody covers it."""
+    return torch.where(covered > 0, covered / torch.maximum(covered, holders), 0.0)
 
 
 def _rate(settings: ServerSettings, otherwise: float) -> float:
@@ -97,6 +116,25 @@ def yogi(old: Tensor, averaged: Tensor, covered: Tensor, moments: Moments, setti
     )
 
 
+def feddyn(old: Tensor, averaged: Tensor, covered: Tensor, moments: Moments, settings: ServerSettings) -> tuple[Tensor, Moments]:
+    """FedDyn (Acar et al. 2021, arXiv 2111.04263, algorithm 1): h <- h - alpha |S|/N change; w <- w + rate x (change - h / alpha).
+
+    `covered` are shares |S|/N, and h / alpha is remembered: alpha is the clients' alone. It is the mean of their dual variables over alpha,
+    entry by entry over the clients that hold it, so that it is 0 where their gradients add up to 0.
+    """
+    before = moments or {"drift": torch.zeros_like(old)}
+    change = averaged - old
+    drift = before["drift"] - covered * change
+    return _where_covered(covered, old, old + _rate(settings, 1.0) * (change - drift), before, {"drift": drift})
+
+
 SERVER_OPTIMIZERS: Table[ServerOptimizer] = Table(
-    "server_optimizer", {"sgd": sgd, "momentum": momentum, "adam": adam, "yogi": yogi}
+    "server_optimizer",
+    {
+        "sgd": ServerOptimizer(sgd),
+        "momentum": ServerOptimizer(momentum),
+        "adam": ServerOptimizer(adam),
+        "yogi": ServerOptimizer(yogi),
+        "feddyn": ServerOptimizer(feddyn, shares=True, client_update="feddyn"),
+    },
 )

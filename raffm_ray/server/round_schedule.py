@@ -90,8 +90,10 @@ def cost_of(
     device, work = setup.devices[setup.device_types[job.client]], reported_work(setup, context, report)
     down, up = setup.costs(sent).bytes_up + frozen, trained + STATISTIC_BYTES * report.statistics_values
     if context.personal:
-        down -= personal_bytes(setup.architecture, sent, context.personal) * has_own
-        up -= 0 if job.plan is None else personal_bytes(setup.architecture, context.plans[job.plan], context.personal)
+        variate = CLIENT_UPDATES[context.local.client_update].variate  # nobody has one of a personal parameter
+        down -= (has_own + variate) * personal_bytes(setup.architecture, sent, context.personal)
+        if job.plan is not None:
+            up -= (1 + variate) * personal_bytes(setup.architecture, context.plans[job.plan], context.personal)
     return replace(device_cost(device, work, down, up), frozen_bytes_down=frozen)
 
 

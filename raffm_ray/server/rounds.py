@@ -15,7 +15,8 @@ from raffm_ray.server.agnostic_mixture import Mixture
 from raffm_ray.server.blocks import stack_sizes
 from raffm_ray.server.device_type_plans import copies, holds_full_model, training_view
 from raffm_ray.server.kept.client_memory import variate_change
-from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
+from raffm_ray.server.kept.holders import weight_of_holders
+from raffm_ray.server.optimizers import SERVER_OPTIMIZERS, share_of
 from raffm_ray.server.ranking import cuts_residual, wanted_statistic
 from raffm_ray.server.round_schedule import advance_clock, available_clients, received, schedule_round, selection_size
 from raffm_ray.server.selection.choosing import choose_clients, remembered
@@ -169,10 +170,12 @@ def finish_round(
         )
         own = setup.experiment.plugin_settings
         averaged = AGGREGATION_RULES.chosen(setup.strategy.aggregation, own)(parameters, summed, covered, total)
-        step = SERVER_OPTIMIZERS.chosen(server.optimizer, own)
-        parameters, moments = step(parameters, averaged, covered, moments, server)
-        if len(beside):
-            moved = variate_change(beside, covered[: len(beside)], total, setup.all_weight)
+        optimizer, given = SERVER_OPTIMIZERS.chosen(server.optimizer, own), covered
+        if optimizer.shares or len(beside):
+            holders = weight_of_holders(setup, state, work.context.round, covered)
+            given = share_of(covered, holders) if optimizer.shares else covered
+            moved = variate_change(beside, holders) if len(beside) else None
+        parameters, moments = optimizer.step(parameters, averaged, given, moments, server)
     return replace(
         state,
         round=work.context.round,

@@ -26,6 +26,7 @@ from raffm_ray.server.agnostic_mixture import Mixture, first_mixture
 from raffm_ray.server.clock import VirtualClock, Visit
 from raffm_ray.server.kept.client_memory import ClientMemory, personal_names
 from raffm_ray.server.kept.held_parameters import Held
+from raffm_ray.server.kept.memory_checks import check_memory
 from raffm_ray.server.optimizers import Moments
 from raffm_ray.server.selection.records import Records
 from raffm_ray.server.selection.table import check_selection, first_records
@@ -118,9 +119,10 @@ class Setup:
         return row.copies, row.variate
 
     @cached_property
-    def all_weight(self) -> float:
+    def weight_by_device_type(self) -> Mapping[str, float]:
         """Of all clients that may train, as their jobs weigh."""
-        return float(self.owners.sum() if self.strategy.client_weight == "equal" else sum(self.examples))
+        weights = np.bincount(self.device_type_numbers, self.client_weights, minlength=len(self.budgets))
+        return {name: weight for name, weight in zip(self.budgets, weights.tolist(), strict=True) if weight}
 
     @cached_property
     def personal(self) -> tuple[str, ...]:
@@ -222,11 +224,6 @@ def setup_strategy(experiment: Experiment) -> Strategy:
     cannot have, or one that has nobody to learn from."""
     check_selection(experiment)
     settings, update = experiment.strategy, look_up(CLIENT_UPDATES, experiment.local.client_update, "local.client_update")
-    if update.variate and experiment.server.fair_exponent:
-        raise UserError(
-            f"server.fair_exponent: {experiment.server.fair_exponent:g} cannot be with local.client_update "
-            f"{experiment.local.client_update!r}, whose control variate is a mean by the clients' own weights"
-        )
     strategy = STRATEGIES.chosen(settings.name, experiment.plugin_settings, "strategy.name")
     if settings.prefix != "default":
         strategy = replace(strategy, prefix=settings.prefix)
@@ -260,6 +257,7 @@ def setup_strategy(experiment: Experiment) -> Strategy:
             f"strategy.own: {', '.join(settings.own)}: the divisor of all clients shrinks what few of them train, and a size's copy is "
             "trained by few: strategy.aggregation must be coverage or damped"
         )
+    check_memory(experiment, strategy)
     return strategy
 
 

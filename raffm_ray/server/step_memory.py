@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from raffm_ray.server.aggregation import AGGREGATION_RULES, AggregationRule
-from raffm_ray.server.optimizers import SERVER_OPTIMIZERS, Moments, ServerOptimizer
+from raffm_ray.server.optimizers import SERVER_OPTIMIZERS, Moments, ServerOptimizer, share_of
 from raffm_ray.settings.experiment import ServerSettings
 
 ENTRIES = 4096
@@ -45,9 +45,11 @@ class LiveBytes(TorchDispatchMode):
 
 def _peak(rule: AggregationRule, optimizer: ServerOptimizer, settings: ServerSettings) -> tuple[float, int]:
     old, summed, covered = torch.zeros(ENTRIES), torch.ones(ENTRIES), torch.ones(ENTRIES)
-    moments: Moments = optimizer(old, summed, covered, {}, settings)[1]
+    moments: Moments = optimizer.step(old, summed, covered, {}, settings)[1]
     with LiveBytes() as live:
-        optimizer(old, rule(old, summed, covered, 1.0), covered, moments, settings)
+        averaged = rule(old, summed, covered, 1.0)
+        weight = share_of(covered, covered.clone()) if optimizer.shares else covered
+        optimizer.step(old, averaged, weight, moments, settings)
     return live.peak / old.nbytes, len(moments)
 
 

@@ -232,7 +232,8 @@ class Strategy:
     `train`: plans for training; `deploy`: for evaluation and afterwards. `salience`: whether either needs scores. `per_client`:
     whether `train` looks at the client; if not, clients of a device type share a plan. `prefix`, `aggregation`, `client_weight` and
     `distill`: the defaults of the settings of those names. `budgeted`: whether training plans keep within budgets. `nested`: whether a
-    round's plan for a smaller budget lies inside that for a larger one, so that it can be a prefix.
+    round's plan for a smaller budget lies inside that for a larger one, so that it can be a prefix. `steady`: whether a client's plan stays as it is
+    while the ranking does.
     """
 
     train: Extract
@@ -245,6 +246,7 @@ class Strategy:
     nested: bool = True
     client_weight: str = "examples"
     distill: float = 0.0
+    steady: bool = True
 
 
 def _row(train: Extract, like: Strategy | None, **others: Any) -> Strategy:
@@ -260,8 +262,8 @@ _STRATEGIES = {
     "smallest": Strategy(smallest, smallest),
     "heterofl": Strategy(heterofl, heterofl, salience=False),
     "fjord": Strategy(fjord, fjord, salience=False, prefix="one"),
-    "federated_dropout": Strategy(federated_dropout, heterofl, salience=False, per_client=True, nested=False),
-    "fedrolex": Strategy(fedrolex, fedrolex, salience=False),
+    "federated_dropout": Strategy(federated_dropout, heterofl, salience=False, per_client=True, nested=False, steady=False),
+    "fedrolex": Strategy(fedrolex, fedrolex, salience=False, steady=False),
     "depth": Strategy(depth, depth, salience=False),
     "fiarse": Strategy(fiarse, fiarse, salience=False),
 }

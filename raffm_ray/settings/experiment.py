@@ -109,7 +109,7 @@ class LocalSettings(Settings):
     proximal: float = Field(
         default=0.0,
         ge=0,
-        description="mu of FedProx: how strongly a client's parameters are pulled back to those that it received; 0: not at all",
+        description="mu of FedProx: how strongly a client's parameters are pulled back to those that it received; also alpha of `feddyn`, lambda of `ditto` and `pfedme`; 0: not at all",
     )
     crop_padding: int = Field(
         default=0,
@@ -140,7 +140,7 @@ class ServerSettings(Settings):
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="learning rate of the server; default: 1 for `sgd` and `momentum`, 0.001 for `adam` and `yogi`",
+        description="learning rate of the server; default: 1 for `sgd`, `momentum` and `feddyn`, 0.001 for `adam` and `yogi`",
     )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment, for `momentum`, `adam` and `yogi`")
     beta2: float = Field(default=0.99, ge=0, lt=1, description="decay of the second moment, for `adam` and `yogi`")

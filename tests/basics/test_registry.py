@@ -73,7 +73,7 @@ CASES = {
     "salience('a')(3)": r"score: expected a function \(layout: Layout, .* rng: Generator\) -> .*, got int",
     "client_optimizer('a')(lambda groups: 1)": r"make: expected a function \(groups: list\[dict\[str, Any\]\], rate: float\)",
     "server_optimizer('a')(lambda old: 1)": r"expected a function \(old: Tensor, averaged: Tensor, covered: Tensor, moments: .*ServerSettings",
-    "client_update('a')(lambda module: 1)": r"train: expected a function \(module: Module, batches: Batches, given: .*state: ",
+    "client_update('a')(lambda module: 1)": r"train: expected a function \(module: Module, batches: Batches, given: .*memory: ",
     "objective('a')(lambda output, labels: 1)": "missing 4 required positional arguments: 'answers'",
     "objective('a', like='sequence_clasification')(lambda output, labels: 1)": "did you mean 'sequence_classification'",
     "partition('a', by='classes')(lambda labels: 1)": r"deal: expected a function \(labels: NDArray\[int64\], settings: ClientSettings",

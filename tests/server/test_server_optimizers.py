@@ -13,18 +13,22 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.server.aggregation import flat_coverage
-from raffm_ray.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
+from raffm_ray.server.optimizers import SERVER_OPTIMIZERS, Step
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import new_state
 from raffm_ray.settings.experiment import ServerSettings
 
-RATES = {"sgd": 1.0, "momentum": 1.0, "adam": 0.001, "yogi": 0.001}
+RATES = {"sgd": 1.0, "momentum": 1.0, "adam": 0.001, "yogi": 0.001, "feddyn": 1.0}
+SHARE = 0.7
+"""What covers an entry, where anything does: a weight, or a part of that of all who hold it."""
 SETTINGS = {"beta1": 0.8, "beta2": 0.95, "tau": 0.01}
 
 
-def paper(name: str, start: float, changes: list[float], rate: float, beta1: float, beta2: float, tau: float) -> float:
-    """One number through Hsu et al.'s FedAvgM or Reddi et al.'s algorithm 2, in Python's floats."""
+def paper(
+    name: str, start: float, changes: list[float], rate: float, beta1: float, beta2: float, tau: float, share: float
+) -> float:
+    """One number through Hsu et al.'s FedAvgM Reddi et al.'s algorithm 2 or Acar et al.'s FedDyn, in Python's floats."""
     w, v, m, square = start, 0.0, 0.0, tau * tau
     for change in changes:
         if name == "sgd":
@@ -32,6 +36,9 @@ def paper(name: str, start: float, changes: list[float], rate: float, beta1: flo
         elif name == "momentum":
             v = beta1 * v + change
             w += rate * v
+        elif name == "feddyn":
+            v -= share * change
+            w += rate * (change - v)
         else:
             m = beta1 * m + (1 - beta1) * change
             if name == "adam":
@@ -43,7 +50,7 @@ def paper(name: str, start: float, changes: list[float], rate: float, beta1: flo
     return w
 
 
-def rounds_of(optimizer: ServerOptimizer, settings: ServerSettings, start: Tensor, changes: Tensor, covered: Tensor) -> list[Any]:
+def rounds_of(optimizer: Step, settings: ServerSettings, start: Tensor, changes: Tensor, covered: Tensor) -> list[Any]:
     """[(parameters, moments)] after every round; an uncovered entry's average is its old value."""
     current, moments, history = start, {}, []
     for change, weight in zip(changes, covered, strict=True):
@@ -58,14 +65,21 @@ def drawn(rounds: int = 12, entries: int = 40) -> tuple[Tensor, Tensor, Tensor]:
     rng = torch.Generator().manual_seed(0)
     scale = 10 ** (-1 - 2 * torch.rand(entries, generator=rng))
     changes = scale * (0.5 + torch.randn(rounds, entries, generator=rng))
-    covered = torch.randint(0, 2, (rounds, entries), generator=rng) * 7.0
+    covered = torch.randint(0, 2, (rounds, entries), generator=rng) * SHARE
     return torch.randn(entries, generator=rng), changes, covered
 
 
 def expected(name: str, start: Tensor, changes: Tensor, covered: Tensor, rate: float) -> Tensor:
     return torch.tensor(
         [
-            paper(name, float(start[at]), changes[covered[:, at] > 0, at].double().tolist(), rate, **SETTINGS)
+            paper(
+                name,
+                float(start[at]),
+                changes[covered[:, at] > 0, at].double().tolist(),
+                rate,
+                **SETTINGS,
+                share=float(covered[:, at].max()),
+            )
             for at in range(len(start))
         ]
     )
@@ -76,15 +90,15 @@ def expected(name: str, start: Tensor, changes: Tensor, covered: Tensor, rate: f
 def test_where_all_is_covered_it_is_the_paper_s_algorithm(name, rate) -> None:
     start, changes, covered = drawn()
     settings = ServerSettings(optimizer=name, learning_rate=rate, **SETTINGS)
-    new, _ = rounds_of(SERVER_OPTIMIZERS[name], settings, start, changes, torch.ones_like(covered))[-1]
+    new, _ = rounds_of(SERVER_OPTIMIZERS[name].step, settings, start, changes, torch.ones_like(covered))[-1]
     wanted = expected(name, start, changes, torch.ones_like(covered), rate or RATES[name])
     torch.testing.assert_close(new, wanted, rtol=1e-4, atol=2e-6)
     assert not torch.allclose(new, start, atol=1e-3)
 
 
-def everywhere(name: str) -> ServerOptimizer:
+def everywhere(name: str) -> Step:
     """The control: an optimizer that takes what nobody trained for a change of zero."""
-    return lambda old, averaged, covered, *rest: SERVER_OPTIMIZERS[name](old, averaged, torch.ones_like(covered), *rest)
+    return lambda old, averaged, covered, *rest: SERVER_OPTIMIZERS[name].step(old, averaged, torch.ones_like(covered), *rest)
 
 
 @pytest.mark.parametrize("name", sorted(SERVER_OPTIMIZERS))
@@ -92,7 +106,7 @@ def test_an_entry_goes_through_the_algorithm_in_the_rounds_that_cover_it(name) -
     start, changes, covered = drawn()
     settings = ServerSettings(optimizer=name, **SETTINGS)
     wanted = expected(name, start, changes, covered, RATES[name])
-    new, _ = rounds_of(SERVER_OPTIMIZERS[name], settings, start, changes, covered)[-1]
+    new, _ = rounds_of(SERVER_OPTIMIZERS[name].step, settings, start, changes, covered)[-1]
     torch.testing.assert_close(new, wanted, rtol=1e-4, atol=2e-6)
     control, _ = rounds_of(everywhere(name), settings, start, changes, covered)[-1]
     assert name == "sgd" or not torch.allclose(control, wanted, rtol=1e-3, atol=1e-4)
@@ -103,7 +117,7 @@ def test_an_uncovered_entry_keeps_its_bits_and_its_moments(name) -> None:
     start, changes, covered = drawn()
     settings = ServerSettings(optimizer=name, **SETTINGS)
 
-    def moved(optimizer: ServerOptimizer) -> int:
+    def moved(optimizer: Step) -> int:
         history = rounds_of(optimizer, settings, start, changes, covered)
         pairs = zip(history, history[1:], covered[1:], strict=False)
         return sum(
@@ -113,15 +127,15 @@ def test_an_uncovered_entry_keeps_its_bits_and_its_moments(name) -> None:
             for one, two in [(before[0], after[0]), *((before[1][key], after[1][key]) for key in after[1])]
         )
 
-    assert moved(SERVER_OPTIMIZERS[name]) == 0
+    assert moved(SERVER_OPTIMIZERS[name].step) == 0
     assert name == "sgd" or moved(everywhere(name)) > 0
 
 
 def test_sgd_takes_the_average_to_the_bit_and_a_rate_scales_the_step() -> None:
     start, changes, covered = drawn()
     averaged = start + changes[0]
-    assert SERVER_OPTIMIZERS["sgd"](start, averaged, covered[0], {}, ServerSettings())[0] is averaged
-    half, _ = SERVER_OPTIMIZERS["sgd"](start, averaged, covered[0], {}, ServerSettings(learning_rate=0.5))
+    assert SERVER_OPTIMIZERS["sgd"].step(start, averaged, covered[0], {}, ServerSettings())[0] is averaged
+    half, _ = SERVER_OPTIMIZERS["sgd"].step(start, averaged, covered[0], {}, ServerSettings(learning_rate=0.5))
     torch.testing.assert_close(half, (start + averaged) / 2)
 
 
@@ -129,16 +143,18 @@ def test_optimizers_change_nothing_that_they_are_given() -> None:
     start, changes, covered = drawn()
     for name, optimizer in SERVER_OPTIMIZERS.items():
         settings = ServerSettings(optimizer=name)
-        _, moments = optimizer(start, start + changes[0], covered[0], {}, settings)
+        _, moments = optimizer.step(start, start + changes[0], covered[0], {}, settings)
         given = [start, start + changes[1], covered[1], moments]
         copies = [start.clone(), given[1].clone(), covered[1].clone(), {key: value.clone() for key, value in moments.items()}]
-        first, again = (optimizer(*given, settings) for _ in range(2))
+        first, again = (optimizer.step(*given, settings) for _ in range(2))
         assert torch.equal(first[0], again[0])
         assert all(torch.equal(one, two) for one, two in zip(given[:3], copies[:3], strict=True))
         assert all(torch.equal(moments[key], copies[3][key]) for key in moments)
 
 
-@pytest.mark.parametrize("name", sorted(set(SERVER_OPTIMIZERS) - {"sgd"}))
+@pytest.mark.parametrize(
+    "name", sorted(name for name, row in SERVER_OPTIMIZERS.items() if name != "sgd" and not row.client_update)
+)
 def test_a_round_s_average_goes_through_the_optimizer_and_the_ranking_moves_nothing(name) -> None:
     plain, chosen = (prepare(tiny_experiment(server={"optimizer": one}, salience={"metric": "l1"})) for one in ("sgd", name))
     setup = chosen.setup
@@ -153,7 +169,7 @@ def test_a_round_s_average_goes_through_the_optimizer_and_the_ranking_moves_noth
     after = finish_round(setup, state, few, torch.from_numpy(part), [update])
     covered = flat_coverage(update.weights, few.context.plans, setup.architecture)
     assert 0 < int((covered == 0).sum()) < size
-    wanted, moments = SERVER_OPTIMIZERS[name](flat, averaged, covered, {}, setup.experiment.server)
+    wanted, moments = SERVER_OPTIMIZERS[name].step(flat, averaged, covered, {}, setup.experiment.server)
     assert torch.equal(after.parameters, wanted)
     assert torch.equal(after.parameters[covered == 0], flat[covered == 0])
     assert {key: values.shape for key, values in after.moments.items()} == dict.fromkeys(moments, flat.shape)

@@ -1,6 +1,7 @@
 """How many arrays the server's step takes: what is counted on short arrays is what a process grows by on long ones."""
 
 import gc
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from raffm_ray.benchmarks.measurement import peak_growth
 from raffm_ray.benchmarks.warm_processes import in_fresh_process
 from raffm_ray.server.aggregation import AGGREGATION_RULES
-from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
+from raffm_ray.server.optimizers import SERVER_OPTIMIZERS, share_of
 from raffm_ray.server.step_memory import LiveBytes, step_copies
 from raffm_ray.settings.experiment import ServerSettings
 
@@ -39,14 +40,16 @@ def _measured(rule: str, optimizer: str) -> tuple[float, int, int, float | None]
     """What is counted, in arrays, and remembered; how many moments there are, and what the process grows by, None where it cannot be told."""
     settings = ServerSettings(optimizer=optimizer)
     old, summed, covered = torch.randn(ENTRIES), torch.randn(ENTRIES), torch.ones(ENTRIES)
-    step, averages = SERVER_OPTIMIZERS[optimizer], AGGREGATION_RULES[rule]
-    moments = step(old, summed, covered, {}, settings)[1]
+    row, averages = SERVER_OPTIMIZERS[optimizer], AGGREGATION_RULES[rule]
+
+    def step() -> Any:
+        averaged = averages(old, summed, covered, 3.0)
+        return row.step(old, averaged, share_of(covered, covered.clone()) if row.shares else covered, moments, settings)
+
+    moments = row.step(old, summed, covered, {}, settings)[1]
     kept = []
     # What a process takes once, at its first step, is not the step's: the smaller of two.
-    grown, how = min(
-        peak_growth(lambda: kept.append(step(old, averages(old, summed, covered, 3.0), covered, moments, settings)))
-        for _ in range(2)
-    )
+    grown, how = min(peak_growth(lambda: kept.append(step())) for _ in range(2))
     counted, remembered = step_copies(rule, settings)
     return counted, remembered, len(moments), grown / old.nbytes if "reset" in how else None
 

@@ -1,10 +1,13 @@
 """Client updates: a client's local training as a whole, one function each; the table that names them is `client_updates`.
 
 - `row`: the form of an update, what it is given and what it returns
-- `control_variates`: SCAFFOLD
-- `standard`: steps of an optimizer, with smaller prefixes of the own plan
+- `steps`: steps of an optimizer, which most of them are made of
+- `standard`: such steps, with smaller prefixes of the own plan
+- `control_variates`: SCAFFOLD and FedDyn, which take out what each client's data pulls towards
+- `personal`: Ditto, pFedMe and FedRep, which give each client parameters of its own
+- `meta`: Per-FedAvg, whose model is to be tuned afterwards
 
 Start reading at `row`.
 """
 
-__all__ = ["control_variates", "row", "standard"]
+__all__ = ["control_variates", "meta", "personal", "row", "standard", "steps"]

@@ -1,62 +1,60 @@
-"""Client updates with control variates: what a client's data pulls towards is remembered, and taken out of its steps."""
-
-from collections.abc import Callable, Iterable, Mapping
+"""Client updates that remember what a client's data pulls towards, and take it out of its steps: all then move to the optimum of the mean."""
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from raffm_ray.clients.local_training import Training, backward
+from raffm_ray.clients.local_training import Training
 from raffm_ray.clients.updates.row import Batches, Memory, Named, Outcome
+from raffm_ray.clients.updates.steps import add, mean_loss, steps, trained_of
 
-CONTROL = "control"
-"""The kind of kept tensors that are a client's own control variate."""
-
-
-def steps(
-    module: nn.Module, batches: Batches, training: Training, correct: Callable[[Mapping[str, Tensor]], None]
-) -> tuple[float, int]:
-    """Steps of the optimizer, whose gradients `correct` changes in place, given the trained parameters by name, before they are clipped; the
-    mean loss, and how many steps."""
-    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    optimizer, losses, local = training.optimizer(list(trained.values())), list[Tensor](), training.local
-    for batch in batches:
-        optimizer.zero_grad(set_to_none=True)
-        loss, _ = backward(module, batch, training.objective, local.precision)
-        for parameter in trained.values():
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        correct(trained)
-        if local.clip is not None:
-            nn.utils.clip_grad_norm_(trained.values(), local.clip)
-        optimizer.step()
-        losses.append(loss)
-    return float(np.mean(torch.stack(losses).tolist())), len(losses)
+CONTROL, DUAL = "control", "dual"
+"""The kinds of kept tensors: a client's own control variate (SCAFFOLD), and the gradient at which it rests (FedDyn)."""
 
 
-def _add(trained: Mapping[str, Tensor], others: Iterable[Tensor]) -> None:
-    for parameter, other in zip(trained.values(), others, strict=True):
-        assert parameter.grad is not None
-        parameter.grad.add_(other)
+def shared(given: Named, training: Training) -> dict[str, Tensor]:
+    """Of what was given, all but the client's personal parameters, which nobody else's gradients are to correct."""
+    return {name: values for name, values in given.items() if name not in training.personal}
 
 
 def scaffold(
     module: nn.Module, batches: Batches, given: Named, training: Training, rng: np.random.Generator, memory: Memory | None
 ) -> Outcome:
-    """SCAFFOLD (Karimireddy et al. 2020, algorithm 1, option II): steps along gradient - c_i + c; then
+    """SCAFFOLD (Karimireddy et al. 2020, arXiv 1910.06378, algorithm 1, option II): steps along gradient - c_i + c; then
     c_i <- c_i - c + (x - y) / (K rate), with x the parameters as received, y as trained, and K steps.
 
     An entry that a client does not hold has no gradient there, so its c_i says nothing of that client and is not kept. c of an entry is the
     mean over the clients that hold it (`variate_change`), as its parameter is. The formula takes steps of plain gradient descent: with
-    `local.clip` or another optimizer than sgd, c_i is the mean of what moved the client, over K rate.
+    `local.clip` or another optimizer than sgd, c_i is the mean of what moved the client, over K rate. `local.proximal` pulls besides, as in
+    FedProx. Personal parameters take plain steps.
     """
     assert memory is not None
     control, server = memory.kept[CONTROL], memory.variate
-    corrections = [server[name] - control[name] for name in given]
-    loss, count = steps(module, batches, training, lambda trained: _add(trained, corrections))
-    trained = dict(module.named_parameters())
-    change, new = {}, {}
-    for name, before in given.items():
-        moved = (before - trained[name].detach()) / (count * training.learning_rate)
+    corrections = {name: server[name] - control[name] for name in shared(given, training)}
+    losses = steps(module, batches, training, given, lambda trained: add(trained, corrections))
+    trained = trained_of(module)
+    change = {name: values.new_zeros(values.shape) for name, values in given.items()}
+    for name in corrections:
+        moved = (given[name] - trained[name].detach()) / (len(losses) * training.learning_rate)
         change[name] = moved - server[name]
-        new[name] = control[name] + change[name]
-    return Outcome(loss, None, Memory({CONTROL: new}, variate=change))
+    new = {name: control[name] + change[name] for name in given}
+    return Outcome(mean_loss(losses), None, Memory({CONTROL: new}, variate=change))
+
+
+def feddyn(
+    module: nn.Module, batches: Batches, given: Named, training: Training, rng: np.random.Generator, memory: Memory | None
+) -> Outcome:
+    """FedDyn (Acar et al. 2021, arXiv 2111.04263, algorithm 1): steps on F_i(y) - <l_i, y> + alpha/2 ||y - x||^2, with x the parameters as
+    received and alpha `local.proximal`; then l_i <- l_i - alpha (y - x). The server's side is the server optimizer `feddyn`.
+
+    Where y is the minimum, l_i is the gradient of F_i there. An entry that a client does not hold has no gradient: its l_i is not kept, and
+    counts nowhere. Only the change of the parameters is sent. Personal parameters take plain steps.
+    """
+    assert memory is not None
+    dual, towards = memory.kept[DUAL], shared(given, training)
+    inside = {name: dual[name] for name in towards}
+    losses = steps(module, batches, training, towards, lambda trained: add(trained, inside, -1.0))
+    trained = trained_of(module)
+    new = dict(dual)
+    for name, before in towards.items():
+        new[name] = dual[name] - training.local.proximal * (trained[name].detach() - before)
+    return Outcome(mean_loss(losses), None, Memory({DUAL: new}))

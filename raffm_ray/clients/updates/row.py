@@ -21,7 +21,8 @@ OWN = "parameters"
 
 @dataclass
 class Batches:
-    """A client's batches of one round, a mapping of tensors with `labels` for every step, drawn as they are asked for; each is seen once.
+    """A client's batches of one round, a mapping of tensors with `labels` for every step, drawn as they are asked for. Asked again, they are the
+    same examples in another order.
 
     `device`: where they are put; `prefix_at`: makes the prefixes that are trained beside the own plan; `seen`: how many examples went
     through the own plan (None) and each prefix, as who trains them notes it.
@@ -88,6 +89,9 @@ class ClientUpdate:
     what an entry begins at that the client has not held before: `zeros`, or the `received` parameter. `variate`: whether the server has a
     control variate for every trained entry, which is sent down, and its change up: that doubles what the parameters take on the wire.
     `copies`: how many further copies of its trained parameters a device has in memory while it trains.
+
+    `proximal`: what `local.proximal` is to it, where it must be above 0; "" where it need not. `personal`: whether it needs
+    parameters that stay with their clients (`strategy.personal`).
     """
 
     train: Callable[[nn.Module, Batches, Named, Training, np.random.Generator, Memory | None], tuple[Any, ...]]
@@ -97,6 +101,8 @@ class ClientUpdate:
     keeps: Mapping[str, str] = field(default_factory=dict)
     variate: bool = False
     copies: int = 0
+    proximal: str = ""
+    personal: bool = False
 
     @property
     def remembers(self) -> bool:

@@ -44,16 +44,15 @@ NO_MEMORY = ClientMemory()
 """Of clients that keep nothing."""
 
 
-def variate_change(summed: Tensor, covered: Tensor, weight: float, all_weight: float) -> Tensor:
+def variate_change(summed: Tensor, holders: Tensor) -> Tensor:
     """How far a round moves the server's control variate: SCAFFOLD's c <- c + |S|/N mean of the clients' changes (Karimireddy et al. 2020,
-    algorithm 1, line 17), where the mean of an entry is over those of the round's clients S that hold it.
+    algorithm 1, line 17), where S and N count the clients that hold an entry.
 
-    An entry that nobody of the round holds stays. `summed`: flat, the sum of weight x change; `covered`: the weight that covers each entry;
-    `weight`: of the round's clients; `all_weight`: of all clients. With plans that keep everything, the variate is the weighted mean of the
-    clients' own ones.
+    So the variate of an entry is the weighted mean of the own ones of all clients that hold it, whoever took part: were each round's mean
+    scaled by the part of all clients that took part, it would drift away from that where few hold an entry. An entry that nobody of the
+    round holds stays. `summed`: flat, the sum of weight x change; `holders`: the weight of all clients that hold each entry.
     """
-    mean = torch.where(covered > 0, summed / covered.clamp(min=torch.finfo(covered.dtype).tiny), 0.0)
-    return mean * (weight / all_weight)
+    return torch.where(holders > 0, summed / holders.clamp(min=torch.finfo(holders.dtype).tiny), 0.0)
 
 
 def personal_names(layout: Layout, patterns: Sequence[str]) -> tuple[str, ...]:
