@@ -97,8 +97,11 @@ REMEMBERING: dict[str, Any] = RICH | {
     "evaluation": RICH["evaluation"] | {"keep_best": False, "tune": {"steps": 2}},
     "strategy": {"name": "raffm", "prefix": "none", "personal": ["classifier"]},
     "local": {"client_update": "scaffold", "optimizer": "sgd", "learning_rate": 0.05},
+    "server": RICH["server"] | {"agnostic_rate": 0.0},
+    "clock": RICH["clock"] | {"staleness": 0.0},
 }
-"""The same with clients that keep parameters and control variates. A run that keeps the best round would need the states of that round."""
+"""The same with clients that keep parameters and control variates. A run that keeps the best round would need the states of that round, and
+the mean of control variates needs weights that stay the clients' own."""
 
 
 @cache

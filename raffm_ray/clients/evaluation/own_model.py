@@ -47,6 +47,6 @@ def tune(
         training, local=training.local.model_copy(update={"steps": steps, "proximal": 0.0}), prefix="none", prefixes=0
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(client.rng.integers(2**31)))
+        torch.manual_seed(int(client.prefix_rng.integers(2**31)))
         batches = Batches(examples, alone, client, factory.device)
         standard(for_training(module, factory.architecture.layout), batches, {}, alone, client.prefix_rng, None)
