@@ -33,8 +33,11 @@ def _lines(setting: Setting, values: Any = None, tables: bool = False, entry: bo
     `entry`: whether it is of the entries of a list, which have no flags of their own."""
     here = ""
     if values is not None and "<" not in setting.path:
-        for key in setting.path.split("."):
+        *sections, name = setting.path.split(".")
+        for key in sections:
             values = values[key]
+        short = isinstance(values, str)  # a group that is written as its name, where all else has its default
+        values = (values if name == "name" else setting.default.strip("`")) if short else values[name]
         here = f"; here: {'none' if values is None else values if isinstance(values, str) else json.dumps(values)}"
     kind = setting.type.replace("`", "").replace("≥", ">=").replace("≤", "<=")  # whatever a terminal's letters are
     flag = setting.path.rpartition(".")[2] if entry else f"--{setting.path}"

@@ -128,8 +128,8 @@ def _unseen(experiment: Experiment, sizes: Indices, device_types: Sequence[str])
 def _measured(experiment: Experiment, held_out: Shares, unseen: Flags, device_types: Sequence[str]) -> Indices:
     """The clients that are evaluated: all that have held-out examples, or so many of them, seen and unseen ones of every device type alike."""
     asked = experiment.evaluation.clients
-    if experiment.evaluation.tune and not asked:
-        raise UserError("evaluation.tune: needs evaluation.clients, such as all: it is clients that are measured after it")
+    if experiment.evaluation.tune.steps and not asked:
+        raise UserError("evaluation.tune.steps: needs evaluation.clients, such as all: it is clients that are measured after it")
     able = np.flatnonzero([len(part) for part in held_out])
     if asked is None or asked == 0:
         return able[:0]

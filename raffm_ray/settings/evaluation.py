@@ -11,7 +11,12 @@ from raffm_ray.settings.former_values import PRESENT_VALUES
 class TuneSettings(Settings):
     """Training of a measured client's subnetwork on its own examples, before it is measured once more."""
 
-    steps: int = Field(default=20, ge=1, description="training steps at the clients' learning rate")
+    steps: int = Field(
+        default=0,
+        ge=0,
+        description="training steps, at the clients' learning rate, after which every measured client is measured once more; needs `evaluation.clients`; "
+        "0: it is not",
+    )
 
 
 class EvaluationSettings(Settings):
@@ -38,10 +43,7 @@ class EvaluationSettings(Settings):
         description="which clients are measured on their own held-out examples, in every evaluation: `all`, or how many; needs `clients.held_out` or "
         "`clients.unseen`; default: none",
     )
-    tune: TuneSettings | None = Field(
-        default=None,
-        description="whether clients are also measured after training on their own examples, such as {steps: 20}; needs `evaluation.clients`; default: no",
-    )
+    tune: TuneSettings = TuneSettings()
     sizes: int = Field(
         default=7,
         ge=0,

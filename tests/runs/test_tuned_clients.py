@@ -82,5 +82,5 @@ def test_tuning_changes_nothing_of_the_run(run, tmp_path) -> None:
 
 
 def test_tuning_needs_clients_that_are_measured() -> None:
-    with pytest.raises(UserError, match="evaluation.tune: needs evaluation.clients"):
+    with pytest.raises(UserError, match="evaluation.tune.steps: needs evaluation.clients"):
         prepare(tiny_experiment(clients={"held_out": 0.3}, evaluation={"tune": {"steps": 6}}))

@@ -125,7 +125,7 @@ def _single_calls(
 ) -> list[tuple[Call, tuple[int, str]]]:
     """Calls that measure clients one by one, whose models are their own, each with its client and one of `MODELS`."""
     experiment, found = setup.experiment, []
-    size, tune = experiment.evaluation.batch_size, experiment.evaluation.tune
+    size, tune = experiment.evaluation.batch_size, experiment.evaluation.tune.steps
     for client in parts.measured.tolist():
         plan, state, held_out = plans[setup.device_types[client]], states.get(client), parts.held_out[client]
         costs, number = setup.costs(plan), context.plans.index(plan)
@@ -134,9 +134,9 @@ def _single_calls(
         if setup.keeps_own and state is not None:
             call = Call("evaluate_client", context, (OwnModel(number, client, state), batches), flops)
             found.append((call, (client, "personal")))
-        if tune is not None and len(parts.trained[client]):
-            asked = OwnModel(number, client, state if setup.keeps_own else None, tune.steps)
-            training = float(costs.training_flops * tune.steps * experiment.local.batch_size)
+        if tune and len(parts.trained[client]):
+            asked = OwnModel(number, client, state if setup.keeps_own else None, tune)
+            training = float(costs.training_flops * tune * experiment.local.batch_size)
             found.append((Call("evaluate_client", context, (asked, batches), flops + training), (client, "tuned")))
     return found
 
