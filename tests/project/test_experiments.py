@@ -18,6 +18,8 @@ from raffm_ray.studies.study_settings import load_study
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
 RIVALS = {"rivals_cifar": 4, "rivals_sst2": 9}
 """Comparisons, and the stride at which the test takes their rivals: those of a large model would take minutes."""
+COMPARED = [*RIVALS, "domains_personal"]
+"""Experiments that are run by `compare`."""
 STUDIES = ["study_digits", "tune_digits"]
 NO_HEAD = ("--model.pretrain.head_epochs", "0")
 SHORT = {
@@ -48,6 +50,10 @@ SHORT = {
         "--task.held_out",
         "0.001",
         *NO_HEAD,
+    ],
+    "domains_personal": [
+        *("--task.examples", "1500", "--task.public", "32", "--task.held_out", "0.001", "--task.max_length", "24"),
+        *("--model.pretrain.epochs", "1", "--evaluation.clients", "2", "--evaluation.tune.steps", "1", *NO_HEAD),
     ],
     "sizes_sst2": ["--task.examples", "1500", "--task.public", "64", "--task.held_out", "0.001", "--model.pretrain.epochs", "1"],
     "rivals_cifar": ["--task.examples", "600", "--task.public", "100", "--task.held_out", "0.02", "--model.pretrain.epochs", "1"],
@@ -101,7 +107,7 @@ def test_an_experiment_runs_shortened(path, out) -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_is_listed(path) -> None:
     assert f"`{path.name}`" in (path.parent / "README.md").read_text()
-    command = "compare" if path.stem in RIVALS else "study" if path.stem in STUDIES else "run"
+    command = "compare" if path.stem in COMPARED else "study" if path.stem in STUDIES else "run"
     assert f"raffm-ray {command} experiments/{path.name}" in path.read_text()
 
 

@@ -47,8 +47,9 @@ def test_the_section_has_the_values_of_the_records(tmp_path: Path) -> None:
     assert values["worst client"] == ("25.0 (client 0)", 0.25)
     assert values["device type gap"].text == "4.2"
     assert "not defined on the examples of 1 client" in overview.caption
-    assert [row[0].text for row in by_device_type.rows] == ["phone small", "laptop"]
-    assert [row[0].text for row in by_part.rows] == ["trained", "unseen"]
+    models = ["own subnetwork", "full model"]
+    for table, names in ((by_device_type, ["phone small", "laptop"]), (by_part, ["trained", "unseen"])):
+        assert [(row[0].text, row[1].text) for row in table.rows] == [(name, model) for name in names for model in models]
     histogram, boxes = section.pictures
     assert "mean 65.0%, worst tenth 25.0%" in histogram.alt
     assert "phone small 62.5%, laptop 66.7%" in boxes.alt
