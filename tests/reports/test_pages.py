@@ -167,7 +167,9 @@ def test_every_picture_of_a_run_has_its_data(runs, page) -> None:
     summary = json.loads((runs["a0"] / "summary.json").read_text())
     found = {name: list(csv.DictReader(lines)) for name, lines in data_of(page).items()}
     over = [f"accuracy_over_{what}.csv" for what in ("rounds", "bytes", "simulated_seconds", "energy_joules")]
-    assert list(found) == [*over, "accuracy_over_sizes.csv", "bytes_of_a_round.csv", "units.csv", "shares.csv", "profile.csv"]
+    beside = ["accuracy_over_sizes.csv", "bytes_of_a_round.csv", "units.csv"]
+    part = ["participation_by_device_type.csv", "clients_by_rounds.csv"]
+    assert list(found) == [*over, *beside, *part, "shares.csv", "profile.csv"]
     last = found["accuracy_over_rounds.csv"][-1]
     assert float(last["accuracy_full_model"]) == summary["full_model"]
     assert float(last["accuracy_worst_device_type"]) == summary["worst_device_type"]["metric"]
