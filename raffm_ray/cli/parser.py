@@ -95,7 +95,9 @@ def _tree() -> App:
     add(tools.settings, "settings [PREFIX]", LOOKING)
     add(commands.shares, f"shares CONFIG.yaml {ANY_SETTINGS} [--out FILE]", LOOKING)
     add(commands.report, "report DIR|URL [DIR|URL ...] [--out DIR]", LOOKING)
-    deploy = add(tools.deploy, "deploy DIR --budget KIND=VALUE|--device NAME|--sizes LIST|--elastic [...] [--out DIR]", LOOKING)
+    deploy = add(
+        tools.deploy, "deploy DIR --budget KIND=VALUE|--device NAME|--client N|--sizes LIST|--elastic [...] [--out DIR]", LOOKING
+    )
     add(tools.deploy_compare, "compare DIR [--sizes LIST] [--out DIR]", to=deploy)
     fleet = add(tools.fleet, "fleet show|calibrate ...", DEVICES)
     add(tools.fleet_show, f"show CONFIG.yaml [--cluster FILE.yaml] {ANY_SETTINGS}", to=fleet)

@@ -10,6 +10,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, look_up
 from raffm_ray.basics.files import atomic_folder
 from raffm_ray.clients.local_training import one_thread
+from raffm_ray.deployment.client_model import client_model
 from raffm_ray.deployment.exports import check_onnx
 from raffm_ray.deployment.inference import latencies, typical_inputs
 from raffm_ray.deployment.latency_search import within_latency
@@ -140,22 +141,27 @@ def deploy(
     flags: Sequence[str] = (),
     formats: ExportFormats | None = None,
     plugins: Sequence[str] = (),
+    client: int | None = None,
 ) -> dict[str, Any]:
     """Writes the subnetwork of a finished run, or of a checkpoint, that fits; returns what was measured of it.
 
     `budgets`: such as {"params": 0.5}, by the kinds of `costs.budget_from` or `latency_ms`; `device`: a device type or profile; `flags`:
     settings for a checkpoint, as on the command line; `formats`: what is written beside the weights, such as `ExportFormats(onnx=True)`;
-    `plugins`: where those of the run are now. With
+    `plugins`: where those of the run are now; `client`: a client of the run, whose own model is written, in place of budgets and device. With
     `ExportFormats(elastic=True)` neither need be said, and then nothing is measured. Raises UserError for whatever cannot work.
     """
     formats, console = formats or ExportFormats(), Console(stderr=True, quiet=True)
     if budgets is not None and not isinstance(budgets, Mapping):
         raise UserError(f"budgets: expected a mapping such as {{'params': 0.5}}, got {budgets!r}")
-    check_forms(formats, sizes=bool(budgets or device))
+    if client is not None and (budgets or device or formats.elastic):
+        raise UserError("client: says how small by itself; leave out budgets, device and elastic")
+    check_forms(formats, sizes=bool(budgets or device or client is not None))
     check_output(Path(folder))
     trained = find_trained_model(str(source), flags, plugins)
     if formats.elastic:
         check_supernet(trained)
     trained = fitted(trained, budgets or {}, device)
     plans = {"": plan_for(trained, budgets or {}, device, formats)} if budgets or device else {}
+    if client is not None:
+        trained, plans[""] = client_model(trained, Path(source), client)
     return write_models(trained, plans, Path(folder), formats, console).get("", {})

@@ -23,7 +23,7 @@ from raffm_ray.fleet.device_plans import DeviceTypeRow, device_type_rows, provis
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.runs.client_states.disk_forecast import disk_notes
 from raffm_ray.runs.progress import Display
-from raffm_ray.server.device_type_plans import memory_notes, view_of
+from raffm_ray.server.device_type_plans import idle_budgets, memory_notes, view_of
 from raffm_ray.server.ranking import NotCalibratedError
 from raffm_ray.server.residual_pace import hollow_notes
 from raffm_ray.server.state import Setup
@@ -131,7 +131,7 @@ def show(path: Path, flags: Sequence[str], described: Path | None, plugins: Sequ
     console.print(width_table(setup, rows))
     if lacking:
         console.print(f"warning: this experiment cannot run as it is: {lacking}", highlight=False, soft_wrap=True)
-    for line in (*hollow_notes(setup, state), *memory_notes(setup, state), *disk_notes(setup, state)):
+    for line in (*idle_budgets(setup), *hollow_notes(setup, state), *memory_notes(setup, state), *disk_notes(setup, state)):
         console.print(f"note: {line}", highlight=False, soft_wrap=True)
     if placement is not None:
         rounds = predicted(prepared, state, placement)

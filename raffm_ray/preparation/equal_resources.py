@@ -14,7 +14,7 @@ from raffm_ray.server.ranking import begin_calibration, plain_state
 from raffm_ray.server.residual_pace import with_ruled_pace
 from raffm_ray.server.round_schedule import received
 from raffm_ray.server.rounds import begin_round
-from raffm_ray.server.state import Round, Setup
+from raffm_ray.server.state import Round, Setup, with_first_choices
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.strategy import BaselineSettings
 
@@ -73,7 +73,7 @@ def with_equal_budgets(prepared: Prepared, resource: str) -> Experiment:
 def predicted(setup: Setup, rounds: int) -> list[Round]:
     """The rounds of an experiment as they will be charged, from the first calibration on: clients are drawn as they will be. A plain
     ranking stands in for the real one, which hardly changes what a plan costs."""
-    state = with_ruled_pace(setup, plain_state(setup.architecture))
+    state = with_first_choices(setup, with_ruled_pace(setup, plain_state(setup.architecture)))
     first = begin_calibration(setup, state)
     found = [first] if first else []
     for number in range(1, rounds + 1):

@@ -22,7 +22,7 @@ from raffm_ray.server.early_stopping import is_evaluated
 from raffm_ray.server.ranking import begin_calibration, plain_state
 from raffm_ray.server.residual_pace import with_ruled_pace
 from raffm_ray.server.rounds import begin_round
-from raffm_ray.server.state import Round, Setup
+from raffm_ray.server.state import Round, Setup, with_first_choices
 from raffm_ray.server.step_memory import step_copies
 from raffm_ray.server.workload import block_costs
 from raffm_ray.subnetworks.costs import FLOAT_BYTES, Costs, costs_of
@@ -104,7 +104,7 @@ class _Rounds:
 
 
 def _rounds(setup: Setup) -> _Rounds:
-    state = with_ruled_pace(setup, plain_state(setup.architecture))
+    state = with_first_choices(setup, with_ruled_pace(setup, plain_state(setup.architecture)))
     count = min(LOOKED_AT, setup.experiment.rounds)
     found = [begin_round(setup, replace(state, round=number)) for number in range(count)]
     return _Rounds(begin_calibration(setup, state), found, device_type_plans(setup, state))

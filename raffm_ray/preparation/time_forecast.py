@@ -94,7 +94,7 @@ def _training_rates(setup: Setup, state: ServerState, work: Round, pool: Pool) -
         counts = [_flops(short, context, group) for group in chosen]
         calls = [Call("block", context, (group,), count) for group, count in zip(chosen, counts, strict=True)]
         for (update, _), group, count in zip(
-            pool.run(state.parameters.numpy(), calls, lambda *_: None, state.frozen_array), chosen, counts, strict=True
+            pool.run(state.sent_array, calls, lambda *_: None, state.frozen_array), chosen, counts, strict=True
         ):
             plan = group[0].plan
             assert plan is not None
@@ -115,7 +115,7 @@ def _training_rates(setup: Setup, state: ServerState, work: Round, pool: Pool) -
 def _wall(pool: Pool, state: ServerState, calls: Sequence[Call]) -> float:
     """Real seconds of calls whose results nobody uses."""
     began = perf_counter()
-    for _ in pool.run(state.parameters.numpy(), calls, lambda *_: None, state.frozen_array):
+    for _ in pool.run(state.sent_array, calls, lambda *_: None, state.frozen_array):
         pass
     return perf_counter() - began
 
@@ -131,7 +131,11 @@ def _evaluation_flops(prepared: Prepared, calls: Sequence[Call]) -> float:
     setup, total, passes = prepared.setup, 0.0, 1 + (prepared.task.writing.most if prepared.task.writing else 0)
     for call in calls:
         number, *where = call.arguments
-        if call.method == "evaluate_clients":
+        if call.method == "evaluate_client":  # which may train before it measures
+            asked, (batches,) = number, where
+            padded, number = sum(_padded(prepared.task.clients, one) for one in batches), asked.plan
+            total += setup.costs(call.context.plans[number]).training_flops * asked.tune_steps * call.context.local.batch_size
+        elif call.method == "evaluate_clients":
             padded = _padded(prepared.task.clients, where[0])
         else:
             start, stop, validating = where
@@ -164,7 +168,7 @@ def _step_seconds(setup: Setup, state: ServerState, work: Round) -> float:
                 weights[job.plan] = weights.get(job.plan, 0.0) + job.weight
         updates.append(Update(weights, ()))
     began = perf_counter()
-    finish_round(setup, state, replace(work, late=0, visits=()), torch.zeros_like(state.parameters), updates)
+    finish_round(setup, state, replace(work, late=0, visits=()), torch.zeros(len(state.sent_array)), updates)
     return perf_counter() - began
 
 

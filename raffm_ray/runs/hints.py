@@ -15,7 +15,7 @@ from raffm_ray.pool.worker_pool import device_of
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs.client_states.disk_forecast import disk_notes
 from raffm_ray.runs.rounds.rows import RoundRow
-from raffm_ray.server.device_type_plans import memory_notes
+from raffm_ray.server.device_type_plans import idle_budgets, memory_notes
 from raffm_ray.server.residual_pace import hollow_notes
 from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
@@ -36,7 +36,9 @@ def hint_at_start(experiment: Experiment, task: Task, row: RoundRow) -> str | No
         return None
     pretrain, new = experiment.model.pretrain, experiment.model.pretrained is None
     if pretrain.epochs or pretrain.head_epochs:
-        more = f"more examples (task.public) or passes (model.pretrain.epochs {pretrain.epochs or 0}) may be"
+        more = (
+            f"more examples (task.public) or passes of the whole model (model.pretrain.epochs, now {pretrain.epochs or 0}) may be"
+        )
         cause = f"its training on {len(task.public)} public examples was not enough; {more}"
         if not pretrain.epochs:
             cause = f"its head alone, on {len(task.public)} public examples, was not enough; the rounds train the rest too, and {more}"
@@ -95,11 +97,10 @@ def start_notes(prepared: Prepared, baselines: Sequence[Prepared], state: Server
     """What the user should know before a run starts: of its data, its fleet, what is frozen, sizes, memory, disk and precision. `state`: with
     a plain ranking. Raises UserError as `disk_notes`."""
     setup = prepared.setup
-    idle = (name for name in sorted(setup.experiment.fleet.budgets) if name not in setup.budgets)
     other = slow_precision(setup.experiment), unused_rows(prepared.foundation, setup.experiment.model)
     return [
         *prepared.task.notes,
-        *(f"fleet.budgets.{name} is not used: no client of this fleet has that device" for name in idle),
+        *idle_budgets(setup),
         *frozen_in_words(setup.architecture),
         *hollow_notes(setup, state),
         *memory_notes(setup, state),

@@ -95,6 +95,12 @@ def copies(setup: Setup, state: ServerState, plans: Sequence[Plan], round_number
     return copies_of(sizes, [setup.costs(plan).params for plan in plans])
 
 
+def idle_budgets(setup: Setup) -> list[str]:
+    """A line for every budget of a device type that no client of the fleet has."""
+    idle = (name for name in sorted(setup.experiment.fleet.budgets) if name not in setup.budgets)
+    return [f"fleet.budgets.{name} is not used: no client of this fleet has that device" for name in idle]
+
+
 def memory_notes(setup: Setup, state: ServerState) -> list[str]:
     """A line about every device type that trains more than its memory holds: a named budget stands in place of the limit of memory."""
     full, notes = setup.costs(Plan()), []

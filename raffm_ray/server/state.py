@@ -271,9 +271,14 @@ def starting_state(setup: Setup, flat: Tensor) -> ServerState:
     trained, frozen = split(flat, setup.architecture)
     copied = with_copies(trained, setup.architecture, setup.size_specific, len(setup.budgets))
     memory = ClientMemory(variate=torch.zeros(len(trained) if setup.memory[1] else 0))
+    return with_first_choices(setup, replace(new_state(copied), frozen=frozen, memory=memory))
+
+
+def with_first_choices(setup: Setup, state: ServerState) -> ServerState:
+    """A state before round 1, with what the choice of clients and their weights begin with."""
     fleet = first_mixture(setup.device_type_numbers, setup.client_weights, len(setup.budgets))
-    mixture, records = fleet if setup.experiment.server.agnostic_rate else None, first_records(setup.experiment)
-    return replace(new_state(copied), frozen=frozen, memory=memory, records=records, mixture=mixture)
+    mixture = fleet if setup.experiment.server.agnostic_rate else None
+    return replace(state, records=first_records(setup.experiment), mixture=mixture)
 
 
 def parameters_of(setup: Setup, state: ServerState, copy: int = 0) -> dict[str, Tensor]:

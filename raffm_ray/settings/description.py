@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from inspect import isclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -33,6 +33,8 @@ class Setting:
 def type_text(annotation: Any) -> str:
     """A field's type in words: `one of ...`, `list of text`, `number or none`."""
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_text(inner[0])
     if origin is Literal:
         return "one of " + ", ".join(f"`{choice}`" for choice in inner) if len(inner) > 1 else f"`{inner[0]}`"
     if origin in (Union, UnionType):

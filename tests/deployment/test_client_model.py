@@ -12,6 +12,7 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.cli.main import main as cli
 from raffm_ray.clients.updates.row import OWN
 from raffm_ray.deployment.client_model import client_model
+from raffm_ray.deployment.deploy import deploy
 from raffm_ray.deployment.trained_model import of_run
 from raffm_ray.runs.client_states.store import last_state
 from raffm_ray.runs.reader import read_evaluations
@@ -53,6 +54,10 @@ def test_the_model_is_the_clients_own(run, tmp_path, capsys) -> None:
         )  # the control: without, it is the server's
     assert cli(["deploy", str(run), "--client", str(client), "--out", str(tmp_path / "out")]) == 0
     found = load_file(tmp_path / "out" / "model.safetensors")
+    deploy(run, tmp_path / "python", client=client)
+    assert (tmp_path / "python" / "model.safetensors").read_bytes() == (tmp_path / "out" / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="client: says how small by itself"):
+        deploy(run, tmp_path / "both", {"params": 0.5}, client=client)
     assert all(torch.equal(found[name], values) for name, values in cut.items())
     assert f"client {client} of the run" in (tmp_path / "out" / "README.md").read_text()
 
