@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -100,7 +101,7 @@ def command(
     with _one_line("submit: the job was refused"):
         client.submit_job(entrypoint=f"{shlex.join(told)} --out {where}", submission_id=name, runtime_env=environment)
     stays = f"; {NOT_SENT} stays here" if (here / NOT_SENT).is_dir() else ""
-    print(f"sent: {counted(len(files), 'file')}, {human_bytes(sum(files.values()))}{stays}")
+    print(f"sent: {counted(len(files), 'file')}, {human_bytes(sum(files.values()))}{stays}", file=sys.stderr)
     print(f"job {name} at {client.get_address()}", flush=True)
     try:
         job = followed(client, name)

@@ -382,7 +382,7 @@ def test_a_run_goes_on_elsewhere(undisturbed, copy) -> None:
     assert outcome(copy) == undisturbed
 
 
-@pytest.mark.parametrize("before", ["FREE_AT_FIRST", "FREE_WITHOUT_PLACES", "FREE_SINCE_PLUGINS", "FREE_BEFORE_SELECTION"])
+@pytest.mark.parametrize("before", ["FREE_AT_FIRST", "FREE_WITHOUT_PLACES", "FREE_SINCE_PLUGINS", "FREE_BEFORE_EACH_CLIENT"])
 def test_a_checkpoint_of_a_version_with_fewer_free_settings_goes_on(undisturbed, copy, before, monkeypatch) -> None:
     from raffm_ray.runs import resuming
 
