@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import ceil, inf
+from math import ceil, inf, nan
 
 import numpy as np
 from numpy.typing import NDArray
@@ -232,7 +232,7 @@ def advance_clock(
             weight=weight,
             summed=summed,
             copy=work.context.copy_of(plan),
-            loss=update.reports[0].loss,
+            loss=next((report.loss for report in update.reports), nan),
         )
         for visit, update, summed in zip(visits, updates, sums, strict=True)
         for plan, weight in update.weights.items()
