@@ -36,12 +36,10 @@ def hint_at_start(experiment: Experiment, task: Task, row: RoundRow) -> str | No
         return None
     pretrain, new = experiment.model.pretrain, experiment.model.pretrained is None
     if pretrain.epochs or pretrain.head_epochs:
-        more = (
-            f"more examples (task.public) or passes of the whole model (model.pretrain.epochs, now {pretrain.epochs or 0}) may be"
-        )
+        more = f"more examples (task.public) or passes (model.pretrain.epochs, now {pretrain.epochs}) may be"
         cause = f"its training on {len(task.public)} public examples was not enough; {more}"
         if not pretrain.epochs:
-            cause = f"its head alone, on {len(task.public)} public examples, was not enough; the rounds train the rest too, and {more}"
+            cause = f"its head alone, on {len(task.public)} public examples, was not enough; the rounds train the rest too"
     elif new:
         cause = "nothing is trained before round 1 (model.pretrain.epochs: 0)"
     else:
