@@ -62,7 +62,7 @@ class Worker:
     def __init__(self, runner: ClientRunner, device: str, share: float, number: int = 0) -> None:
         torch.set_num_threads(1)
         keep_freed_memory()
-        self.runner, self.run, self.method = runner, -1, ""
+        self.runner, self.run, self.doing = runner, -1, ""
         self.runner.device, self.share, self.number = device, share, number
         if device == "cuda":
             if runner.deterministic:
@@ -97,10 +97,11 @@ class Worker:
             raise NotStartedError
         if alone:
             limit_gpu_memory(self.share, alone)
-        if method != self.method or leaves_pieces(self.runner):  # what training leaves, the arrays of an evaluation do not fit in
-            trim_heap()
-            self.method = method
         calibrates = method == "block" and any(job.calibrate for job in arguments[0])
+        doing = "calibrate" if calibrates else method
+        if doing != "block" or doing != self.doing or leaves_pieces(self.runner):
+            trim_heap()  # what others left, the arrays of this call do not fit in
+            self.doing = doing
         try:
             with returning_freed_memory() if calibrates else nullcontext():
                 return self.runner.perform(method, self.contexts[context], self.flat, arguments)

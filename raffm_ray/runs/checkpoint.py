@@ -108,6 +108,11 @@ def whole(folder: Path, tell: Callable[[str], None]) -> Iterator[Checkpoint]:
             tell(f"{place}: damaged, the one before it is used: {error}")
 
 
+def rounds(folder: Path) -> list[int]:
+    """Of those that are there, the newest first."""
+    return [_number(place) for place in _places(folder)]
+
+
 def oldest(folder: Path) -> int:
     """The round of the oldest one that is there; -1 where none is."""
     return min(map(_number, _places(folder)), default=-1)

@@ -135,7 +135,7 @@ class Recorder:
                 keep = self.experiment.checkpoint.keep + (row.round > last_common_round(self.experiment))
                 checkpoint.write(self.folder / "checkpoints", kept, keep, self._unsynced)
                 self._unsynced.clear()
-            self.client_states.prune(checkpoint.oldest(self.folder / "checkpoints") if every else row.round)
+            self.client_states.prune(checkpoint.rounds(self.folder / "checkpoints"))
         except OSError as error:
             raise UserError(f"{self.folder}: round {row.round} cannot be written: {error.strerror}") from None
 
@@ -189,7 +189,7 @@ class Recorder:
             save_file({**ranking, **state.norms}, final / "salience.safetensors")
         write_json(self.folder / SUMMARY, summary)
         checkpoint.keep_one(self.folder / "checkpoints", last_common_round(self.experiment))
-        self.client_states.prune(checkpoint.oldest(self.folder / "checkpoints"))
+        self.client_states.prune(checkpoint.rounds(self.folder / "checkpoints"))
 
 
 def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:

@@ -89,7 +89,7 @@ def kept_until(tmp_path: Path, clients: list[list[int]], oldest: int) -> tuple[P
     for number, chosen in enumerate(clients, 1):
         states.keep(number, Update({}, (), None, {client: a_state(number) for client in chosen}))
         memory = memory.after(chosen, number, 3000, None)
-    states.prune(oldest)
+    states.prune(range(oldest, len(clients) + 1))
     return tmp_path, memory
 
 
@@ -104,11 +104,19 @@ def test_only_states_that_some_checkpoint_could_go_on_from_stay(tmp_path) -> Non
     assert float(last_state(folder, 0).tensors["control/a"][0, 0]) == 3.0
 
 
+def test_between_rare_checkpoints_only_the_newest_state_of_a_client_stays(tmp_path) -> None:
+    states = ClientStates(tmp_path, set())
+    for number in range(1, 8):
+        states.keep(number, Update({}, (), None, {0: a_state(number)}))
+        states.prune([3] if number >= 3 else [])
+    assert [path.name[9:21] for path in sorted(tmp_path.glob("states/*/*"))] == ["round-000003", "round-000007"]
+
+
 def test_who_goes_on_removes_what_came_after_and_prunes_as_before(tmp_path) -> None:
     folder, memory = kept_until(tmp_path, [[0, 1], [0], [0]], oldest=1)
     states = ClientStates(folder, set()).begun(SimpleNamespace(round=2))
     assert not place_of(folder, 0, 3).exists()
-    states.prune(2)
+    states.prune([2])
     assert [path.name[:21] for path in sorted(folder.glob("states/*/*"))] == ["00000000-round-000002", "00000001-round-000001"]
     assert float(states_of(folder, memory, [1])[1].tensors["control/a"][0, 0]) == 1.0
 

@@ -18,7 +18,7 @@ FILE_BYTES = 4096
 def states_bytes(setup: Setup, state: ServerState) -> int:
     """Estimate of the most that the states of all clients take on the disk: for each client the tensors of its device type's subnetwork, of the
     kinds that its update keeps and of the personal parameters, the indices of the subnetwork (8 bytes each), and a file's own part; and
-    once more for the clients of the rounds between the checkpoints that are kept."""
+    for every checkpoint that is kept, those of the clients that may have trained between it and the next."""
     row, experiment = CLIENT_UPDATES[setup.experiment.local.client_update], setup.experiment
     each = {
         name: state_bytes(setup.architecture, plan, len(row.keeps), setup.personal)
@@ -28,8 +28,9 @@ def states_bytes(setup: Setup, state: ServerState) -> int:
     }
     owners = Counter(name for name, owns in zip(setup.device_types, setup.owners.tolist(), strict=True) if owns)
     total = sum(count * each[name] for name, count in owners.items())
-    between = experiment.checkpoint.every * experiment.checkpoint.keep * experiment.clients.per_round
-    return total + min(between, sum(owners.values())) * max(each.values())
+    settings, clients = experiment.checkpoint, sum(owners.values())
+    between = settings.keep * min(settings.every * experiment.clients.per_round, clients)
+    return total + between * max(each.values())
 
 
 def disk_notes(setup: Setup, state: ServerState, folder: Path | None = None) -> list[str]:

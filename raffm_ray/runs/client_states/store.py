@@ -101,7 +101,7 @@ class ClientStates:
     def __init__(self, folder: Path, unsynced: set[Path]) -> None:
         self.folder, self._unsynced = folder, unsynced
         self._newest: dict[int, int] = {}
-        self._superseded: list[tuple[int, Path]] = []
+        self._superseded: list[tuple[int, int, Path]] = []
 
     def begun(self, state: ServerState | None) -> "ClientStates":
         """Itself, once files of later rounds than the state's are gone, which a run wrote that did not come to its next checkpoint."""
@@ -117,7 +117,7 @@ class ClientStates:
     def _written(self, client: int, round_number: int) -> None:
         before = self._newest.get(client, -1)
         if 0 <= before < round_number:
-            self._superseded.append((round_number, place_of(self.folder, client, before)))
+            self._superseded.append((before, round_number, place_of(self.folder, client, before)))
         self._newest[client] = round_number
 
     def keep(self, round_number: int, update: Update) -> Update:
@@ -130,10 +130,13 @@ class ClientStates:
             self._written(client, round_number)
         return replace(update, states={})
 
-    def prune(self, oldest: int) -> None:
-        """Removes states that no checkpoint from round `oldest` on could go on from."""
-        for number, path in self._superseded:
-            if number <= oldest:
+    def prune(self, checkpoints: Sequence[int]) -> None:
+        """Removes states that are not the newest of their clients, and that no checkpoint of these rounds could go on from."""
+        kept = []
+        for written, superseded, path in self._superseded:
+            if any(written <= number < superseded for number in checkpoints):
+                kept.append((written, superseded, path))
+            else:
                 path.unlink(missing_ok=True)
                 self._unsynced.discard(path)
-        self._superseded = [one for one in self._superseded if one[0] > oldest]
+        self._superseded = kept
