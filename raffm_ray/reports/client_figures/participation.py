@@ -40,7 +40,8 @@ def _by_device_type(axes: Axes, device_types: Mapping[str, Mapping[str, int]]) -
     axes.set_xticks(range(len(told)), told, fontsize=8)
     axes.set(title="how often a client was chosen (number of clients)", ylabel="rounds of a client", label=PANELS[0])
     begins_at(axes)
-    axes.legend(fontsize=8)
+    axes.set_ylim(top=1.3 * max(1e-9, float(bottom.max(initial=0.0))))  # the legend is above the bars
+    axes.legend(fontsize=8, ncols=4, loc="upper center")
 
 
 def _histogram(axes: Axes, clients: Mapping[int, int]) -> None:
