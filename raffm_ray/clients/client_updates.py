@@ -63,7 +63,7 @@ def planned_examples(row: ClientUpdate, examples: int) -> int:
 
 
 def _checked_memory(row: ClientUpdate, memory: Memory | None, given: Named, name: str) -> Memory | None:
-    """What is to be remembered, with tensors that share no memory with the module. Raises ValueError where it is not what the row declares."""
+    """What is to be remembered; its tensors may still be the module's own. Raises ValueError where it is not what the row declares."""
     if not row.remembers:
         if memory is not None:
             raise ValueError(f"local.client_update {name!r}: returned a memory, and declares none (keeps, variate)")

@@ -64,18 +64,19 @@ def train_alone(
 
     batches = Batches(examples, work.training, work.client, factory.device, prefix_at)
     loss, seen, sent, memory = updated(module, batches, given, memory)
+    variate = _flat(list(memory.variate.values())) if memory and memory.variate else None
     state = None
     if row.keeps or personal:
         kept = dict(memory.kept) if memory else {}
         if personal:
             kept[OWN] = {name: own[name] for name in trained if name in personal}
         state = state_of(plan, kept, memory.numbers if memory else {})
+    # What is kept and sent besides is copied by now: the module's own tensors become the change.
     changed = sent or {name: parameter.detach().sub_(given[name]) for name, parameter in trained.items()}
     if rows is not None:
         changed[rows.table] = rows.in_table(changed[rows.table])
     for name in personal & set(changed):
         changed[name] = torch.zeros_like(changed[name])
-    variate = _flat(list(memory.variate.values())) if memory and memory.variate else None
     return TrainingResult(loss, by_plan(seen, work.job), _flat(list(changed.values())), state=state, variate=variate)
 
 

@@ -115,7 +115,7 @@ def rounds(folder: Path) -> list[int]:
 
 def oldest(folder: Path) -> int:
     """The round of the oldest one that is there; -1 where none is."""
-    return min(map(_number, _places(folder)), default=-1)
+    return min(rounds(folder), default=-1)
 
 
 def exist(folder: Path) -> bool:
