@@ -76,5 +76,5 @@ class BaselineSettings(StrategySettings):
         if self == BaselineSettings(name=self.name):
             return self.name
         values = serialize(self)
-        unset = {key for key in ("server", "personal") if not values[key]}
+        unset = {key for key in ("server", "personal") if not values.get(key)}
         return {key: value for key, value in values.items() if key not in unset}

@@ -22,3 +22,13 @@ def test_a_study_is_told_from_a_misspelt_experiment() -> None:
     ):
         with pytest.raises(UserError, match=told):
             parse(values)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_that_comes_with_the_project_can_be_changed_in_python(path: Path) -> None:
+    if "experiment" in yaml.safe_load(path.read_text(encoding="utf-8")):
+        pytest.skip("a study")
+    experiment = load(path)
+    changed = experiment.with_settings(rounds=3)
+    assert changed.baselines == experiment.baselines
+    assert changed.model_copy(update={"rounds": experiment.rounds}) == experiment
