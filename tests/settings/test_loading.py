@@ -1,11 +1,14 @@
 """Reading settings from YAML and flags."""
 
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
+import yaml
+from tests.documents import ROOT
 
 from raffm_ray.basics.errors import UserError
-from raffm_ray.settings.loading import override, parse
+from raffm_ray.settings.loading import load, override, parse
 
 
 def test_flags_leave_the_settings_that_they_override_as_they_were() -> None:
