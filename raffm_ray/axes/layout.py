@@ -19,7 +19,7 @@ class Parameter:
     positions it is multiplied at ("tokens", "targets", "patches", "examples"), None if in no matrix product. `reads`: which of its
     dims is contracted with the input (1 for `nn.Linear`). `raw`: whether that input is the example itself, whose gradient nobody
     needs. `module`: what multiplies, where it is not what the parameter is named after (tied embeddings). `frozen`: whether nobody
-    trains it.
+    trains it. `adapts`: the weight that it is one of the two projections of an adapter of, None for all others.
     """
 
     dims: Dims
@@ -29,6 +29,7 @@ class Parameter:
     raw: bool = False
     module: str | None = None
     frozen: bool = False
+    adapts: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Open to other packages:
 - `model_config`: checks and reads `model.config`
 - `foundation`: configuration and tokenizer of the full model
 - `pretrained_weights`: its pretrained weights
+- `adapters`: low-rank adapters beside projections
 - `attention`: attention whose head sizes differ from the configuration's
 - `attention_choice`: whether attention is fused or two products: a rule and its measurements
 - `modules`: stock modules without weights, resized
@@ -28,6 +29,7 @@ Start reading at `architecture`.
 """
 
 __all__ = [
+    "adapters",
     "architecture",
     "attention",
     "attention_choice",

@@ -26,10 +26,12 @@ from raffm_ray.axes.indexing import Plan, dim_size, kept_size
 from raffm_ray.axes.layout import Attention, Layout, is_kept
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.registry import Table
+from raffm_ray.models.adapters.lora import Adapters, add_adapters, with_adapters
 from raffm_ray.models.attention import IMPLEMENTATIONS, fit_attention
 from raffm_ray.models.families import decoder, encoder, gpt2, rope, t5, vit
 from raffm_ray.models.modules import install, remove_layers, without_weights
 from raffm_ray.models.saved_activations import SavedActivations
+from raffm_ray.settings.adapters import AdapterSettings
 
 Fit = Callable[[nn.Module, Attention, Plan, Layout], None]
 """Adapts a built attention module, described by a site of the layout, to a plan; it may not keep weights."""
@@ -123,6 +125,7 @@ class Architecture:
     objective: str = ""
     own: Mapping[str, Any] = field(default_factory=dict)
     frozen_dtype: torch.dtype = torch.float32
+    adapters: Adapters | None = None
 
     @cached_property
     def trained_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -172,6 +175,13 @@ def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = No
     )
 
 
+def adapted(architecture: Architecture, settings: AdapterSettings) -> Architecture:
+    """The architecture with adapters, and all else frozen but for a task head. Raises UserError as `with_adapters`."""
+    words = getattr(architecture.config, "vocab_size", None)
+    layout, shapes, adapters = with_adapters(architecture.layout, architecture.shapes, settings, words)
+    return replace(architecture, layout=layout, shapes=shapes, adapters=adapters)
+
+
 def _stock(config: PretrainedConfig, head: str, attention: str) -> nn.Module:
     """The full transformers model; the configuration is copied, since building one changes it."""
     own = AutoConfig.for_model(**config.to_dict())
@@ -201,7 +211,7 @@ def new_model(architecture: Architecture, seed: int) -> nn.Module:
     """The full stock transformers model with freshly drawn weights; torch's own generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _stock(architecture.config, architecture.head, "sdpa")
+        return add_adapters(_stock(architecture.config, architecture.head, "sdpa"), architecture.adapters)
 
 
 def skeleton(architecture: Architecture, plan: Plan, attention: str | None = None) -> nn.Module:
@@ -214,9 +224,8 @@ def skeleton(architecture: Architecture, plan: Plan, attention: str | None = Non
     # Not on the meta device as a whole: what a model computes when it is built (positions, frequencies) must be there.
     # Some of it is drawn at random, and a worker that builds a module must not draw otherwise than one that remembers it.
     with no_init_weights(), torch.random.fork_rng(devices=[]):
-        model = without_weights(
-            _stock(architecture.config, architecture.head, IMPLEMENTATIONS[attention or architecture.attention])
-        )
+        stock = _stock(architecture.config, architecture.head, IMPLEMENTATIONS[attention or architecture.attention])
+        model = without_weights(add_adapters(stock, architecture.adapters))
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             # Training needs no cache, and what has been through one is laid out so that fused attention refuses it on a CPU.

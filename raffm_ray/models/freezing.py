@@ -18,7 +18,7 @@ from raffm_ray.models.architecture import Architecture
 
 
 def freeze(layout: Layout, patterns: Sequence[str]) -> Layout:
-    """The layout with every parameter frozen whose name matches one of the patterns (as of `fnmatch`, case counts).
+    """The layout with every parameter frozen besides whose name matches one of the patterns (as of `fnmatch`, case counts).
 
     Raises UserError for a pattern that matches nothing, and when nothing is left to train.
     """
@@ -29,7 +29,7 @@ def freeze(layout: Layout, patterns: Sequence[str]) -> Layout:
         if not any(fnmatchcase(name, pattern) for name in names):
             leading = {name.rsplit(".", cut)[0] for name in names for cut in range(name.count(".") + 1)}
             raise UserError(f"model.freeze: {pattern!r} matches no parameter{near_miss(pattern.strip('*.'), leading)}")
-    frozen = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    frozen = {name for name, spec in layout.parameters.items() if spec.frozen or any(fnmatchcase(name, one) for one in patterns)}
     if len(frozen) == len(names):
         raise UserError(f"model.freeze: {', '.join(patterns)}: all {len(names)} parameters match, and nothing is left to train")
     return replace(layout, parameters={name: replace(spec, frozen=name in frozen) for name, spec in layout.parameters.items()})

@@ -17,6 +17,7 @@ from transformers.utils import cached_file, logging
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, in_short
+from raffm_ray.models.adapters.lora import drawn
 from raffm_ray.models.architecture import HEADS, Architecture, new_model, skeleton
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -115,6 +116,9 @@ def pretrained_weights(source: Source, architecture: Architecture, seed: int) ->
         named |= {name: values.detach() for name, values in new_model(architecture, seed).named_parameters() if name in head}
     elif not head & set(missing):
         _align(named, head, place, architecture.config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        named |= drawn(architecture.shapes, architecture.adapters)
     return {name: named[name].contiguous() for name in architecture.shapes}
 
 

@@ -15,7 +15,7 @@ class SavedActivations:
 
     `residual`: residual streams per token and norm, what reads the norm included. `norm`: single numbers per token and norm. `ffn`:
     FFN widths per token. `qk`: queries and (unrepeated) keys, besides those that attention keeps. `scores`: attention matrices per
-    head. `logits`: copies of what the model says, where it says something at every position. `drops`: whether attention weights
+    head. `gain`: of what a norm keeps, and the norm of a head's queries or keys, what only the gradient of its gain needs. `logits`: copies of what the model says, where it says something at every position. `drops`: whether attention weights
     are dropped.
     """
 
@@ -24,6 +24,7 @@ class SavedActivations:
     ffn: int = 2
     qk: int = 0
     scores: int = 0
+    gain: int = 0
     logits: int = 1
     drops: bool = False
 

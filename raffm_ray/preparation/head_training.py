@@ -51,7 +51,7 @@ def _after_layers(layout: Layout) -> list[str]:
     return [
         name
         for name, spec in layout.parameters.items()
-        if spec.matmul and len(spec.dims) == 2 and not spec.dims[1 - spec.reads] and spec.module in (None, module_of(name))
+        if spec.matmul and len(spec.dims) == 2 and not spec.dims[1 - spec.reads] and not (spec.module or spec.adapts)
     ]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from raffm_ray.basics.errors import UserError, in_short, near_miss
 from raffm_ray.data.examples import Examples
 from raffm_ray.data.tasks import Task, check_labels
-from raffm_ray.models.architecture import Architecture, architecture_of, new_model
+from raffm_ray.models.architecture import Architecture, adapted, architecture_of, new_model
 from raffm_ray.models.attention_choice import with_attention
 from raffm_ray.models.foundation import Foundation
 from raffm_ray.models.freezing import freeze
@@ -44,6 +44,8 @@ def architecture_for(experiment: Experiment, foundation: Foundation, task: Task)
         raise
     except Exception as error:  # whatever transformers raises for values that it cannot build from
         raise UserError(f"model.config: transformers cannot build this model: {in_short(error)}") from None
+    if experiment.model.adapters is not None:
+        architecture = adapted(architecture, experiment.model.adapters)
     architecture = replace(
         architecture,
         layout=freeze(architecture.layout, experiment.model.freeze),

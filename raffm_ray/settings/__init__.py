@@ -4,6 +4,7 @@ Open to other packages:
 
 - `experiment`: every setting of an experiment
 - `task_and_model`: settings of the data and of the model
+- `adapters`: settings of low-rank adapters
 - `evaluation`: settings of evaluation
 - `strategy`: settings of a strategy, and of its baselines
 - `selection`: settings of who is chosen for a round
@@ -26,6 +27,7 @@ Start reading at `experiment`.
 """
 
 __all__ = [
+    "adapters",
     "base",
     "description",
     "evaluation",

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from raffm_ray.settings.adapters import AdapterSettings
 from raffm_ray.settings.base import DATA, MODEL, ClassWeights, Settings
 from raffm_ray.settings.model_objects import kept_model
 
@@ -138,6 +139,10 @@ class ModelSettings(Settings):
         default=(),
         description="patterns of names of parameters that are not trained, such as *embeddings*; clients receive them, but compute no "
         "gradients for them and send nothing back for them",
+    )
+    adapters: AdapterSettings | None = Field(
+        default=None,
+        description="low-rank adapters that are trained in place of the model, which is frozen but for its task head; default: none",
     )
     frozen_precision: Literal["float32", "bfloat16"] = Field(
         default="float32",

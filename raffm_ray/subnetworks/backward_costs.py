@@ -21,12 +21,13 @@ Part = tuple[str, str]
 @dataclass
 class SiteGradients:
     """Of an attention module and the FFN behind it. `query_key`: how many of query and key take a gradient; `value`, `scores`: whether
-    values and attention matrices do; `ffn`: whether the FFN's activation does. `context_kept`, `ffn_kept`: whether what the last
+    values and attention matrices do; `gains`: whether norms of queries and keys are trained; `ffn`: whether the FFN's activation does. `context_kept`, `ffn_kept`: whether what the last
     projection of either reads is needed for that projection's own gradient."""
 
     query_key: int = 0
     value: bool = False
     scores: bool = False
+    gains: bool = False
     context_kept: bool = False
     ffn: bool = False
     ffn_kept: bool = False
@@ -35,12 +36,14 @@ class SiteGradients:
 @dataclass
 class Gradients:
     """`inputs`: parameters of matrix products whose input takes a gradient; `sites`: by attention module; `norms`: those that keep what
-    they read; `outputs`: those of which trained projections keep what they return."""
+    they read; `outputs`: those of which trained projections keep what they return; `ranks`: second projections of adapters that keep what they
+    read."""
 
     inputs: set[str] = field(default_factory=set)
     sites: dict[str, SiteGradients] = field(default_factory=dict)
     norms: set[str] = field(default_factory=set)
     outputs: set[str] = field(default_factory=set)
+    ranks: set[str] = field(default_factory=set)
 
 
 def _module(name: str) -> str:
@@ -56,6 +59,8 @@ def parts(layout: Layout) -> dict[Part, list[str]]:
         by_axis |= dict.fromkeys(dim_axes(site.ffn or ()), ("ffn", site.module))
     of_module: dict[str, Part] = {}
     for name, spec in layout.parameters.items():
+        if spec.adapts:
+            continue
         module = _module(name)
         around = [site.module for site in layout.attentions if name.startswith(f"{site.module}.")]
         if owners := [by_axis[axis] for dim in spec.dims for axis in dim_axes(dim) if axis in by_axis]:
@@ -67,8 +72,8 @@ def parts(layout: Layout) -> dict[Part, list[str]]:
         elif spec.matmul and not spec.raw and spec.module in (None, module):
             of_module[module] = HEAD
     found: dict[Part, list[str]] = {}
-    for name in layout.parameters:
-        found.setdefault(of_module.get(_module(name), ROOT), []).append(name)
+    for name, spec in layout.parameters.items():
+        found.setdefault(of_module.get(_module(spec.adapts or name), ROOT), []).append(name)
     return found
 
 
@@ -85,21 +90,35 @@ class _Walk:
         self.flows = dict.fromkeys(self.waiting, self.trains(self.of(ROOT)))
         self.last: dict[str, str] = {}
         self.biased: set[str] = set()
+        self.adapters: dict[str, list[str]] = {}
+        for name, spec in layout.parameters.items():
+            if spec.adapts:
+                self.adapters.setdefault(spec.adapts, []).append(name)
 
     def of(self, part: Part, weights: bool = False) -> list[str]:
-        """The parameters of a part that the plan keeps; `weights`: only those in matrix products."""
-        return [name for name in self.parts.get(part, []) if name in self.kept and (self.specs[name].matmul or not weights)]
+        """The parameters of a part that the plan keeps; `weights`: only those in matrix products, without adapters."""
+        own = [name for name in self.parts.get(part, []) if name in self.kept]
+        return [name for name in own if self.specs[name].matmul and not self.specs[name].adapts] if weights else own
 
     def trains(self, names: Iterable[str]) -> bool:
         return any(not self.specs[name].frozen for name in names)
 
+    def reads(self, weight: str) -> bool:
+        """Whether the gradient of a weight, or of the adapter's projection that reads the same, needs what both read."""
+        return self.trains([weight, *self.adapters.get(weight, [])[:1]])
+
     def project(self, weight: str, part: Part, flows: bool, stream: str | None = None) -> bool:
         """Whether the result of a projection takes a gradient, if what it reads, of a stream or not, does."""
+        down_up = self.adapters.get(weight, [])
         if flows:
-            self.found.inputs.add(weight)
-        if stream in self.last and self.trains([weight]):
+            self.found.inputs |= {weight, *down_up[:1]}
+        if flows or self.trains(down_up[:1]):
+            self.found.inputs |= {*down_up[1:]}
+        self.found.ranks |= {name for name in down_up[1:] if self.trains([name])}
+        if stream in self.last and self.reads(weight):
             self.found.outputs.add(self.last[stream])
-        return flows or self.trains(name for name in self.of(part) if _module(name) == _module(weight))
+        own = (name for name in self.of(part) if _module(self.specs[name].adapts or name) == _module(weight))
+        return flows or self.trains(own)
 
     def norm(self, stream: str) -> None:
         name = self.waiting[stream].pop(0)
@@ -125,7 +144,7 @@ class _Walk:
                 made = [axes[-1] for axes in dim_products(spec.dims[1 - spec.reads])]
                 query_key += [flows] * made.count(qk)
                 value |= flows and vo in made
-        alone = [name for name in self.of(part) if _module(name) not in map(_module, weights)]
+        alone = [name for name in self.of(part) if not self.specs[name].adapts and _module(name) not in map(_module, weights)]
         normed = [name for name in alone if qk in chain(*map(dim_axes, self.specs[name].dims))]  # the query's norm, the key's
         query_key = [flows or self.trains(normed[at : at + 1]) for at, flows in enumerate(query_key)]
         if self.trains(name for name in alone if name not in normed):
@@ -133,7 +152,13 @@ class _Walk:
         scores = any(query_key) or (site.queries == site.keys and site.queries in self.biased)
         for name in outwards:
             self.project(name, part, scores or value)
-        return SiteGradients(query_key=sum(query_key), value=value, scores=scores, context_kept=self.trains(outwards))
+        return SiteGradients(
+            query_key=sum(query_key),
+            value=value,
+            scores=scores,
+            gains=self.trains(normed),
+            context_kept=any(map(self.reads, outwards)),
+        )
 
     def ffn(self, site: Attention, part: Part, found: SiteGradients) -> None:
         weights, inside = self.of(part, weights=True), dim_axes(site.ffn or ())
@@ -141,7 +166,7 @@ class _Walk:
         for name in weights:
             if name not in down:
                 found.ffn |= self.project(name, part, self.flows[site.queries], site.queries)
-        found.ffn_kept = self.trains(down)
+        found.ffn_kept = any(map(self.reads, down))
         for name in down:
             self.project(name, part, found.ffn)
 

@@ -17,6 +17,8 @@ from raffm_ray.axes.dim_sizes import dim_products
 from raffm_ray.axes.indexing import Dim, dim_axes, dim_size
 from raffm_ray.axes.layout import Layout
 from raffm_ray.basics.errors import UserError
+from raffm_ray.models.adapters.lora import rank_axis
+from raffm_ray.models.adapters.targets import module_of
 from raffm_ray.models.hooks import mask_for
 from raffm_ray.models.objectives import Objective
 
@@ -77,10 +79,12 @@ class Site:
 
 
 def sites(layout: Layout, name: str) -> list[Site]:
-    """Where the units of an axis are measured, in the model's order; every part of a fused projection is a site."""
+    """Where the units of an axis are measured, in the model's order; every part of a fused projection is a site. Adapters measure their
+    ranks only: elsewhere they read what their module reads, and add to what it makes."""
     readers, writers = [], []
     for key, spec in layout.parameters.items():
-        if not spec.matmul or len(spec.dims) != 2:
+        own = spec.adapts is None or name == rank_axis(module_of(spec.adapts))
+        if not spec.matmul or len(spec.dims) != 2 or not own:
             continue
         module, start = spec.module or key.removesuffix(".weight"), 0
         if name in dim_axes(spec.dims[spec.reads]):

@@ -189,14 +189,16 @@ def activation_floats(architecture: Architecture, plan: Plan) -> int:
     `saved.qk` queries and unrepeated keys. The copy is only made where the sizes differ; it is always counted, so that more units never cost less. `saved.logits` copies of
     the output at every position. Dropout adds what models/saved_activations.py says.
 
-    Where parameters are frozen, what only their gradients need is not kept, nor anything before the first trained one.
+    Where parameters are frozen, what only their gradients need is not kept, nor anything before the first trained one. An adapter keeps what
+    its first projection makes, a number a rank.
     """
     layout, saved, positions = architecture.layout, architecture.saved, architecture.positions
     needed = _gradients(architecture, _layers(architecture, plan))
     residual, total = kept_size("residual", layout.axes, plan), 0
     for name in layout.norms:
         count = positions[layout.norm_positions.get(name, "tokens")]
-        total += count * ((saved.residual - 1) * residual + saved.norm) * (name in needed.norms)
+        streams = saved.residual - 1 - saved.gain * layout.parameters[f"{name}.weight"].frozen
+        total += count * (streams * residual + saved.norm) * (name in needed.norms)
         total += count * residual * (name in needed.outputs)
     for site in layout.attentions:
         if not is_kept(site.layer, plan):
@@ -209,10 +211,13 @@ def activation_floats(architecture: Architecture, plan: Plan) -> int:
         total += heads * queries * min(qk, vo) * found.context_kept
         if saved.qk and found.query_key:
             groups = kept_length(site.groups or site.heads, layout.axes, plan)
-            total += saved.qk * qk * (queries * heads + keys * groups)
+            total += (saved.qk - saved.gain * (not found.gains)) * qk * (queries * heads + keys * groups)
         if site.ffn is not None:
             width = queries * kept_length(site.ffn, layout.axes, plan)
             total += (saved.ffn - 1) * width * found.ffn + width * found.ffn_kept
+    for name in needed.ranks:
+        spec = layout.parameters[name]
+        total += positions[spec.matmul or ""] * kept_length(spec.dims[1], layout.axes, plan)
     return total + saved.logits * output_floats(architecture)
 
 
@@ -221,7 +226,7 @@ def output_floats(architecture: Architecture) -> int:
     return sum(
         architecture.positions[spec.matmul] * architecture.shapes[name][1 - spec.reads]
         for name, spec in architecture.layout.parameters.items()
-        if spec.matmul and len(spec.dims) == 2 and not spec.dims[1 - spec.reads]
+        if spec.matmul and len(spec.dims) == 2 and not spec.dims[1 - spec.reads] and not spec.adapts
     )
 
 
@@ -243,7 +248,7 @@ def live_floats(architecture: Architecture, plan: Plan) -> int:
         ffn = 2 * queries * kept_length(site.ffn, layout.axes, plan) if site.ffn is not None else 0
         most = max(most, 2 * queries * residual + max(inside, ffn))
     for name, spec in layout.parameters.items():
-        if spec.matmul and len(spec.dims) == 2 and not spec.dims[1 - spec.reads]:
+        if spec.matmul and len(spec.dims) == 2 and not spec.dims[1 - spec.reads] and not spec.adapts:
             most = max(most, positions[spec.matmul] * (residual + architecture.shapes[name][1 - spec.reads]))
     return most
 

@@ -26,7 +26,7 @@ from raffm_ray.subnetworks.calibration import rankable
 from raffm_ray.subnetworks.costs import Costs, costs_of
 from raffm_ray.subnetworks.salience import Orders, Scores
 
-AXIS_KINDS = ("groups", "heads", "qk", "vo", "ffn", "residual")
+AXIS_KINDS = ("groups", "heads", "qk", "vo", "ffn", "residual", "rank")
 """The kinds of axes that some family has: key/value heads with their query heads, (query) heads, and so on."""
 RESIDUAL = "residual"
 """The kind of the one axis that runs through all layers, the embeddings and the head."""

@@ -50,11 +50,13 @@ class Ends:
     """The parameters that carry an axis.
 
     `writers`: the linear layers that produce it, in the model's order (of queries and keys, queries come first), each as its
-    weight and, where it has one, its bias. `readers`: the linear layers contracted with it. `others`: all else, such as norms.
+    weight and, where it has them, its bias and its adapter's. `readers`: the linear layers contracted with it; `followers`: their adapters';
+    `others`: all else, such as norms.
     """
 
     writers: tuple[tuple[Place, ...], ...]
     readers: tuple[Place, ...]
+    followers: tuple[Place, ...]
     others: tuple[Place, ...]
 
 
@@ -67,14 +69,17 @@ def ends(layout: Layout, name: str) -> Ends:
         for part, product in enumerate(dim_products(dim))
         if name in product
     }
-    linear = {one: spec for one, spec in places.items() if spec.matmul and len(spec.dims) == 2}
+    linear = {one: spec for one, spec in places.items() if spec.matmul and len(spec.dims) == 2 and not spec.adapts}
+    followers = tuple(one for one, spec in places.items() if spec.adapts and one.position == spec.reads)
+    within = {one: (spec.adapts or one.parameter).rpartition(".")[0] for one, spec in places.items() if one not in followers}
     writers = tuple(
-        (one, *(other for other in places if other not in linear and other.module == one.module and other.part == one.part))
+        (one, *(other for other in within if other not in linear and within[other] == one.module and other.part == one.part))
         for one, spec in linear.items()
         if one.position != spec.reads
     )
     readers = tuple(one for one, spec in linear.items() if one.position == spec.reads)
-    return Ends(writers, readers, tuple(one for one in places if one not in (*sum(writers, ()), *readers)))
+    known = (*sum(writers, ()), *readers, *followers)
+    return Ends(writers, readers, followers, tuple(one for one in places if one not in known))
 
 
 def _ancestors(layout: Layout, name: str) -> list[str]:
@@ -234,7 +239,7 @@ def rotate(
         context = _covariance(moments, name, "context", gram(name, found.writers[0][0]), centered=True)
         forward, inverse = _output_basis(context, torch.stack([gram(name, place) for place in found.readers]).sum(0))
         apply(name, found.writers[0], forward)
-        apply(name, found.readers, inverse.mT)
+        apply(name, (*found.readers, *found.followers), inverse.mT)
     return {name: rotated[name].to(values.dtype) if name in rotated else values for name, values in parameters.items()}
 
 

@@ -115,7 +115,7 @@ def saved(config: PretrainedConfig) -> SavedActivations:
     """What autograd keeps of it."""
     widths = ffn_widths(config.hidden_act, gated=True)
     return with_dropout(
-        SavedActivations(residual=3, norm=1, ffn=widths, qk=2 if config.model_type == "qwen3" else 0),
+        SavedActivations(residual=3, norm=1, gain=1, ffn=widths, qk=2 if config.model_type == "qwen3" else 0),
         0.0,
         config.attention_dropout,
     )

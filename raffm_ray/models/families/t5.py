@@ -115,7 +115,7 @@ def positions(config: PretrainedConfig, tokens: int | None, targets: int | None)
 def saved(config: PretrainedConfig) -> SavedActivations:
     """What autograd keeps of it."""
     saved, rate = (
-        SavedActivations(residual=3, norm=1, ffn=ffn_widths(config.dense_act_fn, config.is_gated_act), scores=1),
+        SavedActivations(residual=3, norm=1, gain=1, ffn=ffn_widths(config.dense_act_fn, config.is_gated_act), scores=1),
         config.dropout_rate,
     )
     return with_dropout(saved, rate, rate, rate)
