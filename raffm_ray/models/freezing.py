@@ -40,7 +40,14 @@ def frozen_in_words(architecture: Architecture) -> list[str]:
     if not architecture.frozen_shapes:
         return []
     frozen, whole = (sum(map(prod, shapes.values())) for shapes in (architecture.frozen_shapes, architecture.shapes))
-    names = list(architecture.frozen_shapes)
+    names, adapters = list(architecture.frozen_shapes), architecture.adapters
+    if adapters:
+        own = sum(prod(shape) for name, shape in architecture.shapes.items() if architecture.layout.parameters[name].adapts)
+        trained = whole - frozen
+        return [
+            f"model.adapters: {own:,} parameters in {len(adapters.modules)} adapters of rank {adapters.rank}, and {trained - own:,} others, are trained; "
+            f"{frozen:,} are frozen"
+        ]
     shown = ", ".join(names if len(names) <= 3 else [*names[:2], "...", names[-1]])
     return [
         f"model.freeze: {len(names)} of {len(architecture.shapes)} tensors, {frozen:,} of {whole:,} parameters, are not trained, before round 1 neither: "

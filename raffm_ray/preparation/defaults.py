@@ -4,6 +4,7 @@ from collections.abc import Set
 
 from raffm_ray.axes.layout import Layout
 from raffm_ray.basics.errors import UserError, look_up
+from raffm_ray.models.adapters.lora import RANK
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 
@@ -14,18 +15,25 @@ REFERENCE_WIDTH = 768
 NEW_MODEL_EPOCHS, WARMUP_ROUNDS = 100, 2
 
 
-def learning_rate(optimizer: str, width: int, pretrained: bool, head_alone: bool) -> float:
+ADAPTERS = 10.0
+"""How much larger the best rate of adapters is than that of the whole model (Schulman and Thinking Machines 2025, LoRA without regret)."""
+RANKS_ALONE = {RANK: 1}
+"""What budgets cut of a model with adapters."""
+
+
+def learning_rate(optimizer: str, width: int, pretrained: bool, head_alone: bool, adapters: bool = False) -> float:
     """The learning rate that is taken where none is set.
 
     A pretrained model's is that of width 768, times 768 / `width`, at most a new model's: with Adam the best rate falls as the width
-    grows (Yang et al. 2022, arXiv 2203.03466, table 3). Other optimizers' fall alike, as a rule of thumb. Raises UserError for an optimizer that names none.
+    grows (Yang et al. 2022, arXiv 2203.03466, table 3). That of adapters is ten times as large. Other optimizers' fall alike, as a rule of thumb. Raises UserError for an optimizer that names none.
     """
     rates = look_up(OPTIMIZERS, optimizer, "local.optimizer").rates
     if rates is None:
         raise UserError(f"local.learning_rate: is required: the optimizer {optimizer!r} names no rates of its own")
     if not pretrained:
         return rates.new
-    return rates.head if head_alone else min(rates.new, rates.pretrained * REFERENCE_WIDTH / width)
+    of_all = rates.pretrained * (ADAPTERS if adapters else 1.0) * REFERENCE_WIDTH / width
+    return rates.head if head_alone else min(rates.new, of_all)
 
 
 def with_defaults(experiment: Experiment, layout: Layout, new: Set[str], classes: bool) -> Experiment:
@@ -39,8 +47,10 @@ def with_defaults(experiment: Experiment, layout: Layout, new: Set[str], classes
     width = max((axis.size for name, axis in layout.axes.items() if name == "residual"), default=REFERENCE_WIDTH)
     trained = {name for name, one in layout.parameters.items() if not one.frozen}
 
+    adapters = experiment.model.adapters is not None
+
     def rate(optimizer: str) -> float:
-        return learning_rate(optimizer, width, known, head_alone=trained <= new)
+        return learning_rate(optimizer, width, known, head_alone=trained <= new, adapters=adapters)
 
     chosen = {
         "learning_rate": local.learning_rate or rate(local.optimizer),
@@ -54,7 +64,11 @@ def with_defaults(experiment: Experiment, layout: Layout, new: Set[str], classes
     model = experiment.model.model_copy(update={"pretrain": pretrain.model_copy(update=before)})
     partition = experiment.clients.partition or ("dirichlet_by_class" if classes else "iid")
     clients = experiment.clients.model_copy(update={"partition": partition})
-    return experiment.model_copy(update={"local": local.model_copy(update=chosen), "model": model, "clients": clients})
+    cutting = experiment.extraction
+    if adapters and "steps" not in cutting.model_fields_set:
+        cutting = cutting.model_copy(update={"steps": RANKS_ALONE})
+    changed = {"local": local.model_copy(update=chosen), "model": model, "clients": clients, "extraction": cutting}
+    return experiment.model_copy(update=changed)
 
 
 def _or(value: int | None, default: int) -> int:

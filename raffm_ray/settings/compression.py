@@ -25,7 +25,7 @@ class FleetSettings(Settings):
     )
     budgets: dict[str, dict[str, float]] = Field(
         default={},
-        description="mapping from a device type to its limits, by kind: `params`, `layer_params`, `bytes`, `training_flops`, `memory_bytes`, `macs`, "
+        description="mapping from a device type to its limits, by kind: `params`, `layer_params`, `adapter_params`, `bytes`, `training_flops`, `memory_bytes`, `macs`, "
         "`inference_bytes`; a value of at most 1 is a fraction of the full model's",
     )
     memory_fraction: float = Field(
@@ -88,7 +88,7 @@ class ExtractionSettings(Settings):
     steps: dict[str, int] = Field(
         default={"groups": 1, "heads": 1, "qk": 4, "vo": 4, "ffn": 16, "residual": 16},
         description="mapping from a kind of axis to the number of units that are cut together; a kind that is left out is never cut, and one that the model "
-        "lacks is ignored",
+        "lacks is ignored; default with `model.adapters`: {rank: 1}, which leaves the frozen model whole",
     )
     floors: dict[str, float] = Field(
         default={"residual": 0.5}, description="mapping from a kind of axis to the fraction of its units that is always kept"

@@ -15,6 +15,7 @@ class Budget:
 
     params: float | None = None
     layer_params: float | None = None
+    adapter_params: float | None = None
     bytes: float | None = None
     training_flops: float | None = None
     memory_bytes: float | None = None
@@ -30,6 +31,7 @@ class Budget:
         named = {
             "params": costs.params,
             "layer_params": costs.layer_params,
+            "adapter_params": costs.adapter_params,
             "bytes": costs.bytes,
             "training_flops": costs.training_flops,
             "memory_bytes": costs.memory_bytes,
@@ -100,6 +102,7 @@ def budget_from(settings: Mapping[str, float], full: Costs, others: Sequence[str
     known = {
         "params": full.params,
         "layer_params": full.layer_params,
+        "adapter_params": full.adapter_params,
         "bytes": full.bytes,
         "training_flops": full.training_flops,
         "memory_bytes": full.memory_bytes,
@@ -110,6 +113,8 @@ def budget_from(settings: Mapping[str, float], full: Costs, others: Sequence[str
         if kind not in known:
             raise UserError(f"budget kind {kind!r} is not known{near_miss(str(kind), [*known, *others])}")
         whole, value = known[kind], positive(kind, value)
+        if not whole:
+            raise UserError(f"budget {kind}: the model has none (adapters are set in model.adapters)")
         if 1 < value < 100:
             raise UserError(f"budget {kind}: {value} would be a count of {kind}; fractions of the full model are at most 1")
         limits[kind] = value * whole if value <= 1 else value

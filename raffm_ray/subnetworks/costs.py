@@ -24,7 +24,7 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Costs:
-    """One example's and one model's costs. `layer_params`: of `params`, those inside layers, without embeddings and head; `bytes`: of all
+    """One example's and one model's costs. `layer_params`: of `params`, those inside layers, without embeddings and head; `adapter_params`: of adapters; `bytes`: of all
     parameters, which a client is given; `bytes_up`: of those that are trained, which it sends back; `training_flops`: forward and backward of one example, `calibration_flops`: with every gradient, frozen or not. `example_traffic_bytes`, `step_traffic_bytes`: read from and written to
     main memory for an example of a training step, and for a step whatever its batch (see `traffic_bytes`). `tensors`: parameter
     tensors, which the number of operators that a step starts is proportional to. `inference_bytes`: of answering one example (see `live_floats`).
@@ -32,6 +32,7 @@ class Costs:
 
     params: int
     layer_params: int
+    adapter_params: int
     bytes: int
     bytes_up: int
     forward_flops: int
@@ -70,6 +71,7 @@ class _Term(NamedTuple):
     axes: tuple[str, ...]
     in_layer: bool
     params: int
+    adapters: int
     trained: int
     forward: int
     backward: int
@@ -92,9 +94,9 @@ def _terms(architecture: Architecture, layers: Plan) -> tuple[_Term, ...]:
         fixed = prod(size for size, dim in zip(architecture.shapes[name], spec.dims, strict=True) if not dim)
         trained, flops = fixed * (not spec.frozen), 2 * positions * fixed
         for axes in product(*(dim_products(dim) for dim in spec.dims)):
-            total = sums.setdefault((tuple(sorted(chain(*axes))), spec.layer is not None), [0] * 5)
+            total = sums.setdefault((tuple(sorted(chain(*axes))), spec.layer is not None), [0] * 6)
             taken = (not spec.frozen) + (name in inputs)
-            for at, value in enumerate((fixed, trained, flops, taken * flops, (2 - spec.raw) * flops)):
+            for at, value in enumerate((fixed, fixed * bool(spec.adapts), trained, flops, taken * flops, (2 - spec.raw) * flops)):
                 total[at] += value
     return tuple(_Term(*key, *total) for key, total in sums.items())
 
@@ -127,11 +129,12 @@ def costs_of(architecture: Architecture, plan: Plan, batch_size: int = 1, optimi
 def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: str) -> Costs:
     layout, positions, layers = architecture.layout, architecture.positions, _layers(architecture, plan)
     kept = {name: kept_size(name, layout.axes, plan) for name in layout.axes}
-    params = layer_params = trained = forward = backward = unfrozen = 0
+    params = layer_params = adapters = trained = forward = backward = unfrozen = 0
     for term in _terms(architecture, layers):
         size = prod(kept[name] for name in term.axes)
         params += term.params * size
         layer_params += term.params * size if term.in_layer else 0
+        adapters += term.adapters * size
         trained += term.trained * size
         forward += term.forward * size
         backward += term.backward * size
@@ -153,6 +156,7 @@ def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: s
     return Costs(
         params=params,
         layer_params=layer_params,
+        adapter_params=adapters,
         bytes=weights,
         bytes_up=trained * FLOAT_BYTES,
         forward_flops=forward,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from documents import ROOT
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.settings.loading import load, override, parse
-from tests.documents import ROOT
 
 
 def test_flags_leave_the_settings_that_they_override_as_they_were() -> None:

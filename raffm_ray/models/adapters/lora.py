@@ -82,10 +82,10 @@ def with_adapters(
                 )
             axis = rank_axis(module)
             axes[axis] = Axis(axis, settings.rank)
-            common = {"layer": base.layer, "matmul": base.matmul, "adapts": weight}
             down, up = factors(module)
-            ordered[down] = Parameter(((axis,), base.dims[base.reads]), **common)
-            ordered[up] = Parameter((base.dims[1 - base.reads], (axis,)), **common)
+            like = Parameter((), base.layer, base.matmul, adapts=weight)
+            ordered[down] = replace(like, dims=((axis,), base.dims[base.reads]))
+            ordered[up] = replace(like, dims=(base.dims[1 - base.reads], (axis,)))
             sizes |= {down: (settings.rank, reads), up: (makes, settings.rank)}
     made = Adapters(tuple(map(module_of, chosen)), settings.rank, scale_of(settings), settings.dropout)
     return replace(layout, axes=axes, parameters=ordered), sizes, made
