@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from raffm_ray.axes.flat_parameters import views
-from raffm_ray.axes.indexing import Plan, Selections, scatter_add_selected, selected_shape
+from raffm_ray.axes.indexing import Plan, Selections, scatter_add_selected, selected_shape, take_selected
 from raffm_ray.clients.client_state import ClientState
+from raffm_ray.clients.folds.products import START, Products, add, compressed, norm_of, of_client
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.clients.module_factory import ModuleFactory
 from raffm_ray.clients.training_result import TrainingResult
+from raffm_ray.models.adapters.lora import factors
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.subnetworks.norm_correction import norm_factors, undo_correction
 
@@ -45,16 +47,34 @@ def fair_weights(context: RoundContext, weight: float, loss: float | None, chang
 @dataclass
 class BlockSums:
     """What the clients of a block add up to. By plan: `changes`: flat weighted sums of changes, `variates`: of changes of the server's control
-    variate, `weights`: that they carry; `states`: by client, what it keeps."""
+    variate, `weights`: that they carry; `states`: by client, what it keeps; `products`: of adapters."""
 
     changes: dict[int, Tensor] = field(default_factory=dict)
     variates: dict[int, Tensor] = field(default_factory=dict)
     weights: dict[int, float] = field(default_factory=dict)
     states: dict[int, ClientState] = field(default_factory=dict)
+    products: Products = field(default_factory=lambda: START)
 
-    def add(self, job: Job, trained: TrainingResult, counts: float, covers: float) -> None:
-        """Adds what came of a client's training, whose memory is taken for the sum. `counts`, `covers`: as `fair_weights` says."""
+    def add(
+        self,
+        job: Job,
+        trained: TrainingResult,
+        received_loss: float | None,
+        context: RoundContext,
+        parameters: Mapping[str, Tensor],
+        factory: ModuleFactory,
+    ) -> None:
+        """Adds what came of a client's training, whose memory is taken for the sum. `parameters`: by name, those of the round."""
         assert job.plan is not None
+        counts, covers = fair_weights(context, job.weight, received_loss, trained.change)
+        if context.products or context.product_norms:
+            own = _products(trained.change, context.plans[job.plan], parameters, factory, counts)
+            if context.product_norms:
+                counts = covers = norm_of(own)
+                own = {name: one._replace(weights=torch.full_like(one.weights, counts)) for name, one in own.items()}
+            if context.products:
+                together = add(self.products, own)
+                self.products = together if context.products == "by_rank" else compressed(together)
         _add_weighted(self.changes, job.plan, trained.change, counts)
         self.weights[job.plan] = self.weights.get(job.plan, 0.0) + covers
         if trained.variate is not None:
@@ -89,6 +109,20 @@ def add_variates(
     for number, summed in sorted(sums.items()):
         named, plan = views(total, architecture.trained_shapes), context.plans[number]
         _add(named, _named(summed, plan, architecture, factory), factory.selections(plan))
+
+
+def _products(change: Tensor, plan: Plan, parameters: Mapping[str, Tensor], factory: ModuleFactory, weight: float) -> Products:
+    """Of one client's adapters as it sends them."""
+    architecture, chosen = factory.architecture, factory.selections(plan)
+    assert architecture.adapters is not None
+    moved = _named(change, plan, architecture, factory)
+    adapted = [name for name in moved if architecture.layout.parameters[name].adapts]
+    sent = {name: take_selected(parameters[name], chosen[name]) + moved[name] for name in adapted}
+    for module in architecture.adapters.modules:  # one of two that is frozen is as it was given
+        for name in factors(module):
+            if name in chosen and name not in sent:
+                sent[name] = take_selected(parameters[name], chosen[name])
+    return of_client(sent, chosen, architecture.shapes, architecture.adapters, weight)
 
 
 def _named(summed: Tensor, plan: Plan, architecture: Architecture, factory: ModuleFactory) -> dict[str, Tensor]:

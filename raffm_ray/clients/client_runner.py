@@ -21,7 +21,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.plugins import Plugin
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.basics.seeding import generator, torch_seed
-from raffm_ray.clients.block_sums import BlockSums, add_updates, add_variates, change_weight, fair_weights
+from raffm_ray.clients.block_sums import BlockSums, add_updates, add_variates, change_weight
 from raffm_ray.clients.client_state import ClientState
 from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.clients.device_parameters import DeviceParameters
@@ -127,7 +127,7 @@ class ClientRunner:
                     if measured:
                         statistics = add_statistics(statistics, measured)
                     if trained is not None:
-                        sums.add(job, trained, *fair_weights(context, job.weight, report.received_loss, trained.change))
+                        sums.add(job, trained, report.received_loss, context, parameters, self.module_factory)
             finally:
                 self.module_factory.release()
         with self.watch.during("return"):
@@ -135,7 +135,7 @@ class ClientRunner:
             add_updates(total[:model], sums.changes, context, self.architecture, self.module_factory)
             add_variates(total[model:], sums.variates, context, self.architecture, self.module_factory)
             added = total.cpu().numpy()
-        return Update(sums.weights, tuple(reports), statistics, sums.states), added
+        return Update(sums.weights, tuple(reports), statistics, sums.states, sums.products), added
 
     def _parts(self, flat: Flat, context: RoundContext) -> tuple[int, Tensor | None]:
         """How many of the flat numbers are the model's and its copies', and the server's control variate behind them, None where there is none."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.clients.client_state import ClientState
+from raffm_ray.clients.folds.products import Products
 from raffm_ray.settings.experiment import LocalSettings
 from raffm_ray.subnetworks.calibration import Statistics
 
@@ -20,6 +21,9 @@ class RoundContext:
     empty where it is always one. `size_specific`: parameters of which sizes have copies of their own (see size_specific.py), behind the others in the flat
     array; `copies`: by plan, which one it uses. `norm_bound`: the largest L2 norm of a client's change. `personal`: names of parameters that stay with their clients.
     `received_loss`: whether clients measure the parameters that they receive before they train; `fair_exponent`: q of q-FedAvg.
+    `products`: whether products of adapters are summed: "" not, "sum", or "by_rank", with the ranks of their parts; `product_norms`: whether a client
+    weighs by the norm of its adapters' product; `held`: names of parameters that are not trained in this round, `lasting`: whether nobody ever changes
+    them; `resent`: of frozen ones that the server changed; `stack_bytes`: of the adapters that it added to them after the last round.
     """
 
     seed: int
@@ -41,6 +45,12 @@ class RoundContext:
     personal: tuple[str, ...] = ()
     received_loss: bool = False
     fair_exponent: float = 0.0
+    products: str = ""
+    product_norms: bool = False
+    held: tuple[str, ...] = ()
+    lasting: bool = False
+    resent: tuple[str, ...] = ()
+    stack_bytes: int = 0
 
     def copy_of(self, plan: int | None) -> int:
         """Which copy of the size-specific parameters a plan uses; 0 are the model's own."""
@@ -93,12 +103,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Update:
-    """A block's result beside its weighted sum: the weight that each plan's sum carries, the clients' reports, and by client what it keeps."""
+    """A block's result beside its weighted sum: the weight that each plan's sum carries, the clients' reports, by client what it keeps, and the sums
+    of products of adapters."""
 
     weights: Mapping[int, float]
     reports: tuple[Report, ...]
     statistics: Statistics | None = None
     states: Mapping[int, ClientState] = field(default_factory=dict)
+    products: Products = field(default_factory=dict)
 
 
 class Call(NamedTuple):

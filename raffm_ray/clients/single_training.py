@@ -47,6 +47,7 @@ def train_alone(
     module = factory.module(parameters, plan, context.norms, rows=rows).train()
     own = dict(module.named_parameters())
     trained = only_trained(own, architecture.layout)
+    held = {name: trained.pop(name).requires_grad_(False) for name in context.held if name in trained}
     before = work.state or NO_STATE
     _take_own(factory, parameters, context, work, plan, trained)
     given = {name: parameter.detach().clone() for name, parameter in trained.items()}
@@ -77,6 +78,12 @@ def train_alone(
         changed[rows.table] = rows.in_table(changed[rows.table])
     for name in personal & set(changed):
         changed[name] = torch.zeros_like(changed[name])
+    if held:
+        changed = {
+            name: changed[name] if name in changed else torch.zeros_like(held[name])
+            for name in own
+            if name in {**changed, **held}
+        }
     return TrainingResult(loss, by_plan(seen, work.job), _flat(list(changed.values())), state=state, variate=variate)
 
 

@@ -73,7 +73,8 @@ ALIGNMENT = 64
 begin at multiples of it, so that workers can compute with them where they lie."""
 
 
-def _frozen_views(flat: Tensor, architecture: Architecture) -> dict[str, Tensor]:
+def frozen_views(flat: Tensor, architecture: Architecture) -> dict[str, Tensor]:
+    """The flat frozen parameters by name, in the model's order; they share its memory."""
     found, start, step = {}, 0, ALIGNMENT // flat.element_size()
     for name, shape in architecture.frozen_shapes.items():
         found[name] = flat[start : start + prod(shape)].view(shape)
@@ -94,7 +95,7 @@ def split(flat: Tensor, architecture: Architecture) -> tuple[Tensor, Tensor]:
         return flat, flat[:0]
     named = views(flat, architecture.shapes)
     frozen = torch.zeros(frozen_length(architecture), dtype=architecture.frozen_dtype)
-    for name, values in _frozen_views(frozen, architecture).items():
+    for name, values in frozen_views(frozen, architecture).items():
         values.copy_(named[name])
     return flatten(named, architecture.trained_shapes), frozen
 
@@ -112,7 +113,7 @@ def named_parameters(
         return named
     if frozen.numel() != frozen_length(architecture):
         raise ValueError(f"{frozen.numel()} frozen parameters, and this model has others")
-    named |= _frozen_views(frozen, architecture)
+    named |= frozen_views(frozen, architecture)
     return {name: named[name] for name in architecture.shapes}
 
 

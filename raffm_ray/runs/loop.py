@@ -156,7 +156,10 @@ def _complete(
     if refused and not recorder.clients.any_refused:
         display.console.print(f"note: {reason}; later ones are only counted", highlight=False)
     recorder.complete(
-        round_row(setup=setup, work=ended.work, rows=rows, measured=now, ranked=ended.ranked, phases=phases),
+        replace(
+            round_row(setup=setup, work=ended.work, rows=rows, measured=now, ranked=ended.ranked, phases=phases),
+            aggregation_error=state.aggregation_error,
+        ),
         rows,
         state,
         now.clients if now else None,

@@ -175,7 +175,7 @@ class Recorder:
             save_file(
                 {
                     name: values.float().clone()
-                    for name, values in named_parameters(state.parameters, state.frozen, architecture).items()
+                    for name, values in named_parameters(state.parameters, state.frozen_now, architecture).items()
                 },
                 final / "model.safetensors",
                 {"format": "pt"},

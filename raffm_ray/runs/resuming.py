@@ -53,7 +53,12 @@ FREE = (
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
 FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
 """Those of runs whose checkpoints hold a digest of the places too."""
-OF_EACH_CLIENT = ("clients.selection", "server.fair_exponent", "server.agnostic_rate", "evaluation.tune", "strategy.personal")
+OF_ADAPTERS = ("model.adapters", "strategy.adapters", "strategy.factors", "evaluation.aggregation_error")
+FREE_BEFORE_ADAPTERS = (*FREE, *OF_ADAPTERS)
+"""Those of runs from before there were adapters."""
+OF_EACH_CLIENT = (
+    *("clients.selection", "server.fair_exponent", "server.agnostic_rate", "evaluation.tune", "strategy.personal", *OF_ADAPTERS),
+)
 FREE_BEFORE_EACH_CLIENT = (*FREE, *OF_EACH_CLIENT)
 """Those of runs from before clients were chosen in other ways than uniformly, and remembered anything."""
 OF_CLIENTS = ("clients.held_out", "clients.unseen", "evaluation.clients", *OF_EACH_CLIENT)
@@ -90,6 +95,7 @@ FREE_AT_FIRST = (
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 _EVERY_FREE = (
     FREE,
+    FREE_BEFORE_ADAPTERS,
     FREE_BEFORE_EACH_CLIENT,
     FREE_BEFORE_OWN_PARTS,
     FREE_BEFORE_KEPT,

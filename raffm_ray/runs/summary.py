@@ -251,6 +251,6 @@ def summarize(
         "rejected_updates": clients.rejected,
         "round_wall_seconds": [row.wall_seconds for row in rounds if row.round > 0],
         "driver_peak_rss_bytes": peak_rss_bytes(),
-        "params_sha256": parameters_sha256(state.parameters, setup.architecture, state.frozen),
+        "params_sha256": parameters_sha256(state.parameters, setup.architecture, state.frozen_now),
     }
     return with_former_keys(summary)

@@ -37,7 +37,8 @@ def stack_sizes(setup: Setup, plans: Sequence[Plan]) -> tuple[int, ...]:
     """How many clients of each plan may be trained at once: a property of the round, so that any worker does the same."""
     asked, batch_size = setup.experiment.pool.stack_clients, setup.experiment.local.batch_size
     stacks = CLIENT_UPDATES[setup.experiment.local.client_update].stacks
-    if setup.not_stacked or not stacks or setup.personal or setup.strategy.distill or asked == 1:
+    alone = setup.personal or setup.strategy.distill or setup.strategy.factors != "both"
+    if setup.not_stacked or not stacks or alone or asked == 1:
         return ()
     return tuple(
         asked or (STACK_CLIENTS if setup.costs(plan).training_flops * batch_size <= STACK_FLOPS else 1) for plan in plans

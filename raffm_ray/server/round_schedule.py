@@ -89,6 +89,11 @@ def cost_of(
     frozen = missing_bytes(setup.architecture, sent, held if setup.experiment.fleet.keeps_frozen else None)
     device, work = setup.devices[setup.device_types[job.client]], reported_work(setup, context, report)
     down, up = setup.costs(sent).bytes_up + frozen, trained + STATISTIC_BYTES * report.statistics_values
+    if held is not None:  # else all that is frozen is sent for the first time
+        down += personal_bytes(setup.architecture, sent, context.resent) + context.stack_bytes
+        down -= personal_bytes(setup.architecture, sent, context.held) * context.lasting
+    if job.plan is not None:
+        up -= personal_bytes(setup.architecture, context.plans[job.plan], context.held)
     if context.personal:
         variate = CLIENT_UPDATES[context.local.client_update].variate  # nobody has one of a personal parameter
         down -= (has_own + variate) * personal_bytes(setup.architecture, sent, context.personal)

@@ -10,6 +10,8 @@ from raffm_ray.axes.indexing import AxisError, Plan, check_plan
 from raffm_ray.axes.nesting import within
 from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.messages import Job, RoundContext, Update
+from raffm_ray.server.adapter_rules.chosen import adapter_context
+from raffm_ray.server.adapter_rules.round_end import with_merged_adapters
 from raffm_ray.server.aggregation import AGGREGATION_RULES, flat_coverage
 from raffm_ray.server.agnostic_mixture import Mixture
 from raffm_ray.server.blocks import stack_sizes
@@ -98,6 +100,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
         personal=setup.personal,
         received_loss=setup.measures_received,
         fair_exponent=experiment.server.fair_exponent,
+        **adapter_context(setup.architecture, strategy, experiment, state.base_change, state.stack_bytes, number),
     )
     return replace(schedule_round(setup, context, jobs, start_seconds, state.held, state.memory), chosen=tuple(chosen))
 
@@ -176,6 +179,10 @@ def finish_round(
             given = share_of(covered, holders) if optimizer.shares else covered
             moved = variate_change(beside, holders) if len(beside) else None
         parameters, moments = optimizer.step(parameters, averaged, given, moments, server)
+        if setup.architecture.adapters is not None:
+            state, parameters = with_merged_adapters(
+                setup, state, work, updates[:on_time], (averaged, parameters, covered), total
+            )
     return replace(
         state,
         round=work.context.round,

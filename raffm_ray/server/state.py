@@ -21,6 +21,7 @@ from raffm_ray.devices.availability import Availability
 from raffm_ray.devices.profiles import Device
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import named_parameters, split, to_array
+from raffm_ray.server.adapter_rules.chosen import with_adapter_settings
 from raffm_ray.server.aggregation import AGGREGATION_RULES
 from raffm_ray.server.agnostic_mixture import Mixture, first_mixture
 from raffm_ray.server.clock import VirtualClock, Visit
@@ -160,7 +161,9 @@ class ServerState:
     others, the same in every round and in no checkpoint; `held`: what devices have of them; `pending`: statistics reported since the last ranking; `norms`: from before it; `moments`:
     the server optimizer's; `best`: None before a first validation; `reached`: of `reached_weight`, the weight of all updates so far; `pace`: of
     the ranked list, chosen with the scores (see `Cutting`); `memory`: of what clients keep, and the control variate; `records`:
-    of clients, None where the selection reads none; `mixture`: of device types, None without `server.agnostic_rate`."""
+    of clients, None where the selection reads none; `mixture`: of device types, None without `server.agnostic_rate`; `base_change`: what was added to
+    the frozen ones, as long as they are, empty where nothing was; `stack_bytes`: of the adapters added to them last; `aggregation_error`: of the last round's adapters, see
+    `adapter_rules`, None where it is not measured."""
 
     round: int
     parameters: Tensor
@@ -179,6 +182,14 @@ class ServerState:
     memory: ClientMemory = field(default_factory=ClientMemory)
     records: Records | None = None
     mixture: Mixture | None = None
+    base_change: Tensor = field(default_factory=lambda: torch.empty(0))
+    stack_bytes: int = 0
+    aggregation_error: float | None = None
+
+    @cached_property
+    def frozen_now(self) -> Tensor:
+        """The frozen parameters with what was added to them. One array of a state, so that a pool sends it once."""
+        return self.frozen + self.base_change if len(self.base_change) else self.frozen
 
     @property
     def sent_array(self) -> NDArray[np.float32]:
@@ -188,8 +199,8 @@ class ServerState:
 
     @property
     def frozen_array(self) -> NDArray[Any]:
-        """`frozen` as a pool takes it."""
-        return to_array(self.frozen)
+        """`frozen_now` as a pool takes it."""
+        return to_array(self.frozen_now)
 
     def with_frozen(self, frozen: Tensor) -> "ServerState":
         """The same state, and its best round's, of a model with these frozen parameters."""
@@ -257,6 +268,7 @@ def setup_strategy(experiment: Experiment) -> Strategy:
             f"strategy.own: {', '.join(settings.own)}: the divisor of all clients shrinks what few of them train, and a size's copy is "
             "trained by few: strategy.aggregation must be coverage or damped"
         )
+    strategy = with_adapter_settings(strategy, experiment)
     check_memory(experiment, strategy)
     return strategy
 
@@ -284,5 +296,5 @@ def with_first_choices(setup: Setup, state: ServerState) -> ServerState:
 def parameters_of(setup: Setup, state: ServerState, copy: int = 0) -> dict[str, Tensor]:
     """All parameters of a state by name, float32, in the model's order; they share its memory, but for frozen ones in another type. `copy`:
     which one of the size-specific parameters."""
-    named = named_parameters(state.parameters, state.frozen, setup.architecture, setup.size_specific, copy)
+    named = named_parameters(state.parameters, state.frozen_now, setup.architecture, setup.size_specific, copy)
     return {name: values.float() for name, values in named.items()}

@@ -225,6 +225,16 @@ def fiarse(view: StrategyView, budget: Budget, client: int) -> Plan:
     return ranked(view.by_magnitude.beside(view.smaller), budget, client)
 
 
+RANKS = Cutting({"rank": 1}, {})
+"""What methods for adapters of unequal ranks cut: ranks, of every adapter alike. The frozen model stays whole."""
+
+
+def leading_ranks(view: StrategyView, budget: Budget, client: int) -> Plan:
+    """The first ranks of every adapter, as many as fit: what HetLoRA (Cho et al. 2024, section 4), FLoRA, FlexLoRA and those after them send to a
+    device. It deviates in that the rank follows from the budget."""
+    return at_one_rate(view, identity_orders(view.architecture.layout), budget, RANKS)
+
+
 @dataclass(frozen=True)
 class Strategy:
     """A row of the table.
@@ -233,7 +243,8 @@ class Strategy:
     whether `train` looks at the client; if not, clients of a device type share a plan. `prefix`, `aggregation`, `client_weight` and
     `distill`: the defaults of the settings of those names. `budgeted`: whether training plans keep within budgets. `nested`: whether a
     round's plan for a smaller budget lies inside that for a larger one, so that it can be a prefix. `steady`: whether a client's plan stays as it is
-    while the ranking does.
+    while the ranking does. `adapters` and `factors`: the defaults of the settings of those names; `product_norms`: whether clients weigh by the
+    norm of their adapters' product.
     """
 
     train: Extract
@@ -247,6 +258,9 @@ class Strategy:
     client_weight: str = "examples"
     distill: float = 0.0
     steady: bool = True
+    adapters: str = "mean"
+    factors: str = "both"
+    product_norms: bool = False
 
 
 def _row(train: Extract, like: Strategy | None, **others: Any) -> Strategy:
@@ -266,5 +280,16 @@ _STRATEGIES = {
     "fedrolex": Strategy(fedrolex, fedrolex, salience=False, steady=False),
     "depth": Strategy(depth, depth, salience=False),
     "fiarse": Strategy(fiarse, fiarse, salience=False),
+    "rbla": (_ranks := Strategy(leading_ranks, leading_ranks, salience=False)),
+    "hetlora": replace(_ranks, aggregation="all_clients", product_norms=True),
+    "flora": replace(_ranks, adapters="flora"),
+    "flexlora": replace(_ranks, adapters="flexlora"),
+    "hlora": replace(_ranks, adapters="hlora"),
+    "raflora": replace(_ranks, adapters="raflora"),
+    "fedex_lora": replace(_ranks, adapters="fedex"),
+    "lora_fair": replace(_ranks, adapters="lora_fair"),
+    "ffa_lora": replace(_ranks, factors="up"),
+    "rolora": replace(_ranks, factors="alternating"),
+    "fedsvd": replace(_ranks, adapters="fedsvd", factors="up"),
 }
 STRATEGIES: Table[Strategy] = Table("strategy", _STRATEGIES, make=_row)

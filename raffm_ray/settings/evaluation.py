@@ -44,6 +44,10 @@ class EvaluationSettings(Settings):
         "`clients.unseen`; default: none",
     )
     tune: TuneSettings = TuneSettings()
+    aggregation_error: bool = Field(
+        default=False,
+        description="whether every round measures how far the merged adapters are from the weighted sum of the products that clients sent",
+    )
     sizes: int = Field(
         default=7,
         ge=0,

@@ -34,10 +34,24 @@ class StrategySettings(Settings):
         default=(),
         description="parameters of which every device type's size has its own copy: kinds of raffm_ray.subnetworks.size_specific.SIZE_SPECIFIC",
     )
+    adapters: str = Field(
+        default="default",
+        description="how the clients' adapters become the next ones: a rule of raffm_ray.server.adapter_rules.rules.ADAPTER_RULES, `mean` for what "
+        "`aggregation` says of every other parameter; `default`: what the strategy says",
+    )
+    factors: Literal["default", "both", "up", "alternating"] = Field(
+        default="default",
+        description="which projections of adapters are trained: `both`, the second (`up`), or one in every round, `alternating`; `default`: what the "
+        "strategy says",
+    )
     personal: tuple[str, ...] = Field(
         default=(),
         description="trained parameters that stay with each client and are not averaged: `classifier`, `norms`, or patterns of names such as encoder.layer.5.*",
     )
+
+
+LATER = ("server", "personal", "adapters", "factors")
+"""Settings of a baseline that are written only where they are set, as in files from before there were these."""
 
 
 class BaselineSettings(StrategySettings):
@@ -76,5 +90,5 @@ class BaselineSettings(StrategySettings):
         if self == BaselineSettings(name=self.name):
             return self.name
         values = serialize(self)
-        unset = {key for key in ("server", "personal") if not values.get(key)}
+        unset = {key for key in LATER if values.get(key) in (None, (), [], {}, "default")}
         return {key: value for key, value in values.items() if key not in unset}

@@ -50,7 +50,7 @@ class RoundRow:
     `round_seconds`: how long it took; `simulated_seconds`: virtual time at its end. Bytes and joules include what was in vain.
     `validation`: what `evaluation.watch` names, on the validation part, None where there is none; `validation_metric`,
     `validation_device_type_metrics`: the full model's and every device type's metric there.
-    `flops`: of all clients' work; `peak_memory_bytes`: the most that one of them needed.
+    `aggregation_error`: of merged adapters, None where it is not measured. `flops`: of all clients' work; `peak_memory_bytes`: the most that one of them needed.
     `wall_seconds`: real, since the round before was recorded; `phase_seconds`: what they went into, see profiling.py.
     """
 
@@ -81,6 +81,7 @@ class RoundRow:
     validation_metric: float | None = None
     validation_device_type_metrics: dict[str, float] = field(default_factory=dict)
     frozen_bytes_down: int = 0
+    aggregation_error: float | None = None
 
 
 ARROW: dict[Any, pa.DataType] = {
