@@ -112,6 +112,7 @@ def deploy(
         elastic=options.elastic,
         examples=options.examples,
         distill=options.distill is not None,
+        adapter=options.adapter,
     )
     if options.client is not None and (comparing or sizes or budgets or options.device or options.elastic):
         raise UserError("--client: says how small by itself; leave out --budget, --device, --sizes and --elastic")

@@ -15,6 +15,7 @@ from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.central_training import CentralTraining, train_centrally
 from raffm_ray.clients.local_training import decayed_groups, one_thread
 from raffm_ray.data.examples import batches
+from raffm_ray.deployment.adapter_folder import write_adapter_folder
 from raffm_ray.deployment.exports import (
     TOLERANCE,
     WORDS,
@@ -28,7 +29,7 @@ from raffm_ray.deployment.exports import (
 from raffm_ray.deployment.inference import Answer, extreme_inputs, metric_of, torch_answer, typical_inputs
 from raffm_ray.deployment.model_card import card
 from raffm_ray.deployment.trained_model import TrainedModel
-from raffm_ray.models.architecture import Architecture, build
+from raffm_ray.models.architecture import Architecture, build, unadapted
 from raffm_ray.models.freezing import for_training
 from raffm_ray.models.objectives import objective_of, training_objective
 from raffm_ray.runs.recorder import write_json
@@ -43,7 +44,7 @@ TEMPERATURE = 2.0
 @dataclass(frozen=True)
 class ExportFormats:
     """What is written beside the weights. `tune`: steps of training on the public part before that, none by default, on its labels or
-    (`distill`) on what the full model answers; `elastic`: one file of all sizes (supernet.py); `examples`: how many are answered at once where
+    (`distill`) on what the full model answers; `adapter`: the adapters alone, in the files of peft; `elastic`: one file of all sizes (supernet.py); `examples`: how many are answered at once where
     times are taken. Raises UserError for numbers that are none, and for forms that cannot be had together."""
 
     onnx: bool = False
@@ -53,6 +54,7 @@ class ExportFormats:
     elastic: bool = False
     examples: int = 1
     distill: bool = False
+    adapter: bool = False
 
     def __post_init__(self) -> None:
         for name, value, least in (("tune", self.tune, 0), ("examples", self.examples, 1)):
@@ -113,7 +115,7 @@ def write_model(trained: TrainedModel, plan: Plan, folder: Path, formats: Export
     """
     prepared = trained.prepared
     architecture, task, experiment = prepared.setup.architecture, prepared.task, prepared.setup.experiment
-    costs, full = costs_of(architecture, plan), costs_of(architecture, Plan())
+    costs, full = (costs_of(*unadapted(architecture, one)) for one in (plan, Plan()))
     tensors = trained.cut(plan)
     told: dict[str, Any] = {
         "params": costs.params,
@@ -134,6 +136,8 @@ def write_model(trained: TrainedModel, plan: Plan, folder: Path, formats: Export
         told["before_tuning"] = metric_of(torch_answer(before), task, experiment.evaluation.batch_size, measured_by)
         told |= {"tuning_steps": formats.tune, "tuned_on": "the full model's answers" if formats.distill else "labels"}
         tensors = tuned(trained, plan, tensors, formats.tune, formats.distill)
+    if formats.adapter:
+        write_adapter_folder(trained, plan, tensors, folder / ADAPTER)
     told["plain"] = save_standalone(folder, architecture, plan, tensors)
     save_inputs(trained, folder)
     shown = typical_inputs(task, 2)  # of the shortest texts, of one token, the tracer would take the length for a constant
@@ -174,6 +178,8 @@ def _inputs(architecture: Architecture, shown: Mapping[str, Tensor]) -> dict[str
     return found
 
 
+ADAPTER = "adapter"
+"""The folder of a deployed model's adapters."""
 PROGRAM = "model.pt2"
 FILES = {"torch": "model.safetensors", "onnx": "model.onnx", "int8": "model.int8.onnx"}
 """A form that answers -> its file."""

@@ -41,6 +41,7 @@ class DeployOptions:
     ] = None
     sizes: Sizes = None
     elastic: Annotated[Switch, Parameter(help="also one file of which every beginning is a subnetwork")] = False
+    adapter: Annotated[Switch, Parameter(help="also the adapters alone, in a folder that the library peft opens")] = False
     onnx: Annotated[Switch, Parameter(help="also ONNX in 32 bit floats (pip install 'raffm-ray[onnx]')")] = False
     int8: Annotated[Switch, Parameter(help="also ONNX in 8 bit integers")] = False
     torch_export: Annotated[Switch, Parameter(help="also PyTorch's exported program")] = False

@@ -151,6 +151,10 @@ def check_supernet(trained: TrainedModel) -> None:
         raise UserError(
             f"--elastic: strategy {setup.experiment.strategy.name!r} has no ranked list whose prefixes are its subnetworks"
         )
+    if setup.architecture.adapters is not None:
+        raise UserError(
+            "--elastic: a model with adapters is merged for one size; leave out --elastic, or deploy the merged full model and cut that"
+        )
     if setup.size_specific:
         raise UserError("--elastic: sizes have parameters of their own (strategy.own), which no prefix of one file can hold")
 

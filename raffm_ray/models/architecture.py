@@ -26,7 +26,7 @@ from raffm_ray.axes.indexing import Plan, dim_size, kept_size
 from raffm_ray.axes.layout import Attention, Layout, is_kept
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.registry import Table
-from raffm_ray.models.adapters.lora import Adapters, add_adapters, with_adapters
+from raffm_ray.models.adapters.lora import Adapters, add_adapters, with_adapters, without_adapters
 from raffm_ray.models.attention import IMPLEMENTATIONS, fit_attention
 from raffm_ray.models.families import decoder, encoder, gpt2, rope, t5, vit
 from raffm_ray.models.modules import install, remove_layers, without_weights
@@ -180,6 +180,16 @@ def adapted(architecture: Architecture, settings: AdapterSettings) -> Architectu
     words = getattr(architecture.config, "vocab_size", None)
     layout, shapes, adapters = with_adapters(architecture.layout, architecture.shapes, settings, words)
     return replace(architecture, layout=layout, shapes=shapes, adapters=adapters)
+
+
+def unadapted(architecture: Architecture, plan: Plan) -> tuple[Architecture, Plan]:
+    """The architecture without adapters, of which nothing is frozen, and a plan without their ranks: what `merged` parameters are of."""
+    if architecture.adapters is None:
+        return architecture, plan
+    layout = without_adapters(architecture.layout)
+    shapes = {name: architecture.shapes[name] for name in layout.parameters}
+    kept = Plan({name: indices for name, indices in plan.items() if name in layout.axes})
+    return replace(architecture, layout=layout, shapes=shapes, adapters=None), kept
 
 
 def _stock(config: PretrainedConfig, head: str, attention: str) -> nn.Module:

@@ -189,5 +189,8 @@ def load_foundation(settings: ModelSettings, head: str, texts: bool, max_length:
         pictures = Pictures(config.image_size, config.num_channels, *_normalisation(source, config.num_channels))
     if source is not None:
         check_plain(source)
-    kept = None if source is None else Source(source, settings.new_head)
+    begun = settings.adapters.pretrained if settings.adapters else None
+    if begun and source is None:
+        raise UserError(f"model.adapters.pretrained: {begun}: adapters of a pretrained model: model.pretrained must name it")
+    kept = None if source is None else Source(source, settings.new_head, begun)
     return Foundation(config=config, source=kept, words=words, pictures=pictures)

@@ -18,6 +18,7 @@ from transformers.utils import cached_file, logging
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.models.adapters.lora import drawn
+from raffm_ray.models.adapters.peft_files import read_adapters
 from raffm_ray.models.architecture import HEADS, Architecture, new_model, skeleton
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -29,10 +30,12 @@ NUMBER = re.compile(r"\.\d+\.")
 
 @dataclass(frozen=True)
 class Source:
-    """A pretrained model: `place`, its folder or its name on the hub. `new_head`: whether its head is drawn anew although it has one."""
+    """A pretrained model: `place`, its folder or its name on the hub. `new_head`: whether its head is drawn anew although it has one; `adapters`: the
+    folder of adapters to begin with, None for new ones."""
 
     place: str
     new_head: bool = False
+    adapters: str | None = None
 
 
 def _files(place: str) -> list[str]:
@@ -119,7 +122,19 @@ def pretrained_weights(source: Source, architecture: Architecture, seed: int) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         named |= drawn(architecture.shapes, architecture.adapters)
+    if source.adapters is not None:
+        named |= _adapters(source.adapters, architecture)
     return {name: named[name].contiguous() for name in architecture.shapes}
+
+
+def _adapters(place: str, architecture: Architecture) -> Mapping[str, Tensor]:
+    """The adapters of a folder, and their head. Raises UserError for what the model has no place for."""
+    tensors = read_adapters(place).tensors
+    for name, values in tensors.items():
+        if (wanted := architecture.shapes.get(name)) != tuple(values.shape):
+            told = "has no place for it" if wanted is None else f"has {list(wanted)} there"
+            raise UserError(f"model.adapters.pretrained: {place}: {name} is {list(values.shape)}, and the model {told}")
+    return tensors
 
 
 def new_parameters(source: Source | None, architecture: Architecture) -> frozenset[str]:
@@ -127,7 +142,8 @@ def new_parameters(source: Source | None, architecture: Architecture) -> frozens
     if source is None:
         return frozenset()
     head = _head_of(skeleton(architecture, Plan()))
-    return frozenset(head if source.new_head else head - _kinds(source.place).keys())
+    brought = set() if source.adapters is None else {*read_adapters(source.adapters).tensors}
+    return frozenset((head if source.new_head else head - _kinds(source.place).keys()) - brought)
 
 
 def _head_of(model: Any) -> set[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from raffm_ray.basics.errors import UserError, in_short, near_miss
 from raffm_ray.data.examples import Examples
 from raffm_ray.data.tasks import Task, check_labels
+from raffm_ray.models.adapters.peft_files import adapter_settings
 from raffm_ray.models.architecture import Architecture, adapted, architecture_of, new_model
 from raffm_ray.models.attention_choice import with_attention
 from raffm_ray.models.foundation import Foundation
@@ -45,7 +46,7 @@ def architecture_for(experiment: Experiment, foundation: Foundation, task: Task)
     except Exception as error:  # whatever transformers raises for values that it cannot build from
         raise UserError(f"model.config: transformers cannot build this model: {in_short(error)}") from None
     if experiment.model.adapters is not None:
-        architecture = adapted(architecture, experiment.model.adapters)
+        architecture = adapted(architecture, adapter_settings(experiment.model.adapters))
     architecture = replace(
         architecture,
         layout=freeze(architecture.layout, experiment.model.freeze),

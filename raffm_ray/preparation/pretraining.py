@@ -193,6 +193,8 @@ def _cache_path(work: Pretraining) -> Path:
         *(name for name, spec in architecture.layout.parameters.items() if spec.frozen),
         *(["new head"] if source and source.new_head else []),
         *(["head", sorted(head.names), FOLDS, MOST_PASSES, PATIENCE] if (head := work.head()) else []),
+        *(["adapters", repr(architecture.adapters)] if architecture.adapters else []),
+        *(["begun with", content_key(Path(source.adapters))] if source and source.adapters else []),
         *(["class weights", *architecture.class_weights] if architecture.class_weights else []),
         *(["code", *work.code, architecture.objective, json.dumps(architecture.own, sort_keys=True)] if work.code else []),
     ]

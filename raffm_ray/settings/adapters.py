@@ -4,13 +4,18 @@ from typing import Literal
 
 from pydantic import Field
 
-from raffm_ray.settings.base import Settings
+from raffm_ray.settings.base import FILE, Settings
 
 
 class AdapterSettings(Settings):
     """Low-rank adapters beside projections of the model, which is frozen but for its task head."""
 
     kind: Literal["lora"] = Field(default="lora", description="which adapters: `lora`")
+    pretrained: str | None = Field(
+        default=None,
+        json_schema_extra=FILE,
+        description="folder that the library `peft` saved: adapters to begin with, of its ranks, alphas and targets, and its task head; default: new ones",
+    )
     rank: int = Field(default=16, ge=1, description="ranks of every adapter; a device may keep fewer, as its budget says")
     alpha: float = Field(
         default=32.0, gt=0, description="what an adapter adds is scaled by alpha / rank, whatever a device keeps"

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from raffm_ray.basics.errors import UserError, in_short, near_miss, shortened
 from raffm_ray.settings.experiment import Experiment
-from raffm_ray.settings.paths import Absolute, absolute, absolute_at
+from raffm_ray.settings.paths import Absolute, absolute, absolute_at, group_of
 from raffm_ray.settings.plugins import found_again, with_plugins
 
 
@@ -24,6 +24,7 @@ def _field_names(model: type[BaseModel], path: Sequence[str | int]) -> list[str]
             annotation = (get_args(annotation) or (None,))[-1]  # the values of a table of settings
         elif str(part) in annotation.model_fields:
             annotation = annotation.model_fields[str(part)].annotation
+            annotation = group_of(annotation) or annotation
         else:
             return []
     return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from inspect import isclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -33,9 +33,15 @@ def absolute(values: Mapping[str, Any], base: Path, model: type[BaseModel] = Exp
             result[key] = place(value, base, kind, name)
         elif isinstance(kind, dict) and isinstance(value, list):
             result[key] = [_listed(one, base, name) for one in value]
-        elif isinstance(value, Mapping) and isclass(field.annotation) and issubclass(field.annotation, BaseModel):
-            result[key] = absolute(value, base, field.annotation, name)
+        elif isinstance(value, Mapping) and (group := group_of(field.annotation)):
+            result[key] = absolute(value, base, group, name)
     return result
+
+
+def group_of(annotation: Any) -> type[BaseModel] | None:
+    """The group of settings that a field holds, or may hold."""
+    kinds = (annotation, *get_args(annotation))
+    return next((one for one in kinds if isclass(one) and issubclass(one, BaseModel)), None)
 
 
 def _listed(value: Any, base: Path, name: str) -> Any:

@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from raffm_ray.axes.indexing import AxisError, Plan, check_plan, dim_axes, selected_shape
 from raffm_ray.axes.layout import is_kept, selections
 from raffm_ray.basics.errors import UserError, in_short
-from raffm_ray.models.architecture import FAMILIES, HEADS, Architecture, architecture_of, fit_modules
+from raffm_ray.models.adapters.lora import merged
+from raffm_ray.models.architecture import FAMILIES, HEADS, Architecture, architecture_of, fit_modules, unadapted
 from raffm_ray.models.attention import IMPLEMENTATIONS, restore_indices
 from raffm_ray.models.model_config import check_model_type
 from raffm_ray.models.modules import install
@@ -180,7 +181,10 @@ def _tie(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 def save_standalone(folder: Path, architecture: Architecture, plan: Plan, tensors: Mapping[str, Tensor]) -> bool:
     """Writes `config.json` and `model.safetensors` of a plan's subnetwork; returns whether they are a plain checkpoint, as where nothing is cut.
-    `tensors`: its parameters, by name."""
+    `tensors`: its parameters, by name; adapters are merged into what they adapt."""
+    if architecture.adapters is not None:
+        tensors = merged(tensors, architecture.layout, architecture.adapters)
+    architecture, plan = unadapted(architecture, plan)
     stock = stock_form(architecture, plan)
     config = standalone_config(architecture, plan) if stock is None else stock.architecture.config
     config.save_pretrained(folder)

@@ -166,6 +166,19 @@ def test_fedsvd_keeps_the_product_of_the_mean_and_turns_its_basis() -> None:
     assert torch.allclose(rows @ rows.T, torch.eye(RANK, dtype=torch.float64), atol=1e-6)
 
 
+def test_a_rotation_keeps_the_function_and_gives_every_beginning_most_of_it() -> None:
+    given = Clients(7, ranks=(6, 6, 6)).given()
+    answer, product = ADAPTER_RULES["rotated"].merge(given), given.up.double() @ given.down.double()
+    assert close(change(answer), product)
+    assert torch.allclose(answer.up.double().norm(dim=0), answer.down.double().norm(dim=1))
+    for rank in (1, 3):
+        kept = answer.up.double()[:, :rank] @ answer.down.double()[:rank]
+        assert close(kept, best(product, rank))
+        assert (kept - product).norm() < (given.up.double()[:, :rank] @ given.down.double()[:rank] - product).norm()
+    fresh = given.__class__(given.down, torch.zeros_like(given.up), given.product, given.covered, given.fresh)
+    assert bool(ADAPTER_RULES["rotated"].merge(fresh).down.any(1).all())  # what adds nothing yet can be trained
+
+
 def test_what_nobody_fills_can_still_be_trained() -> None:
     up, down = torch.randn(MAKES, 2), torch.randn(2, READS)
     made, read = leading(up, down, RANK)

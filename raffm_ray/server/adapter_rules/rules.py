@@ -92,6 +92,15 @@ def fedsvd(given: Given) -> Merged:
     return Merged(down, up)
 
 
+def rotated(given: Given) -> Merged:
+    """The means, in the basis in which every beginning of the ranks is the best approximation of the whole of its size (Eckart and Young 1936): B =
+    U S^1/2, A = S^1/2 V'. The full model's function stays as the means make it; a smaller device gets more of it."""
+    up, down = leading(given.up, given.down, len(given.down))
+    root = torch.linalg.vector_norm(up, dim=0).sqrt()
+    unit = torch.where(root > 0, root, 1.0)
+    return Merged(torch.where(root > 0, root, given.down.double().square().sum(1).mean().sqrt())[:, None] * down, up / unit)
+
+
 def lora_fair(given: Given) -> Merged:
     """LoRA-FAIR (arXiv 2411.14961): the mean A, and the mean B + D with D the least squares of M - (B + D) A, plus lambda |D|^2."""
     up, down = given.weighted
@@ -123,5 +132,6 @@ _RULES = {
     "fedex": AdapterRule(fedex, base="dense"),
     "fedsvd": AdapterRule(fedsvd, products=False),
     "lora_fair": AdapterRule(lora_fair),
+    "rotated": AdapterRule(rotated, products=False),
 }
 ADAPTER_RULES: Table[AdapterRule] = Table("adapter_rule", _RULES)

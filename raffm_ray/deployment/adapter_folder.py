@@ -1,0 +1,57 @@
+"""A model's adapters alone, as a folder that `peft` opens on the model that they were trained beside."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.errors import UserError
+from raffm_ray.deployment.trained_model import TrainedModel
+from raffm_ray.models.adapters.peft_files import write_adapters
+from raffm_ray.models.architecture import skeleton
+from raffm_ray.models.pretrained_weights import pretrained_weights
+
+
+def check_adapter_folder(trained: TrainedModel) -> None:
+    """Raises UserError for a model without adapters, and one whose frozen part is not the pretrained model any more."""
+    setup = trained.prepared.setup
+    source, architecture = trained.prepared.foundation.source, setup.architecture
+    if architecture.adapters is None:
+        raise UserError("--adapter: the model has none (model.adapters)")
+    if source is None:
+        raise UserError("--adapter: the frozen model was drawn, not pretrained: nothing else has it; leave out --adapter")
+    whole, now = pretrained_weights(source, architecture, 0), trained.cut(Plan())
+    for name in architecture.frozen_shapes:
+        if not architecture.layout.parameters[name].adapts and not torch.equal(
+            whole[name].to(architecture.frozen_dtype).float(), now[name]
+        ):
+            raise UserError(
+                f"--adapter: {name} is not that of {source.place} any more (salience.rotation, pretraining, or a rule that adds to it): the "
+                "adapters fit the run's own model alone, which is what is deployed without --adapter"
+            )
+
+
+def write_adapter_folder(trained: TrainedModel, plan: Plan, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes the adapters and heads of a plan that cuts nothing but ranks. Raises UserError as `check_adapter_folder`, and for other plans."""
+    check_adapter_folder(trained)
+    architecture, source = trained.prepared.setup.architecture, trained.prepared.foundation.source
+    assert architecture.adapters is not None
+    assert source is not None
+    adapted = {f"{module}.weight" for module in architecture.adapters.modules}
+    if cut := [
+        name for name, shape in architecture.frozen_shapes.items() if name not in tensors or tuple(tensors[name].shape) != shape
+    ]:
+        raise UserError(
+            f"--adapter: the subnetwork cuts the frozen model ({cut[0]}), so that its adapters fit nothing else: leave out --adapter"
+        )
+    kept = {
+        name: values
+        for name, values in tensors.items()
+        if name in architecture.trained_shapes or architecture.layout.parameters[name].adapts
+    }
+    model = skeleton(architecture, Plan())
+    transposed = any(isinstance(model.get_submodule(name.removesuffix(".weight")), Conv1D) for name in adapted)
+    write_adapters(folder, kept, architecture.adapters, source.place, transposed)

@@ -1,0 +1,148 @@
+"""Whole runs of models with adapters: every rule, the same bits anywhere, what devices are charged, and what goes on after an interruption."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+import pytest
+from conftest import tiny_experiment
+
+import raffm_ray
+from raffm_ray.basics.errors import UserError
+from raffm_ray.runs.rounds.rows import RoundRow
+from raffm_ray.server.adapter_rules.rules import ADAPTER_RULES
+from raffm_ray.server.strategies import STRATEGIES, leading_ranks
+from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.loading import parse
+
+DEVICES = ("raspberry_pi_4", "raspberry_pi_5", "laptop", "jetson_agx_orin", "v100")
+METHODS = [name for name, row in STRATEGIES.items() if row.train is leading_ranks]
+EXACT = ("flora", "fedex_lora")
+
+
+def experiment(name: str, ranks: tuple[float, ...] = (0.25, 0.25, 0.5, 0.75, 1.0), **changes: Any) -> Experiment:
+    budgets = {device: {"adapter_params": share} for device, share in zip(DEVICES, ranks, strict=True)}
+    own: dict[str, Any] = {
+        "strategy": {"name": name},
+        "model": {"adapters": {"rank": 4}},
+        "fleet": {"budgets": budgets},
+        "evaluation": {"aggregation_error": True, "sizes": 0},
+    }
+    values = tiny_experiment(**{**own, **changes}).model_dump(exclude_unset=True)
+    del values["extraction"]
+    return parse(values)
+
+
+def errors(folder: Path) -> list[float]:
+    found = ds.dataset(folder / "rounds").to_table(["round", "aggregation_error"]).sort_by("round")["aggregation_error"]
+    return found.to_pylist()[1:]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_and_says_how_exact_its_aggregation_is(name, tmp_path) -> None:
+    found = raffm_ray.simulate(experiment(name), tmp_path / "run")
+    assert all((error < 1e-5) == (name in EXACT) for error in errors(tmp_path / "run"))
+    rank = {one["params"] for one in found["tiers"].values()}
+    assert len(rank) == 4  # of five device types, two alike
+
+
+def test_means_of_equal_ranks_are_fedavg_of_the_adapters(tmp_path) -> None:
+    ones = (1.0,) * 5
+    first, second = (raffm_ray.simulate(experiment(name, ones), tmp_path / name) for name in ("rbla", "full"))
+    assert first["params_sha256"] == second["params_sha256"]
+    other = raffm_ray.simulate(experiment("hlora", ones), tmp_path / "hlora")
+    assert other["params_sha256"] != first["params_sha256"]
+
+
+@pytest.mark.parametrize("name", ["flora", "raflora", "hetlora", "raffm"])
+def test_the_same_bits_on_ray_and_and_in_process(name, tmp_path, four_cores) -> None:
+    here = raffm_ray.simulate(experiment(name), tmp_path / "here")
+    there = raffm_ray.simulate(experiment(name, pool={"backend": "ray", "workers": 3}), tmp_path / "there")
+    assert here["params_sha256"] == there["params_sha256"]
+    assert errors(tmp_path / "here") == errors(tmp_path / "there")
+
+
+@pytest.mark.parametrize("name", ["flora", "fedex_lora", "rolora"])
+def test_a_run_that_was_interrupted_ends_in_the_same_bits(name, tmp_path) -> None:
+    whole = raffm_ray.simulate(experiment(name, rounds=4), tmp_path / "whole")
+
+    def stop(row: RoundRow) -> None:
+        if row.round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        raffm_ray.simulate(experiment(name, rounds=4, checkpoint={"every": 1}), tmp_path / "parts", on_round=stop)
+    assert raffm_ray.resume(tmp_path / "parts")["params_sha256"] == whole["params_sha256"]
+
+
+def test_devices_are_charged_for_what_a_method_moves(tmp_path) -> None:
+    found = {
+        name: raffm_ray.simulate(experiment(name), tmp_path / name)
+        for name in ("rbla", "flora", "fedex_lora", "ffa_lora", "rolora")
+    }
+    moved = {name: (one["bytes_down"], one["bytes_up"]) for name, one in found.items()}
+    down, up = moved["rbla"]
+    assert moved["flora"][1] == moved["fedex_lora"][1] == up
+    assert moved["flora"][0] > down  # the stack of the last round
+    assert moved["fedex_lora"][0] > down  # the changed projections, whole
+    assert moved["ffa_lora"][1] < up
+    assert moved["ffa_lora"][0] < down  # a device that has the common A is not sent it again
+    assert moved["rolora"][0] == down
+    assert moved["rolora"][1] < up
+
+
+def test_what_is_sent_is_what_is_trained(tmp_path) -> None:
+    run = raffm_ray.simulate(experiment("rbla", (1.0,) * 5), tmp_path / "run")
+    clients = ds.dataset(tmp_path / "run" / "clients").to_table(["bytes_up", "bytes_down", "frozen_bytes_down"]).to_pylist()
+    heads, adapters = 24 * 10 + 10, 3 * (4 * 4 * 48 + 2 * 4 * (24 + 40))
+    assert {one["bytes_up"] for one in clients} == {4 * (heads + adapters)}
+    assert {one["bytes_down"] - one["frozen_bytes_down"] for one in clients} == {4 * (heads + adapters)}
+    assert run["frozen_bytes_down"] == sum(one["frozen_bytes_down"] for one in clients)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"strategy": {"name": "flora"}, "model": {"adapters": None}},
+            "strategy.name: 'flora' is a method for adapters: model.adapters must be set",
+        ),
+        (
+            {"strategy": {"name": "raffm", "adapters": "hlora"}, "model": {"adapters": None}},
+            "strategy.adapters: 'hlora' is about adapters",
+        ),
+        (
+            {"strategy": {"name": "raffm", "factors": "up"}, "model": {"adapters": None}},
+            "strategy.factors: 'up' is about adapters",
+        ),
+        ({"strategy": {"name": "raffm", "adapters": "hlor"}}, "strategy.adapters: 'hlor' is not known .did you mean 'hlora'"),
+        ({"strategy": {"name": "rbla", "adapters": "fedsvd"}}, "strategy.factors: must be up with strategy.adapters 'fedsvd'"),
+        ({"strategy": {"name": "hlora"}, "clock": {"late": "accept"}}, "clock.late: must be drop with strategy.adapters 'hlora'"),
+        (
+            {"strategy": {"name": "flora"}, "model": {"adapters": {"rank": 4}, "frozen_precision": "bfloat16"}},
+            "model.frozen_precision: must be float32",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_work(changes, told) -> None:
+    with pytest.raises(UserError, match=told):
+        raffm_ray.simulate(experiment("raffm", **changes), "/nowhere")
+
+
+def test_a_budget_of_adapters_needs_some() -> None:
+    with pytest.raises(UserError, match="budget adapter_params: the model has none"):
+        raffm_ray.simulate(experiment("raffm", model={"adapters": None}), "/nowhere")
+
+
+@pytest.mark.parametrize("rule", sorted(ADAPTER_RULES))
+def test_a_subnetwork_of_the_frozen_model_and_ranks_are_cut_from_one_list(rule, tmp_path) -> None:
+    if rule == "fedsvd":
+        pytest.skip("clients train B alone")
+    steps = {"rank": 1, "heads": 1, "ffn": 4}
+    values = experiment("raffm", strategy={"name": "raffm", "adapters": rule}).model_dump(exclude_unset=True)
+    values["extraction"] = {"steps": steps}
+    values["fleet"]["budgets"] = {
+        device: {"params": share} for device, share in zip(DEVICES, (0.6, 0.6, 0.7, 0.8, 1.0), strict=True)
+    }
+    found = raffm_ray.simulate(parse(values), tmp_path / "run")
+    assert found["tiers"]["raspberry_pi_4"]["params_fraction"] <= 0.6
