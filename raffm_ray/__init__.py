@@ -39,10 +39,12 @@ if TYPE_CHECKING:
     from raffm_ray.runs.callbacks import Callback
     from raffm_ray.runs.loggers.table import LOGGERS
     from raffm_ray.runs.simulation import resume, simulate
+    from raffm_ray.server.adapter_rules.rules import ADAPTER_RULES
     from raffm_ray.server.aggregation import AGGREGATION_RULES
     from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
     from raffm_ray.server.selection.table import SELECTIONS
     from raffm_ray.server.strategies import STRATEGIES
+    from raffm_ray.settings.adapters import AdapterSettings
     from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
     from raffm_ray.settings.evaluation import EvaluationSettings
     from raffm_ray.settings.execution import CheckpointSettings, PlacementSettings, PoolSettings
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
     from raffm_ray.subnetworks.salience import METRICS as SALIENCE
 
+    adapter_rule = ADAPTER_RULES.add
     aggregation, availability, client_optimizer = AGGREGATION_RULES.add, AVAILABILITY.add, OPTIMIZERS.add
     client_update, logger = CLIENT_UPDATES.add, LOGGERS.add
     family, metric, objective, partition = FAMILIES.add, METRICS.add, OBJECTIVES.add, PARTITIONS.add
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
     selection, strategy, task = SELECTIONS.add, STRATEGIES.add, TASKS.add
 
 _HOMES = {
+    "AdapterSettings": "settings.adapters",
     "BaselineSettings": "settings.strategy",
     "Callback": "runs.callbacks",
     "CheckpointSettings": "settings.execution",
@@ -109,6 +113,7 @@ _HOMES = {
 """Public name -> its module, imported when it is first used: a command that needs no torch does not wait for it."""
 
 _DECORATORS = {
+    "adapter_rule": ("server.adapter_rules.rules", "ADAPTER_RULES"),
     "aggregation": ("server.aggregation", "AGGREGATION_RULES"),
     "availability": ("devices.availability", "AVAILABILITY"),
     "client_optimizer": ("subnetworks.client_optimizers", "OPTIMIZERS"),
@@ -130,6 +135,7 @@ _DECORATORS = {
 _RENAMED = {"Forms": "ExportFormats"}
 
 __all__ = [
+    "AdapterSettings",
     "BaselineSettings",
     "Callback",
     "CheckpointSettings",

@@ -35,9 +35,9 @@ def _lines(setting: Setting, values: Any = None, tables: bool = False, entry: bo
     if values is not None and "<" not in setting.path:
         *sections, name = setting.path.split(".")
         for key in sections:
-            values = values[key]
+            values = values[key] or {}  # a group that may be left out, and is
         short = isinstance(values, str)  # a group that is written as its name, where all else has its default
-        values = (values if name == "name" else setting.default.strip("`")) if short else values[name]
+        values = (values if name == "name" else setting.default.strip("`")) if short else values.get(name)
         here = f"; here: {'none' if values is None else values if isinstance(values, str) else json.dumps(values)}"
     kind = setting.type.replace("`", "").replace("≥", ">=").replace("≤", "<=")  # whatever a terminal's letters are
     flag = setting.path.rpartition(".")[2] if entry else f"--{setting.path}"

@@ -5,6 +5,7 @@ Open to other packages:
 - `messages`: the data that crosses a process boundary
 - `client_runner`: runs a block of clients, and evaluations
 - `client_state`: what a client keeps from round to round
+- `folds`: what clients add up to besides weighted sums
 - `updates`: client updates, one function each
 - `evaluation`: a client's own model
 - `module_factory`: makes subnetwork modules and caches their skeletons
@@ -35,6 +36,7 @@ __all__ = [
     "client_state",
     "client_updates",
     "evaluation",
+    "folds",
     "local_training",
     "messages",
     "module_factory",

@@ -17,6 +17,7 @@ Used inside only:
 - `latency_search`: the largest subnetwork that answers in time
 - `model_card`: the model card
 - `partial_safetensors`: reads the beginning of a safetensors file
+- `adapter_folder`: adapters alone, as `peft` opens them
 - `client_model`: the model of one client of a run
 - `picture`: the picture of all sizes
 

@@ -9,6 +9,7 @@ Open to other packages:
 - `device_type_plans`: which subnetwork every device type trains and gets
 - `residual_pace`: how fast the residual stream is cut beside the layers
 - `state`: what the next round depends on
+- `adapter_rules`: how adapters of unequal ranks are merged
 - `blocks`: how a round is divided into blocks
 - `kept`: what clients and their devices keep between rounds
 - `clock`: the virtual clock, and late updates
@@ -29,6 +30,7 @@ Start reading at `rounds`.
 """
 
 __all__ = [
+    "adapter_rules",
     "blocks",
     "clock",
     "device_type_plans",

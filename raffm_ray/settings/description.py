@@ -102,7 +102,8 @@ def groups(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[B
             below.append((full, inner[0]))
             continue
         if inner:
-            below.append((f"{full}.<name>", inner[0]))
+            optional = NoneType in get_args(field.annotation)
+            below.append((full if optional else f"{full}.<name>", inner[0]))
         kind = ", ".join(part for part in (type_text(field.annotation), limits_text(field)) if part)
         if full == "plugin_settings":
             below += [(f"{full}.{key}", one) for key, one in PLUGIN_SETTINGS.items()]

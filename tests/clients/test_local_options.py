@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import architecture_case, tiny_experiment
+from methods import WHOLE
 from round_states import state_of
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -33,7 +34,6 @@ from raffm_ray.preparation.prepare import prepare
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import setup_strategy
-from raffm_ray.server.strategies import STRATEGIES
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 
 SMALL = Plan({"0/ffn": np.arange(0, 40, 5), "1/heads": [0, 2], "2/ffn": np.arange(7)})
@@ -286,7 +286,7 @@ def test_distillation_without_a_teacher_is_refused(prefix) -> None:
     assert setup_strategy(tiny_experiment(strategy={"prefix": "random", "distill": 0.5})).distill == 0.5
 
 
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("name", sorted(WHOLE))
 @pytest.mark.parametrize("weight", ["examples", "equal"])
 def test_what_a_client_counts_composes_with_every_strategy(name, weight) -> None:
     prepared = prepare(tiny_experiment(strategy={"name": name, "client_weight": weight}, salience={"metric": "l1"}))

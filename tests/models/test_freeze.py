@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import architecture_case, outputs, tiny_experiment
+from methods import WHOLE
 from plans import random_cut
 from realistic_models import ALL, LEARNS, REALISTIC, cut_module, training_batch
 from round_states import context_of, state_of
@@ -45,7 +46,6 @@ from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.round_schedule import cost_of, planned_work
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import ServerState, Setup, parameters_of
-from raffm_ray.server.strategies import STRATEGIES
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 from raffm_ray.subnetworks.costs import FLOAT_BYTES, activation_floats, costs_of
 from raffm_ray.subnetworks.norm_correction import norm_statistics
@@ -87,7 +87,7 @@ def round_of(prepared: Prepared, state: ServerState) -> ServerState:
     return finish_round(prepared.setup, state, work, summed, [update for update, _ in done])
 
 
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("name", sorted(WHOLE))
 def test_no_strategy_moves_a_frozen_bit(name) -> None:
     prepared = prepared_with(strategy=name)
     start = state_of(prepared)

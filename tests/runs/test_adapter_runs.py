@@ -6,17 +6,16 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 from conftest import tiny_experiment
+from methods import ADAPTED
 
 import raffm_ray
 from raffm_ray.basics.errors import UserError
 from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.server.adapter_rules.rules import ADAPTER_RULES
-from raffm_ray.server.strategies import STRATEGIES, leading_ranks
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import parse
 
 DEVICES = ("raspberry_pi_4", "raspberry_pi_5", "laptop", "jetson_agx_orin", "v100")
-METHODS = [name for name, row in STRATEGIES.items() if row.train is leading_ranks]
 EXACT = ("flora", "fedex_lora")
 
 
@@ -38,7 +37,7 @@ def errors(folder: Path) -> list[float]:
     return found.to_pylist()[1:]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ADAPTED)
 def test_every_method_runs_and_says_how_exact_its_aggregation_is(name, tmp_path) -> None:
     found = raffm_ray.simulate(experiment(name), tmp_path / "run")
     assert all((error < 1e-5) == (name in EXACT) for error in errors(tmp_path / "run"))

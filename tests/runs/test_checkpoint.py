@@ -16,6 +16,7 @@ from conftest import tiny_experiment
 from hostile import CHECKPOINTS, TRIED, amount
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from methods import WHOLE
 from quick import RICH, quick
 from rich.console import Console
 from torch import Tensor
@@ -31,7 +32,6 @@ from raffm_ray.runs.resuming import check_fits
 from raffm_ray.runs.rounds.rows import ClientRow, RoundRow
 from raffm_ray.server.selection.records import no_records
 from raffm_ray.server.state import Best, ServerState, new_state
-from raffm_ray.server.strategies import STRATEGIES
 
 
 def equal(first: Any, second: Any) -> bool:
@@ -80,9 +80,9 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> list[ServerState]:
 SERVERS = [{"optimizer": name} for name in ("sgd", "momentum", "adam", "yogi")]
 
 
-@pytest.mark.parametrize("number", range(len(STRATEGIES)), ids=list(STRATEGIES))
+@pytest.mark.parametrize("number", range(len(WHOLE)), ids=WHOLE)
 def test_every_state_of_every_strategy_comes_back_to_the_bit(number, tmp_path) -> None:
-    changes = {"strategy": {"name": list(STRATEGIES)[number]}, "server": SERVERS[number % 4], "rounds": 2}
+    changes = {"strategy": {"name": WHOLE[number]}, "server": SERVERS[number % 4], "rounds": 2}
     states = states_of(tmp_path / "run", **changes)
     assert [state.round for state in states] == [0, 1, 2]
     for state in states:

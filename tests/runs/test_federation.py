@@ -17,6 +17,7 @@ import pytest
 import ray
 import torch
 from conftest import tiny_experiment
+from methods import WHOLE
 from rich.console import Console
 from torch import Tensor
 
@@ -41,7 +42,6 @@ from raffm_ray.runs.simulation import simulate
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import new_state
-from raffm_ray.server.strategies import STRATEGIES
 
 # Workers cannot import this module: what it defines travels by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -226,7 +226,7 @@ def start_of(prepared: Any) -> Tensor:
 # Adam divides a gradient by its size: of one that is about zero, rounding decides the sign. So what adds in another order than the plain loop,
 # stacks and a last layer of the first position alone, is held to it with SGD.
 @pytest.mark.parametrize(("optimizer", "stack"), [("adamw", 1), ("sgd", 1), ("sgd", 4)])
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("name", sorted(WHOLE))
 def test_law_5_plans_that_keep_everything_are_fedavg(name, optimizer, stack, monkeypatch) -> None:
     if optimizer == "adamw":
         monkeypatch.setattr("raffm_ray.clients.module_factory.compute_first_position", lambda architecture, plan, model: model)

@@ -14,6 +14,7 @@ import torch
 from conftest import tiny_experiment
 from hypothesis import given
 from hypothesis import strategies as st
+from methods import WHOLE
 from plans import masks
 from rich.console import Console
 
@@ -42,7 +43,6 @@ from raffm_ray.server.ranking import begin_calibration
 from raffm_ray.server.round_schedule import cost_of, planned_work
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import Round, new_state
-from raffm_ray.server.strategies import STRATEGIES
 from raffm_ray.settings.experiment import ClockSettings
 from raffm_ray.settings.strategy import BaselineSettings
 from raffm_ray.subnetworks.calibration import STATISTICS, collect, statistics_size
@@ -311,7 +311,7 @@ def test_a_round_waits_until_somebody_is_awake_and_free(prepared) -> None:
 @pytest.mark.parametrize(
     ("name", "prefix", "local"),
     [
-        *((name, None, {"steps": 3}) for name in STRATEGIES),
+        *((name, None, {"steps": 3}) for name in WHOLE),
         *(("raffm", prefix, {"batch_size": 7}) for prefix in ("none", "smallest", "random", "one")),
         ("raffm", "one", {"epochs": 2, "batch_size": 32}),
     ],

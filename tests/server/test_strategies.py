@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, architecture_case, tiny_experiment
+from methods import WHOLE
 from plans import masks
 
 from raffm_ray.axes.flat_parameters import views
@@ -40,7 +41,7 @@ from raffm_ray.subnetworks.salience import METRICS
 CUTTING = Cutting({"groups": 1, "heads": 1, "qk": 2, "vo": 2, "ffn": 4, "residual": 4}, {"residual": 0.5})
 FAMILIES_CASES = {name: FAMILIES[settings["model_type"]].heads[0] for name, settings in TINY.items()}
 BATCH = 4
-NAMES = sorted(STRATEGIES)
+NAMES = sorted(WHOLE)
 
 
 @pytest.fixture(autouse=True)

@@ -155,6 +155,7 @@ def test_every_setting_that_is_a_path_is_marked() -> None:
         "task.data": "data",
         "model.pretrained": "model",
         "model.tokenizer": "model",
+        "model.adapters.pretrained": "file",
         "fleet.profiles": "file",
         "clock.trace": "file",
     }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CASES, architecture_case, small_tokenizer, tiny_experiment
+from methods import WHOLE
 from safetensors.torch import load_file
 from text_data import WORDS, glue_folder, text_experiment
 from torch import Tensor
@@ -31,7 +32,6 @@ from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.round_schedule import advance_clock
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import new_state
-from raffm_ray.server.strategies import STRATEGIES
 from raffm_ray.settings.strategy import BaselineSettings
 from raffm_ray.subnetworks.size_specific import SIZE_SPECIFIC, copies_of, saved_copies, size_specific_names, with_copies
 
@@ -144,7 +144,7 @@ def test_without_the_setting_there_are_no_copies() -> None:
     assert with_strategy(own, BaselineSettings(name="full")).setup.size_specific == ()  # a baseline has its own defaults
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_a_device_type_is_measured_with_the_copy_that_its_clients_train(name: str) -> None:
     prepared, state = system(strategy={"name": name}, clients={"count": 40, "per_round": 40})
     setup = prepared.setup

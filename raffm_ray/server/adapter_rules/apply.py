@@ -41,7 +41,7 @@ def apply_rule(
             named[up][:, :0], named[down][:0], by_rank[:0].double(), torch.empty(0, dtype=torch.long)
         )
         part = product._replace(weights=product.weights / total)
-        found[module] = rule.merge(Given(named[down], named[up], part, by_rank / total, fresh[down]))
+        found[module] = Merged(*rule.merge(Given(named[down], named[up], part, by_rank / total, fresh[down])))
     return found
 
 

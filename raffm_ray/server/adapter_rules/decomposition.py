@@ -27,10 +27,13 @@ def dense_leading(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """`leading` of a product that is there as one matrix [out, in] (FlexLoRA: Bai et al. 2024, algorithm 1)."""
     vectors, values, others = torch.linalg.svd(product.double(), full_matrices=False)
     signs = others[:rank].gather(1, others[:rank].abs().argmax(1, keepdim=True)).sign()
-    return vectors[:, :rank] * values[:rank] * signs.T, others[:rank] * signs
+    made: Tensor = vectors[:, :rank] * values[:rank] * signs.T
+    read: Tensor = others[:rank] * signs
+    return made, read
 
 
 def _completing(rows: Tensor, count: int) -> Tensor:
     """[count, in]: orthonormal rows that are orthogonal to these."""
     whole, _ = torch.linalg.qr(torch.cat([rows, torch.eye(rows.shape[1], dtype=rows.dtype)]).T)
-    return whole[:, len(rows) : len(rows) + count].T
+    found: Tensor = whole[:, len(rows) : len(rows) + count].T
+    return found

@@ -114,10 +114,10 @@ def lora_fair(given: Given) -> Merged:
 
 @dataclass(frozen=True)
 class AdapterRule:
-    """A row of `ADAPTER_RULES`. `merge`: of one projection; `products`: whether it needs M, and `by_rank`: with the ranks of its parts; `base`: how
+    """A row of `ADAPTER_RULES`. `merge`: of one projection, a `Merged` or a plain tuple of the same; `products`: whether it needs M, and `by_rank`: with the ranks of its parts; `base`: how
     devices are sent what is added to W: "" where nothing is, "dense" as W, or "stacks" as the adapters of the round before."""
 
-    merge: Callable[[Given], Merged]
+    merge: Callable[[Given], tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]]
     products: bool = True
     by_rank: bool = False
     base: str = ""
