@@ -38,8 +38,7 @@ def human_bytes(count: float) -> str:
 
 def setting_text(key: str, value: object) -> str:
     """A setting's value, numbers with four digits, and bytes with their unit: ("memory_bytes", 5e8) -> `500.0 MB`. A limit of at most 1 is a fraction."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and key.endswith("bytes") and value > 1:
+    if key.endswith("bytes") and isinstance(value, int | float) and value > 1:  # True is not
         return human_bytes(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
