@@ -22,6 +22,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def rounded(value: float) -> str:
+    """Three digits, and those before the point in any case: 0.01234 -> `0.0123`; 1420.4 -> `1,420`."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+
+
 def human_bytes(count: float) -> str:
     """1536 -> `1.5 kB` (powers of 1000)."""
     for name in ("B", "kB", "MB", "GB", "TB"):
@@ -31,26 +36,34 @@ def human_bytes(count: float) -> str:
     raise AssertionError
 
 
+def setting_text(key: str, value: object) -> str:
+    """A setting's value, numbers with four digits, and bytes with their unit: ("memory_bytes", 5e8) -> `500.0 MB`. A limit of at most 1 is a fraction."""
+    if key.endswith("bytes") and isinstance(value, int | float) and value > 1:  # True is not
+        return human_bytes(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def human_flops(flops: float | None) -> str:
     """2.5e9 -> `2.5 G`; None, where it is not known, -> `-`."""
     if flops is None:
         return "-"
     scale, symbol = magnitude(flops, "")
-    return f"{flops / scale:.3g} {symbol}".strip()
+    return f"{rounded(flops / scale)} {symbol}".strip()
 
 
 def human_joules(joules: float | None) -> str:
-    """0.0123 -> `12.3 mJ`; None, of a device type that never trained, -> `-`."""
+    """0.0123 -> `12.3 mJ`, 1420 -> `1.42 kJ`; None, of a device type that never trained, -> `-`."""
     if joules is None:
         return "-"
-    return f"{1000 * joules:.3g} mJ" if joules < 1 else f"{joules:.3g} J"
+    scale, symbol = magnitude(joules, "J")
+    return f"{rounded(joules / scale)} {symbol}"
 
 
 def human_seconds(seconds: float | None) -> str:
-    """0.01234 -> `12.3 ms`; None -> `-`."""
+    """0.01234 -> `12.3 ms`, 1420.4 -> `1,420 s`; None -> `-`."""
     if seconds is None:
         return "-"
-    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    return f"{rounded(1000 * seconds)} ms" if seconds < 1 else f"{rounded(seconds)} s"
 
 
 def time_unit(seconds: float) -> tuple[float, str]:

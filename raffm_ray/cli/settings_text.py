@@ -16,6 +16,7 @@ from raffm_ray.settings.experiment import Experiment
 from raffm_ray.studies.study_settings import Study
 
 WIDEST = 100
+NAMES_IN_TABLES = "The names in a table, such as STRATEGIES: raffm-ray settings strategy.name"
 
 
 def _width() -> int:
@@ -102,4 +103,5 @@ def settings_help(command: str, kind: str, first: str, flags: Sequence[str], plu
         from raffm_ray.settings.loading import load
 
         values, of = load(Path(first), flags, plugins).model_dump(mode="json"), f" of {first}"
-    return f"Settings{of}, as --key.path value or --key.path=value:\n\n{_grouped(Experiment, values)}"
+    title = f"Settings{of}, as --key.path value or --key.path=value.\n{NAMES_IN_TABLES}"
+    return f"{title}\n\n{_grouped(Experiment, values)}"

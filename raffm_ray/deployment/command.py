@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raffm_ray.basics.errors import UserError
-from raffm_ray.basics.formatting import human_bytes, standard_output
+from raffm_ray.basics.formatting import human_bytes, rounded, standard_output
 from raffm_ray.basics.tables import WordTable
 from raffm_ray.data.metrics import shown
 from raffm_ray.deployment.client_model import client_model
@@ -74,8 +74,8 @@ def table_of(told: Mapping[str, Mapping[str, Any]]) -> Table:
                 human_bytes(values["bytes"]),
                 _count(one["macs"]),
                 human_bytes(one["inference_bytes"]),
-                f"{values['median_ms']:.3g}",
-                f"{values['p95_ms']:.3g}",
+                rounded(values["median_ms"]),
+                rounded(values["p95_ms"]),
             )
     table.caption = f"times of {at_once(next(iter(told.values())))} with one thread; * estimated, in 32 bit floats"
     if least := max(one.get("least_trained", 0) for one in told.values()):

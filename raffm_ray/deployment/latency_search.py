@@ -5,6 +5,7 @@ from tempfile import TemporaryDirectory
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import TooSmallError
+from raffm_ray.basics.formatting import rounded
 from raffm_ray.deployment.inference import latencies, typical_inputs
 from raffm_ray.deployment.model_card import NAMES
 from raffm_ray.deployment.model_folder import ExportFormats, answers_of, write_onnx
@@ -43,7 +44,7 @@ def within_latency(trained: TrainedModel, limit_ms: float, formats: ExportFormat
 
     low, high = 0, len(plans) - 2
     if not fits(plans[0]):
-        raise TooSmallError([f"latency_ms {times[plans[0]]:.3g} > {limit_ms:g} ({NAMES[formats.last]})"])
+        raise TooSmallError([f"latency_ms {rounded(times[plans[0]])} > {limit_ms:g} ({NAMES[formats.last]})"])
     if fits(plans[-1]):
         return plans[-1]
     while low < high:

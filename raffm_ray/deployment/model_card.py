@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.basics.formatting import rounded
 from raffm_ray.basics.version import __version__
 from raffm_ray.data.metrics import shown, unit
 from raffm_ray.deployment.supernet import FILE, Supernet
@@ -120,7 +121,7 @@ def card(origin: str, architecture: Architecture, told: Mapping[str, Any]) -> st
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, form in told["forms"].items():
-        times = f"{form['median_ms']:.3g} | {form['p95_ms']:.3g}" if "median_ms" in form else " | "
+        times = f"{rounded(form['median_ms'])} | {rounded(form['p95_ms'])}" if "median_ms" in form else " | "
         lines.append(f"| {NAMES[name]} | {form['file']} | {form['bytes']:,} | {shown(metric, form['metric'])} | {times} |")
     if "before_tuning" in told:
         lines += ["", f"Before tuning: {shown(metric, told['before_tuning'])}."]

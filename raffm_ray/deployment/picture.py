@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raffm_ray.basics.formatting import rounded
 from raffm_ray.data.metrics import scaled, shown, unit
 from raffm_ray.deployment.model_card import NAMES, at_once
 from raffm_ray.reports.drawing import plt, save
@@ -54,7 +55,7 @@ def write_picture(told: Mapping[str, Mapping[str, Any]], origin: str, folder: Pa
         for form, values in one["forms"].items():
             lines.append(
                 f"| {name} | {NAMES[form]} | {one['params']:,} | {shown(metric, values['metric'])} | {values['bytes']:,} | {one['macs']:,} | "
-                f"{one['inference_bytes']:,} | {values['median_ms']:.3g} | {values['p95_ms']:.3g} |"
+                f"{one['inference_bytes']:,} | {rounded(values['median_ms'])} | {rounded(values['p95_ms'])} |"
             )
     lines += ["", f"Times are of {at_once(ordered[0][1])} of middling length, with one thread."]
     (folder / "compare.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
-from raffm_ray.basics.formatting import counted, human_bytes, human_joules, human_seconds
+from raffm_ray.basics.formatting import counted, human_bytes, human_joules, human_seconds, rounded
 from raffm_ray.basics.tables import WordTable
 from raffm_ray.devices.profiles import Device
 from raffm_ray.devices.round_costs import compute_seconds, training_work
@@ -178,7 +178,7 @@ def compare(prepared: Prepared, device: Device, seconds: float, progress: Progre
         )
     return _with_note(
         table,
-        f"batches of {local.batch_size}; one thread; {device.flops_per_second / 1e9:.3g} GFLOP/s, memory {device.memory_bytes_per_second / 1e9:.3g} GB/s, "
+        f"batches of {local.batch_size}; one thread; {rounded(device.flops_per_second / 1e9)} GFLOP/s, memory {rounded(device.memory_bytes_per_second / 1e9)} GB/s, "
         f"{human_seconds(device.dispatch_seconds)} a parameter tensor and step\n"
         "measured: the median of repetitions, in CPU time; other work on this machine may still slow one more than the other",
     )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import ray
 
 from raffm_ray.basics.errors import ClientError, WorkerLostError
+from raffm_ray.basics.formatting import human_seconds
 from raffm_ray.basics.profiling import Profile
 from raffm_ray.clients.messages import Call, Progress, Result, describe_call
 from raffm_ray.models.architecture import Architecture
@@ -163,7 +164,7 @@ class CallScheduler:
         elif in_flight:
             late = in_flight[min(due, key=lambda small: due[small])]
             predicted = self.pool.call_timeout.predicted_seconds(*self.kind_and_cost(late))
-            taken = f"not done after {monotonic() - late.since:.3g} s, and its cost predicts at most {predicted:.2g} s"
+            taken = f"not done after {human_seconds(monotonic() - late.since)}, and its cost predicts at most {human_seconds(predicted)}"
             self.actor_lost(late, HungError(taken))
         else:
             raise WorkerLostError(f"no worker started within {READY_SECONDS:.0f} s in place of those that were lost")

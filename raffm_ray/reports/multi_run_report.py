@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raffm_ray.basics.errors import UserError, shortened
+from raffm_ray.basics.formatting import setting_text
 from raffm_ray.reports.comparison_page import comparison_page
 from raffm_ray.reports.comparison_picture import draw_comparison
 from raffm_ray.reports.comparison_table import (
@@ -34,13 +35,13 @@ def labels(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for every run from the settings in which they differ, all but the seed; runs of the same settings have the same one.
 
     The strategy's name stands for itself; other settings by the shortest end of theirs that is no other's, and not at all where a run
-    leaves them at "default". Numbers have four digits where that leaves them different.
+    leaves them at "default". Numbers have four digits, and bytes a unit, where that leaves them different.
     """
     ignored = ("seed", "name", "baselines", "pool.", "checkpoint.", "plugins")
     own = [{key: value for key, value in flat(one).items() if not key.startswith(ignored)} for one in configurations]
     keys = [key for key in dict.fromkeys(key for one in own for key in one) if len({repr(one.get(key)) for one in own}) > 1]
     named = {key: _short(key, keys) for key in keys if key != "strategy.name"}
-    values = {key: _values([one.get(key) for one in own]) for key in named}
+    values = {key: _values(key, [one.get(key) for one in own]) for key in named}
     return [
         ", ".join(
             [
@@ -59,10 +60,12 @@ def _short(key: str, keys: Sequence[str]) -> str:
     return next((end for end in ends if not any(other != key and f".{other}".endswith(f".{end}") for other in keys)), key)
 
 
-def _values(values: Sequence[Any]) -> list[str]:
+def _values(key: str, values: Sequence[Any]) -> list[str]:
     """What is shown of one setting's values: different values differently."""
-    brief = [f"{value:.4g}" if isinstance(value, float) else shortened(value).strip(QUOTE) for value in values]
     whole = [shortened(value).strip(QUOTE) for value in values]
+    brief = [
+        setting_text(key, value) if isinstance(value, int | float) else long for value, long in zip(values, whole, strict=True)
+    ]
     return brief if len(set(brief)) == len(set(whole)) else whole
 
 

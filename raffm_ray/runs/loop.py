@@ -82,7 +82,8 @@ def _first_ranking(
     updates: list[Update] = []
     statistic = METRICS[setup.experiment.salience.metric].statistic
     if work is not None:
-        told = f"{setup.experiment.strategy.name}: ranking the parameters on the examples of {counted(len(work.jobs), 'client')}"
+        what = "the parameters" if setup.strategy.budgeted else "the parameters for the subnetworks cut from it"
+        told = f"{setup.experiment.strategy.name}: ranking {what}, on the examples of {counted(len(work.jobs), 'client')}"
         display.console.print(told, highlight=False)
         summed, updates, *_ = run_round(setup, work, state, pool, display)
         with pool.profile.during("add"):

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from raffm_ray.basics.errors import without_secrets
+from raffm_ray.basics.formatting import setting_text
 from raffm_ray.data.metrics import METRICS, shown, unit
 from raffm_ray.reports.page import Cell, Page, Picture, Section, Table, csv_text, render
 from raffm_ray.reports.run_story import made_with_facts
 from raffm_ray.reports.seed_statistics import error_of_share
 from raffm_ray.runs.made_with import read_starts
 from raffm_ray.studies.study_picture import PANELS
-from raffm_ray.studies.study_text import notes, said, told_setting
+from raffm_ray.studies.study_text import notes, said
 from raffm_ray.studies.trial import HELD_OUT
 
 CALLED = {"full_model": "full model", "worst_device_type": "worst device type", "curve_area": "mean over sizes"}
@@ -109,8 +110,10 @@ def _front(content: Mapping[str, Any]) -> Table:
 def _trials(content: Mapping[str, Any]) -> Table:
     keys = list(dict.fromkeys(key for row in content["trials"] for key in row["settings"]))
 
-    def setting(value: Any) -> Cell:
-        return Cell(told_setting(value), float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None)
+    def setting(key: str, value: Any) -> Cell:
+        return Cell(
+            setting_text(key, value), float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        )
 
     def state(row: Mapping[str, Any]) -> str:
         missed = [text for text, excess in row["excess"].items() if excess > 0]
@@ -120,7 +123,7 @@ def _trials(content: Mapping[str, Any]) -> Table:
         [
             Cell(str(row["number"]), row["number"]),
             *(_value(content, name, row["measures"].get(name)) for name in content["objectives"]),
-            *(setting(row["settings"][key]) if key in row["settings"] else Cell("") for key in keys),
+            *(setting(key, row["settings"][key]) if key in row["settings"] else Cell("") for key in keys),
             Cell(state(row)),
         ]
         for row in content["trials"]

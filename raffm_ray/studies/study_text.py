@@ -6,7 +6,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from raffm_ray.basics.formatting import human_bytes, human_flops, human_joules, human_seconds
+from raffm_ray.basics.formatting import human_bytes, human_flops, human_joules, human_seconds, setting_text
 from raffm_ray.basics.tables import WordTable
 from raffm_ray.data.metrics import unit
 from raffm_ray.reports.comparison_table import with_error
@@ -35,11 +35,6 @@ def reasons_text(reasons: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(reasons))
 
 
-def told_setting(value: Any) -> str:
-    """A setting's value, numbers with four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def table(content: Mapping[str, Any]) -> Table:
     """The best trials, and those that came first because they were asked for, with their values and settings."""
     shown = [row for row in content["trials"] if row["number"] in content["front"]]
@@ -63,7 +58,7 @@ def table(content: Mapping[str, Any]) -> Table:
         cells += [
             said(name, content["metric"], row["held_out"][name]).split(" ", 1)[1] if row["held_out"] else "" for name in reported
         ]
-        settings = [f"{key}={told_setting(value)}" for key, value in row["settings"].items()]
+        settings = [f"{key}={setting_text(key, value)}" for key, value in row["settings"].items()]
         if len(content["objectives"]) > 1:
             cells.append(row["file"].removesuffix(".yaml"))
         result.add_row(f"{row['number']}{marks}", *cells, " ".join(settings))

@@ -72,6 +72,13 @@ def test_help_with_a_file_shows_its_values(command, capsys, monkeypatch) -> None
     assert "; here:" not in capsys.readouterr().out  # control
 
 
+def test_help_says_how_to_list_the_names_in_a_table(capsys) -> None:
+    assert cli(["run", "--help"]) == 0
+    (advice,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("The names in a table")]
+    assert cli(["settings", advice.rpartition(" ")[2]]) == 0
+    assert "Names: raffm, raffm_reference, full" in " ".join(capsys.readouterr().out.split())
+
+
 def test_help_with_a_file_that_is_not_there_is_one_line(capsys) -> None:
     assert cli(["run", "nowhere.yaml", "--help"]) == 2
     assert capsys.readouterr().err == "raffm-ray: nowhere.yaml: no such file\n"

@@ -100,6 +100,8 @@ def test_names_come_from_settings_in_which_runs_differ() -> None:
     assert labels([base, {**base, "strategy": {"name": "full", "prefix": "none"}}]) == ["raffm", "full"]
     budgets = [{**base, "fleet": {"budgets": {name: {"params": share} for name in ("pi", "laptop")}}} for share in (1 / 3, 0.5)]
     assert labels(budgets) == ["raffm, pi.params 0.3333, laptop.params 0.3333", "raffm, pi.params 0.5, laptop.params 0.5"]
+    limits = [{**base, "fleet": {"budgets": {"pi": {"memory_bytes": limit}}}} for limit in (5e8, 2_000_000_000, 0.5)]
+    assert labels(limits) == ["raffm, memory_bytes 500.0 MB", "raffm, memory_bytes 2.0 GB", "raffm, memory_bytes 0.5"]
     rates = [{**base, "local": {"learning_rate": rate}} for rate in (0.00123451, 0.00123452)]
     assert labels(rates) == ["raffm, learning_rate 0.00123451", "raffm, learning_rate 0.00123452"]
 
