@@ -88,15 +88,19 @@ def _start(settings: PoolSettings) -> None:
     if not settings.gpus_per_worker and (settings.workers or cores) == cores:  # one actor for every process that Ray has waiting
         os.environ.setdefault("RAY_preload_python_modules", "raffm_ray.clients.client_runner")
     with _only_this_machine(), _only_who_has_the_token():
-        ray.init(
-            address="local",
-            num_cpus=cores,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(_folder()),
-            _system_config=NO_HISTORY,
-        )
+        folder = str(_folder())
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cores,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+                _system_config=NO_HISTORY,
+            )
+        except Exception as error:  # whatever Ray raises, as where a machine is too busy for it to start in time
+            raise UserError(f"Ray cannot be started here: {in_short(error)} (pool.backend in_process needs none)") from None
 
 
 def _check_address(address: str) -> None:

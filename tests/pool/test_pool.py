@@ -149,6 +149,16 @@ def test_a_call_without_its_run_s_parameters_is_tried_on_another_actor(one, tmp_
     assert len(sent) == 2
 
 
+def test_ray_that_cannot_start_is_one_line(monkeypatch) -> None:
+    def late(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because ...")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", late)
+    with pytest.raises(UserError, match="^Ray cannot be started here: The current node timed out during startup.*in_process"):
+        ray_start._start(PoolSettings())
+
+
 def test_ray_that_was_started_ahead_outlives_its_start() -> None:
     told = """
 import ray
