@@ -12,6 +12,7 @@ from raffm_ray.basics.files import read_whole
 from raffm_ray.basics.formatting import counted, human_bytes, human_joules, human_seconds
 from raffm_ray.data.metrics import METRICS, shown, unit
 from raffm_ray.data.shares import read_shares
+from raffm_ray.reports.client_figures.aggregation import aggregation_section
 from raffm_ray.reports.client_figures.participation import participation_section
 from raffm_ray.reports.client_figures.section import client_section
 from raffm_ray.reports.comparison_table import told_of_lacks
@@ -261,6 +262,7 @@ def _written(folder: Path, into: Path, renewed_seconds: int | None) -> tuple[Pat
         Section("By size and device type", pictures=[*_sizes(panels, runs, summary), *_some(_units(folder, into))]),
         client_section(into, runs),
         participation_section(into, summary),
+        aggregation_section(into, rounds),
         Section("Who owns which data", pictures=_some(_shares(folder, into))),
         Section("Where real time went", pictures=_some(_profile(into, own))),
         Section(

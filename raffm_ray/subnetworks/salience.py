@@ -51,6 +51,19 @@ def l2(layout: Layout, parameters: Parameters, statistics: Statistics, rng: np.r
     return {name: np.sqrt(score) for name, score in _weight_sums(layout, parameters, torch.square).items()}
 
 
+def l2_product(layout: Layout, parameters: Parameters, statistics: Statistics, rng: np.random.Generator) -> Scores:
+    """Product over its parameters of the Euclidean norm of a unit's weights: of an adapter's rank, the norm of what it adds, |b a'| = |b| |a|."""
+    scores: dict[str, NDArray[np.float64]] = {}
+    for name in rankable(layout):
+        norms = [
+            unit_sums(parameters[key].detach().double().square(), spec.dims, name, layout).sqrt().cpu()
+            for key, spec in layout.parameters.items()
+            if any(name in dim_axes(dim) for dim in spec.dims)
+        ]
+        scores[name] = torch.stack(norms).prod(0).numpy()
+    return scores
+
+
 def random(layout: Layout, parameters: Parameters, statistics: Statistics, rng: np.random.Generator) -> Scores:
     """Uniform noise: what any metric has to beat."""
     shapes = {
@@ -88,6 +101,7 @@ def _mean(layout: Layout, parameters: Parameters, statistics: Statistics, rng: n
 _METRICS = {
     "l1": Metric(l1),
     "l2": Metric(l2),
+    "l2_product": Metric(l2_product),
     "random": Metric(random),
     "activation": Metric(activation, statistic="square"),
     "taylor": Metric(_mean, statistic="taylor"),
