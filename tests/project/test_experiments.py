@@ -202,7 +202,7 @@ def test_control_a_mistake_in_an_experiment_of_the_paper_is_seen() -> None:
     for flags in (
         ["--task.name", "mmli"],
         ["--fleet.mix", "xxlarge"],
-        ["--fleet.budgets", "{v100: {params: -1}}"],
+        ["--fleet.budgets", "{laptop: {params: -1}}"],
         ["--rouns", "3"],
     ):
         with pytest.raises(UserError):
