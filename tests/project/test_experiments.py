@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -172,7 +173,7 @@ def rows_of_the_paper() -> list[tuple[str, list[str]]]:
     return found
 
 
-BASE = {
+BASE: dict[str, dict[str, Any]] = {
     "vit": {"model_type": "vit"},
     "bert-base-uncased": {"model_type": "bert"},
     "distilbert-base-uncased": {"model_type": "distilbert"},

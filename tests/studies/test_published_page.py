@@ -12,6 +12,7 @@ from conftest import tiny_experiment
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.machine import processor
 from raffm_ray.cli.main import main as cli
+from raffm_ray.runs.simulation import completed
 from raffm_ray.settings.loading import dump
 from raffm_ray.studies import comparison
 from raffm_ray.studies.comparison import compare, runs_of
@@ -85,19 +86,24 @@ def test_one_cell_run_again_has_the_same_numbers(published, tmp_path) -> None:
 
 
 def test_an_interrupted_comparison_has_no_page_and_goes_on(published, tmp_path, monkeypatch) -> None:
-    done, real = [], comparison.completed
+    done: list[Path] = []
 
     def interrupted(prepared: Any, start: Any, folder: Path, *others: Any) -> Any:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(folder)
-        return real(prepared, start, folder, *others)
+        return completed(prepared, start, folder, *others)
 
     monkeypatch.setattr(comparison, "completed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compare(EXPERIMENT, [0, 1], tmp_path / "runs", page=tmp_path / "tiny.md")
     assert not (tmp_path / "tiny.md").exists()
-    monkeypatch.setattr(comparison, "completed", lambda *given: done.append(given[2]) or real(*given))
+
+    def noted(prepared: Any, start: Any, folder: Path, *others: Any) -> Any:
+        done.append(folder)
+        return completed(prepared, start, folder, *others)
+
+    monkeypatch.setattr(comparison, "completed", noted)
     compare(EXPERIMENT, [0, 1], tmp_path / "runs", page=tmp_path / "tiny.md")
     assert len(set(done)) == len(done) == 4, "no run twice"
     assert numbers(tmp_path / "tiny.md") == numbers(published / "tiny.md")
