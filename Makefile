@@ -5,11 +5,14 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PORT := 8000
+SEEDS := 0,1,2
+RENEW :=
 
-.PHONY: demo test test-all test-clusters test-fast bench chaos leaks fuzz faults check lint types docs docs-serve clean help
+.PHONY: demo paper-small test test-all test-clusters test-fast bench chaos leaks fuzz faults check lint types docs docs-serve clean help
 
 help:
 	@echo "make demo    install and run the embedded default: 100 clients, five device types, a picture"
+	@echo "make paper-small   the small twins of the paper's experiments, into experiments/paper: many hours; goes on where it was stopped"
 	@echo "make test    install and run the tests: about ten minutes on two cores"
 	@echo "make test-clusters   the tests that start clusters, and kill them: about eight minutes"
 	@echo "make test-all   both, side by side: half an hour at most"
@@ -36,6 +39,11 @@ $(STAMP): pyproject.toml constraints.txt tests/s3_server.txt
 
 demo: $(STAMP)
 	$(RUN)/raffm-ray run experiments/digits.yaml
+
+paper-small: paper-sst2_small paper-cifar10_small
+
+paper-%: $(STAMP)
+	$(RUN)/raffm-ray compare experiments/paper/$*.yaml --seeds $(SEEDS) --out runs/paper/$* --page experiments/paper/$*.md $(RENEW)
 
 test: $(STAMP)
 	$(RUN)/python tests/side_by_side.py

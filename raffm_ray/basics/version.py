@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 PACKAGE = Path(__file__).parent.parent
 NAME = "raffm-ray"
 GIT_SECONDS = 10
+NO_CODE = (":(exclude)*.md", ":(exclude)*.png")
+"""Pages and pictures, which change no result: what a comparison writes of its numbers may be among them."""
 REDIRECTING = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
 """Variables by which git would look at another repository, as inside of that repository's hooks."""
 
@@ -27,13 +29,13 @@ def version_text(package: Path = PACKAGE) -> str:
 def checkout_commit(package: Path = PACKAGE) -> str | None:
     """`1a2b3c4` or `1a2b3c4, modified`, where the package lies in a git checkout of this project; None elsewhere or without git.
 
-    Modified: a tracked file differs from the commit. Files that git does not track are not looked at.
+    Modified: a tracked file differs from the commit, other than pages and pictures. Files that git does not track are not looked at.
     """
     root = package.parent
     if not (root / ".git").exists() or not _is_this_project(root / "pyproject.toml"):
         return None
     commit = _git(root, "rev-parse", "--short=7", "HEAD")
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *NO_CODE)
     return f"{commit}, modified" if commit and changes else commit
 
 

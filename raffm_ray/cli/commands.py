@@ -153,6 +153,11 @@ def compare(
             help="chooses each strategy's learning rate before, with that many trials",
         ),
     ] = None,
+    page: Annotated[
+        str | None,
+        Parameter(metavar="FILE.md", help="a page to publish, with what its numbers come from, and its picture beside it"),
+    ] = None,
+    renew: Annotated[Switch, Parameter(help="the page may replace numbers of another commit or of other settings")] = False,
     out: Out = None,
     plugin: Plugins = (),
 ) -> int:
@@ -164,6 +169,8 @@ def compare(
 
     experiment = load(config, settings, plugin)
     chosen = _seeds(seeds) if seeds else [experiment.seed]
+    if renew and page is None:
+        raise UserError("compare: --renew is for --page")
     folder = Path(out) if out else fresh_folder(f"compare-{experiment.name}")
     _start_ahead(experiment)
 
@@ -174,7 +181,7 @@ def compare(
     from raffm_ray.studies.comparison import compare as compare_strategies
 
     try:
-        content = compare_strategies(experiment, chosen, folder, Console(stderr=True), equal, tune)
+        content = compare_strategies(experiment, chosen, folder, Console(stderr=True), equal, tune, page, renew)
     except KeyboardInterrupt:
         told = f"; the same command with --out {quote(str(folder))} goes on where it stopped" if folder.exists() else ""
         raise KeyboardInterrupt(told) from None
@@ -188,6 +195,8 @@ def compare(
         highlight=False,
         soft_wrap=True,
     )
+    if page:
+        console.print(f"page:    {page}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -254,47 +263,4 @@ def _live(runs: tuple[str, ...], out: str | None, plugins: tuple[str, ...], port
     from raffm_ray.reports.live import serve
 
     serve(Path(runs[0]), plugins, port, lambda line: print(line, flush=True))
-    return 0
-
-
-def shares(
-    config: Config,
-    /,
-    *settings: Settings,
-    out: Annotated[
-        str | None, Parameter(metavar="FILE", help="the picture: a new file .png, .svg or .pdf; default: a new one in runs/")
-    ] = None,
-    plugin: Plugins = (),
-) -> int:
-    """Show who owns which data, as a table and a picture. Nothing is trained."""
-    from raffm_ray.settings.loading import load
-
-    experiment = load(config, settings, plugin)
-    image = Path(out) if out else Path(f"{fresh_folder(f'{experiment.name}-shares')}.png")
-    if image.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--out {image}: expected a name that ends in .png, .svg or .pdf")
-    if image.exists():
-        raise UserError(f"--out {image}: exists; nothing is overwritten")
-
-    from raffm_ray.basics.formatting import counted, standard_output
-    from raffm_ray.data.data_summary import group_line
-    from raffm_ray.data.shares import by_device, share_table
-    from raffm_ray.preparation.prepare import prepare
-    from raffm_ray.reports.drawing import save
-    from raffm_ray.reports.share_picture import picture_of_shares
-
-    prepared = prepare(experiment)
-    label_distribution, devices = prepared.label_distribution, by_device(prepared.setup.device_types, prepared.setup.budgets)
-    title = f"{experiment.name}: {prepared.setup.experiment.clients.partition}, {counted(experiment.clients.count, 'client')}, seed {experiment.seed}"
-    figure = picture_of_shares(label_distribution, devices, title)
-    try:
-        image.parent.mkdir(parents=True, exist_ok=True)
-        save(figure, image)
-    except OSError as error:
-        raise UserError(f"--out {image}: cannot be written: {error.strerror}") from None
-    console = standard_output()
-    console.print(share_table(label_distribution, devices, title, group_line(prepared.task, prepared.parts.owned)))
-    if left := len(prepared.task.clients) - int(label_distribution.sizes.sum()):
-        console.print(f"{left:,} of {len(prepared.task.clients):,} examples are nobody's", highlight=False)
-    console.print(f"picture: {image}", highlight=False, soft_wrap=True)
     return 0

@@ -87,13 +87,13 @@ def _tree() -> App:
     add(commands.resume, f"resume DIR|URL {ANY_SETTINGS}", RUNS)
     add(
         commands.compare,
-        f"compare CONFIG.yaml [--seeds 0,1,2] [--equal RESOURCE] [--tune TRIALS] {ANY_SETTINGS} [--out DIR]",
+        f"compare CONFIG.yaml [--seeds 0,1,2] [--equal RESOURCE] [--tune TRIALS] [--page FILE.md] {ANY_SETTINGS} [--out DIR]",
         RUNS,
     )
     add(commands.study, f"study STUDY.yaml|DIR {ANY_SETTINGS} [--out DIR]", RUNS)
     add(tools.init, "init DATA [--task NAME] [--model NAME|DIR] [--out FILE]", LOOKING)
     add(tools.settings, "settings [PREFIX]", LOOKING)
-    add(commands.shares, f"shares CONFIG.yaml {ANY_SETTINGS} [--out FILE]", LOOKING)
+    add(tools.shares, f"shares CONFIG.yaml {ANY_SETTINGS} [--out FILE]", LOOKING)
     add(commands.report, "report DIR|URL [DIR|URL ...] [--out DIR]", LOOKING)
     deploy = add(
         tools.deploy, "deploy DIR --budget KIND=VALUE|--device NAME|--client N|--sizes LIST|--elastic [...] [--out DIR]", LOOKING

@@ -189,3 +189,46 @@ def _no_fleet_command(_: Any, word: str) -> None:
 def fleet(*words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True, validator=_no_fleet_command)]) -> int:
     """Show the devices of an experiment, or measure this machine as one."""
     raise UserError(f"fleet: name one{near_miss('', FLEET, listed=True)}")
+
+
+def shares(
+    config: Config,
+    /,
+    *settings: Settings,
+    out: Annotated[
+        str | None, Parameter(metavar="FILE", help="the picture: a new file .png, .svg or .pdf; default: a new one in runs/")
+    ] = None,
+    plugin: Plugins = (),
+) -> int:
+    """Show who owns which data, as a table and a picture. Nothing is trained."""
+    from raffm_ray.settings.loading import load
+
+    experiment = load(config, settings, plugin)
+    image = Path(out) if out else Path(f"{fresh_folder(f'{experiment.name}-shares')}.png")
+    if image.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--out {image}: expected a name that ends in .png, .svg or .pdf")
+    if image.exists():
+        raise UserError(f"--out {image}: exists; nothing is overwritten")
+
+    from raffm_ray.basics.formatting import counted, standard_output
+    from raffm_ray.data.data_summary import group_line
+    from raffm_ray.data.shares import by_device, share_table
+    from raffm_ray.preparation.prepare import prepare
+    from raffm_ray.reports.drawing import save
+    from raffm_ray.reports.share_picture import picture_of_shares
+
+    prepared = prepare(experiment)
+    label_distribution, devices = prepared.label_distribution, by_device(prepared.setup.device_types, prepared.setup.budgets)
+    title = f"{experiment.name}: {prepared.setup.experiment.clients.partition}, {counted(experiment.clients.count, 'client')}, seed {experiment.seed}"
+    figure = picture_of_shares(label_distribution, devices, title)
+    try:
+        image.parent.mkdir(parents=True, exist_ok=True)
+        save(figure, image)
+    except OSError as error:
+        raise UserError(f"--out {image}: cannot be written: {error.strerror}") from None
+    console = standard_output()
+    console.print(share_table(label_distribution, devices, title, group_line(prepared.task, prepared.parts.owned)))
+    if left := len(prepared.task.clients) - int(label_distribution.sizes.sum()):
+        console.print(f"{left:,} of {len(prepared.task.clients):,} examples are nobody's", highlight=False)
+    console.print(f"picture: {image}", highlight=False, soft_wrap=True)
+    return 0

@@ -8,6 +8,7 @@ Open to other packages:
 
 Used inside only:
 
+- `published`: a comparison as a page to publish
 - `checked_study`: a study whose settings can work
 - `trial`: the runs of one trial, and what they are measured by
 - `storage`: where Optuna keeps a study

@@ -30,6 +30,8 @@ from raffm_ray.settings.former_values import with_present_values
 from raffm_ray.settings.loading import dump
 from raffm_ray.settings.plugins import wherever
 from raffm_ray.settings.strategy import BaselineSettings
+from raffm_ray.studies.published.markdown_page import PageRequest, check_origin, check_place, page_text, write_published
+from raffm_ray.studies.published.origin import Origin, origin_of
 from raffm_ray.studies.tuning import tuned
 
 
@@ -131,6 +133,10 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
             pool.close()
 
 
+def _origin(runs: Sequence[Run]) -> Origin:
+    return origin_of([run.experiment for run in runs], [run.folder for run in runs])
+
+
 def _equal(experiment: Experiment, seeds: Sequence[int], resource: str, console: Console) -> Equalized:
     """The experiment with budgets and rounds that hold a resource equal. Raises UserError as `equalized`."""
     prepared = prepare(experiment)
@@ -149,16 +155,23 @@ def compare(
     console: Console | None = None,
     equal: str | None = None,
     tune: int | None = None,
+    page: Path | str | None = None,
+    renew: bool = False,
 ) -> dict[str, Any]:
     """Runs the experiment's strategy and each of its baselines on every seed, in `folder`/<strategy>/seed-<n>; returns the content of
     `comparison.json`, which is written beside `.html`, `.csv`, `.md` and `.png`.
 
     `equal`: a resource of `RESOURCES`: budgets are converted to its unit, and every strategy has as many rounds as spend what they allow.
     `tune`: trials of a study of the learning rate that every strategy has before, on the validation part, with the first seed.
+    `page`: a file that ends in `.md`, for the same table with what its numbers come from, and the picture beside it; it only replaces numbers
+    of another commit or of other settings with `renew`.
     A run that is there already, finished and of the same configuration, is reused; one that was interrupted goes on after its last checkpoint. Raises
-    UserError before any training when a run cannot work or its folder holds something else.
+    UserError before any training when a run cannot work, its folder holds something else, or the page may not be written.
     """
     console, folder = console or Console(stderr=True, quiet=True), Path(folder)
+    request = PageRequest(Path(page), renew) if page is not None else None
+    if request:
+        check_place(request)
     check_baselines(experiment)
     check_loggers(experiment)
     seen = prepare(experiment.model_copy(update={"seed": seeds[0]})).setup.experiment  # with what it leaves open chosen
@@ -173,6 +186,8 @@ def compare(
     runs = runs_of(experiment, seeds, folder)
     for run in runs:
         check_folder(run)
+    if request:
+        check_origin(request, _origin(runs))
     with one_thread():
         for seed in dict.fromkeys(run.seed for run in runs if not run.finished):
             prepared = prepare(experiment.model_copy(update={"seed": seed}))
@@ -193,4 +208,7 @@ def compare(
         }
         write_page(summaries, rounds, [(run.strategy, run.seed, str(run.folder)) for run in runs], folder, protocol)
     content: dict[str, Any] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    if request:
+        told = [(run.strategy, run.seed, run.folder) for run in runs]
+        write_published(request, page_text(content, _origin(runs), told, request.picture.name), folder / "comparison.png")
     return content

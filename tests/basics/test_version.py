@@ -77,6 +77,19 @@ def test_a_modified_checkout_says_so_and_untracked_files_do_not_count(tmp_path: 
 
 
 @needs_git
+@pytest.mark.parametrize(("name", "counts"), [("page.md", False), ("deep/picture.png", False), ("deep/settings.yaml", True)])
+def test_a_changed_page_or_picture_is_not_modified_code(tmp_path: Path, name: str, counts: bool) -> None:
+    package, _ = checkout(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("one")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "--message", "two")
+    assert "modified" not in version_text(package)
+    (tmp_path / name).write_text("two")
+    assert ("modified" in version_text(package)) == counts
+
+
+@needs_git
 def test_looking_at_a_checkout_changes_nothing_in_it(tmp_path: Path) -> None:
     package, _ = checkout(tmp_path)
     os.utime(package / "basics" / "version.py", (0, 0))  # git would refresh its index

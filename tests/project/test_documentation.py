@@ -31,7 +31,7 @@ ALL_PAGES = [
     *ROOT.glob("*.md"),
     *DOCS.glob("*.md"),
     *ROOT.glob("cluster/**/*.md"),
-    *ROOT.glob("experiments/*.md"),
+    *ROOT.glob("experiments/**/*.md"),
     *ROOT.glob("notebooks/*.md"),
 ]
 
@@ -135,7 +135,7 @@ def _check(text: str) -> int:
 
 def test_every_call_that_is_shown_anywhere_is_one() -> None:
     """In pages, comments of experiments, cluster files and notebooks; generated pages are made from the commands themselves."""
-    others = [*ROOT.glob("experiments/*.yaml"), *ROOT.glob("notebooks/*.py"), ROOT / "Makefile", *DOCS.glob("reference/*.md")]
+    others = [*ROOT.glob("experiments/**/*.yaml"), *ROOT.glob("notebooks/*.py"), ROOT / "Makefile", *DOCS.glob("reference/*.md")]
     cluster = [path for path in ROOT.glob("cluster/**/*") if path.is_file()]
     calls = 0
     for path in {*ALL_PAGES, *others, *cluster} - {ROOT / "CHANGELOG.md"}:

@@ -179,7 +179,17 @@ def test_the_tables_that_a_contributor_is_sent_to_exist(row: list[str]) -> None:
             assert re.search(rf"^(class )?{name}\b", text, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "experiments/README.md", "notebooks/README.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "experiments/README.md",
+        "experiments/paper/README.md",
+        "notebooks/README.md",
+    ],
+)
 def test_every_local_link_of_these_pages_leads_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
         assert ((ROOT / page).parent / target).exists(), target
