@@ -1,7 +1,6 @@
 """Sums over the clients of all rounds up to one. A packed file holds those up to its last round, so that nobody adds up all rows again."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,12 +30,6 @@ def _stored(one: RecordFile) -> ClientTotals | None:
         return None
 
 
-def add_seen(totals: ClientTotals, found: Iterable[pa.Table]) -> None:
-    """Adds who is in some tables."""
-    for table in found:
-        totals.seen.update(pc.unique(table["client"]).to_pylist())
-
-
 def totals_upto(folder: Path, upto: int, with_seen: bool = True) -> ClientTotals:
     """What clients did up to a round. `with_seen`: whether it is wanted who was given work, in rounds that are packed too. Raises UserError,
     KeyError or ArrowException for records that are damaged."""
@@ -45,8 +38,9 @@ def totals_upto(folder: Path, upto: int, with_seen: bool = True) -> ClientTotals
         if one.digest and one.last <= upto and (stored := _stored(one)) is not None:
             found, after = stored, one.last
             break
-    if with_seen:
-        add_seen(found, tables(folder, "clients", ["client"], upto=after))
+    if with_seen and after >= 0:
+        chunks = [chunk for table in tables(folder, "clients", ["client"], upto=after) for chunk in table["client"].chunks]
+        found.seen.update(pc.unique(pa.chunked_array(chunks, pa.int64())).to_pylist())
     for table in tables(folder, "clients", COUNTED, after=after, upto=upto):
         found.add_columns(table)
     return found
