@@ -17,7 +17,7 @@ help:
 	@echo "make test-clusters   the tests that start clusters, and kill them: about eight minutes"
 	@echo "make test-all   both, side by side: half an hour at most"
 	@echo "make test-fast   the tests to run before every commit: at most two minutes"
-	@echo "make bench   the speed suite: about ten minutes on two cores, quiet ones"
+	@echo "make bench   the speed suite: some 20 minutes on two cores, quiet ones"
 	@echo "make chaos   200 kills of actors, raylets and drivers, each with the same bits after it: about half an hour"
 	@echo "make leaks   2,000 rounds on Ray, and what grows in them: about four minutes"
 	@echo "make fuzz    thousands of malformed configurations, damaged checkpoints and hostile files: about ten minutes"

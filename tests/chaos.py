@@ -1,7 +1,7 @@
 """Kills what a run is made of, at random moments, and compares all bits with those of a run that nobody disturbed: `make chaos`.
 
 The runs are on a cluster of three raylets on this machine, a core each. What is killed: an actor, a raylet (and another joins), the driver
-(and the run is resumed), or an actor is stopped, so that its block hangs. After each, the state after the next whole round must be that of
+(and the run is resumed), anywhere or while it writes a checkpoint, or an actor is stopped, so that its block hangs. After each, the state after the next whole round must be that of
 the undisturbed run, to the bit; at a run's end, so must everything that it leaves: records, summary, model.
 """
 
@@ -185,11 +185,21 @@ def kill_driver(run: Run, cluster: Cluster, rng: random.Random) -> bool:
     return True
 
 
+def kill_writer(run: Run, cluster: Cluster, rng: random.Random) -> bool:
+    """The driver in the middle of writing a checkpoint; the run is resumed."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not any((run.folder / "checkpoints").glob(".round-*.tmp")):
+        if run.driver.poll() is not None or time.monotonic() > end:
+            return False
+    return kill_driver(run, cluster, rng)
+
+
 KILLS: Mapping[str, Callable[[Run, Cluster, random.Random], bool]] = {
     "actor": kill_actor,
     "raylet": kill_raylet,
     "driver": kill_driver,
     "hung": hang_actor,
+    "writer": kill_writer,
 }
 
 
@@ -211,7 +221,7 @@ def chaos(kills: int, seed: int, rounds: int, folder: Path, tell: Callable[[str]
                 run = Run(folder / f"run-{number}", cluster.address, config)
                 run.until(0)
             left = kills - survived.total()
-            kind = rng.choices(list(KILLS), (4, 3, 2, 1))[0] if left > len(KILLS) else list(KILLS)[left - 1]
+            kind = rng.choices(list(KILLS), (4, 3, 2, 1, 2))[0] if left > len(KILLS) else list(KILLS)[left - 1]
             time.sleep(rng.random())
             before, killed = run.done(), time.monotonic()
             if before < rounds and KILLS[kind](run, cluster, rng):

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from raffm_ray.runs.records.record_files import DIGESTS
+
 REAL = ("wall_seconds", "phase_seconds", "seconds", "round_wall_seconds", "driver_peak_rss_bytes", "forecast")
 """What is measured of this machine, and may differ."""
 
@@ -28,13 +30,26 @@ def shown_by_tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def _by_round(file: Path) -> dict[str, Any]:
+    """The rows of a file of records, by the name of the file that each round had before it was packed."""
+    if "-to-" not in file.name:
+        return {file.name: without_real(pq.read_table(file).to_pylist())}
+    found: dict[str, Any] = {
+        f"round-{int(number):06d}.parquet": [] for number in json.loads(pq.read_schema(file).metadata[DIGESTS])
+    }
+    for row in without_real(pq.read_table(file).to_pylist()):
+        found[f"round-{row['round']:06d}.parquet"].append(row)
+    return found
+
+
 def outcome(folder: Path) -> dict[str, str]:
     """Everything that a run leaves, but for what is real time or memory, as text: NaN equals NaN. Which round its one checkpoint is of
     depends on how often there were some, and is left out."""
     names = [path.name for path in (folder / "checkpoints").iterdir()]
     left: dict[str, Any] = {"checkpoints": sorted(name.split("-")[0] for name in names)}
     for part in ("rounds", "clients", *(["evaluations"] if (folder / "evaluations").is_dir() else [])):
-        left |= {f"{part}/{file.name}": without_real(pq.read_table(file).to_pylist()) for file in (folder / part).iterdir()}
+        for file in (folder / part).iterdir():
+            left |= {f"{part}/{name}": rows for name, rows in _by_round(file).items() if not file.name.startswith(".")}
     for path in (folder / "checkpoints" / "final").iterdir():
         left[path.name] = sha256(path.read_bytes()).hexdigest()
     states = sorted((folder / "states").glob("*/*.safetensors"))

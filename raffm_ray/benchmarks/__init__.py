@@ -3,6 +3,7 @@
 Open to other packages:
 
 - `suite`: the cases and the command
+- `comparison`: two results of the suite beside each other
 - `attention`: attention by shape and precision
 - `extraction`: accuracy of cut subnetworks without training
 - `measurement`: repeats two sides in turns, and peak memory on the CPU
@@ -17,7 +18,7 @@ Used inside only:
 - `empty_rounds`: clients that do nothing, beside bare Ray
 - `bare_ray`: what Ray alone takes
 - `scale`: growth with clients and workers
-- `startup`: from the command to the end of round 1
+- `cases`: start, records and batches of like length
 - `gpu`: several workers on one GPU
 - `warm_processes`: processes without Ray
 
@@ -27,4 +28,4 @@ Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`
 Start reading at `suite`.
 """
 
-__all__ = ["attention", "extraction", "measurement", "rounds", "subnetworks", "suite", "synthetic_data"]
+__all__ = ["attention", "comparison", "extraction", "measurement", "rounds", "subnetworks", "suite", "synthetic_data"]

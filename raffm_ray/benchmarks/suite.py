@@ -1,5 +1,6 @@
 """The speed suite: `CASES`, run one after the other, one table and one JSON file."""
 
+import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +20,13 @@ from raffm_ray.basics.errors import UserError, near_miss
 from raffm_ray.basics.machine import memory_bytes, processor, usable_cores
 from raffm_ray.basics.tables import WordTable
 from raffm_ray.basics.version import __version__
+from raffm_ray.benchmarks.cases.lengths import lengths
+from raffm_ray.benchmarks.cases.records import records
+from raffm_ray.benchmarks.cases.startup import start
 from raffm_ray.benchmarks.empty_rounds import noop_large, noop_small
 from raffm_ray.benchmarks.gpu import gpu, why_no_gpu
 from raffm_ray.benchmarks.measurement import Backend, Bench, Row
 from raffm_ray.benchmarks.scale import scale
-from raffm_ray.benchmarks.startup import start
 from raffm_ray.benchmarks.subnetworks import extract_aggregate, subnet
 from raffm_ray.benchmarks.training import training
 from raffm_ray.benchmarks.warm_processes import WarmProcesses
@@ -50,12 +53,14 @@ CASES: dict[str, Case] = {
     "subnet": Case(subnet, "a training step's time and memory at 75, 50, 35% of the encoder / at 100%"),
     "extract-aggregate": Case(extract_aggregate, "bytes cut and added a second / copied"),
     "scale": Case(scale, "registered clients, clients a round, workers: the most / the fewest"),
+    "lengths": Case(lengths, "MiniLM on texts of 4 to 128 tokens, those of like length in a step / shuffled"),
+    "records": Case(records, "10,000 rounds of 1,000 clients: written, gone on from, read / by pyarrow alone"),
     "start": Case(start, "raffm-ray run to the end of round 1 / libraries and Ray alone"),
     "gpu": Case(gpu, "BERT-base and ViT-B/16 in bfloat16, 10 clients of 4 steps / a plain loop on the same GPU", why_no_gpu),
 }
 
 
-OTHERS, FLAGS = ("attention", "extraction"), ("--workers", "--repetitions", "--quick", "--out")
+OTHERS, FLAGS = ("attention", "compare", "extraction"), ("--workers", "--repetitions", "--quick", "--json", "--out")
 """What may also follow `raffm-ray bench`."""
 
 
@@ -187,12 +192,15 @@ def check_case(name: str) -> None:
         raise UserError(f"bench: {name!r} is not one of them{near_miss(name, [*CASES, *OTHERS, *FLAGS], listed=True)}")
 
 
-def bench(names: Sequence[str], options: Options, folder: Path) -> int:
-    """Runs the named cases, or all of them, and prints a table."""
+def bench(names: Sequence[str], options: Options, folder: Path, as_json: bool = False) -> int:
+    """Runs the named cases, or all of them, and prints a table, or what is in the JSON file."""
     began = perf_counter()
     content = run_suite(
         names=list(dict.fromkeys(names)) or list(CASES), folder=folder, console=Console(stderr=True), options=options
     )
+    if as_json:
+        print(json.dumps({key: value for key, value in content.items() if key != "rows"}, indent=2))
+        return 0
     console = Console()
     console = console if console.is_terminal else Console(width=130)
     title = f"{options.workers} workers on {content['machine']['processor']}, {perf_counter() - began:.0f} s"

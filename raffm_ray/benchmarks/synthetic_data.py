@@ -75,11 +75,19 @@ def texts(count: int, rng: Rng) -> Examples:
     return _with("input_ids", Ragged(values, np.arange(count + 1, dtype=np.int64) * TOKENS, 0), rng)
 
 
+def uneven_texts(count: int, rng: Rng) -> Examples:
+    """Texts of 4 to 128 tokens, half of them shorter than 32, as in collections of sentences."""
+    sizes = np.clip(TOKENS * np.exp(0.7 * rng.standard_normal(count)), 4, 4 * TOKENS).astype(np.int64)
+    values = rng.integers(1, 1000, size=int(sizes.sum())).astype(np.int32)
+    return _with("input_ids", Ragged(values, np.concatenate([[0], np.cumsum(sizes)]), 0), rng)
+
+
 KINDS: dict[str, tuple[str, Callable[[int, Rng], Examples]]] = {
     "grey": ("image_classification", grey),
     "pictures": ("image_classification", pictures),
     "photographs": ("image_classification", partial(pictures, size=224)),
     "texts": ("sequence_classification", texts),
+    "uneven texts": ("sequence_classification", uneven_texts),
 }
 """Kind of data -> the head it is for, and how so many examples of it are made."""
 

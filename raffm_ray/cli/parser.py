@@ -104,7 +104,8 @@ def _tree() -> App:
     add(
         tools.fleet_calibrate, f"calibrate [CONFIG.yaml {ANY_SETTINGS}] [--out FILE.yaml] [--name NAME] [--watts WATTS]", to=fleet
     )
-    bench = add(tools.bench, "bench [CASE ...] [--workers N] [--repetitions N] [--quick] [--out DIR]", DEVICES)
+    bench = add(tools.bench, "bench [CASE ...] [--workers N] [--repetitions N] [--quick] [--json] [--out DIR]", DEVICES)
+    add(tools.bench_compare, "compare A.json B.json", to=bench)
     add(tools.bench_attention, "attention [--repetitions N] [--quick] [--json]", to=bench)
     add(tools.bench_extraction, f"extraction {ANY_SETTINGS} [--out DIR]", to=bench)
     return app

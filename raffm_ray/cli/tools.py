@@ -67,6 +67,7 @@ def bench(
     quick: Annotated[
         Switch, Parameter(help="small sizes and one repetition, to see that all works; its numbers mean nothing")
     ] = False,
+    json: Annotated[Switch, Parameter(help="print JSON instead of a table")] = False,
     out: Out = None,
 ) -> int:
     """Measure the speed, beside limits that are measured in the same run."""
@@ -74,7 +75,17 @@ def bench(
     from raffm_ray.benchmarks.suite import bench as measure
 
     measuring = Measuring(workers or usable_cores(), repetitions or (1 if quick else 5), quick)
-    return measure(cases, measuring, Path(out) if out else fresh_folder("bench"))
+    return measure(cases, measuring, Path(out) if out else fresh_folder("bench"), json)
+
+
+Result = Annotated[str, Parameter(help="a result of raffm-ray bench: its bench.json, or the folder of that")]
+
+
+def bench_compare(first: Result, second: Result, /) -> int:
+    """Compare two results of the speed suite: ratios, and what became slower."""
+    from raffm_ray.benchmarks.comparison import compare
+
+    return compare(first, second)
 
 
 def bench_attention(

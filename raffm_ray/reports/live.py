@@ -13,6 +13,7 @@ from raffm_ray.basics.files import check_path
 from raffm_ray.reports.page import Page, render
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.runs.reader import SUMMARY
+from raffm_ray.runs.records.record_files import record_files
 
 HERE = "127.0.0.1"
 RENEWED_SECONDS = 5
@@ -39,7 +40,8 @@ class LiveReport:
 
     def _recorded(self) -> tuple[int, bool]:
         """How many rounds are recorded, and whether the run is finished."""
-        return len(list((self._folder / "rounds").glob("*.parquet"))), (self._folder / SUMMARY).is_file()
+        files = record_files(self._folder, "rounds")
+        return files[-1].last + 1 if files else 0, (self._folder / SUMMARY).is_file()
 
     def _rendered(self) -> bytes:
         with TemporaryDirectory() as into:

@@ -16,6 +16,7 @@ Open to other packages:
 - `callbacks`: who is told of a run
 - `client_states`: what clients keep, as files
 - `rounds`: one round on a pool
+- `records`: the Parquet files of the records
 
 Used inside only:
 
@@ -24,6 +25,7 @@ Used inside only:
 - `hints`: what is said where a run learns nothing, or slowly
 - `client_metrics`: what every client gets, on its own held-out examples
 - `loggers`: what is told to TensorBoard, MLflow and others
+- `writing`: how files are written beside the next round
 
 Imports `basics`, `settings`, `axes`, `data`, `models`, `subnetworks`, `clients`, `server`, `pool`, `preparation`.
 
@@ -42,6 +44,7 @@ __all__ = [
     "progress",
     "reader",
     "recorder",
+    "records",
     "resuming",
     "rounds",
     "simulation",

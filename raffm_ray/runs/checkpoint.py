@@ -7,19 +7,19 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from shutil import rmtree
 
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 from safetensors.torch import load
 
 from raffm_ray.axes.serialization import pack, unpack
 from raffm_ray.basics.files import atomic_folder, read_whole
 from raffm_ray.basics.version import __version__
+from raffm_ray.runs.writing.hashed_arrays import write_arrays
 from raffm_ray.server.state import ServerState
 
 SCHEMA = 1
@@ -62,12 +62,9 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int, unsynced: Iterable[Pa
     """Writes `folder`/round-<number>, after `unsynced` is on the disk, and removes all but the newest `keep`."""
     plain, arrays = pack(checkpoint)
     with atomic_folder(folder / f"round-{checkpoint.state.round:06d}", unsynced) as place:
-        save_file(arrays, place / ARRAYS)
-        (place / MANIFEST).write_text(json.dumps({"schema": SCHEMA, **plain}, indent=1, allow_nan=False), encoding="utf-8")
-        digests = {}
-        for name in (ARRAYS, MANIFEST):
-            with (place / name).open("rb") as file:
-                digests[name] = file_digest(file, "sha256").hexdigest()
+        manifest = json.dumps({"schema": SCHEMA, **plain}, indent=1, allow_nan=False).encode()
+        (place / MANIFEST).write_bytes(manifest)
+        digests = {ARRAYS: write_arrays(place / ARRAYS, arrays), MANIFEST: sha256(manifest).hexdigest()}
         (place / SUMS).write_text(_sums(digests), encoding="utf-8")
     for old in _places(folder)[keep:]:
         rmtree(old)

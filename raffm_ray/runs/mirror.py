@@ -1,8 +1,11 @@
 """Copies a run's folder to an object store after every round, and fetches it from there."""
 
+import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
@@ -18,13 +21,30 @@ LOGS = {"tensorboard", "mlflow", "wandb", "rounds.csv"}
 """Files and folders of loggers, which grow every round, and are made anew from the records by who goes on: copied once, at the end."""
 OBJECTS = {"s3", "gcs", "abfs"}
 """Stores in which a file is whole as soon as it is there, and folders are but parts of names."""
+SETTLED_NS = 1_000_000_000
+"""How long ago a folder must have changed for its time stamp to tell whether it changes again: those of some systems are coarse."""
+Content = tuple[int, int, int]
+"""What tells a file's content from another that it had before."""
+
+
+class Listing(NamedTuple):
+    """A local folder's own files and folders, as they were at a time; `changed_ns`: its time stamp then."""
+
+    at_ns: int
+    changed_ns: int
+    files: dict[str, Content]
+    folders: list[str]
+
+    def holds(self, changed_ns: int) -> bool:
+        """Whether it is still right, if files are only written under other names and renamed."""
+        return changed_ns == self.changed_ns and self.at_ns - changed_ns > SETTLED_NS
 
 
 class Mirror:
     """What is at a URL (`s3://bucket/run`, `gs://...`, or any other of pyarrow's file systems) of a run's local folder.
 
     At every moment, what is there is a run that can be resumed: a checkpoint counts once its sums are there, which are copied after all
-    else and removed before it. Raises UserError where there is no such store, or it does not answer.
+    else and removed before it. What is being written is hidden, and is copied once it is whole. Raises UserError where there is no such store, or it does not answer.
     """
 
     def __init__(self, url: str) -> None:
@@ -32,7 +52,9 @@ class Mirror:
         with self._told("is not a place for runs"):
             self._store, root = FileSystem.from_uri(self.url)
         self._root = root.rstrip("/")
-        self._copied: dict[str, tuple[int, int, int] | None] = {}
+        self._copied: dict[str, Content | None] = {}
+        self._listings: dict[str, Listing] = {}
+        self._gone: set[str] = set()
         self._failed = False
 
     @contextmanager
@@ -81,32 +103,69 @@ class Mirror:
                 if _vouched(name) <= names:
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     copy_files(f"{self._root}/{name}", str(folder / name), self._store, LocalFileSystem())
-        here = _files(folder)
+        here = self._files(folder)
         self._copied = {name: here.get(name) for name in wanted}
 
-    def save(self, folder: Path) -> None:
-        """Copies what is new or changed in the local folder, and removes what is not in it any more."""
-        here = _files(folder)
-        if SUMMARY not in here:
-            here = {name: state for name, state in here.items() if not LOGS & set(PurePosixPath(name).parts)}
-        changed = [name for name, state in here.items() if self._copied.get(name) != state]
-        with self._told(f"{folder} cannot be copied there"):
-            for name in sorted(changed, key=_order):
-                self._put(folder / name, f"{self._root}/{name}")
-                self._copied[name] = here[name]
-            for name in sorted(self._copied.keys() - here.keys(), key=_order, reverse=True):
-                self._remove(f"{self._root}/{name}")
-                del self._copied[name]
+    def save(self, folder: Path, settled: bool = True) -> None:
+        """Copies what is new or changed in the local folder, and removes what is not in it any more. `settled`: whether nobody else is at work
+        in it; if not, folders that did not change are not looked into, and what seems to be gone is removed the next time."""
+        if settled:
+            self._listings = {}
+        self._save(folder, self._files(folder), settled)
 
-    def try_to_save(self, folder: Path, tell: Callable[[str], None]) -> None:
+    def try_to_save(self, folder: Path, tell: Callable[[str], None], settled: bool = False) -> None:
         """As `save`, but a store that fails is only told of, the first time in a row: there is another time."""
         try:
-            self.save(folder)
+            self.save(folder, settled)
             self._failed = False
         except UserError as error:
             if not self._failed:
                 tell(f"note: {error}; it is tried again after the next round")
             self._failed = True
+
+    @contextmanager
+    def watching(self, folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
+        """Around a run: where it does not come to its end, what was written last is copied all the same."""
+        try:
+            yield
+        except BaseException:
+            self.try_to_save(folder, tell, settled=True)
+            raise
+
+    def _save(self, folder: Path, here: dict[str, Content], settled: bool) -> None:
+        if SUMMARY not in here:
+            here = {name: state for name, state in here.items() if not LOGS & set(PurePosixPath(name).parts)}
+        changed, missed = [name for name, state in here.items() if self._copied.get(name) != state], False
+        with self._told(f"{folder} cannot be copied there"):
+            for name in sorted(changed, key=_order):
+                if missed and PurePosixPath(name).name in LAST:
+                    continue
+                try:
+                    self._put(folder / name, f"{self._root}/{name}")
+                except OSError:
+                    if settled or (folder / name).exists():
+                        raise
+                    missed = True  # it was removed meanwhile
+                else:
+                    self._copied[name] = here[name]
+            # Who replaces files while they are listed may hide both the old and the new: what is gone twice is gone.
+            gone = self._copied.keys() - here.keys()
+            removed, self._gone = gone if settled else gone & self._gone, gone
+            for name in sorted(() if missed else removed, key=_order, reverse=True):
+                self._remove(f"{self._root}/{name}")
+                del self._copied[name]
+
+    def _files(self, folder: Path, inside: str = "") -> dict[str, Content]:
+        """By name, of a local folder and those in it; hidden files are of this machine, or being written."""
+        found, before = dict[str, Content](), self._listings.get(inside)
+        with suppress(FileNotFoundError):  # it was removed meanwhile
+            changed_ns = (folder / inside).stat().st_mtime_ns
+            if before is None or not before.holds(changed_ns):
+                before = self._listings[inside] = _listing(folder / inside, changed_ns)
+            found = {f"{inside}{name}": state for name, state in before.files.items()}
+            for name in before.folders:
+                found |= self._files(folder, f"{inside}{name}/")
+        return found
 
     def _put(self, source: Path, target: str) -> None:
         place = PurePosixPath(target)
@@ -130,10 +189,19 @@ def _hidden(name: str) -> bool:
     return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
-def _files(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """What tells a file's content from another that it had before, by name; hidden files are of this machine."""
-    found = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*") if path.is_file()}
-    return {name: (one.st_ino, one.st_size, one.st_mtime_ns) for name, one in found.items() if not _hidden(name)}
+def _listing(folder: Path, changed_ns: int) -> Listing:
+    one = Listing(time.time_ns(), changed_ns, {}, [])
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                one.folders.append(entry.name)
+            elif entry.is_file():
+                with suppress(FileNotFoundError):
+                    status = entry.stat()
+                    one.files[entry.name] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return one
 
 
 def _order(name: str) -> tuple[int, str]:

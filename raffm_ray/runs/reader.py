@@ -3,18 +3,20 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.basics.files import check_path, read_whole
 from raffm_ray.data.metrics import worst_name
+from raffm_ray.runs.records.record_files import record_files, record_name
+from raffm_ray.runs.records.record_tables import tables
+from raffm_ray.runs.records.totals import totals_upto
+from raffm_ray.runs.rounds.client_totals import DeviceTotals
 from raffm_ray.settings.former_values import with_present_values
 
 SUMMARY = "summary.json"
@@ -23,17 +25,6 @@ START = "start.json"
 """Written when a run begins: what is said of it before it is finished."""
 FORMER_KEYS = {"full_model": "global", "device_types": "tiers", "worst_device_type": "worst_class"}
 """A key of a summary -> what earlier versions called it."""
-FORMER_COLUMNS = {
-    "class_metrics": "device_type_metrics",
-    "class_params": "device_type_params",
-    "validation_class_metrics": "validation_device_type_metrics",
-}
-"""What earlier versions called a column of the records -> what it is called now."""
-
-
-def evaluations_name(number: int) -> str:
-    """Where in a run's folder a round's measured clients are recorded, where there are any."""
-    return f"evaluations/round-{number:06d}.parquet"
 
 
 def how_to_resume(folder: Path) -> str:
@@ -55,18 +46,6 @@ def of_a_run(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: its records or summary are damaged, or not those of a run of this version: {told}") from error
 
 
-def read_table(path: Path) -> pa.Table:
-    """A record as it is stored. Raises OSError, ValueError or ArrowException for what is none."""
-    return pq.ParquetFile(BytesIO(read_whole(path)), page_checksum_verification=True).read()
-
-
-def read_record(path: Path) -> list[dict[str, Any]]:
-    """The rows of a record, columns of earlier versions under the names that they have now. Raises OSError, ValueError or ArrowException
-    for what is none."""
-    rows = read_table(path).to_pylist()
-    return [{FORMER_COLUMNS.get(name, name): value for name, value in row.items()} for row in rows]
-
-
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
     """A run's round records, in order. Raises UserError when there are none or one is damaged."""
     return _records(folder, "rounds")
@@ -80,27 +59,16 @@ def read_clients(folder: Path) -> list[dict[str, Any]]:
 def read_evaluations(folder: Path, number: int | None = None) -> list[dict[str, Any]]:
     """What was measured of clients on their own held-out examples after a round, or after all rounds, in their order. Raises UserError where it is
     missing or damaged."""
-    every = sorted((folder / evaluations_name(0)).parent.glob("round-*.parquet"))
-    rows: list[dict[str, Any]] = []
-    for path in every if number is None else [folder / evaluations_name(number)]:
-        try:
-            rows += read_record(path)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{path}: missing, or damaged or not a record of clients' evaluations: {in_short(error)}") from None
-    return rows
+    found = list(tables(folder, "evaluations", after=-1 if number is None else number - 1, upto=number))
+    if number is not None and not found:
+        raise UserError(f"{folder / record_name('evaluations', number)}: missing")
+    return [row for table in found for row in table.to_pylist()]
 
 
 def _records(folder: Path, part: str) -> list[dict[str, Any]]:
-    files = sorted((folder / part).glob("*.parquet"))
-    if not files:
+    if not record_files(folder, part):
         raise UserError(f"{folder}: no finished run here ({part}/ holds no records){how_to_resume(folder)}")
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        try:
-            rows += read_record(file)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{file}: damaged or not a record of a round: {in_short(error)}") from None
-    return rows
+    return [row for table in tables(folder, part) for row in table.to_pylist()]
 
 
 def with_present_keys(summary: dict[str, Any]) -> dict[str, Any]:
@@ -163,8 +131,8 @@ def read_so_far(folder: Path) -> dict[str, Any]:
     nothing is said of sizes between the device types, of baselines and of what was in vain. Raises UserError where nothing was measured yet."""
     settings, start = read_configuration(folder)[1], read_start(folder)
     with of_a_run(folder):
-        files = sorted((folder / "rounds").glob("*.parquet"))
-        measured = [row for row in (read_rounds(folder) if files else []) if row["metric"] is not None]
+        rounds = read_rounds(folder) if record_files(folder, "rounds") else []
+        measured = [row for row in rounds if row["metric"] is not None]
         if not measured:
             raise UserError(f"{folder}: nothing was measured yet{how_to_resume(folder)}")
         return _so_far(folder, settings, start, measured)
@@ -175,25 +143,21 @@ def _so_far(
 ) -> dict[str, Any]:
     first, last, metric = measured[0], measured[-1], start["metric"]
     rounds = [row for row in read_rounds(folder) if row["round"] <= last["round"]]
-    clients = [row for file in sorted((folder / "clients").glob("*.parquet")) for row in read_record(file)]
+    clients = totals_upto(folder, last["round"], with_seen=False)
     now, params = dict(last["device_type_metrics"]), dict(last["device_type_params"])
     device_types = {}
     for device, value in now.items():
-        rows = [row for row in clients if row["device"] == device and 0 < row["round"] <= last["round"]]
-
-        def mean(name: str, otherwise: float | None = None, rows: list[dict[str, Any]] = rows) -> float | None:
-            return sum(row[name] for row in rows) / len(rows) if rows else otherwise
-
+        did = clients.device_types.get(device) or DeviceTotals()
         device_types[device] = {
             "params": params[device],
             "params_fraction": params[device] / start["params"],
             "start": dict(first["device_type_metrics"])[device],
             "metric": value,
-            "bytes_down": mean("bytes_down", 4 * params[device]),
-            "bytes_up": mean("bytes_up", 4 * params[device]),
-            "peak_memory_bytes": max([row["peak_memory_bytes"] for row in rows], default=0),
-            "round_seconds": mean("round_seconds"),
-            "energy_joules": mean("energy_joules"),
+            "bytes_down": did.mean("bytes_down", 4 * params[device]),
+            "bytes_up": did.mean("bytes_up", 4 * params[device]),
+            "peak_memory_bytes": did.peak_memory_bytes or 0,
+            "round_seconds": did.mean("round_seconds", None),
+            "energy_joules": did.mean("energy_joules", None),
         }
     weakest = worst_name(metric, now)
     return {

@@ -1,34 +1,36 @@
 """Resuming a run: which checkpoint fits its records, and whether it is still the same run."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from hashlib import sha256
-from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from sys import intern
+from typing import Any, get_type_hints
 
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raffm_ray.basics.errors import UserError
-from raffm_ray.basics.files import check_no_links, check_path, read_whole
+from raffm_ray.basics.errors import UserError, in_short
+from raffm_ray.basics.files import check_no_links, check_path
 from raffm_ray.basics.plugins import label_of
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.checkpoint import Checkpoint
 from raffm_ray.runs.client_states.store import first_broken
 from raffm_ray.runs.extending import MAY_CHANGE, check_goes_on, differing, earlier_experiments
-from raffm_ray.runs.reader import SUMMARY, evaluations_name, read_record
-from raffm_ray.runs.recorder import Past, Recorder, digest_of, record_names
+from raffm_ray.runs.reader import SUMMARY
+from raffm_ray.runs.recorder import Past, Recorder
+from raffm_ray.runs.records.record_files import digests_by_round, last_packed
+from raffm_ray.runs.records.record_tables import tables
+from raffm_ray.runs.records.totals import totals_upto
 from raffm_ray.runs.rounds.client_totals import ClientTotals
-from raffm_ray.runs.rounds.rows import ClientRow, RoundRow
+from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.former_values import with_former_values
 from raffm_ray.settings.loading import load_recorded, pairs_of
 
-Row = TypeVar("Row")
 Tell = Callable[[str], None]
 PLACES = ("task.data", "model.pretrained", "model.tokenizer", "fleet.profiles", "clock.trace")
 """Settings that name a file or folder: it may be in another place, if what is there is what it was (`origin_of`, and the model that the run
@@ -220,7 +222,7 @@ def _form(state: ServerState) -> tuple[Any, ...]:
 def _pasts(folder: Path, tell: Tell) -> Iterator[Past]:
     """What can be gone on from, the newest first; `tell` is given a line about what cannot."""
     places = folder / "checkpoints"
-    digests = _digests(folder)
+    digests, packed = digests_by_round(folder), last_packed(folder)
     for kept in checkpoint.whole(places, tell):
         number = kept.state.round
         if len(digests) <= number or digests[number] != kept.records:
@@ -229,13 +231,11 @@ def _pasts(folder: Path, tell: Tell) -> Iterator[Past]:
         if broken := first_broken(folder, kept.state.memory, checkpoint.oldest(places)):
             tell(f"{broken}; the checkpoint before is used")
             continue
+        if number < packed:
+            tell(f"{places}: round {number} is within packed records, which a run cannot go back into")
+            continue
         _tell_versions(kept, tell)
-        names = [record_names(done) for done in range(number + 1)]
-        rounds = [row for one, _ in names for row in _rows(folder / one, RoundRow)]
-        clients = ClientTotals()
-        for _, one in names:
-            clients.add(_rows(folder / one, ClientRow))
-        yield Past(kept, rounds, clients)
+        yield Past(kept, recorded_rounds(folder, number), _totals(folder, number))
 
 
 def _past(folder: Path, tell: Tell) -> Past:
@@ -262,32 +262,32 @@ def _common_past(folder: Path, begun: Experiment, experiment: Experiment, tell: 
     return _past(folder, tell)
 
 
-def _digests(folder: Path) -> list[str]:
-    """By round, the digest of all records up to it, as far as there are any."""
-    digests = [""]
-    for number in count():
-        try:
-            contents = [read_whole(folder / name) for name in record_names(number)]
-            if (measured := folder / evaluations_name(number)).is_file():
-                contents.append(read_whole(measured))
-        except OSError:
-            return digests[1:]
-        digests.append(digest_of(digests[-1], contents))
-    raise AssertionError
-
-
-def recorded_rounds(folder: Path) -> list[RoundRow]:
-    """All rounds that are recorded in a run's folder. Raises UserError for a record that is damaged."""
-    return [row for path in sorted((folder / "rounds").glob("round-*.parquet")) for row in _rows(path, RoundRow)]
-
-
-def _rows(path: Path, kind: type[Row]) -> list[Row]:
-    """The rows of a record, equal to those written: floats are stored whole."""
-    maps = {name for name, hint in get_type_hints(kind).items() if getattr(hint, "__origin__", None) is dict}
+def recorded_rounds(folder: Path, upto: int | None = None) -> list[RoundRow]:
+    """The rounds that are recorded in a run's folder, all or up to one: equal to those written, floats are stored whole. Raises UserError for
+    a record that is damaged."""
+    maps = {name for name, hint in get_type_hints(RoundRow).items() if getattr(hint, "__origin__", None) is dict}
+    rows: Iterator[dict[str, Any]] = (row for table in tables(folder, "rounds", upto=upto) for row in table.to_pylist())
     try:
-        return [kind(**{key: dict(value) if key in maps else value for key, value in row.items()}) for row in read_record(path)]
-    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not a record of this version: {str(error).splitlines()[0]}") from None
+        return [RoundRow(**(row | {name: _shared(row[name]) for name in maps & row.keys()})) for row in rows]
+    except (ValueError, TypeError) as error:
+        raise _other_version(folder / "rounds", error) from None
+
+
+def _shared(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping whose keys are in memory once, however many rounds have them."""
+    return {intern(key): value for key, value in pairs}
+
+
+def _totals(folder: Path, upto: int) -> ClientTotals:
+    """What clients did up to a round."""
+    try:
+        return totals_upto(folder, upto)
+    except (ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:
+        raise _other_version(folder / "clients", error) from None
+
+
+def _other_version(place: Path, error: Exception) -> UserError:
+    return UserError(f"{place}: not records of this version: {in_short(error)}")
 
 
 def _tell_versions(kept: Checkpoint, tell: Tell) -> None:

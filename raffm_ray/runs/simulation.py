@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -59,7 +59,8 @@ def completed(
     recorder = recorder or opened(folder, experiment, tell)
     record_start(folder, recorder.rounds[-1].round if recorder.rounds else 0, experiment.pool.device)
     environment.listeners.start(StartedRun(folder, experiment, tuple(recorder.rounds)))
-    return train(prepared, start, recorder, environment)
+    with recorder.writing.settled():
+        return train(prepared, start, recorder, environment)
 
 
 def _keep_one(folder: Path, experiment: Experiment) -> None:
@@ -241,7 +242,7 @@ def _run_all(ready: _Ready, folder: Path, environment: Environment, recorder: Re
 
     recorder = recorder or _extended(folder, experiment, tell, save)
     own = listeners(ready.prepared, (*_exporting(experiment, environment.pool), *told.callbacks))
-    with own.watching():
+    with own.watching(), told.mirror.watching(folder, tell) if told.mirror else nullcontext():
         summary = completed(
             ready.prepared, start, folder, replace(environment, listeners=own, pretraining_seconds=seconds), recorder
         )

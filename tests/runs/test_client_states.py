@@ -121,13 +121,13 @@ def test_who_goes_on_removes_what_came_after_and_prunes_as_before(tmp_path) -> N
     assert float(states_of(folder, memory, [1])[1].tensors["control/a"][0, 0]) == 1.0
 
 
-def test_a_damaged_state_is_told_and_the_checkpoint_before_it_is_used(undisturbed, out) -> None:
+def test_a_damaged_state_is_told_and_the_checkpoint_before_it_is_used(undisturbed, out, monkeypatch) -> None:
     lines: list[str] = []
     told = SimpleNamespace(print=lambda line, **_: lines.append(line))
-    MOMENTS.interrupt(out, 150)
-    with pytest.raises(Interrupted):
-        go(out, **REMEMBERING)
-    MOMENTS.folder = None
+    with monkeypatch.context() as patched:
+        patched.setattr("raffm_ray.runs.recorder.Recorder.finish", lambda *_: (_ for _ in ()).throw(Interrupted))
+        with pytest.raises(Interrupted):
+            go(out, **REMEMBERING)
     kept = next(checkpoint.whole(out / "checkpoints", lines.append))
     last = kept.state.round
     assert last > checkpoint.oldest(out / "checkpoints")

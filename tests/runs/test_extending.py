@@ -285,8 +285,8 @@ def test_a_copy_is_extended_and_is_a_run_at_every_moment(short, six, tmp_path, m
     seen = []
     real = Mirror.save
 
-    def save(mirror: Mirror, folder: Path) -> None:
-        real(mirror, folder)
+    def save(mirror: Mirror, folder: Path, settled: bool = True) -> None:
+        real(mirror, folder, settled)
         store = tmp_path / "store"
         seen.append((experiment_in(store).rounds, (store / "summary.json").is_file()))
 

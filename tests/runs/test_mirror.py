@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from quick import RICH, quick
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.cli.main import main as cli
-from raffm_ray.runs.mirror import Mirror
+from raffm_ray.runs import mirror as mirror_module
+from raffm_ray.runs.mirror import SETTLED_NS, Mirror
 from raffm_ray.runs.simulation import resume, simulate
 from raffm_ray.settings.loading import dump
 
@@ -121,8 +123,8 @@ def test_baselines_are_copied_as_they_grow_and_gone_on_with(tmp_path, monkeypatc
     prepared, _, pool = quick(**settings)
     simulate(prepared.setup.experiment, tmp_path / "whole", pool=pool)
 
-    def saved(mirror: Mirror, *words) -> None:
-        real(mirror, *words)
+    def saved(mirror: Mirror, *words, **named) -> None:
+        real(mirror, *words, **named)
         saves.append(0)
         if len(saves) == RICH["rounds"] + 3:
             raise StopError
@@ -200,6 +202,78 @@ def test_only_what_changed_is_copied_and_what_is_gone_is_removed(tmp_path, monke
     mirror.save(folder)
     assert [Path(target).name for target in put] == ["config.yaml", "one", "two"]
     assert {path.name for path in store.rglob("*")} == {"config.yaml", "two"}
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    """A folder of a run, which nobody changed for a while, with one checkpoint."""
+    folder = tmp_path / "run"
+    for name in (
+        "config.yaml",
+        "rounds/one",
+        "rounds/two",
+        "checkpoints/round-000001/SHA256SUMS",
+        "checkpoints/round-000001/state",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, ns=(0, path.stat().st_mtime_ns - 10 * SETTLED_NS))
+    return folder
+
+
+def listed(monkeypatch) -> list[str]:
+    """The folders that are looked into from now on."""
+    seen, real = list[str](), mirror_module._listing
+    monkeypatch.setattr(mirror_module, "_listing", lambda folder, *words: (seen.append(folder.name), real(folder, *words))[1])
+    return seen
+
+
+def test_only_folders_that_changed_are_looked_into(written, tmp_path, monkeypatch) -> None:
+    mirror, seen = Mirror(f"file:{tmp_path / 'store'}"), listed(monkeypatch)
+    mirror.save(written, settled=False)
+    assert sorted(seen) == ["checkpoints", "round-000001", "rounds", "run"]
+    seen.clear()
+    mirror.save(written, settled=False)
+    assert seen == []
+    (written / "rounds" / "three").write_text("three")
+    mirror.save(written, settled=False)
+    assert seen == ["rounds"]
+    assert "rounds/three" in names(mirror.url)
+    mirror.save(written, settled=False)
+    assert seen == ["rounds", "rounds"]  # a moment later it may still change with the same time stamp
+    mirror.save(written)
+    assert seen[2:].count("run") == 1
+
+
+def test_what_seems_to_be_gone_stays_until_it_is_gone_twice(written, tmp_path) -> None:
+    """Who replaces one checkpoint by another while they are listed may hide both: the store keeps one that is whole."""
+    mirror, sums = Mirror(f"file:{tmp_path / 'store'}"), "checkpoints/round-000001/SHA256SUMS"
+    mirror.save(written, settled=False)
+    shutil.rmtree(written / "checkpoints" / "round-000001")
+    mirror.save(written, settled=False)
+    assert sums in names(mirror.url)
+    mirror.save(written, settled=False)
+    assert sums not in names(mirror.url)
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_what_is_removed_while_it_is_copied_vouches_for_nothing(written, tmp_path, settled, monkeypatch) -> None:
+    """But where nobody is at work, a file that cannot be copied is an error."""
+    mirror, real = Mirror(f"file:{tmp_path / 'store'}"), Mirror._put
+
+    def put(mirror: Mirror, source: Path, target: str) -> None:
+        if source.name == "state":
+            shutil.rmtree(source.parent)
+        real(mirror, source, target)
+
+    monkeypatch.setattr(Mirror, "_put", put)
+    if settled:
+        with pytest.raises(UserError, match="cannot be copied there"):
+            mirror.save(written)
+    else:
+        mirror.save(written, settled=False)
+        assert names(mirror.url) == {"config.yaml", "rounds/one", "rounds/two"}
 
 
 def test_a_name_that_leads_elsewhere_is_not_fetched(bucket, tmp_path) -> None:

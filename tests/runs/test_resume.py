@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import tiny_experiment
-from interruptions import MOMENTS, Interrupted, go
+from interruptions import MOMENTS, Interrupted, die_writing, go
 from outcomes import outcome, without_real
 from PIL import Image
 from processes import marked, shared_memory, wait_for
@@ -95,7 +95,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, place: str, call: int, **changes:
         ("raffm_ray.runs.recorder.Recorder.add", 3),  # before a round's records
         ("raffm_ray.runs.recorder.write_atomically", 7),  # after its own record, before its clients'
         ("raffm_ray.runs.checkpoint.write", 3),  # after its records, before its checkpoint
-        ("raffm_ray.runs.checkpoint.save_file", 3),  # within the checkpoint
+        ("raffm_ray.runs.checkpoint.write_arrays", 3),  # within the checkpoint
         ("raffm_ray.basics.files.sync", 5),  # before it has its name
         ("raffm_ray.runs.checkpoint._places", 3),  # after it, before the oldest is removed
         ("raffm_ray.runs.recorder.save_file", 1),  # within the final model
@@ -105,6 +105,20 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, place: str, call: int, **changes:
 def test_interrupted_at_every_kind_of_moment(undisturbed, place, call, out, monkeypatch) -> None:
     interrupt(monkeypatch, place, call, folder=out, **RICH)
     assert not (out / "summary.json").exists()
+    go(out, **RICH)
+    assert outcome(out) == undisturbed
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_killed_in_the_middle_of_a_checkpoint_while_the_next_round_trains(undisturbed, number, out, monkeypatch) -> None:
+    with monkeypatch.context() as patched:
+        die_writing(patched, out, number)
+        with pytest.raises(Interrupted):
+            go(out, **RICH)
+        MOMENTS.folder = None
+    places = out / "checkpoints"
+    assert [path.name for path in places.glob(".round-*")] == [f".round-{number - 1:06d}.tmp"]  # rounds begin with 0
+    assert checkpoint.rounds(places) == list(range(number - 2, max(-1, number - 4), -1))
     go(out, **RICH)
     assert outcome(out) == undisturbed
 

@@ -1,15 +1,13 @@
 """Who took part in a run: how often each device type's clients were chosen, arrived and were dropped. Read from the records, column by column."""
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raffm_ray.basics.files import read_whole
 from raffm_ray.runs.client_metrics.statistics import jain_index
+from raffm_ray.runs.records.record_tables import tables
 from raffm_ray.server.state import Setup
 
 COUNTED = {"used": "arrived", "stale": "late", "late": "late", "dropped": "dropped"}
@@ -21,11 +19,7 @@ CHOSEN = ("arrived", "late", "dropped")
 def _counts(folder: Path, clients: int, upto: int) -> dict[str, NDArray[np.int64]]:
     """[clients] by what they are counted as, over the rounds of training."""
     counts = {name: np.zeros(clients, dtype=np.int64) for name in CHOSEN}
-    for path in sorted((folder / "clients").glob("round-*.parquet")):
-        if not 0 < int(path.stem[6:]) <= upto:
-            continue
-        file = pq.ParquetFile(BytesIO(read_whole(path)))
-        table = file.read(columns=["client", "outcome"])
+    for table in tables(folder, "clients", ["client", "outcome"], after=0, upto=upto):
         numbers, outcomes = table["client"].to_numpy(), np.array(table["outcome"].to_pylist(), dtype=str)
         for outcome, name in COUNTED.items():
             np.add.at(counts[name], numbers[outcomes == outcome], 1)

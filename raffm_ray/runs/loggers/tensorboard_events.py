@@ -20,9 +20,12 @@ def write_events(run: StartedRun) -> Callback:
     shutil.rmtree(folder, ignore_errors=True)
     events = SummaryWriter(str(folder))
 
-    def show(row: RoundRow) -> None:
+    def add(row: RoundRow) -> None:
         for tag, value in numbers_of(row).items():
             events.add_scalar(tag, value, row.round)
+
+    def show(row: RoundRow) -> None:
+        add(row)
         events.flush()
 
     def end(summary: dict[str, object]) -> None:
@@ -31,5 +34,6 @@ def write_events(run: StartedRun) -> Callback:
 
     events.add_text("settings", f"```yaml\n{yaml.safe_dump(settings_of(run.experiment), sort_keys=False)}\n```")
     for row in run.rounds:
-        show(row)
+        add(row)
+    events.flush()
     return Callback(round=show, end=end, interrupted=lambda _: events.close())

@@ -3,10 +3,33 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from raffm_ray.runs.rounds.rows import ClientRow
 
 AVERAGED = ("bytes_down", "bytes_up", "round_seconds", "energy_joules", "training_flops", "flops_per_example")
 """Fields of a client's row whose means a summary has by device type."""
+COUNTED = (
+    "round",
+    "client",
+    "device",
+    "accepted",
+    "refused",
+    "statistics_refused",
+    "over_budget",
+    "peak_memory_bytes",
+    *AVERAGED,
+)
+"""Columns of the records that are read for it."""
+
+
+def _said(table: pa.Table, name: str) -> pa.ChunkedArray | pa.Array:
+    """By row, whether a text is there and not empty. Earlier versions lack some of the columns."""
+    if name not in table.column_names:
+        return pa.array(np.zeros(len(table), dtype=bool))
+    return pc.fill_null(pc.not_equal(table[name], ""), False)
 
 
 @dataclass
@@ -29,6 +52,21 @@ class DeviceTotals:
             if (value := getattr(row, name)) is not None:
                 self.sums[name] = self.sums.get(name, 0) + value
                 self.counts[name] = self.counts.get(name, 0) + 1
+
+    def add_columns(self, table: pa.Table) -> None:
+        """Counts the rows of a table of records, to the bit as one by one: numbers are added in their order."""
+        self.client_rounds += len(table)
+        self.over_budget += pc.sum(pc.cast(_said(table, "over_budget"), "int64")).as_py() or 0
+        self.peak_memory_bytes = max(pc.max(table["peak_memory_bytes"]).as_py(), self.peak_memory_bytes or 0)
+        for name in AVERAGED:
+            values = table[name].drop_null().to_numpy() if name in table.column_names else np.empty(0)
+            if len(values):
+                before = self.sums.get(name, 0)
+                whole = values.dtype.kind == "i"
+                self.sums[name] = (
+                    before + int(values.sum()) if whole else float(np.add.accumulate(np.concatenate([[before], values]))[-1])
+                )
+                self.counts[name] = self.counts.get(name, 0) + len(values)
 
     def mean(self, name: str, otherwise: float | None) -> float | None:
         """Of a field, `otherwise` where no row has it."""
@@ -53,3 +91,14 @@ class ClientTotals:
             self.any_refused |= bool(row.refused or row.statistics_refused)
             if row.round > 0:
                 self.device_types.setdefault(row.device, DeviceTotals()).add(row)
+
+    def add_columns(self, table: pa.Table) -> None:
+        """Counts the rows of a table of records with the columns `COUNTED`, as `add` does, to the bit. Raises KeyError for a missing one."""
+        self.seen.update(pc.unique(table["client"]).to_pylist())
+        self.rejected += len(table) - (pc.sum(pc.cast(table["accepted"], "int64")).as_py() or 0)
+        refused = pc.or_(_said(table, "refused"), _said(table, "statistics_refused"))
+        self.any_refused |= bool(pc.any(refused).as_py())
+        trained = table.filter(pc.greater(table["round"], 0))
+        for device in pc.unique(trained["device"]).to_pylist():
+            mine = trained.filter(pc.equal(trained["device"], device))
+            self.device_types.setdefault(device, DeviceTotals()).add_columns(mine)
