@@ -24,7 +24,7 @@ class DeployOptions:
             metavar="KIND=VALUE",
             negative=(),
             show_default=False,
-            help="limit of params, layer_params, bytes, macs, inference_bytes, training_flops or memory_bytes (up to 1: a fraction of the "
+            help="limit of params, layer_params, adapter_params, bytes, macs, inference_bytes, training_flops or memory_bytes (up to 1: a fraction of the "
             "full model's), or of latency_ms (of an answer on this machine, measured); several times: all of them hold",
         ),
     ] = ()

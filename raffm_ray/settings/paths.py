@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from inspect import isclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -39,8 +40,9 @@ def absolute(values: Mapping[str, Any], base: Path, model: type[BaseModel] = Exp
 
 
 def group_of(annotation: Any) -> type[BaseModel] | None:
-    """The group of settings that a field holds, or may hold."""
-    kinds = (annotation, *get_args(annotation))
+    """The group of settings that a field holds, or holds where it is not left out."""
+    inner = get_args(annotation)
+    kinds = inner if NoneType in inner else (annotation,)
     return next((one for one in kinds if isclass(one) and issubclass(one, BaseModel)), None)
 
 
