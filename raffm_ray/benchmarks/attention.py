@@ -182,7 +182,7 @@ def bench_attention(repetitions: int | None, quick: bool, as_json: bool) -> int:
     if as_json:
         print(json.dumps({**machine, "repetitions": repetitions, "rows": [vars(row) for row in rows]}, indent=2))
         return 0
-    said = "" if fast_bfloat16() or device == "cuda" else ", which has no AMX"
+    said = "" if fast_bfloat16() or device == "cuda" else ", on which bfloat16 is slow"
     console = Console()
     console = console if console.is_terminal else Console(width=130)
     console.print(table_of(rows, f"{device}, one thread, torch {torch.__version__}, {processor()}{said}"))

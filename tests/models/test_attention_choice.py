@@ -109,7 +109,7 @@ def test_the_attention_does_not_depend_on_the_processor(monkeypatch) -> None:
     assert attention == same == "eager"
     assert nothing is None
     assert line is not None
-    assert "local.precision: bfloat16 pays on processors with AMX" in line
+    assert "local.precision: bfloat16 pays on processors with AMX, and on those of AMD with AVX512-BF16" in line
     assert slow_precision(tiny_experiment()) is None
     assert slow_precision(tiny_experiment(local={"precision": "bfloat16"}, pool={"device": "cuda"})) is None
 
@@ -119,6 +119,9 @@ def test_the_attention_does_not_depend_on_the_processor(monkeypatch) -> None:
     [
         ("flags\t\t: fpu avx512f avx512_bf16 amx_bf16", True),
         ("flags\t\t: fpu avx512f avx512_bf16", False),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx512f avx512_bf16", True),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx512f avx512_bf16", False),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx512f", False),
         ("Features\t: fp asimd bf16", False),
     ],
 )
