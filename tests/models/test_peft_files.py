@@ -77,7 +77,7 @@ def test_peft_computes_what_is_computed_here(architecture, model, inputs, cut, r
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"use_rslora": True}, {"rank_pattern": {"value": 3, "v_proj": 3}, "alpha_pattern": {"value": 12}}], ids=str
+    "options", [{}, {"use_rslora": True}, {"rank_pattern": {"value": 5, "v_proj": 5}, "alpha_pattern": {"value": 12}}], ids=str
 )
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_what_peft_saved_is_what_begins(name, options, tmp_path) -> None:
@@ -102,6 +102,7 @@ def test_what_peft_saved_is_what_begins(name, options, tmp_path) -> None:
     for module in architecture.adapters.modules:  # ranks that were filled up can still be trained
         down, up = factors(module)
         assert bool((tensors[down].abs().sum(1) + tensors[up].abs().sum(0) > 0).all())
+        assert len(tensors[down].unique(dim=0)) == len(tensors[down])  # and no two of them alike
 
 
 def experiment(model: Path, **adapters: Any) -> Any:
@@ -156,6 +157,10 @@ def test_a_folder_of_peft_goes_in_and_comes_out_better(base, tmp_path) -> None:
         ({"peft_type": "LOHA"}, "peft_type 'LOHA': only LORA can be read"),
         ({"use_dora": True}, "use_dora True: only False, None can be read"),
         ({"bias": "all"}, "bias 'all': only none can be read"),
+        (
+            {"init_lora_weights": "pissa"},
+            "init_lora_weights 'pissa': only True, False, gaussian",
+        ),  # which changes the model itself
     ],
 )
 def test_adapters_of_another_kind_are_refused(change, told, tmp_path) -> None:
