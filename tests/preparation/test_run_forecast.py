@@ -126,7 +126,7 @@ def test_what_a_rule_adds_to_frozen_parameters_is_counted(rule: str, best: bool,
         strategy={"name": "full", "adapters": rule},
         model={"adapters": {"rank": 2}, "pretrain": {"epochs": 0}},
         fleet={"budgets": {name: {"params": 1.0} for name in tiny_experiment().fleet.budgets}},
-        task={"validation": 0.2},
+        task={"validation": 100},
         evaluation={"keep_best": best},
     )
     setup = prepare(experiment).setup

@@ -121,7 +121,7 @@ def test_what_is_sent_is_what_is_trained(tmp_path) -> None:
             {"strategy": {"name": "raffm", "factors": "up"}, "model": {"adapters": None}},
             "strategy.factors: 'up' is about adapters",
         ),
-        ({"strategy": {"name": "raffm", "adapters": "hlor"}}, "strategy.adapters: 'hlor' is not known"),
+        ({"strategy": {"name": "raffm", "adapters": "hlor"}}, "strategy.adapters 'hlor' is not known"),
         ({"strategy": {"name": "rbla", "adapters": "fedsvd"}}, "strategy.factors: must be up with strategy.adapters 'fedsvd'"),
         ({"strategy": {"name": "hlora"}, "clock": {"late": "accept"}}, "clock.late: must be drop with strategy.adapters 'hlora'"),
         (
