@@ -10,6 +10,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, look_up
 from raffm_ray.basics.files import atomic_folder
 from raffm_ray.clients.local_training import one_thread
+from raffm_ray.deployment.adapter_folder import check_adapter_folder
 from raffm_ray.deployment.client_model import client_model
 from raffm_ray.deployment.exports import check_onnx
 from raffm_ray.deployment.inference import latencies, typical_inputs
@@ -92,6 +93,8 @@ def write_models(
         raise UserError(
             f"--examples: times are taken of held-out examples, of which there are {most:,}, got {formats.examples:,}"
         )
+    if formats.adapter:
+        check_adapter_folder(trained, plans.values())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.with_name(f".{folder.name}.tmp").mkdir(exist_ok=True)  # as `atomic_folder` does

@@ -137,7 +137,7 @@ def write_model(trained: TrainedModel, plan: Plan, folder: Path, formats: Export
         told |= {"tuning_steps": formats.tune, "tuned_on": "the full model's answers" if formats.distill else "labels"}
         tensors = tuned(trained, plan, tensors, formats.tune, formats.distill)
     if formats.adapter:
-        write_adapter_folder(trained, plan, tensors, folder / ADAPTER)
+        write_adapter_folder(trained, tensors, folder / ADAPTER)
     told["plain"] = save_standalone(folder, architecture, plan, tensors)
     save_inputs(trained, folder)
     shown = typical_inputs(task, 2)  # of the shortest texts, of one token, the tracer would take the length for a constant

@@ -19,6 +19,7 @@ from raffm_ray.basics.formatting import counted
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.clients.client_state import ClientState, own_parameters
 from raffm_ray.clients.module_factory import ModuleFactory
+from raffm_ray.models.architecture import unadapted
 from raffm_ray.models.foundation import PACKAGED
 from raffm_ray.preparation.pace_search import with_best_pace
 from raffm_ray.preparation.prepare import Prepared, prepare
@@ -133,7 +134,8 @@ def of_run(folder: Path, flags: Sequence[str] = (), plugins: Sequence[str] = ())
     )
     if (own := final / "own.safetensors").is_file():
         state = _with_own(prepared, state, _arrays(own))
-    least = min(costs_of(architecture, plan).params for plan in device_type_plans(prepared.setup, state).values())
+    trained = device_type_plans(prepared.setup, state).values()
+    least = min(costs_of(*unadapted(architecture, plan)).params for plan in trained)
     told = f"{counted(summary['rounds'], 'round')}, {counted(summary['clients'], 'client')}"
     return TrainedModel(prepared, state, f"the run {experiment.name!r} ({told})", least)
 

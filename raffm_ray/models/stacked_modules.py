@@ -188,6 +188,8 @@ def why_not_stacked(architecture: Architecture) -> str | None:
     ]
     if dropping:
         return f"it drops out ({dropping[0]})"
+    if architecture.adapters is not None and architecture.adapters.dropout:
+        return "it drops out (model.adapters.dropout)"
     return next((reason for *_, reason in _places(architecture, skeleton(architecture, Plan())) if reason), None)
 
 

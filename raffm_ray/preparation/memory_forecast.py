@@ -17,6 +17,7 @@ from raffm_ray.pool.dispatch import completion_times
 from raffm_ray.pool.gpu_sharing import training_bytes
 from raffm_ray.preparation.head_training import COMPUTED_AT_ONCE, feature_bytes, head_examples
 from raffm_ray.preparation.prepare import Prepared
+from raffm_ray.server.adapter_rules.rules import ADAPTER_RULES
 from raffm_ray.server.device_type_plans import device_type_plans
 from raffm_ray.server.early_stopping import is_evaluated
 from raffm_ray.server.ranking import begin_calibration, plain_state
@@ -187,6 +188,14 @@ def frozen_bytes(setup: Setup) -> int:
     return full.bytes - full.bytes_up
 
 
+def changed_bytes(setup: Setup) -> int:
+    """Of what a rule for adapters adds to the frozen parameters, and of these with it: both of the last round, and of the best one where it is kept,
+    and what the next round adds."""
+    if not ADAPTER_RULES.chosen(setup.strategy.adapters, setup.experiment.plugin_settings).base:
+        return 0
+    return (3 + 2 * bool(setup.experiment.evaluation.keep_best)) * frozen_bytes(setup)
+
+
 def driver_copies(setup: Setup) -> tuple[float, float]:
     """How many arrays as long as the flat parameters the driver holds at most: while clients train, and when it averages their round r.
 
@@ -230,7 +239,7 @@ def memory_forecast(prepared: Prepared, driver_now: int, workers_now: Sequence[i
         worker = now + max(spread x (train, evaluate) + 2 x flat, SPREAD_RETURNED x calibrate + flat) + data + store
         store  = flat x max(2, 1 + waiting sums) + frozen
 
-    spread: SPREAD_KEPT in a worker on examples of equal size, else SPREAD; flat: `flat_bytes`; frozen: `frozen_bytes`; start: where something is frozen, twice that, in the start of all strategies and apart; train, evaluate, calibrate: `heap_bytes`, and beside them a block's sum, and the update of who trains the full model. The
+    spread: SPREAD_KEPT in a worker on examples of equal size, else SPREAD; flat: `flat_bytes`; frozen: `frozen_bytes`; start: where something is frozen, twice that, in the start of all strategies and apart, and `changed_bytes`; train, evaluate, calibrate: `heap_bytes`, and beside them a block's sum, and the update of who trains the full model. The
     store is what Ray keeps of a round in shared memory: its parameters, and the sums of blocks that wait to be added (`waiting_sums`); every
     process that writes or reads a page of it has it in its resident memory. data: the examples, which lie in the store too. Without
     workers there is no store, and the driver has a worker's heap, and the sums that wait, beside what it holds while clients train.
@@ -243,7 +252,7 @@ def memory_forecast(prepared: Prepared, driver_now: int, workers_now: Sequence[i
         spread, arrays = (SPREAD_RETURNED, 1) if doing == "calibrate" else (kept.get(doing, SPREAD), 2)
         heap = max(heap, int(spread * used) + arrays * flat)
     late = max((work.late for work in seen.rounds), default=0)
-    training, averaging = (int((copies + late) * flat) + 2 * frozen for copies in driver_copies(setup))
+    training, averaging = (int((copies + late) * flat) + 2 * frozen + changed_bytes(setup) for copies in driver_copies(setup))
     pretraining = pretraining_bytes(prepared)
     waiting = max(waiting_sums(block_costs(setup, work), max(1, len(workers_now))) for work in seen.all)
     if not workers_now:

@@ -25,6 +25,7 @@ from raffm_ray.preparation.client_parts import ClientParts, client_parts
 from raffm_ray.preparation.defaults import with_defaults
 from raffm_ray.preparation.model_for_task import architecture_for, class_weights
 from raffm_ray.preparation.pinning import pinned
+from raffm_ray.server.adapter_rules.chosen import check_projections
 from raffm_ray.server.blocks import not_stacked, stack_sizes
 from raffm_ray.server.clock import LATE_POLICIES
 from raffm_ray.server.device_type_plans import device_type_plans, training_view
@@ -265,6 +266,7 @@ def check_start(setup: Setup) -> None:
 
     A plain ranking stands in for the real one, and zeros for the parameters: the smallest subnetwork costs the same whatever comes first.
     """
+    check_projections(setup.architecture, setup.strategy, setup.experiment, setup.personal)
     state = with_ruled_pace(setup, plain_state(setup.architecture))
     plans = device_type_plans(setup, state)
     for name, plan in plans.items():

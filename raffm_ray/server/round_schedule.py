@@ -20,7 +20,7 @@ from raffm_ray.server.blocks import blocks_of, least_clients
 from raffm_ray.server.clock import LATE_POLICIES, LateUpdate, VirtualClock, Visit, close_round, sort_late_updates
 from raffm_ray.server.device_type_plans import training_view
 from raffm_ray.server.kept.client_memory import NO_MEMORY, ClientMemory, personal_bytes
-from raffm_ray.server.kept.held_parameters import Held, missing_bytes
+from raffm_ray.server.kept.held_parameters import Held, common_bytes, missing_bytes
 from raffm_ray.server.state import Round, ServerState, Setup
 from raffm_ray.server.workload import reported_work
 from raffm_ray.settings.experiment import ClockSettings
@@ -87,11 +87,13 @@ def cost_of(
     sent = sent_plan(context, job)
     trained = 0 if job.plan is None else setup.costs(context.plans[job.plan]).bytes_up
     frozen = missing_bytes(setup.architecture, sent, held if setup.experiment.fleet.keeps_frozen else None)
+    if held is not None:  # else all that is frozen is sent for the first time
+        frozen += common_bytes(setup.architecture, sent, held, context.resent)
     device, work = setup.devices[setup.device_types[job.client]], reported_work(setup, context, report)
     down, up = setup.costs(sent).bytes_up + frozen, trained + STATISTIC_BYTES * report.statistics_values
-    if held is not None:  # else all that is frozen is sent for the first time
-        down += personal_bytes(setup.architecture, sent, context.resent) + context.stack_bytes
-        down -= personal_bytes(setup.architecture, sent, context.held) * context.lasting
+    if held is not None:
+        down += context.stack_bytes
+        down -= common_bytes(setup.architecture, sent, held, context.held) * context.lasting
     if job.plan is not None:
         up -= personal_bytes(setup.architecture, context.plans[job.plan], context.held)
     if context.personal:

@@ -11,7 +11,7 @@ from raffm_ray.axes.nesting import within
 from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.messages import Job, RoundContext, Update
 from raffm_ray.server.adapter_rules.chosen import adapter_context
-from raffm_ray.server.adapter_rules.round_end import with_merged_adapters
+from raffm_ray.server.adapter_rules.round_end import with_merged_adapters, without_held
 from raffm_ray.server.aggregation import AGGREGATION_RULES, flat_coverage
 from raffm_ray.server.agnostic_mixture import Mixture
 from raffm_ray.server.blocks import stack_sizes
@@ -160,6 +160,7 @@ def finish_round(
         weights[number] = factor * one.weight
         summed = summed.add(one.summed, alpha=factor)
     total = sum(weights.values())
+    state = replace(state, aggregation_error=None)  # of this round, in which perhaps nobody trained
     parameters, moments, server, moved = state.parameters, state.moments, setup.experiment.server, None
     summed, beside = summed[: len(parameters)], summed[len(parameters) :]
     if total > 0:
@@ -173,10 +174,11 @@ def finish_round(
         )
         own = setup.experiment.plugin_settings
         averaged = AGGREGATION_RULES.chosen(setup.strategy.aggregation, own)(parameters, summed, covered, total)
-        optimizer, given = SERVER_OPTIMIZERS.chosen(server.optimizer, own), covered
+        averaged, given = without_held(setup, work, parameters, averaged, covered)
+        optimizer = SERVER_OPTIMIZERS.chosen(server.optimizer, own)
         if optimizer.shares or len(beside):
             holders = weight_of_holders(setup, state, work.context.round, covered)
-            given = share_of(covered, holders) if optimizer.shares else covered
+            given = share_of(given, holders) if optimizer.shares else given
             moved = variate_change(beside, holders) if len(beside) else None
         parameters, moments = optimizer.step(parameters, averaged, given, moments, server)
         if setup.architecture.adapters is not None:

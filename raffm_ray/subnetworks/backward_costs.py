@@ -37,13 +37,14 @@ class SiteGradients:
 class Gradients:
     """`inputs`: parameters of matrix products whose input takes a gradient; `sites`: by attention module; `norms`: those that keep what
     they read; `outputs`: those of which trained projections keep what they return; `ranks`: second projections of adapters that keep what they
-    read."""
+    read; `dropped`: first ones -> how many copies of what they read are kept where dropout leaves out some of it, the mask included."""
 
     inputs: set[str] = field(default_factory=set)
     sites: dict[str, SiteGradients] = field(default_factory=dict)
     norms: set[str] = field(default_factory=set)
     outputs: set[str] = field(default_factory=set)
     ranks: set[str] = field(default_factory=set)
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
 def _module(name: str) -> str:
@@ -81,8 +82,8 @@ class _Walk:
     """`flows`: by stream, whether it takes a gradient so far; `waiting`: its norms still to come; `last`: the one before; `biased`:
     streams whose self-attention adds position biases that are trained."""
 
-    def __init__(self, layout: Layout, layers: Plan) -> None:
-        self.specs, self.parts, self.found = layout.parameters, parts(layout), Gradients()
+    def __init__(self, layout: Layout, layers: Plan, dropping: bool) -> None:
+        self.specs, self.parts, self.found, self.dropping = layout.parameters, parts(layout), Gradients(), dropping
         self.kept = {name for name, spec in self.specs.items() if is_kept(spec.layer, layers)}
         self.waiting: dict[str, list[str]] = {}
         for name in layout.norms:
@@ -105,7 +106,7 @@ class _Walk:
 
     def reads(self, weight: str) -> bool:
         """Whether the gradient of a weight, or of the adapter's projection that reads the same, needs what both read."""
-        return self.trains([weight, *self.adapters.get(weight, [])[:1]])
+        return self.trains([weight] if self.dropping else [weight, *self.adapters.get(weight, [])[:1]])
 
     def project(self, weight: str, part: Part, flows: bool, stream: str | None = None) -> bool:
         """Whether the result of a projection takes a gradient, if what it reads, of a stream or not, does."""
@@ -114,6 +115,8 @@ class _Walk:
             self.found.inputs |= {weight, *down_up[:1]}
         if flows or self.trains(down_up[:1]):
             self.found.inputs |= {*down_up[1:]}
+        if self.dropping:
+            self.found.dropped |= {name: self.trains([name]) + flows for name in down_up[:1]}
         self.found.ranks |= {name for name in down_up[1:] if self.trains([name])}
         if stream in self.last and self.reads(weight):
             self.found.outputs.add(self.last[stream])
@@ -186,9 +189,10 @@ class _Walk:
                 self.flows[stream] |= self.trains(self.of(ffn))
 
 
-def gradients(layout: Layout, layers: Plan) -> Gradients:
-    """What training computes and keeps; of a plan only its `layers` matter: the axes that count layers."""
-    walk = _Walk(layout, layers)
+def gradients(layout: Layout, layers: Plan, dropping: bool = False) -> Gradients:
+    """What training computes and keeps; of a plan only its `layers` matter: the axes that count layers. `dropping`: whether adapters leave out some of
+    what they read."""
+    walk = _Walk(layout, layers, dropping)
     for site in layout.attentions:
         walk.site(site)
     for stream in walk.waiting:

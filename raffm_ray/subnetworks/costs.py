@@ -80,7 +80,8 @@ class _Term(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _gradients(architecture: Architecture, layers: Plan) -> Gradients:
-    return gradients(architecture.layout, layers)
+    adapters = architecture.adapters
+    return gradients(architecture.layout, layers, dropping=adapters is not None and adapters.dropout > 0)
 
 
 @lru_cache(maxsize=256)
@@ -194,7 +195,7 @@ def activation_floats(architecture: Architecture, plan: Plan) -> int:
     the output at every position. Dropout adds what models/saved_activations.py says.
 
     Where parameters are frozen, what only their gradients need is not kept, nor anything before the first trained one. An adapter keeps what
-    its first projection makes, a number a rank.
+    its first projection makes, a number a rank; with dropout also what is left of what that reads, and the mask.
     """
     layout, saved, positions = architecture.layout, architecture.saved, architecture.positions
     needed = _gradients(architecture, _layers(architecture, plan))
@@ -222,6 +223,10 @@ def activation_floats(architecture: Architecture, plan: Plan) -> int:
     for name in needed.ranks:
         spec = layout.parameters[name]
         total += positions[spec.matmul or ""] * kept_length(spec.dims[1], layout.axes, plan)
+    for name, copies in needed.dropped.items():
+        spec, width = layout.parameters[name], architecture.shapes[name][1]
+        reads = kept_length(spec.dims[1], layout.axes, plan) if spec.dims[1] else width
+        total += copies * positions[spec.matmul or ""] * reads
     return total + saved.logits * output_floats(architecture)
 
 

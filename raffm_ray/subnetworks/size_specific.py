@@ -44,7 +44,7 @@ def size_specific_names(layout: Layout, kinds: Sequence[str]) -> tuple[str, ...]
         own = {name for name, spec in layout.parameters.items() if name.rpartition(".")[0] in modules and not spec.frozen}
         if not own:
             raise UserError(
-                f"strategy.own: {kind}: model.freeze names all of their parameters, which no size can have trained for itself"
+                f"strategy.own: {kind}: model.freeze names all of their parameters, or model.adapters freezes them: no size can have trained them for itself"
             )
         found |= own
     return tuple(name for name in layout.parameters if name in found)

@@ -17,7 +17,7 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.clients.stacked_training import _batch, stacking_groups
 from raffm_ray.models import stacked_modules
-from raffm_ray.models.architecture import FAMILIES, architecture_of, build, new_model
+from raffm_ray.models.architecture import FAMILIES, adapted, architecture_of, build, new_model
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.models.stacked_modules import StackedModule, stacked_skeleton, why_not_stacked
@@ -27,6 +27,7 @@ from raffm_ray.preparation.starting_parameters import pretraining_of
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.server.blocks import LEAST_BLOCKS, blocks_of, least_clients, stack_sizes
 from raffm_ray.server.state import new_state
+from raffm_ray.settings.adapters import AdapterSettings
 from raffm_ray.subnetworks.extraction import AXIS_KINDS
 
 CLIENTS, EXAMPLES, TOKENS = 3, 2, 12
@@ -137,6 +138,9 @@ def test_a_hook_that_cannot_be_carried_over_is_a_reason(monkeypatch) -> None:
 
 def test_a_model_that_drops_out_is_not_stacked() -> None:
     assert "hidden_dropout_prob" in str(why_not_stacked(described("bert", "sequence_classification", hidden_dropout_prob=0.1)))
+    plain = described("bert", "sequence_classification")
+    assert why_not_stacked(adapted(plain, AdapterSettings(rank=2))) is None
+    assert "model.adapters.dropout" in str(why_not_stacked(adapted(plain, AdapterSettings(rank=2, dropout=0.1))))
     dropping = tiny_experiment(model={"config": {**TINY["vit"], "hidden_dropout_prob": 0.1}, "pretrain": {"epochs": 1}})
     asked = dropping.model_copy(update={"pool": dropping.pool.model_copy(update={"stack_clients": 4})})
     asked.model.config.pop("num_labels")

@@ -77,7 +77,7 @@ def test_peft_computes_what_is_computed_here(architecture, model, inputs, cut, r
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"use_rslora": True}, {"rank_pattern": {"value": 3, "v_proj": 3}, "alpha_pattern": {"value": 12}}], ids=str
+    "options", [{}, {"use_rslora": True}, {"rank_pattern": {"value": 5, "v_proj": 5}, "alpha_pattern": {"value": 12}}], ids=str
 )
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_what_peft_saved_is_what_begins(name, options, tmp_path) -> None:
@@ -102,6 +102,7 @@ def test_what_peft_saved_is_what_begins(name, options, tmp_path) -> None:
     for module in architecture.adapters.modules:  # ranks that were filled up can still be trained
         down, up = factors(module)
         assert bool((tensors[down].abs().sum(1) + tensors[up].abs().sum(0) > 0).all())
+        assert len(tensors[down].unique(dim=0)) == len(tensors[down])  # and no two of them alike
 
 
 def experiment(model: Path, **adapters: Any) -> Any:
@@ -118,6 +119,7 @@ def experiment(model: Path, **adapters: Any) -> Any:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import ViTConfig, ViTForImageClassification
 
+    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
     ViTForImageClassification(
         ViTConfig(**{key: value for key, value in TINY["vit"].items() if key != "model_type"})
@@ -128,6 +130,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_folder_of_peft_goes_in_and_comes_out_better(base, tmp_path) -> None:
     from transformers import ViTForImageClassification
 
+    torch.manual_seed(0)
     theirs = peft.get_peft_model(
         ViTForImageClassification.from_pretrained(base),
         peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"]),
@@ -139,6 +142,7 @@ def test_a_folder_of_peft_goes_in_and_comes_out_better(base, tmp_path) -> None:
         tmp_path / "run", tmp_path / "out", {"adapter_params": 1.0}, formats=raffm_ray.ExportFormats(adapter=True)
     )
     assert told["plain"]  # merged, it is a model of transformers
+    assert "least_trained" not in told  # as large as what was trained, which is counted without adapters too
     opened = peft.PeftModel.from_pretrained(
         ViTForImageClassification.from_pretrained(base), str(tmp_path / "out" / "adapter")
     ).eval()
@@ -156,6 +160,10 @@ def test_a_folder_of_peft_goes_in_and_comes_out_better(base, tmp_path) -> None:
         ({"peft_type": "LOHA"}, "peft_type 'LOHA': only LORA can be read"),
         ({"use_dora": True}, "use_dora True: only False, None can be read"),
         ({"bias": "all"}, "bias 'all': only none can be read"),
+        (
+            {"init_lora_weights": "pissa"},
+            "init_lora_weights 'pissa': only True, False, gaussian",
+        ),  # which changes the model itself
     ],
 )
 def test_adapters_of_another_kind_are_refused(change, told, tmp_path) -> None:
@@ -179,8 +187,21 @@ def test_a_folder_that_holds_none_or_a_damaged_one_is_refused(base, tmp_path) ->
         raffm_ray.simulate(experiment(base, pretrained=str(tmp_path), rank=8), tmp_path / "run")
 
 
-def test_adapters_alone_need_the_pretrained_model_as_it_was(base, tmp_path) -> None:
-    run = tmp_path / "run"
+def test_adapters_alone_need_the_pretrained_model_as_it_was(base, tmp_path, monkeypatch) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("tuned before it was refused")
+
+    monkeypatch.setattr("raffm_ray.deployment.model_folder.tuned", never)
+    run, formats = tmp_path / "run", raffm_ray.ExportFormats(adapter=True, tune=3)
     raffm_ray.simulate(experiment(base, rank=4).with_settings(salience={"rotation": "weights"}), run)
     with pytest.raises(UserError, match="--adapter: .* is not that of .* any more"):
-        raffm_ray.deploy(run, tmp_path / "out", {"adapter_params": 1.0}, formats=raffm_ray.ExportFormats(adapter=True))
+        raffm_ray.deploy(run, tmp_path / "out", {"adapter_params": 1.0}, formats=formats)
+
+
+def test_a_subnetwork_that_cuts_the_frozen_model_has_no_adapters_for_others(base, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("raffm_ray.deployment.model_folder.tuned", None)
+    wide = experiment(base, rank=4).with_settings(extraction={"steps": {"rank": 1, "ffn": 4}})
+    raffm_ray.simulate(wide, tmp_path / "run")
+    formats = raffm_ray.ExportFormats(adapter=True, tune=3)
+    with pytest.raises(UserError, match="--adapter: the subnetwork cuts the frozen model"):
+        raffm_ray.deploy(tmp_path / "run", tmp_path / "out", {"params": 0.8}, formats=formats)

@@ -18,8 +18,10 @@ from raffm_ray.preparation import time_forecast
 from raffm_ray.preparation.memory_forecast import (
     SPREAD_KEPT,
     MemoryForecast,
+    changed_bytes,
     driver_copies,
     flat_bytes,
+    frozen_bytes,
     memory_forecast,
     waiting_sums,
 )
@@ -116,6 +118,19 @@ def test_the_drivers_copies_are_counted(changes: dict[str, Any], copies: float) 
     training, averaging = driver_copies(setup)
     assert averaging == pytest.approx(copies)
     assert training < averaging - 3
+
+
+@pytest.mark.parametrize(("rule", "best", "arrays"), [("fedex", False, 3), ("flora", True, 5), ("hlora", True, 0)])
+def test_what_a_rule_adds_to_frozen_parameters_is_counted(rule: str, best: bool, arrays: int) -> None:
+    experiment = tiny_experiment(
+        strategy={"name": "full", "adapters": rule},
+        model={"adapters": {"rank": 2}, "pretrain": {"epochs": 0}},
+        fleet={"budgets": {name: {"params": 1.0} for name in tiny_experiment().fleet.budgets}},
+        task={"validation": 100},
+        evaluation={"keep_best": best},
+    )
+    setup = prepare(experiment).setup
+    assert changed_bytes(setup) == arrays * frozen_bytes(setup)
 
 
 def test_more_workers_or_what_is_held_now_take_more(prepared: Prepared) -> None:

@@ -1,17 +1,24 @@
 """Whole runs of models with adapters: every rule, the same bits anywhere, what devices are charged, and what goes on after an interruption."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
+import torch
 from conftest import tiny_experiment
 from methods import ADAPTED
+from round_states import state_of
 
 import raffm_ray
+from raffm_ray.axes.flat_parameters import views
 from raffm_ray.basics.errors import UserError
+from raffm_ray.clients.messages import Update
+from raffm_ray.preparation.prepare import prepare
 from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.server.adapter_rules.rules import ADAPTER_RULES
+from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import parse
 
@@ -114,18 +121,106 @@ def test_what_is_sent_is_what_is_trained(tmp_path) -> None:
             {"strategy": {"name": "raffm", "factors": "up"}, "model": {"adapters": None}},
             "strategy.factors: 'up' is about adapters",
         ),
-        ({"strategy": {"name": "raffm", "adapters": "hlor"}}, "strategy.adapters: 'hlor' is not known"),
+        ({"strategy": {"name": "raffm", "adapters": "hlor"}}, "strategy.adapters 'hlor' is not known"),
         ({"strategy": {"name": "rbla", "adapters": "fedsvd"}}, "strategy.factors: must be up with strategy.adapters 'fedsvd'"),
         ({"strategy": {"name": "hlora"}, "clock": {"late": "accept"}}, "clock.late: must be drop with strategy.adapters 'hlora'"),
         (
             {"strategy": {"name": "flora"}, "model": {"adapters": {"rank": 4}, "frozen_precision": "bfloat16"}},
             "model.frozen_precision: must be float32",
         ),
+        (
+            {"strategy": {"name": "ffa_lora"}, "local": {"client_update": "scaffold"}},
+            "local.client_update: 'scaffold' remembers something of every parameter .* strategy.factors 'up'",
+        ),
+        (
+            {"strategy": {"name": "rolora"}, "clock": {"late": "accept"}},
+            "clock.late: must be drop with strategy.factors 'alternating'",
+        ),
+        (
+            {"strategy": {"name": "rbla"}, "clock": {"late": "accept"}},
+            "clock.late: must be drop with evaluation.aggregation_error",
+        ),
+        (
+            {"strategy": {"name": "hlora"}, "server": {"fair_exponent": 1}},
+            "server.fair_exponent: must be 0 with strategy.adapters 'hlora'",
+        ),
+        (
+            {"strategy": {"name": "hetlora"}, "server": {"fair_exponent": 1}},
+            "server.fair_exponent: must be 0 with strategy.name 'hetlora'",
+        ),
+        (
+            {"strategy": {"name": "hetlora"}, "server": {"agnostic_rate": 0.1}},
+            "server.agnostic_rate: must be 0 with strategy.name 'hetlora'",
+        ),
+        (
+            {"strategy": {"name": "hetlora", "client_weight": "equal"}},
+            "strategy.client_weight: must be default with strategy.name 'hetlora'",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line_before_work(changes, told) -> None:
     with pytest.raises(UserError, match=told):
         raffm_ray.simulate(experiment("raffm", **changes), "/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "told"),
+    [
+        ("hlora", {"model": {"freeze": ["*lora_A*"]}}, "model.freeze: .*lora_A.weight: strategy.adapters 'hlora' merges both"),
+        ("hlora", {"strategy": {"personal": ["*lora_B*"]}}, "strategy.personal: .*lora_B.* strategy.adapters 'hlora' needs"),
+        (
+            "rolora",
+            {"strategy": {"personal": ["*lora_B*"]}},
+            "strategy.personal: .*lora_B.* strategy.factors 'alternating' needs",
+        ),
+        ("hetlora", {"strategy": {"personal": ["*lora_B*"]}}, "strategy.personal: .*lora_B.* strategy.name 'hetlora' needs"),
+        ("rbla", {"strategy": {"personal": ["*lora_B*"]}}, "evaluation.aggregation_error: must be false"),
+    ],
+)
+def test_adapters_that_are_not_all_there_cannot_be_merged(name, changes, told) -> None:
+    whole = {
+        "strategy": {"name": name, **changes.get("strategy", {})},
+        "model": {"adapters": {"rank": 4}, **changes.get("model", {})},
+    }
+    with pytest.raises(UserError, match=told):
+        prepare(experiment(name, **whole))
+
+
+def test_adapters_of_frozen_layers_stay_as_they_are(tmp_path) -> None:
+    adapters = {"adapters": {"rank": 4}, "freeze": ["*layers.0.*"]}
+    raffm_ray.simulate(experiment("flora", model=adapters, rounds=1), tmp_path / "run")
+    assert errors(tmp_path / "run")[0] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("rolora", {"server": {"optimizer": "adam"}}),
+        ("ffa_lora", {"strategy": {"name": "ffa_lora", "aggregation": "all_clients"}}),
+    ],
+    ids=["a server's moments", "a rule that shrinks"],
+)
+def test_nothing_moves_what_a_round_does_not_train(name, changes) -> None:
+    prepared = prepare(experiment(name, evaluation={"aggregation_error": False}, **changes))
+    state, generator, shapes = state_of(prepared), torch.Generator().manual_seed(0), prepared.setup.architecture.trained_shapes
+    for _ in range(2):
+        work = begin_round(prepared.setup, state)
+        summed = torch.randn(len(state.parameters), generator=generator)
+        for held in work.context.held:
+            views(summed, shapes)[held].zero_()
+        updates = [Update({job.plan: job.weight}, ()) for job in work.jobs]
+        before, state = state, finish_round(prepared.setup, state, work, summed, updates)
+        old, new = (views(one.parameters, shapes) for one in (before, state))
+        moved = {key for key in shapes if not torch.equal(old[key], new[key])}
+        assert work.context.held
+        assert moved == set(shapes) - set(work.context.held)
+
+
+def test_a_round_in_which_nobody_trained_has_no_aggregation_error() -> None:
+    prepared = prepare(experiment("hlora"))
+    state = replace(state_of(prepared), aggregation_error=0.5)
+    work = begin_round(prepared.setup, state)
+    assert finish_round(prepared.setup, state, work, torch.zeros_like(state.parameters), []).aggregation_error is None
 
 
 def test_a_budget_of_adapters_needs_some() -> None:

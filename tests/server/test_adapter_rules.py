@@ -142,6 +142,22 @@ def test_raflora_averages_every_rank_over_those_who_hold_it(seed) -> None:
     assert not close(total, clients.dense())
 
 
+def test_raflora_takes_clients_that_weigh_nothing_for_none() -> None:
+    given = Clients(0, ranks=(2, 6)).given()
+    weights = given.product.weights.clone()
+    weights[2:] = 0
+    alone = replace(given, product=given.product._replace(weights=weights), covered=torch.tensor([0.5, 0.5, 0, 0, 0, 0]))
+    assert bool(change(ADAPTER_RULES["raflora"].merge(alone)).isfinite().all())
+
+
+def test_the_norm_of_products_that_cancel_is_no_root_of_rounding() -> None:
+    one = Clients(0, ranks=(6,) * 5).product()
+    none = Product(
+        torch.cat([one.up, -one.up], dim=1), torch.cat([one.down, one.down]), one.weights.repeat(2), one.ranks.repeat(2)
+    )
+    assert norm_of({"m": none}) < 1e-6 * norm_of({"m": one})
+
+
 def test_lora_fair_is_the_least_squares_of_what_the_mean_lacks() -> None:
     clients, rule = Clients(4), ADAPTER_RULES["lora_fair"]
     given = clients.given()

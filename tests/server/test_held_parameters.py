@@ -15,7 +15,7 @@ from raffm_ray.axes.indexing import Plan, add_coverage
 from raffm_ray.axes.layout import is_kept
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.preparation.prepare import Prepared, prepare
-from raffm_ray.server.kept.held_parameters import Held, missing_bytes
+from raffm_ray.server.kept.held_parameters import Held, common_bytes, missing_bytes
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import ServerState
 from raffm_ray.subnetworks.costs import costs_of
@@ -47,6 +47,10 @@ def test_what_a_device_lacks_is_what_its_plan_has_besides_entry_by_entry(archite
     assert missing_bytes(held, plan, None) == costs.bytes - costs.bytes_up
     assert missing_bytes(held, plan, Plan()) == 0
     assert missing_bytes(held, Plan(), plan) > 0  # a control: it is not symmetric
+    names = tuple(held.trained_shapes)
+    both = sum(int((entries(held, name, plan) & entries(held, name, before)).sum()) for name in names)
+    assert common_bytes(held, plan, before, names) == common_bytes(held, before, plan, names) == 4 * both
+    assert common_bytes(held, plan, Plan(), names) == costs.bytes_up
 
 
 def test_a_device_holds_the_plan_that_it_received_last_and_plans_that_nobody_holds_are_forgotten() -> None:

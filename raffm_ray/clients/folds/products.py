@@ -110,7 +110,11 @@ def _compressed(product: Product) -> Product:
 
 def norm_of(products: Products) -> float:
     """The Frobenius norm of one client's products over all adapters, without their weights."""
-    return sqrt(sum(float(((one.up.T @ one.up) * (one.down @ one.down.T)).sum()) for one in products.values()))
+    squares = 0.0
+    for one in products.values():
+        up, down = one.up.double(), one.down.double()
+        squares += float(((up.T @ up) * (down @ down.T)).sum())
+    return sqrt(max(squares, 0.0))  # rounding may leave it below 0 where products cancel
 
 
 def merged(parts: list[Products]) -> Products:

@@ -18,8 +18,13 @@ from raffm_ray.models.adapters.lora import DOWN, UP, Adapters, factors
 from raffm_ray.settings.adapters import AdapterSettings
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
-PLAIN = {"peft_type": ("LORA",), "bias": ("none",), "use_dora": (False, None)}
-"""What can be read: field of the configuration -> its values."""
+PLAIN = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False, None),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+}
+"""What can be read: field of the configuration -> its values. Other ways to begin (PiSSA, OLoRA, CorDA, LoftQ) change the model that is adapted."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ def _of(pattern: Mapping[str, float] | None, module: str, otherwise: float) -> f
 
 
 def _filled(values: Tensor, size: int, position: int) -> Tensor:
-    """With zeros up to a size. Where both projections end in zeros nothing would ever train: A is filled with its own mean size, alternating."""
+    """With zeros up to a size. Where both projections end in zeros nothing would ever train, and equal rows of A would train alike: A is filled
+    with its own mean size, in signs of which no two rows have the same (Walsh's functions)."""
     lacking = size - values.shape[position]
     if not lacking:
         return values.contiguous()
@@ -92,8 +98,8 @@ def _filled(values: Tensor, size: int, position: int) -> Tensor:
     shape[position] = lacking
     if position:
         return torch.cat([values, values.new_zeros(shape)], dim=position)
-    signs = torch.where(torch.arange(shape[1]) % 2 == 0, 1.0, -1.0)
-    return torch.cat([values, values.abs().mean() * signs.expand(shape)])
+    signs = [[(-1.0) ** (row & column).bit_count() for column in range(shape[1])] for row in range(1, lacking + 1)]
+    return torch.cat([values, values.abs().mean() * torch.tensor(signs)])
 
 
 def write_adapters(folder: Path, tensors: Mapping[str, Tensor], adapters: Adapters, base: str, transposed: bool) -> None:

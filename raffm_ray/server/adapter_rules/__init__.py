@@ -9,4 +9,4 @@
 Start reading at `rules`.
 """
 
-__all__ = ["apply", "rules"]
+__all__ = ["apply", "chosen", "rules"]

@@ -21,7 +21,7 @@ def apply_rule(
     total: float,
     seed: int,
 ) -> dict[str, Merged]:
-    """By adapted module, what the rule makes of it; modules of which nobody sent anything are left out.
+    """By adapted module, what the rule makes of it; modules of which nobody sent anything, or nothing is trained, are left out.
 
     `named`: the averaged parameters by name; `products`: of all clients; `covered`: by name, the weight that covers each entry; `total`: the
     weight of all clients; `seed`: of newly drawn projections.
@@ -34,6 +34,8 @@ def apply_rule(
     found = dict[str, Merged]()
     for module in adapters.modules:
         down, up = factors(module)
+        if down not in covered and up not in covered:
+            continue
         by_rank = covered[down].amax(1) if down in covered else covered[up].amax(0)
         if not float(by_rank.max()) or (rule.products and module not in products):
             continue

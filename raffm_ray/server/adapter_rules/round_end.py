@@ -48,11 +48,24 @@ def with_merged_adapters(
         base = frozen_views(change, architecture)
         for key, values in base_changes(found, architecture).items():
             base[key].add_(values)
-    jobs = [job for job in work.jobs if job.plan is not None]
-    stacks = sum(FLOAT_BYTES * setup.costs(work.context.plans[job.plan]).adapter_params for job in jobs if job.plan is not None)
+    sent = [one.plan for update in updates for one in update.reports if one.plan is not None and not one.refused]
+    stacks = sum(FLOAT_BYTES * setup.costs(work.context.plans[plan]).adapter_params for plan in sent)
     error = aggregation_error(found, products, total) if products else None
     state = replace(state, base_change=change, stack_bytes=stacks if rule.base == "stacks" else 0, aggregation_error=error)
     return state, stepped
+
+
+def without_held(setup: Setup, work: Round, old: Tensor, averaged: Tensor, covered: Tensor) -> tuple[Tensor, Tensor]:
+    """What the aggregation rule gives and what covers it, flat, with the parameters that the round did not train as they were and covered by nobody: no
+    rule shrinks them, and no moment of a server optimizer moves them. `old`: before the round."""
+    if not work.context.held:
+        return averaged, covered
+    averaged, covered = averaged.clone(), covered.clone()
+    before, after, weights = (views(one, setup.architecture.trained_shapes) for one in (old, averaged, covered))
+    for name in work.context.held:
+        after[name].copy_(before[name])
+        weights[name].zero_()
+    return averaged, covered
 
 
 def _whole(entries: dict[str, Tensor], setup: Setup, state: ServerState) -> dict[str, Tensor]:

@@ -75,6 +75,7 @@ def flexlora(given: Given) -> Merged:
 def raflora(given: Given) -> Merged:
     """raFLoRA (arXiv 2602.13486, abstract): as FlexLoRA of a sum in which every rank is averaged over the clients that hold it."""
     held = given.covered.double()[given.product.ranks]
+    held = held.clamp(min=torch.finfo(held.dtype).tiny)  # of clients that weigh nothing (server.agnostic_rate)
     up, down = given.weighted
     made, read = leading(up / held, down, len(given.down))
     return Merged(read, made)

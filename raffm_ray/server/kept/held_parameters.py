@@ -47,18 +47,27 @@ class Held:
 @lru_cache(maxsize=4096)
 def missing_bytes(architecture: Architecture, plan: Plan, held: Plan | None) -> int:
     """Bytes of the frozen parameters that a plan has and another has not; all of the plan's where that is None."""
-    layout, total = architecture.layout, 0
-    for name, shape in architecture.frozen_shapes.items():
-        spec = layout.parameters[name]
-        if not is_kept(spec.layer, plan):
-            continue
-        wanted = [dim_indices(dim, layout.axes, plan) for dim in spec.dims]
-        entries = prod(size if one is None else len(one) for one, size in zip(wanted, shape, strict=True))
-        if held is not None and is_kept(spec.layer, held):
-            there = [dim_indices(dim, layout.axes, held) for dim in spec.dims]
-            entries -= prod(_common(*three) for three in zip(wanted, there, shape, strict=True))
-        total += entries
+    total = 0
+    for name in architecture.frozen_shapes:
+        total += _entries(architecture, name, plan, plan)
+        total -= 0 if held is None else _entries(architecture, name, plan, held)
     return total * architecture.frozen_dtype.itemsize
+
+
+@lru_cache(maxsize=4096)
+def common_bytes(architecture: Architecture, plan: Plan, held: Plan, names: tuple[str, ...]) -> int:
+    """Bytes of these parameters, in float32, that both of two plans have."""
+    return 4 * sum(_entries(architecture, name, plan, held) for name in names)
+
+
+def _entries(architecture: Architecture, name: str, plan: Plan, held: Plan) -> int:
+    """How many entries of a parameter both plans have."""
+    layout, shape = architecture.layout, architecture.shapes[name]
+    spec = layout.parameters[name]
+    if not (is_kept(spec.layer, plan) and is_kept(spec.layer, held)):
+        return 0
+    both = ([dim_indices(dim, layout.axes, one) for dim in spec.dims] for one in (plan, held))
+    return prod(_common(*three) for three in zip(*both, shape, strict=True))
 
 
 def _common(one: NDArray[np.int64] | None, other: NDArray[np.int64] | None, size: int) -> int:
