@@ -6,7 +6,7 @@ Adding a family is one file (its layout and its kinds of positions) and one row 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,9 @@ from raffm_ray.models.attention import IMPLEMENTATIONS, fit_attention
 from raffm_ray.models.families import decoder, encoder, gpt2, rope, t5, vit
 from raffm_ray.models.modules import install, remove_layers, without_weights
 from raffm_ray.models.saved_activations import SavedActivations
-from raffm_ray.settings.adapters import AdapterSettings
+
+if TYPE_CHECKING:  # what loads a deployed model alone has no pydantic
+    from raffm_ray.settings.adapters import AdapterSettings
 
 Fit = Callable[[nn.Module, Attention, Plan, Layout], None]
 """Adapts a built attention module, described by a site of the layout, to a plan; it may not keep weights."""
@@ -175,7 +177,7 @@ def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = No
     )
 
 
-def adapted(architecture: Architecture, settings: AdapterSettings) -> Architecture:
+def adapted(architecture: Architecture, settings: "AdapterSettings") -> Architecture:
     """The architecture with adapters, and all else frozen but for a task head. Raises UserError as `with_adapters`."""
     words = getattr(architecture.config, "vocab_size", None)
     layout, shapes, adapters = with_adapters(architecture.layout, architecture.shapes, settings, words)

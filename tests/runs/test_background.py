@@ -120,7 +120,7 @@ def test_a_round_does_not_wait_for_its_checkpoint(out, monkeypatch) -> None:
     slow = Slow(out, monkeypatch)
     slow.complete(0)
     assert checkpoint.rounds(slow.places) == []
-    assert [path.name for path in slow.places.iterdir()] == [".round-000000.tmp"] or not list(slow.places.iterdir())
+    assert {path.name for path in slow.places.iterdir()} <= {".round-000000.tmp"}
     slow.gate.set()
     slow.complete(1)
     slow.recorder.writing.wait()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from raffm_ray.axes.indexing import Axis
 from raffm_ray.axes.layout import Layout, Parameter
 from raffm_ray.basics.errors import UserError
 from raffm_ray.models.adapters.targets import adapted_weights, linear_weights, module_of, projections
-from raffm_ray.settings.adapters import AdapterSettings
+
+if TYPE_CHECKING:  # what loads a deployed model alone has no pydantic
+    from raffm_ray.settings.adapters import AdapterSettings
 
 RANK = "rank"
 """The kind of an adapter's axis."""
@@ -38,7 +40,7 @@ class Adapters:
     dropout: float = 0.0
 
 
-def scale_of(settings: AdapterSettings) -> float:
+def scale_of(settings: "AdapterSettings") -> float:
     """s: alpha / rank (Hu et al. 2022, section 4.1), or alpha / sqrt(rank) (rank-stabilized: Kalajdzievski 2023, eq. 7)."""
     return settings.alpha / (sqrt(settings.rank) if settings.scaling == "rslora" else settings.rank)
 
@@ -54,7 +56,7 @@ def factors(module: str) -> tuple[str, str]:
 
 
 def with_adapters(
-    layout: Layout, shapes: Shapes, settings: AdapterSettings, words: int | None
+    layout: Layout, shapes: Shapes, settings: "AdapterSettings", words: int | None
 ) -> tuple[Layout, Shapes, Adapters]:
     """The layout and shapes of a model with adapters, in its order, and what they are. All else is frozen but for task heads: linear layers outside
     of layers that have no adapter and do not answer with one of `words`.
