@@ -6,7 +6,7 @@ Adding a family is one file (its layout and its kinds of positions) and one row 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,11 @@ from raffm_ray.axes.indexing import Plan, dim_size, kept_size
 from raffm_ray.axes.layout import Attention, Layout, is_kept
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.registry import Table
-from raffm_ray.models.adapters.lora import Adapters, add_adapters, with_adapters, without_adapters
+from raffm_ray.models.adapters.lora import Adapters, Wanted, add_adapters, with_adapters, without_adapters
 from raffm_ray.models.attention import IMPLEMENTATIONS, fit_attention
 from raffm_ray.models.families import decoder, encoder, gpt2, rope, t5, vit
 from raffm_ray.models.modules import install, remove_layers, without_weights
 from raffm_ray.models.saved_activations import SavedActivations
-
-if TYPE_CHECKING:  # what loads a deployed model alone has no pydantic
-    from raffm_ray.settings.adapters import AdapterSettings
 
 Fit = Callable[[nn.Module, Attention, Plan, Layout], None]
 """Adapts a built attention module, described by a site of the layout, to a plan; it may not keep weights."""
@@ -177,7 +174,7 @@ def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = No
     )
 
 
-def adapted(architecture: Architecture, settings: "AdapterSettings") -> Architecture:
+def adapted(architecture: Architecture, settings: Wanted) -> Architecture:
     """The architecture with adapters, and all else frozen but for a task head. Raises UserError as `with_adapters`."""
     words = getattr(architecture.config, "vocab_size", None)
     layout, shapes, adapters = with_adapters(architecture.layout, architecture.shapes, settings, words)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,35 @@ from raffm_ray.axes.layout import Layout, Parameter
 from raffm_ray.basics.errors import UserError
 from raffm_ray.models.adapters.targets import adapted_weights, linear_weights, module_of, projections
 
-if TYPE_CHECKING:  # what loads a deployed model alone has no pydantic
-    from raffm_ray.settings.adapters import AdapterSettings
-
 RANK = "rank"
 """The kind of an adapter's axis."""
 DOWN, UP = "lora_A", "lora_B"
 """What the two projections of an adapter are called inside the module that they adapt, as `peft` calls them."""
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Wanted(Protocol):
+    """What is asked for, as `AdapterSettings` says it; what loads a deployed model alone has no settings."""
+
+    @property
+    def rank(self) -> int:
+        """Of every adapter."""
+
+    @property
+    def alpha(self) -> float:
+        """What `scale_of` goes by."""
+
+    @property
+    def scaling(self) -> str:
+        """The same: `lora` or `rslora`."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """As of `adapted_weights`."""
+
+    @property
+    def dropout(self) -> float:
+        """The fraction of what an adapter reads that is left out in training."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +61,7 @@ class Adapters:
     dropout: float = 0.0
 
 
-def scale_of(settings: "AdapterSettings") -> float:
+def scale_of(settings: Wanted) -> float:
     """s: alpha / rank (Hu et al. 2022, section 4.1), or alpha / sqrt(rank) (rank-stabilized: Kalajdzievski 2023, eq. 7)."""
     return settings.alpha / (sqrt(settings.rank) if settings.scaling == "rslora" else settings.rank)
 
@@ -55,9 +76,7 @@ def factors(module: str) -> tuple[str, str]:
     return f"{module}.{DOWN}.weight", f"{module}.{UP}.weight"
 
 
-def with_adapters(
-    layout: Layout, shapes: Shapes, settings: "AdapterSettings", words: int | None
-) -> tuple[Layout, Shapes, Adapters]:
+def with_adapters(layout: Layout, shapes: Shapes, settings: Wanted, words: int | None) -> tuple[Layout, Shapes, Adapters]:
     """The layout and shapes of a model with adapters, in its order, and what they are. All else is frozen but for task heads: linear layers outside
     of layers that have no adapter and do not answer with one of `words`.
 
