@@ -24,7 +24,10 @@ def aggregation_section(into: Path, rounds: Mapping[str, Sequence[Mapping[str, A
     for position, (name, points) in enumerate(found.items()):
         if points:
             axes.plot(*zip(*points, strict=True), label=name, markersize=4, **style(position))
-    axes.set(xlabel="round", ylabel="distance from the sum of products, as a part of it", label=PANEL, title=PANEL)
+    axes.set(
+        xlabel="round", ylabel="distance from the sum of products", label=PANEL, title="aggregation error, as a part of that sum"
+    )
+    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     begins_at(axes)
