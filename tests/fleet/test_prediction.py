@@ -164,7 +164,7 @@ def test_the_described_examples_are_shown(path, tmp_path, capsys) -> None:
     assert cli(["fleet", "show", str(config), "--cluster", str(path), "--pool.gpus_per_worker", "0.25"]) == 0
     told = capsys.readouterr().out
     gpus = load_cluster(path).gpus
-    assert gpus == {"eight_gpus": 8, "sixty_four_gpus": 64}[path.stem]
+    assert gpus == {"one_gpu": 1, "eight_gpus": 8, "sixty_four_gpus": 64}[path.stem]
     assert f"{4 * gpus} workers" in told
     assert "a round* (sending" in told
 

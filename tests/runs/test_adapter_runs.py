@@ -158,9 +158,10 @@ def test_what_is_sent_is_what_is_trained(tmp_path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_one_line_before_work(changes, told) -> None:
+def test_what_cannot_be_is_one_line_before_work(changes, told, tmp_path) -> None:
     with pytest.raises(UserError, match=told):
-        raffm_ray.simulate(experiment("raffm", **changes), "/nowhere")
+        raffm_ray.simulate(experiment("raffm", **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -223,9 +224,9 @@ def test_a_round_in_which_nobody_trained_has_no_aggregation_error() -> None:
     assert finish_round(prepared.setup, state, work, torch.zeros_like(state.parameters), []).aggregation_error is None
 
 
-def test_a_budget_of_adapters_needs_some() -> None:
+def test_a_budget_of_adapters_needs_some(tmp_path) -> None:
     with pytest.raises(UserError, match="budget adapter_params: the model has none"):
-        raffm_ray.simulate(experiment("raffm", model={"adapters": None}), "/nowhere")
+        raffm_ray.simulate(experiment("raffm", model={"adapters": None}), tmp_path / "run")
 
 
 @pytest.mark.parametrize("rule", sorted(ADAPTER_RULES))
