@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.axes.layout import is_kept, take_all
-from raffm_ray.models.architecture import Architecture, build
+from raffm_ray.models.architecture import Architecture, build, new_model
 
 
 def logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -48,3 +48,16 @@ def masked_model(architecture: Architecture, model: nn.Module, plan: Plan) -> nn
 
 def masked(architecture: Architecture, model: nn.Module, plan: Plan, inputs: Mapping[str, Tensor]) -> Tensor:
     return logits(masked_model(architecture, model, plan), inputs)
+
+
+def named(model: nn.Module) -> dict[str, Tensor]:
+    return {name: values.detach().clone() for name, values in model.named_parameters()}
+
+
+def shaken(architecture: Architecture) -> nn.Module:
+    """A full model of which no parameter is at its initial zeros and ones, adapters neither."""
+    full, generator = new_model(architecture, 1).eval(), torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in full.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return full

@@ -68,6 +68,11 @@ class Layout:
         return {spec.layer[0] for spec in self.parameters.values() if spec.layer}
 
 
+def module_of(name: str) -> str:
+    """The module that a parameter is in."""
+    return name.rpartition(".")[0]
+
+
 def is_kept(layer: Layer | None, plan: Plan) -> bool:
     """Whether a plan keeps a layer; what belongs to none is always kept."""
     return layer is None or layer[0] not in plan or layer[1] in plan[layer[0]]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raffm_ray.axes.indexing import Plan
-from raffm_ray.axes.layout import Layout, is_kept
+from raffm_ray.axes.layout import Layout, is_kept, module_of
 from raffm_ray.clients.local_training import backward, decayed_groups
 from raffm_ray.data.examples import Examples, Ragged, batches, steps_of
 from raffm_ray.models.architecture import Architecture, build
@@ -39,11 +39,6 @@ def readers(layout: Layout) -> list[str]:
 def _positions_read(layout: Layout) -> bool:
     """Whether a head reads more than one state of an example."""
     return any(layout.parameters[name].matmul != "examples" for name in readers(layout))
-
-
-def module_of(name: str) -> str:
-    """What a parameter is in."""
-    return name.rsplit(".", 1)[0]
 
 
 def _after_layers(layout: Layout) -> list[str]:

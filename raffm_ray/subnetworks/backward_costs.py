@@ -11,7 +11,7 @@ from itertools import chain
 
 from raffm_ray.axes.dim_sizes import dim_products, innermost
 from raffm_ray.axes.indexing import Plan, dim_axes
-from raffm_ray.axes.layout import Attention, Layout, is_kept
+from raffm_ray.axes.layout import Attention, Layout, is_kept, module_of
 
 ROOT, HEAD = ("root", ""), ("head", "")
 Part = tuple[str, str]
@@ -47,10 +47,6 @@ class Gradients:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
 def parts(layout: Layout) -> dict[Part, list[str]]:
     """The parameters of every part, in the model's order."""
     by_axis: dict[str, Part] = {}
@@ -62,7 +58,7 @@ def parts(layout: Layout) -> dict[Part, list[str]]:
     for name, spec in layout.parameters.items():
         if spec.adapts:
             continue
-        module = _module(name)
+        module = module_of(name)
         around = [site.module for site in layout.attentions if name.startswith(f"{site.module}.")]
         if owners := [by_axis[axis] for dim in spec.dims for axis in dim_axes(dim) if axis in by_axis]:
             of_module[module] = owners[0]
@@ -74,7 +70,7 @@ def parts(layout: Layout) -> dict[Part, list[str]]:
             of_module[module] = HEAD
     found: dict[Part, list[str]] = {}
     for name, spec in layout.parameters.items():
-        found.setdefault(of_module.get(_module(spec.adapts or name), ROOT), []).append(name)
+        found.setdefault(of_module.get(module_of(spec.adapts or name), ROOT), []).append(name)
     return found
 
 
@@ -120,7 +116,7 @@ class _Walk:
         self.found.ranks |= {name for name in down_up[1:] if self.trains([name])}
         if stream in self.last and self.reads(weight):
             self.found.outputs.add(self.last[stream])
-        own = (name for name in self.of(part) if _module(self.specs[name].adapts or name) == _module(weight))
+        own = (name for name in self.of(part) if module_of(self.specs[name].adapts or name) == module_of(weight))
         return flows or self.trains(own)
 
     def norm(self, stream: str) -> None:
@@ -147,7 +143,7 @@ class _Walk:
                 made = [axes[-1] for axes in dim_products(spec.dims[1 - spec.reads])]
                 query_key += [flows] * made.count(qk)
                 value |= flows and vo in made
-        alone = [name for name in self.of(part) if not self.specs[name].adapts and _module(name) not in map(_module, weights)]
+        alone = [name for name in self.of(part) if not self.specs[name].adapts and module_of(name) not in map(module_of, weights)]
         normed = [name for name in alone if qk in chain(*map(dim_axes, self.specs[name].dims))]  # the query's norm, the key's
         query_key = [flows or self.trains(normed[at : at + 1]) for at, flows in enumerate(query_key)]
         if self.trains(name for name in alone if name not in normed):

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from raffm_ray.axes.dim_sizes import dim_products
 from raffm_ray.axes.indexing import Dim, dim_axes, dim_size
-from raffm_ray.axes.layout import Layout
+from raffm_ray.axes.layout import Layout, module_of
 from raffm_ray.basics.errors import UserError
 from raffm_ray.models.adapters.lora import rank_axis
-from raffm_ray.models.adapters.targets import module_of
 from raffm_ray.models.hooks import mask_for
 from raffm_ray.models.objectives import Objective
 

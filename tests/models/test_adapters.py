@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CASES, architecture_case, outputs
-from cut_models import cut, logits, masked, masked_model
+from cut_models import cut, logits, masked, masked_model, named, shaken
 from plans import legal_order, random_cut
 from realistic_models import LEARNS, REALISTIC, training_batch
 from torch import Tensor, nn
@@ -45,16 +45,7 @@ def architecture(plain: Architecture) -> Architecture:
 
 @pytest.fixture
 def model(architecture: Architecture) -> nn.Module:
-    """A full model of which no parameter is at its initial zeros and ones, adapters neither."""
-    full, generator = new_model(architecture, 1).eval(), torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in full.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return full
-
-
-def named(model: nn.Module) -> dict[str, Tensor]:
-    return {name: values.detach().clone() for name, values in model.named_parameters()}
+    return shaken(architecture)
 
 
 def close(found: Tensor, expected: Tensor) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CASES, TINY, architecture_case, outputs, tiny_experiment
-from cut_models import logits
+from cut_models import logits, named, shaken
 from plans import random_cut
 from torch import Tensor, nn
 
@@ -31,15 +31,7 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
 
 @pytest.fixture
 def model(architecture: Architecture) -> nn.Module:
-    full, generator = new_model(architecture, 1).eval(), torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in full.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return full
-
-
-def named(model: nn.Module) -> dict[str, Tensor]:
-    return {name: values.detach().clone() for name, values in model.named_parameters()}
+    return shaken(architecture)
 
 
 def stock(architecture: Architecture, tensors: dict[str, Tensor]) -> nn.Module:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from raffm_ray.axes.indexing import Axis
-from raffm_ray.axes.layout import Layout, Parameter
+from raffm_ray.axes.layout import Layout, Parameter, module_of
 from raffm_ray.basics.errors import UserError
-from raffm_ray.models.adapters.targets import adapted_weights, linear_weights, module_of, projections
+from raffm_ray.models.adapters.targets import adapted_weights, linear_weights, projections
 
 RANK = "rank"
 """The kind of an adapter's axis."""

@@ -5,17 +5,12 @@ from fnmatch import fnmatchcase
 
 from raffm_ray.axes.dim_sizes import dim_products, innermost
 from raffm_ray.axes.indexing import dim_axes
-from raffm_ray.axes.layout import Attention, Layout, Parameter
+from raffm_ray.axes.layout import Attention, Layout, Parameter, module_of
 from raffm_ray.basics.errors import UserError, near_miss
 
 KINDS = ("query", "key", "value", "output", "gate", "up", "down")
 """What a projection of an attention, or of the FFN behind it, is for."""
 ALL = "all"
-
-
-def module_of(name: str) -> str:
-    """The module that a parameter is in."""
-    return name.rpartition(".")[0]
 
 
 def linear_weights(layout: Layout) -> dict[str, Parameter]:
