@@ -10,6 +10,7 @@ import torch
 from conftest import tiny_experiment
 from methods import ADAPTED
 from round_states import state_of
+from safetensors.torch import load_file
 
 import raffm_ray
 from raffm_ray.axes.flat_parameters import views
@@ -79,6 +80,17 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bits(name, tmp_path) -> Non
     with pytest.raises(KeyboardInterrupt):
         raffm_ray.simulate(experiment(name, rounds=4, checkpoint={"every": 1}), tmp_path / "parts", on_round=stop)
     assert raffm_ray.resume(tmp_path / "parts")["params_sha256"] == whole["params_sha256"]
+
+
+def test_what_is_added_to_the_frozen_model_is_in_the_final_one_and_in_nothing_else(tmp_path) -> None:
+    found = {}
+    for name in ("rbla", "flora", "fedex_lora"):
+        raffm_ray.simulate(experiment(name, rounds=1), tmp_path / name)
+        found[name] = load_file(tmp_path / name / "checkpoints" / "final" / "model.safetensors")
+    adapted = {name.replace(".lora_A", "") for name in found["rbla"] if ".lora_A." in name}
+    for name in ("flora", "fedex_lora"):
+        moved = {key for key, values in found[name].items() if "lora" not in key and not torch.equal(values, found["rbla"][key])}
+        assert moved == adapted
 
 
 def test_devices_are_charged_for_what_a_method_moves(tmp_path) -> None:
