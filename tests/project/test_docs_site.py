@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -149,8 +150,10 @@ def settings(model: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from settings(groups[0], full)
             continue
         yield full, field
+        optional = isinstance(field.annotation, types.UnionType)
+        inner = full if optional else f"{full}.<name>"  # a group or none; else a mapping, of which each value is a group
         for group in groups:
-            yield from settings(group, f"{full}.<name>")
+            yield from settings(group, inner)
 
 
 @pytest.mark.parametrize("model", [Experiment, Study])
