@@ -1,5 +1,6 @@
 """All parameters as one flat float32 array, in the model's order: how they are sent, summed and averaged."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from math import prod
 
@@ -21,6 +22,13 @@ def is_same(one: Flat, other: Flat) -> bool:
     return (one.ctypes.data, len(one)) == (other.ctypes.data, len(other))
 
 
+def as_tensor(flat: Flat) -> Tensor:
+    """The same memory as a tensor. It may be shared memory that torch could write to although it is read-only: nobody may."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(flat)
+
+
 def views(flat: Tensor, shapes: Shapes, size_specific: Sequence[str] = (), copy: int = 0) -> dict[str, Tensor]:
     """The flat array as named parameters that share its memory.
 
@@ -36,4 +44,7 @@ def views(flat: Tensor, shapes: Shapes, size_specific: Sequence[str] = (), copy:
 
 def flatten(parameters: Mapping[str, Tensor], shapes: Shapes) -> Tensor:
     """Named parameters as one new float32 array."""
-    return torch.cat([parameters[name].detach().reshape(-1).to("cpu", torch.float32) for name in shapes])
+    flat = torch.empty(sum(map(prod, shapes.values())))
+    for name, values in views(flat, shapes).items():  # one by one: what is converted is never there as a whole
+        values.copy_(parameters[name].detach().view_as(values))
+    return flat

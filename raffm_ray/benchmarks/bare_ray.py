@@ -76,3 +76,9 @@ def bare_start(workers: int) -> None:
         cores = max(workers, usable_cores())
         ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         ray.get([_actor(_Importer).ready.remote() for _ in range(workers)])
+
+
+def stored_bytes() -> float:
+    """Bytes in the object stores of all nodes, as these told last."""
+    name = "object_store_memory"
+    return float(ray.cluster_resources().get(name, 0.0) - ray.available_resources().get(name, 0.0))

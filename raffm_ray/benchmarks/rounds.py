@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from raffm_ray.axes.flat_parameters import flatten
+from raffm_ray.axes.flat_parameters import as_tensor, flatten
 from raffm_ray.benchmarks.bare_ray import add_client
 from raffm_ray.benchmarks.measurement import Backend
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.client_state import ClientState
 from raffm_ray.clients.messages import Job, Report, RoundContext, Update
 from raffm_ray.models.architecture import new_model
+from raffm_ray.models.freezing import from_array
 from raffm_ray.pool.worker_pool import Pool, open_pool
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs.progress import Display
@@ -85,11 +86,16 @@ class Rounds:
 
 
 @contextmanager
-def federation(prepared: Prepared, runner: ClientRunner, workers: int | None, backend: Backend) -> Iterator[Rounds]:
-    """A federation with a pool of its own, of as many workers as there is room for where none are given, which is closed at the end; one round has been run, so that everything is warm."""
+def federation(
+    prepared: Prepared, runner: ClientRunner, workers: int | None, backend: Backend, state: ServerState | None = None
+) -> Iterator[Rounds]:
+    """A federation with a pool of its own, of as many workers as there is room for where none are given, which is closed at the end; one round has
+    been run, so that everything is warm. `state`: before it; default: of random weights."""
     pool = open_pool(runner, prepared.setup.experiment.pool.model_copy(update={"workers": workers, "backend": backend}))
     try:
-        rounds = Rounds(prepared.setup, pool, starting_state(prepared.setup, starting_flat(prepared)))
+        first = starting_state(prepared.setup, starting_flat(prepared)) if state is None else state
+        first = first.with_frozen(from_array(as_tensor(pool.placed(first.frozen_array))))
+        rounds = Rounds(prepared.setup, pool, first)
         rounds.run()
         yield rounds
     finally:

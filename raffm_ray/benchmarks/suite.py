@@ -20,6 +20,7 @@ from raffm_ray.basics.errors import UserError, near_miss
 from raffm_ray.basics.machine import memory_bytes, processor, usable_cores
 from raffm_ray.basics.tables import WordTable
 from raffm_ray.basics.version import __version__
+from raffm_ray.benchmarks.cases.large import large
 from raffm_ray.benchmarks.cases.lengths import lengths
 from raffm_ray.benchmarks.cases.records import records
 from raffm_ray.benchmarks.cases.startup import start
@@ -54,6 +55,9 @@ CASES: dict[str, Case] = {
     "extract-aggregate": Case(extract_aggregate, "bytes cut and added a second / copied"),
     "scale": Case(scale, "registered clients, clients a round, workers: the most / the fewest"),
     "lengths": Case(lengths, "MiniLM on texts of 4 to 128 tokens, those of like length in a step / shuffled"),
+    "large": Case(
+        large, "a LLaMA of 1.0 billion, frozen in bfloat16: bytes and memory of a round of 4 clients / of what is trained"
+    ),
     "records": Case(records, "10,000 rounds of 1,000 clients: written, gone on from, read / by pyarrow alone"),
     "start": Case(start, "raffm-ray run to the end of round 1 / libraries and Ray alone"),
     "gpu": Case(gpu, "BERT-base and ViT-B/16 in bfloat16, 10 clients of 4 steps / a plain loop on the same GPU", why_no_gpu),

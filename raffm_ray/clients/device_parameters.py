@@ -1,13 +1,11 @@
 """The parameters that a worker computes with: arrays of shared memory, and their copies on a GPU."""
 
-import warnings
 import weakref
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from raffm_ray.axes.flat_parameters import NOTHING, Flat, is_same
+from raffm_ray.axes.flat_parameters import NOTHING, Flat, as_tensor, is_same
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.freezing import from_array, named_parameters
 
@@ -27,10 +25,7 @@ class DeviceParameters:
         return True
 
     def _placed(self, flat: Flat, device: str, frozen: bool) -> Tensor:
-        # The array may be shared memory that torch could write to although it is read-only: modules get copies out of it.
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            values = torch.from_numpy(flat)
+        values = as_tensor(flat)  # modules get copies out of it
         if device == "cpu":
             return values
         if frozen not in self.copied or self.copied[frozen][0]() is not flat:

@@ -1,7 +1,7 @@
 """Frozen parameters: which ones the patterns name, how they are told apart from the trained ones, and modules that compute no gradients for
 them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import prod
@@ -115,6 +115,23 @@ def named_parameters(
         raise ValueError(f"{frozen.numel()} frozen parameters, and this model has others")
     named |= frozen_views(frozen, architecture)
     return {name: named[name] for name in architecture.shapes}
+
+
+class InFloat32(Mapping[str, Tensor]):
+    """Tensors by name as float32, converted when they are asked for: a large model whose frozen part is in bfloat16 is never whole in float32.
+    Those that are float32 are given as they are."""
+
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
+        self.named = named
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.named[name].float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.named)
+
+    def __len__(self) -> int:
+        return len(self.named)
 
 
 def to_array(frozen: Tensor) -> NDArray[Any]:

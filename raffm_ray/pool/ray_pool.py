@@ -172,6 +172,13 @@ class RayPool:
                 scheduler.wait_for_next()
             yield result
 
+    def placed(self, frozen: Flat) -> Flat:
+        """See `Pool.placed`: in the object store of this node, read-only."""
+        promise = self._in_store(frozen, True)
+        there: Flat = ray.get(promise)
+        self._sent[True] = (there, promise)
+        return there
+
     def memory(self) -> Sequence[tuple[int, int]]:
         """See `Pool.memory`; of those that answer soon."""
         asked = [slot.actor.memory.remote() for slot in self._slots if slot.place is not None]

@@ -36,6 +36,10 @@ class Pool(Protocol):
         """
         ...
 
+    def placed(self, frozen: Flat) -> Flat:
+        """The same numbers where the workers read them, so that this process need not keep another copy."""
+        ...
+
     def memory(self) -> Sequence[tuple[int, int]]:
         """Of every process besides this one that runs calls: bytes that it holds now, and the most that it has held."""
         ...
@@ -66,6 +70,10 @@ class InProcessPool:
             with self.profile.during("record"):
                 progress(index, small)
             yield small, large
+
+    def placed(self, frozen: Flat) -> Flat:
+        """See `Pool.placed`: the array itself."""
+        return frozen
 
     def memory(self) -> Sequence[tuple[int, int]]:
         """See `Pool.memory`: there is no other process."""

@@ -18,7 +18,10 @@ def public_statistics(prepared: Prepared, state: ServerState, statistic: str) ->
     model = build(architecture, {name: values.clone() for name, values in named.items()}, Plan())
     asked = [public.batch(slice(start, start + 32)) for start in range(0, len(public), 32)]
     objective = objective_of(architecture)
-    return {
+    found = {
         **collect(model, architecture.layout, asked, statistic, objective),
         **norm_statistics(model, architecture.layout, asked),
     }
+    del model, named
+    trim_heap()  # else the driver holds this peak besides that of its averages
+    return found

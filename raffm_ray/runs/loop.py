@@ -7,11 +7,13 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
+from raffm_ray.axes.flat_parameters import as_tensor
 from raffm_ray.basics.errors import BadUpdateError, UserError
 from raffm_ray.basics.formatting import counted
 from raffm_ray.clients.client_state import ClientState
 from raffm_ray.clients.messages import Update
 from raffm_ray.data.shares import by_device, write_shares
+from raffm_ray.models.freezing import from_array
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.pace_search import rank_with_pace
 from raffm_ray.preparation.prepare import Prepared
@@ -193,6 +195,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         return completed
 
     state, first = recorder.state, starting_state(setup, start)
+    first = first.with_frozen(from_array(as_tensor(pool.placed(first.frozen_array))))
     if state is not None:
         scores, reached = plain_scores(setup.architecture), add_reached({}, {}, [], setup.architecture.layout)
         check_fits(state, replace(first, scores=scores, reached=reached), recorder.folder)

@@ -20,7 +20,7 @@ from raffm_ray.clients.updates.row import OWN
 from raffm_ray.devices.availability import Availability
 from raffm_ray.devices.profiles import Device
 from raffm_ray.models.architecture import Architecture
-from raffm_ray.models.freezing import named_parameters, split, to_array
+from raffm_ray.models.freezing import InFloat32, named_parameters, split, to_array
 from raffm_ray.server.adapter_rules.chosen import with_adapter_settings
 from raffm_ray.server.aggregation import AGGREGATION_RULES
 from raffm_ray.server.agnostic_mixture import Mixture, first_mixture
@@ -293,8 +293,7 @@ def with_first_choices(setup: Setup, state: ServerState) -> ServerState:
     return replace(state, records=first_records(setup.experiment), mixture=mixture)
 
 
-def parameters_of(setup: Setup, state: ServerState, copy: int = 0) -> dict[str, Tensor]:
+def parameters_of(setup: Setup, state: ServerState, copy: int = 0) -> InFloat32:
     """All parameters of a state by name, float32, in the model's order; they share its memory, but for frozen ones in another type. `copy`:
     which one of the size-specific parameters."""
-    named = named_parameters(state.parameters, state.frozen_now, setup.architecture, setup.size_specific, copy)
-    return {name: values.float() for name, values in named.items()}
+    return InFloat32(named_parameters(state.parameters, state.frozen_now, setup.architecture, setup.size_specific, copy))

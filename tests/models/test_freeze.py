@@ -28,6 +28,7 @@ from raffm_ray.clients.messages import Job
 from raffm_ray.models.architecture import Architecture, architecture_of, new_model
 from raffm_ray.models.freezing import (
     ALIGNMENT,
+    InFloat32,
     for_training,
     freeze,
     from_array,
@@ -474,3 +475,14 @@ def test_bfloat16_halves_the_bytes_of_what_is_frozen_in_every_charge() -> None:
         assert one.memory_bytes == other.memory_bytes - frozen // 2
         assert one.bytes_up == other.bytes_up
         assert one.params == other.params
+
+
+def test_a_parameter_is_converted_when_it_is_asked_for() -> None:
+    half, single = torch.arange(4).bfloat16(), torch.arange(3.0)
+    named = InFloat32({"half": half, "single": single})
+    assert list(named) == ["half", "single"]
+    assert named["half"].dtype == torch.float32
+    assert named["half"].equal(half.float())
+    assert named["single"].data_ptr() == single.data_ptr()
+    half[0] = 7
+    assert named["half"][0] == 7  # nothing is kept from the time before

@@ -189,3 +189,16 @@ def test_a_start_ahead_that_fails_is_told_to_whoever_waits_for_it(monkeypatch) -
     with pytest.raises(UserError, match="no Ray today"):
         ray_start.connect(PoolSettings())
     assert len(started) == 1
+
+
+def test_frozen_parameters_are_read_where_they_were_put_and_put_once(one) -> None:
+    frozen = np.arange(1000, dtype=np.float32)
+    there = one.placed(frozen)
+    assert np.array_equal(there, frozen)
+    assert not np.shares_memory(there, frozen)
+    assert not there.flags.writeable
+    promise = one._in_store(there, True)
+    assert one.placed(there).ctypes.data == there.ctypes.data
+    assert one._in_store(there, True) is promise
+    assert one._in_store(frozen, True) is not promise  # control: other memory is put anew
+    assert InProcessPool(one._runner).placed(frozen) is frozen
