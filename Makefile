@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt tests/s3_server.txt
 demo: $(STAMP)
 	$(RUN)/raffm-ray run experiments/digits.yaml
 
-paper-small: paper-sst2_small paper-cifar10_small
+paper-small: paper-domains_small paper-sst2_small paper-cifar10_small
 
 paper-%: $(STAMP)
 	$(RUN)/raffm-ray compare experiments/paper/$*.yaml --seeds $(SEEDS) --out runs/paper/$* --page experiments/paper/$*.md $(RENEW)

@@ -31,7 +31,7 @@ FULL_SIZE = ["vit", "text"]
 EXPERIMENTS = sorted(path for path in [*FOLDER.glob("*.yaml"), *PAPER.glob("*.yaml")] if path.stem not in FULL_SIZE)
 RIVALS = {"rivals_cifar": 4, "rivals_sst2": 9, "lora_sst2": 9, "lora_domains": 4, "lora_llama": 7}
 """Comparisons, and the stride at which the test takes their rivals: those of a large model would take minutes."""
-COMPARED = [*RIVALS, "domains_personal", "scaffold_cifar", "sst2_small", "cifar10_small"]
+COMPARED = [*RIVALS, "domains_personal", "scaffold_cifar", "sst2_small", "domains_small", "cifar10_small"]
 """Experiments that are run by `compare`."""
 STUDIES = ["study_digits", "tune_digits"]
 NO_HEAD = ("--model.pretrain.head_epochs", "0")
@@ -72,6 +72,10 @@ SHORT = {
     "sst2_small": [
         *("--task.examples", "1500", "--task.public", "32", "--task.validation", "16", "--task.held_out", "0.001"),
         *("--model.pretrain.epochs", "1", "--task.max_length", "16", *NO_HEAD),
+    ],
+    "domains_small": [
+        *("--task.examples", "1500", "--task.public", "32", "--task.validation", "16", "--task.held_out", "0.001"),
+        *("--model.pretrain.epochs", "1", "--task.max_length", "24", *NO_HEAD),
     ],
     "cifar10_small": [
         *("--task.examples", "1500", "--task.public", "32", "--task.validation", "16", "--task.held_out", "0.001"),
