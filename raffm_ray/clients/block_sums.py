@@ -113,16 +113,16 @@ def add_variates(
 
 def _products(change: Tensor, plan: Plan, parameters: Mapping[str, Tensor], factory: ModuleFactory, weight: float) -> Products:
     """Of one client's adapters as it sends them."""
-    architecture, chosen = factory.architecture, factory.selections(plan)
-    assert architecture.adapters is not None
+    architecture, adapters, chosen = factory.architecture, factory.asked.adapters, factory.selections(plan)
+    assert adapters is not None
     moved = _named(change, plan, architecture, factory)
     adapted = [name for name in moved if architecture.layout.parameters[name].adapts]
     sent = {name: take_selected(parameters[name], chosen[name]) + moved[name] for name in adapted}
-    for module in architecture.adapters.modules:  # one of two that is frozen is as it was given
+    for module in adapters.modules:  # one of two that is frozen is as it was given
         for name in factors(module):
             if name in chosen and name not in sent:
                 sent[name] = take_selected(parameters[name], chosen[name])
-    return of_client(sent, chosen, architecture.shapes, architecture.adapters, weight)
+    return of_client(sent, chosen, architecture.shapes, adapters, weight)
 
 
 def _named(summed: Tensor, plan: Plan, architecture: Architecture, factory: ModuleFactory) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ class ClientRunner:
     def _parameters(self, flat: Flat, context: RoundContext, plan: int | None) -> dict[str, Tensor]:
         local = context.local  # a pool outlives a run, and the next one may compute in another precision
         self.module_factory.attention = attention_of(self.architecture, local.attention, local.precision, self.device)
-        self.module_factory.precision = local.precision
+        self.module_factory.precision, self.module_factory.sketched = local.precision, context.sketched
         return self._held.named(flat, self.architecture, self.device, context.size_specific, context.copy_of(plan))
 
     def perform(self, method: str, context: RoundContext, flat: Flat, arguments: tuple[Any, ...]) -> Result:
@@ -292,5 +292,5 @@ class ClientRunner:
         if asked.tune_steps:
             job = Job(asked.client, asked.plan)
             training, client = self._training(context, job), self._data(context, job)
-            tune(module, self.module_factory, self.examples, training, client, asked.tune_steps)
+            tune(module, self.module_factory, self.examples, training, client, asked.tune_steps, context.held)
         return module

@@ -181,6 +181,14 @@ def adapted(architecture: Architecture, settings: Wanted) -> Architecture:
     return replace(architecture, layout=layout, shapes=shapes, adapters=adapters)
 
 
+def with_sketches(architecture: Architecture, sketched: bool) -> Architecture:
+    """The architecture whose adapters are `sketched`, as of `Adapters`, or not; the same where that changes nothing."""
+    adapters = architecture.adapters
+    if adapters is None or adapters.sketched == sketched:
+        return architecture
+    return replace(architecture, adapters=replace(adapters, sketched=sketched))
+
+
 def unadapted(architecture: Architecture, plan: Plan) -> tuple[Architecture, Plan]:
     """The architecture without adapters, of which nothing is frozen, and a plan without their ranks: what `merged` parameters are of."""
     if architecture.adapters is None:

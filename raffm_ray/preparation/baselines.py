@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from raffm_ray.basics.errors import UserError, look_up
+from raffm_ray.models.architecture import with_sketches
 from raffm_ray.models.attention_choice import with_attention
 from raffm_ray.pool.worker_pool import device_of
 from raffm_ray.preparation.prepare import Prepared, check_start
@@ -67,6 +68,8 @@ def with_strategy(prepared: Prepared, baseline: BaselineSettings | None) -> Prep
     changed = alone(prepared.setup.experiment, baseline)
     local, device = changed.local, device_of(changed.pool)
     architecture = with_attention(prepared.setup.architecture, local.attention, local.precision, device)
-    setup = replace(prepared.setup, experiment=changed, architecture=architecture, strategy=setup_strategy(changed))
+    strategy = setup_strategy(changed)
+    architecture = with_sketches(architecture, strategy.sketched)
+    setup = replace(prepared.setup, experiment=changed, architecture=architecture, strategy=strategy)
     check_start(setup)
     return replace(prepared, setup=setup)

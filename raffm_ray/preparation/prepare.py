@@ -16,7 +16,7 @@ from raffm_ray.data.partition import PARTITIONS, partition
 from raffm_ray.data.tasks import Task, head_of, load_task, needs_words
 from raffm_ray.devices.availability import AVAILABILITY
 from raffm_ray.devices.profiles import Device, assign_devices, fleet_shares, known_profiles
-from raffm_ray.models.architecture import Architecture
+from raffm_ray.models.architecture import Architecture, with_sketches
 from raffm_ray.models.foundation import Foundation, load_foundation
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.models.pretrained_weights import new_parameters
@@ -217,7 +217,7 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
     """`prepare` on data and a model's description that are there already. Raises UserError for whatever does not fit them."""
     strategy = setup_strategy(experiment)
     check_augmentation(experiment.local, task)
-    architecture = architecture_for(experiment, foundation, task)
+    architecture = with_sketches(architecture_for(experiment, foundation, task), strategy.sketched)
     new = new_parameters(foundation.source, architecture)
     experiment = with_defaults(experiment, architecture.layout, new, _classes(task) is not None)
     _check_cutting(experiment, architecture)

@@ -11,7 +11,7 @@ from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.models.adapters.lora import factors
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.server.adapter_rules.rules import ADAPTER_RULES, AdapterRule
-from raffm_ray.server.strategies import Strategy, leading_ranks
+from raffm_ray.server.strategies import Strategy
 from raffm_ray.settings.experiment import Experiment
 
 
@@ -26,7 +26,7 @@ def with_adapter_settings(strategy: Strategy, experiment: Experiment) -> Strateg
     rule = look_up(ADAPTER_RULES, strategy.adapters, "strategy.adapters")
     plain = strategy.adapters == "mean" and strategy.factors == "both"
     if experiment.model.adapters is None:
-        if strategy.train is leading_ranks:
+        if strategy.of_adapters:
             raise UserError(
                 f"strategy.name: {settings.name!r} is a method for adapters: model.adapters must be set, such as {{rank: 16}}"
             )
@@ -118,6 +118,11 @@ def held_names(architecture: Architecture, trained: str, round_number: int) -> t
     return tuple(name for name in names if not architecture.layout.parameters[name].frozen)
 
 
+def model_context(architecture: Architecture, strategy: Strategy, round_number: int) -> dict[str, Any]:
+    """What a client's model depends on besides its plan, as fields of a `RoundContext`: what adapters count, and what the round does not train."""
+    return {"sketched": strategy.sketched, "held": held_names(architecture, strategy.factors, round_number)}
+
+
 def adapter_context(
     architecture: Architecture,
     strategy: Strategy,
@@ -134,9 +139,9 @@ def adapter_context(
     measured = "sum" if experiment.evaluation.aggregation_error else ""
     changed = len(base_change) > 0
     return {
+        **model_context(architecture, strategy, round_number),
         "products": ("by_rank" if rule.by_rank else "sum") if rule.products else measured,
         "product_norms": strategy.product_norms,
-        "held": held_names(architecture, strategy.factors, round_number),
         "lasting": strategy.factors == "up" and strategy.adapters == "mean",
         "resent": tuple(f"{module}.weight" for module in architecture.adapters.modules)
         if changed and rule.base == "dense"
