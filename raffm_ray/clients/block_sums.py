@@ -35,6 +35,22 @@ def change_weight(context: RoundContext, weight: float, loss: float | None) -> f
     return weight if loss is None else weight * max(loss, LEAST_LOSS) ** context.fair_exponent
 
 
+def sum_weight(
+    context: RoundContext,
+    job: Job,
+    change: Tensor,
+    loss: float | None,
+    parameters: Mapping[str, Tensor],
+    factory: ModuleFactory,
+) -> float:
+    """What a client's change counts in the sum: `change_weight`, or where products weigh the norm of its own. `change`, `loss`: as of `fair_weights`;
+    `parameters`: by name, those of the round."""
+    assert job.plan is not None
+    if not context.product_norms:
+        return change_weight(context, job.weight, loss)
+    return norm_of(_products(change, context.plans[job.plan], parameters, factory, 1.0))
+
+
 def fair_weights(context: RoundContext, weight: float, loss: float | None, change: Tensor) -> tuple[float, float]:
     """What a client's change counts in the sum, and in the divisor. `change`: flat, of its plan's parameters."""
     counts, q = change_weight(context, weight, loss), context.fair_exponent

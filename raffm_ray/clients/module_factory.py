@@ -15,7 +15,7 @@ from raffm_ray.clients.local_training import Prefix
 from raffm_ray.models.architecture import Architecture, skeleton, skeleton_key, with_sketches
 from raffm_ray.models.first_position import compute_first_position
 from raffm_ray.models.freezing import ALIGNMENT, only_trained
-from raffm_ray.models.modules import install
+from raffm_ray.models.modules import install, recompute_blocks
 from raffm_ray.models.stacked_modules import StackedModule, stacked_skeleton
 from raffm_ray.models.word_rows import WordRows, look_up_places, use_rows
 from raffm_ray.subnetworks.calibration import Statistics
@@ -65,7 +65,7 @@ class Skeleton:
 class ModuleFactory:
     """Makes the modules of one architecture's plans on one device, and remembers their skeletons, the last used ones. `watch`: counts
     the time that it takes. Of the modules that it makes next: `attention`, None for the architecture's own; `precision`, in which they compute;
-    `sketched`, whether k of r ranks count r / k."""
+    `sketched`, whether k of r ranks count r / k; `recomputes`, whether blocks are computed again in the backward pass."""
 
     architecture: Architecture
     watch: Stopwatch
@@ -73,6 +73,7 @@ class ModuleFactory:
     attention: str | None = None
     precision: str = "float32"
     sketched: bool = False
+    recomputes: bool = False
     skeletons: dict[object, Skeleton] = field(default_factory=dict)
     stacks: dict[object, StackedModule] = field(default_factory=dict)
     cuts: dict[object, Selections] = field(default_factory=dict)
@@ -149,7 +150,7 @@ class ModuleFactory:
             return self._installed(plan, owned, rows, observed)
 
     def _installed(self, plan: Plan, parameters: Parameters, rows: WordRows | None, observed: bool = False) -> nn.Module:
-        key = (self.attention, self.sketched, observed, skeleton_key(self.architecture, plan))
+        key = (self.attention, self.sketched, self.recomputes, observed, skeleton_key(self.architecture, plan))
         chosen = _remember(self.skeletons, key, lambda: self._skeleton(plan, observed))
         self.in_use.append(chosen)
         use_rows(self.architecture, chosen.module, rows)
@@ -159,6 +160,8 @@ class ModuleFactory:
         module = look_up_places(self.architecture, skeleton(self.asked, plan, self.attention))
         if not observed:
             compute_first_position(self.architecture, plan, module)
+            if self.recomputes:
+                recompute_blocks(module, self.architecture.layout)
         return Skeleton(self.architecture, module, dict(module.named_parameters()))
 
     def stacked(self, plan: Plan) -> StackedModule:

@@ -16,14 +16,14 @@ from raffm_ray.data.partition import PARTITIONS, partition
 from raffm_ray.data.tasks import Task, head_of, load_task, needs_words
 from raffm_ray.devices.availability import AVAILABILITY
 from raffm_ray.devices.profiles import Device, assign_devices, fleet_shares, known_profiles
-from raffm_ray.models.architecture import Architecture, with_sketches
+from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.foundation import Foundation, load_foundation
 from raffm_ray.models.objectives import OBJECTIVES
 from raffm_ray.models.pretrained_weights import new_parameters
 from raffm_ray.pool.gpu_sharing import worker_bytes
 from raffm_ray.preparation.client_parts import ClientParts, client_parts
 from raffm_ray.preparation.defaults import with_defaults
-from raffm_ray.preparation.model_for_task import architecture_for, class_weights
+from raffm_ray.preparation.model_for_task import architecture_for, as_trained, class_weights
 from raffm_ray.preparation.pinning import pinned
 from raffm_ray.server.adapter_rules.chosen import check_projections
 from raffm_ray.server.blocks import not_stacked, stack_sizes
@@ -217,7 +217,7 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
     """`prepare` on data and a model's description that are there already. Raises UserError for whatever does not fit them."""
     strategy = setup_strategy(experiment)
     check_augmentation(experiment.local, task)
-    architecture = with_sketches(architecture_for(experiment, foundation, task), strategy.sketched)
+    architecture = as_trained(architecture_for(experiment, foundation, task), experiment, strategy.sketched)
     new = new_parameters(foundation.source, architecture)
     experiment = with_defaults(experiment, architecture.layout, new, _classes(task) is not None)
     _check_cutting(experiment, architecture)

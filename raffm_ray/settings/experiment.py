@@ -86,9 +86,7 @@ class LocalSettings(Settings):
         default="standard",
         description="a client's training in a round as a whole: one of raffm_ray.clients.client_updates.CLIENT_UPDATES",
     )
-    schedule: Literal["constant", "cosine"] = Field(
-        default="constant", description="how the learning rate changes over the rounds"
-    )
+    schedule: Literal["constant", "cosine"] = Field(default="constant", description="how the learning rate changes over rounds")
     warmup_rounds: int | None = Field(
         default=None,
         ge=0,
@@ -127,6 +125,10 @@ class LocalSettings(Settings):
         default="auto",
         description="how attention is computed: `sdpa` by PyTorch's fused kernels, `eager` by two matrix products and a softmax; `auto`: by a rule over "
         "device, precision, dropout and positions (raffm_ray.models.attention_choice)",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="whether training keeps only what every block of a stack reads, and computes the block again for its gradients",
     )
 
 

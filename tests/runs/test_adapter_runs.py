@@ -15,9 +15,15 @@ from safetensors.torch import load_file
 
 import raffm_ray
 from raffm_ray.axes.flat_parameters import views
+from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError
+from raffm_ray.clients import block_sums
+from raffm_ray.clients.evaluation.own_model import OwnModel
+from raffm_ray.clients.folds.products import Products, norm_of
 from raffm_ray.clients.messages import Update
+from raffm_ray.models.adapters.lora import factors
 from raffm_ray.preparation.prepare import prepare
+from raffm_ray.runs.evaluation import _context
 from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.server.adapter_rules.rules import ADAPTER_RULES
 from raffm_ray.server.rounds import begin_round, finish_round
@@ -287,3 +293,32 @@ def test_a_subnetwork_of_the_frozen_model_and_ranks_are_cut_from_one_list(rule, 
     }
     found = raffm_ray.simulate(parse(values), tmp_path / "run")
     assert found["tiers"]["raspberry_pi_4"]["params_fraction"] <= 0.6
+
+
+def test_a_client_whose_weight_is_no_32_bit_float_is_refused_alone(tmp_path, monkeypatch) -> None:
+    def norm(products: Products) -> float:
+        (first, *_) = products.values()
+        return 1e39 if len(first.ranks) == 1 else norm_of(products)
+
+    monkeypatch.setattr(block_sums, "norm_of", norm)
+    raffm_ray.simulate(experiment("hetlora", evaluation={"aggregation_error": False}), tmp_path / "run")
+    clients = ds.dataset(tmp_path / "run" / "clients").to_table(["device", "refused"]).to_pylist()
+    small = DEVICES[:2]
+    assert {one["device"] in small for one in clients} == {True, False}
+    assert all(one["refused"] == ("change not finite" if one["device"] in small else "") for one in clients)
+
+
+@pytest.mark.parametrize("name", ["ffa_lora", "rolora", "rbla"])
+def test_a_tuned_model_trains_what_its_round_trains(name) -> None:
+    prepared = prepare(experiment(name, evaluation={"clients": "all", "tune": {"steps": 3}}, clients={"held_out": 0.3}))
+    state, runner = replace(state_of(prepared), round=1), prepared.runner()
+    client = next(client for client, share in enumerate(prepared.shares) if len(share) > 3)
+    context = _context(prepared.setup, state, [Plan()])
+    runner.hold(state.frozen_array)
+    given = runner._parameters(state.parameters.numpy(), context, 0)
+    before = {key: values.clone() for key, values in given.items()}
+    after = dict(runner._module(state.parameters.numpy(), context, OwnModel(0, client, None, 3)).named_parameters())
+    moved = {key for key, values in after.items() if not torch.equal(values, before[key])}
+    adapters = [factors(module) for module in prepared.setup.architecture.adapters.modules]
+    assert {up for _, up in adapters} <= moved
+    assert bool({down for down, _ in adapters} & moved) == (name == "rbla")
