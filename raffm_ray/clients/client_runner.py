@@ -189,6 +189,7 @@ class ClientRunner:
             calibrated=min(len(share), context.calibration_examples) if job.calibrate else 0,
             statistics_values=sum(values.numel() for values in (measured or {}).values()),
             received_loss=received,
+            ranks=trained.ranks if trained and not refused else None,
             state_bytes=trained.state.nbytes if trained and trained.state and not refused else None,
         )
         return report, None if refused else trained, measured

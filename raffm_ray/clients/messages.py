@@ -83,7 +83,8 @@ class Report:
     `statistics_refused`: why its statistics are not;
     `forward_backward`: (plan, examples) pairs, how many examples went forward and backward through each plan; `calibrated`: how many
     examples it calibrated on; `statistics_values`: how many numbers it reported of them; `state_bytes`: of what it keeps, None where that is nothing;
-    `received_loss`: of all its examples before it trained, None where that is not asked for.
+    `received_loss`: of all its examples before it trained, None where that is not asked for; `ranks`: how many ranks of its adapters it keeps from now on, None for
+    as many as before.
     """
 
     client: int
@@ -100,6 +101,7 @@ class Report:
     statistics_refused: str = ""
     state_bytes: int | None = None
     received_loss: float | None = None
+    ranks: int | None = None
 
 
 @dataclass(frozen=True)

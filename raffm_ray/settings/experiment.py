@@ -107,7 +107,7 @@ class LocalSettings(Settings):
     proximal: float = Field(
         default=0.0,
         ge=0,
-        description="mu of FedProx: how strongly a client's parameters are pulled back to those that it received; also alpha of `feddyn`, lambda of `ditto` and `pfedme`; 0: not at all",
+        description="mu of FedProx: how strongly a client's parameters are pulled back to those that it received; also alpha of `feddyn`, lambda of `ditto`, `pfedme` and `rank_pruning`; 0: not at all",
     )
     crop_padding: int = Field(
         default=0,

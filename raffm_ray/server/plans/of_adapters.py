@@ -3,13 +3,15 @@
 import numpy as np
 
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.axes.layout import Layout
 from raffm_ray.basics.seeding import generator
+from raffm_ray.models.adapters.lora import RANK
 from raffm_ray.server.plans.view import StrategyView, at_one_rate, some_layers
 from raffm_ray.subnetworks.budgets import Budget
-from raffm_ray.subnetworks.extraction import Cutting
+from raffm_ray.subnetworks.extraction import Cutting, kind_of
 from raffm_ray.subnetworks.salience import METRICS, identity_orders, rank
 
-RANKS = Cutting({"rank": 1}, {})
+RANKS = Cutting({RANK: 1}, {})
 """What methods for adapters of unequal ranks cut: ranks, of every adapter alike. The frozen model stays whole."""
 
 
@@ -45,3 +47,12 @@ def random_layers(view: StrategyView, budget: Budget, client: int) -> Plan:
         staying = [index for index in drawn if (name, index) not in can_go]
         orders[name] = np.array([*staying, *(index for index in drawn if (name, index) in can_go)])
     return some_layers(view, orders, budget)
+
+
+def fewer_ranks(plan: Plan, layout: Layout, most: int | None) -> Plan:
+    """A plan with the first of its ranks, so `most` of every adapter; None for all of them."""
+    if most is None:
+        return plan
+    whole = {name: plan.get(name, np.arange(axis.size)) for name, axis in layout.axes.items() if kind_of(name) == RANK}
+    cut = {name: indices[:most] for name, indices in whole.items() if len(indices) > most}
+    return Plan({**plan, **cut}) if cut else plan
