@@ -26,7 +26,8 @@ import numpy as np
 
 import raffm_ray
 from raffm_ray.axes.indexing import Plan
-from raffm_ray.server.strategies import STRATEGIES, StrategyView
+from raffm_ray.server.plans.view import StrategyView
+from raffm_ray.server.strategies import STRATEGIES
 from raffm_ray.subnetworks.budgets import Budget
 from raffm_ray.subnetworks.salience import METRICS, Scores
 

@@ -1,8 +1,8 @@
 """Strategies by what they are for."""
 
-from raffm_ray.server.strategies import STRATEGIES, leading_ranks
+from raffm_ray.server.strategies import STRATEGIES
 
-ADAPTED = [name for name, row in STRATEGIES.items() if row.train is leading_ranks]
-"""Methods for adapters of unequal ranks, which run where a model has adapters."""
+ADAPTED = [name for name, row in STRATEGIES.items() if row.of_adapters]
+"""Methods for adapters, which run where a model has adapters."""
 WHOLE = [name for name in STRATEGIES if name not in ADAPTED]
 """All others."""

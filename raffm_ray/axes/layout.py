@@ -1,7 +1,9 @@
 """A model described for cutting: what its parameters, attention modules and norms are made of, by the names of its axes."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
@@ -62,6 +64,11 @@ class Layout:
     norms: tuple[str, ...] = field(default=())
     norm_positions: Mapping[str, str] = field(default_factory=dict)  # what kind a norm sees, if not "tokens"
 
+    @cached_property
+    def blocks(self) -> frozenset[str]:
+        """The modules of the stacks' blocks, whether a plan can drop them or not, as far as their numbers."""
+        return frozenset(found.group(1) for site in self.attentions if (found := _NUMBERED.match(site.module)))
+
     @property
     def layer_axes(self) -> set[str]:
         """The axes that count layers."""
@@ -71,6 +78,15 @@ class Layout:
 def module_of(name: str) -> str:
     """The module that a parameter is in."""
     return name.rpartition(".")[0]
+
+
+_NUMBERED = re.compile(r"(.*?\.\d+)\.")
+
+
+def block_of(name: str, layout: Layout) -> str:
+    """The block of a stack, an attention and its FFN, that a parameter or module is in, as far as its number; "" where it is in none."""
+    found = _NUMBERED.match(name)
+    return found.group(1) if found and found.group(1) in layout.blocks else ""
 
 
 def is_kept(layer: Layer | None, plan: Plan) -> bool:

@@ -35,6 +35,22 @@ def change_weight(context: RoundContext, weight: float, loss: float | None) -> f
     return weight if loss is None else weight * max(loss, LEAST_LOSS) ** context.fair_exponent
 
 
+def sum_weight(
+    context: RoundContext,
+    job: Job,
+    change: Tensor,
+    loss: float | None,
+    parameters: Mapping[str, Tensor],
+    factory: ModuleFactory,
+) -> float:
+    """What a client's change counts in the sum: `change_weight`, or where products weigh the norm of its own. `change`, `loss`: as of `fair_weights`;
+    `parameters`: by name, those of the round."""
+    assert job.plan is not None
+    if not context.product_norms:
+        return change_weight(context, job.weight, loss)
+    return norm_of(_products(change, context.plans[job.plan], parameters, factory, 1.0))
+
+
 def fair_weights(context: RoundContext, weight: float, loss: float | None, change: Tensor) -> tuple[float, float]:
     """What a client's change counts in the sum, and in the divisor. `change`: flat, of its plan's parameters."""
     counts, q = change_weight(context, weight, loss), context.fair_exponent
@@ -113,16 +129,16 @@ def add_variates(
 
 def _products(change: Tensor, plan: Plan, parameters: Mapping[str, Tensor], factory: ModuleFactory, weight: float) -> Products:
     """Of one client's adapters as it sends them."""
-    architecture, chosen = factory.architecture, factory.selections(plan)
-    assert architecture.adapters is not None
+    architecture, adapters, chosen = factory.architecture, factory.asked.adapters, factory.selections(plan)
+    assert adapters is not None
     moved = _named(change, plan, architecture, factory)
     adapted = [name for name in moved if architecture.layout.parameters[name].adapts]
     sent = {name: take_selected(parameters[name], chosen[name]) + moved[name] for name in adapted}
-    for module in architecture.adapters.modules:  # one of two that is frozen is as it was given
+    for module in adapters.modules:  # one of two that is frozen is as it was given
         for name in factors(module):
             if name in chosen and name not in sent:
                 sent[name] = take_selected(parameters[name], chosen[name])
-    return of_client(sent, chosen, architecture.shapes, architecture.adapters, weight)
+    return of_client(sent, chosen, architecture.shapes, adapters, weight)
 
 
 def _named(summed: Tensor, plan: Plan, architecture: Architecture, factory: ModuleFactory) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.plugins import Plugin
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.basics.seeding import generator, torch_seed
-from raffm_ray.clients.block_sums import BlockSums, add_updates, add_variates, change_weight
+from raffm_ray.clients.block_sums import BlockSums, add_updates, add_variates, sum_weight
 from raffm_ray.clients.client_state import ClientState
 from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.clients.device_parameters import DeviceParameters
@@ -93,7 +93,8 @@ class ClientRunner:
     def _parameters(self, flat: Flat, context: RoundContext, plan: int | None) -> dict[str, Tensor]:
         local = context.local  # a pool outlives a run, and the next one may compute in another precision
         self.module_factory.attention = attention_of(self.architecture, local.attention, local.precision, self.device)
-        self.module_factory.precision = local.precision
+        self.module_factory.precision, self.module_factory.sketched = local.precision, context.sketched
+        self.module_factory.recomputes = local.gradient_checkpointing
         return self._held.named(flat, self.architecture, self.device, context.size_specific, context.copy_of(plan))
 
     def perform(self, method: str, context: RoundContext, flat: Flat, arguments: tuple[Any, ...]) -> Result:
@@ -172,7 +173,7 @@ class ClientRunner:
                         received = received_loss(self.module_factory, parameters, context, self.examples, work, job.plan)
                     trained = trained or self._train(parameters, context, job, job.plan, remembered)
                 steps = steps_of(len(share), local.batch_size, local.epochs, local.steps)
-                counts = change_weight(context, job.weight, received)
+                counts = sum_weight(context, job, trained.change, received, parameters, self.module_factory)
                 refused = refusal(trained.change, counts, context.norm_bound) or refused_besides(trained, job.weight)
         report = Report(
             client=job.client,
@@ -188,6 +189,7 @@ class ClientRunner:
             calibrated=min(len(share), context.calibration_examples) if job.calibrate else 0,
             statistics_values=sum(values.numel() for values in (measured or {}).values()),
             received_loss=received,
+            ranks=trained.ranks if trained and not refused else None,
             state_bytes=trained.state.nbytes if trained and trained.state and not refused else None,
         )
         return report, None if refused else trained, measured
@@ -292,5 +294,5 @@ class ClientRunner:
         if asked.tune_steps:
             job = Job(asked.client, asked.plan)
             training, client = self._training(context, job), self._data(context, job)
-            tune(module, self.module_factory, self.examples, training, client, asked.tune_steps)
+            tune(module, self.module_factory, self.examples, training, client, asked.tune_steps, context.held)
         return module

@@ -10,6 +10,7 @@ from raffm_ray.clients.local_training import ClientData, Training
 from raffm_ray.clients.updates.control_variates import CONTROL, DUAL, feddyn, scaffold
 from raffm_ray.clients.updates.meta import per_fedavg
 from raffm_ray.clients.updates.personal import INNER_STEPS, ditto, fedrep, pfedme
+from raffm_ray.clients.updates.pruning import rank_pruning
 from raffm_ray.clients.updates.row import OWN, Batches, ClientUpdate, Memory, Named, Outcome, PrefixAt
 from raffm_ray.clients.updates.standard import standard
 from raffm_ray.data.examples import Examples, step_sizes
@@ -23,6 +24,7 @@ CLIENT_UPDATES: Table[ClientUpdate] = Table(
         "ditto": ClientUpdate(ditto, passes=2.0, keeps={OWN: "received"}, copies=2, proximal="lambda of Ditto"),
         "pfedme": ClientUpdate(pfedme, passes=INNER_STEPS, keeps={OWN: "received"}, copies=2, proximal="lambda of pFedMe"),
         "per_fedavg": ClientUpdate(per_fedavg, passes=2.0, copies=1),
+        "rank_pruning": ClientUpdate(rank_pruning, proximal="lambda of HetLoRA", prunes=True),
         "fedrep": ClientUpdate(fedrep, passes=2.0, personal=True),
     },
     in_workers=True,
@@ -31,12 +33,13 @@ CLIENT_UPDATES: Table[ClientUpdate] = Table(
 
 class Updated(NamedTuple):
     """What a client update made of a module. `seen`: how many examples went through the own plan (None) and each prefix; `sent`: what is
-    sent where that is not the module's change; `memory`: what is kept and sent besides."""
+    sent where that is not the module's change; `memory`: what is kept and sent besides; `ranks`: as of `Outcome`."""
 
     loss: float
     seen: dict[int | None, int]
     sent: dict[str, Tensor] | None
     memory: Memory | None
+    ranks: int | None
 
 
 def updated(module: nn.Module, work: Batches, given: Named, memory: Memory | None = None) -> Updated:
@@ -54,7 +57,7 @@ def updated(module: nn.Module, work: Batches, given: Named, memory: Memory | Non
         sizes = step_sizes(len(work.client.share), training.local.batch_size, len(work))
         work.seen = {None: planned_examples(row, sum(sizes))}
     sent = None if outcome.sent is None else _checked(outcome.sent, given, name, "sent")
-    return Updated(float(outcome.loss), work.seen, sent, _checked_memory(row, outcome.memory, given, name))
+    return Updated(float(outcome.loss), work.seen, sent, _checked_memory(row, outcome.memory, given, name), outcome.ranks)
 
 
 def planned_examples(row: ClientUpdate, examples: int) -> int:

@@ -22,7 +22,7 @@ class RoundContext:
     array; `copies`: by plan, which one it uses. `norm_bound`: the largest L2 norm of a client's change. `personal`: names of parameters that stay with their clients.
     `received_loss`: whether clients measure the parameters that they receive before they train; `fair_exponent`: q of q-FedAvg.
     `products`: whether products of adapters are summed: "" not, "sum", or "by_rank", with the ranks of their parts; `product_norms`: whether a client
-    weighs by the norm of its adapters' product; `held`: names of parameters that are not trained in this round, `lasting`: whether nobody ever changes
+    weighs by the norm of its adapters' product; `sketched`: whether k of r ranks count r / k; `held`: names of parameters that are not trained in this round, `lasting`: whether nobody ever changes
     them; `resent`: of frozen ones that the server changed; `stack_bytes`: of the adapters that it added to them after the last round.
     """
 
@@ -47,6 +47,7 @@ class RoundContext:
     fair_exponent: float = 0.0
     products: str = ""
     product_norms: bool = False
+    sketched: bool = False
     held: tuple[str, ...] = ()
     lasting: bool = False
     resent: tuple[str, ...] = ()
@@ -82,7 +83,8 @@ class Report:
     `statistics_refused`: why its statistics are not;
     `forward_backward`: (plan, examples) pairs, how many examples went forward and backward through each plan; `calibrated`: how many
     examples it calibrated on; `statistics_values`: how many numbers it reported of them; `state_bytes`: of what it keeps, None where that is nothing;
-    `received_loss`: of all its examples before it trained, None where that is not asked for.
+    `received_loss`: of all its examples before it trained, None where that is not asked for; `ranks`: how many ranks of its adapters it keeps from now on, None for
+    as many as before.
     """
 
     client: int
@@ -99,6 +101,7 @@ class Report:
     statistics_refused: str = ""
     state_bytes: int | None = None
     received_loss: float | None = None
+    ranks: int | None = None
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from raffm_ray.axes.layout import selections
 from raffm_ray.axes.nesting import cut_layout, within
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.clients.local_training import Prefix
-from raffm_ray.models.architecture import Architecture, skeleton, skeleton_key
+from raffm_ray.models.architecture import Architecture, skeleton, skeleton_key, with_sketches
 from raffm_ray.models.first_position import compute_first_position
 from raffm_ray.models.freezing import ALIGNMENT, only_trained
-from raffm_ray.models.modules import install
+from raffm_ray.models.modules import install, recompute_blocks
 from raffm_ray.models.stacked_modules import StackedModule, stacked_skeleton
 from raffm_ray.models.word_rows import WordRows, look_up_places, use_rows
 from raffm_ray.subnetworks.calibration import Statistics
@@ -64,13 +64,16 @@ class Skeleton:
 @dataclass
 class ModuleFactory:
     """Makes the modules of one architecture's plans on one device, and remembers their skeletons, the last used ones. `watch`: counts
-    the time that it takes; `attention`: of the modules that it makes next, None for the architecture's own; `precision`: in which they compute."""
+    the time that it takes. Of the modules that it makes next: `attention`, None for the architecture's own; `precision`, in which they compute;
+    `sketched`, whether k of r ranks count r / k; `recomputes`, whether blocks are computed again in the backward pass."""
 
     architecture: Architecture
     watch: Stopwatch
     device: str = "cpu"
     attention: str | None = None
     precision: str = "float32"
+    sketched: bool = False
+    recomputes: bool = False
     skeletons: dict[object, Skeleton] = field(default_factory=dict)
     stacks: dict[object, StackedModule] = field(default_factory=dict)
     cuts: dict[object, Selections] = field(default_factory=dict)
@@ -78,6 +81,11 @@ class ModuleFactory:
     in_use: list[Skeleton | StackedModule] = field(default_factory=list)
     frozen_cuts: dict[object, dict[str, Tensor]] = field(default_factory=dict)
     frozen_place: int = 0
+
+    @property
+    def asked(self) -> Architecture:
+        """The architecture as modules are made of it next."""
+        return with_sketches(self.architecture, self.sketched)
 
     def selections(self, plan: Plan) -> Selections:
         """What a plan keeps of every parameter."""
@@ -142,22 +150,24 @@ class ModuleFactory:
             return self._installed(plan, owned, rows, observed)
 
     def _installed(self, plan: Plan, parameters: Parameters, rows: WordRows | None, observed: bool = False) -> nn.Module:
-        key = (self.attention, observed, skeleton_key(self.architecture, plan))
+        key = (self.attention, self.sketched, self.recomputes, observed, skeleton_key(self.architecture, plan))
         chosen = _remember(self.skeletons, key, lambda: self._skeleton(plan, observed))
         self.in_use.append(chosen)
         use_rows(self.architecture, chosen.module, rows)
         return install(chosen.module, parameters)
 
     def _skeleton(self, plan: Plan, observed: bool) -> Skeleton:
-        module = look_up_places(self.architecture, skeleton(self.architecture, plan, self.attention))
+        module = look_up_places(self.architecture, skeleton(self.asked, plan, self.attention))
         if not observed:
             compute_first_position(self.architecture, plan, module)
+            if self.recomputes:
+                recompute_blocks(module, self.architecture.layout)
         return Skeleton(self.architecture, module, dict(module.named_parameters()))
 
     def stacked(self, plan: Plan) -> StackedModule:
         """The plan's module for several clients at once; it takes its weights with every call."""
-        key = (self.attention, skeleton_key(self.architecture, plan))
-        chosen = _remember(self.stacks, key, lambda: stacked_skeleton(self.architecture, plan, self.attention))
+        key = (self.attention, self.sketched, skeleton_key(self.architecture, plan))
+        chosen = _remember(self.stacks, key, lambda: stacked_skeleton(self.asked, plan, self.attention))
         self.in_use.append(chosen)
         return chosen
 

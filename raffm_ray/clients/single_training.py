@@ -64,7 +64,7 @@ def train_alone(
         return made[position]
 
     batches = Batches(examples, work.training, work.client, factory.device, prefix_at)
-    loss, seen, sent, memory = updated(module, batches, given, memory)
+    loss, seen, sent, memory, ranks = updated(module, batches, given, memory)
     variate = _flat(list(memory.variate.values())) if memory and memory.variate else None
     state = None
     if row.keeps or personal:
@@ -84,7 +84,7 @@ def train_alone(
             for name in own
             if name in {**changed, **held}
         }
-    return TrainingResult(loss, by_plan(seen, work.job), _flat(list(changed.values())), state=state, variate=variate)
+    return TrainingResult(loss, by_plan(seen, work.job), _flat(list(changed.values())), state=state, variate=variate, ranks=ranks)
 
 
 def _take_own(

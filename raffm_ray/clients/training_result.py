@@ -11,7 +11,7 @@ from raffm_ray.clients.messages import Job
 
 class TrainingResult(NamedTuple):
     """What came of a client's training: mean loss, examples by plan, its change, flat in its plan's order without what is frozen, and its part of the seconds
-    where it was trained together with others; what it keeps, and the change of the server's control variate, flat as `change`, where there are any."""
+    where it was trained together with others; what it keeps, and the change of the server's control variate, flat as `change`, where there are any; `ranks`: how many it keeps from now on, None for as many as before."""
 
     loss: float
     seen: dict[int, int]
@@ -19,6 +19,7 @@ class TrainingResult(NamedTuple):
     seconds: float = 0.0
     state: ClientState | None = None
     variate: Tensor | None = None
+    ranks: int | None = None
 
 
 def by_plan(seen: Mapping[int | None, int], job: Job) -> dict[int, int]:

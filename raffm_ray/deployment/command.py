@@ -17,7 +17,7 @@ from raffm_ray.deployment.deploy import LATENCY, budget_for, check_forms, fitted
 from raffm_ray.deployment.model_card import at_once
 from raffm_ray.deployment.model_folder import ExportFormats
 from raffm_ray.deployment.options import DeployOptions
-from raffm_ray.deployment.supernet import DESCRIBED, FILE, check_supernet
+from raffm_ray.deployment.supernet import DESCRIBED, FILE, check_supernet, usual_budget
 from raffm_ray.deployment.trained_model import find_trained_model
 from raffm_ray.runs.recorder import check_output
 
@@ -143,8 +143,9 @@ def deploy(
     if told:
         standard_output().print(table_of(told))
     if options.elastic:
+        kind = usual_budget(trained.prepared.setup.architecture)
         print(
-            f"all sizes: {folder / FILE} and {folder / DESCRIBED}: raffm_ray.open_supernet({str(folder)!r}).read({{'layer_params': 0.5}})"
+            f"all sizes: {folder / FILE} and {folder / DESCRIBED}: raffm_ray.open_supernet({str(folder)!r}).read({{{kind!r}: 0.5}})"
         )
     if comparing:
         from raffm_ray.deployment.picture import write_picture

@@ -7,7 +7,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.formatting import rounded
 from raffm_ray.basics.version import __version__
 from raffm_ray.data.metrics import shown, unit
-from raffm_ray.deployment.supernet import FILE, Supernet
+from raffm_ray.deployment.supernet import FILE, Supernet, usual_budget
 from raffm_ray.models.architecture import HEADS, Architecture
 from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.extraction import kind_of
@@ -146,7 +146,7 @@ def supernet_card(origin: str, supernet: Supernet) -> str:
         "```python",
         "import raffm_ray",
         "",
-        'module, bytes_read = raffm_ray.open_supernet("DIR").read({"layer_params": 0.5})',
+        f'module, bytes_read = raffm_ray.open_supernet("DIR").read({{"{usual_budget(architecture)}": 0.5}})',
         "```",
         "",
         "| parameters | bytes of parameters read | multiply-accumulates an example | bytes of memory to answer one (estimated) |",

@@ -2,17 +2,18 @@
 
 The entries of all parameters stand in the order in which the ranked list first needs them: those of the smallest subnetwork, then what
 the first unit adds, and so on. A subnetwork is the beginning of the file. Nothing is sorted twice and no index is stored: which entries
-come when follows from the list and the orders of the axes, which stand before them.
+come when follows from the list and the orders of the axes, which stand before them. Adapters are kept apart from what they adapt, since their
+ranks are units too; the model that is read has them merged.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.basics.files import write_atomically
 from raffm_ray.deployment.partial_safetensors import Place, places, read
 from raffm_ray.deployment.trained_model import TrainedModel
-from raffm_ray.models.architecture import Architecture, architecture_of
+from raffm_ray.models.architecture import Architecture, adapted, architecture_of
 from raffm_ray.models.model_config import parse_config
 from raffm_ray.server.device_type_plans import view_of
 from raffm_ray.server.state import parameters_of
@@ -144,16 +145,17 @@ class Supernet:
             return load_standalone(Path(place), self.architecture.head), 4 * len(entries)
 
 
+def usual_budget(architecture: Architecture) -> str:
+    """The kind of budget that examples of reading a file have: one that its smallest units answer."""
+    return "adapter_params" if architecture.adapters else "layer_params"
+
+
 def check_supernet(trained: TrainedModel) -> None:
     """Raises UserError where a run's plans are no prefixes of one list."""
     setup = trained.prepared.setup
     if setup.strategy.deploy is not ranked or setup.experiment.extraction.kind != "ranked_list":
         raise UserError(
             f"--elastic: strategy {setup.experiment.strategy.name!r} has no ranked list whose prefixes are its subnetworks"
-        )
-    if setup.architecture.adapters is not None:
-        raise UserError(
-            "--elastic: a model with adapters is merged for one size; leave out --elastic, or deploy the merged full model and cut that"
         )
     if setup.size_specific:
         raise UserError("--elastic: sizes have parameters of their own (strategy.own), which no prefix of one file can hold")
@@ -182,6 +184,7 @@ def write_supernet(trained: TrainedModel, folder: Path) -> Path:
         "positions": dict(architecture.positions),
         "floors": floors,
         "units": units,
+        "adapters": architecture.adapters and asdict(architecture.adapters),
     }
     write_atomically(folder / DESCRIBED, json.dumps(described).encode())
     (folder / FILE).chmod((folder / DESCRIBED).stat().st_mode)  # the library lets nobody else read what it writes
@@ -209,7 +212,9 @@ def open_supernet(folder: Path | str) -> Supernet:
         raise
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder}: no supernet that can be read: {type(error).__name__}: {in_short(error)}") from None
-    architecture = architecture_of(parse_config(described["config"]), described["head"])
+    architecture = _with_adapters(
+        architecture_of(parse_config(described["config"]), described["head"]), described.get("adapters"), folder
+    )
     architecture = replace(architecture, positions=described["positions"])
     orders = {name.partition("/")[2]: values.numpy() for name, values in stored.items() if name.startswith("orders/")}
     norms = {name.partition("/")[2]: values for name, values in stored.items() if name.startswith("norms/")}
@@ -218,6 +223,29 @@ def open_supernet(folder: Path | str) -> Supernet:
     )
     _check(supernet)
     return supernet
+
+
+class _Described(NamedTuple):
+    """Adapters of a file, as `adapted` asks for them."""
+
+    rank: int
+    targets: tuple[str, ...]
+    alpha: float = 1.0
+    scaling: str = "lora"
+    dropout: float = 0.0
+
+
+def _with_adapters(architecture: Architecture, described: Mapping[str, Any] | None, folder: Path) -> Architecture:
+    """The architecture with the adapters that a file describes, if any. Raises UserError where they do not fit the model."""
+    if described is None:
+        return architecture
+    try:
+        found = adapted(architecture, _Described(int(described["rank"]), tuple(map(str, described["modules"]))))
+        assert found.adapters is not None
+        adapters = replace(found.adapters, scale=float(described["scale"]), sketched=bool(described["sketched"]))
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: no supernet that can be read: its adapters: {in_short(error)}") from None
+    return replace(found, adapters=adapters)
 
 
 def _check(supernet: Supernet) -> None:

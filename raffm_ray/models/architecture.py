@@ -109,7 +109,8 @@ class Architecture:
     example of each class counts in the loss that it is trained for, empty where all count the same; `objective`: a row of OBJECTIVES that
     it is trained and measured by, empty for its head's, and `own` settings of plug-ins that this may have; `frozen_dtype`: in which parameters that nobody trains are kept and sent.
 
-    `attention`: how its modules compute attention, "sdpa" or "eager" (see attention_choice.py); `saved` is what autograd keeps with it.
+    `attention`: how its modules compute attention, "sdpa" or "eager" (see attention_choice.py); `saved` is what autograd keeps with it. `recomputes`:
+    whether training computes the blocks of its stacks again in the backward pass, and keeps only what they read.
     """
 
     config: PretrainedConfig
@@ -125,6 +126,7 @@ class Architecture:
     own: Mapping[str, Any] = field(default_factory=dict)
     frozen_dtype: torch.dtype = torch.float32
     adapters: Adapters | None = None
+    recomputes: bool = False
 
     @cached_property
     def trained_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -179,6 +181,14 @@ def adapted(architecture: Architecture, settings: Wanted) -> Architecture:
     words = getattr(architecture.config, "vocab_size", None)
     layout, shapes, adapters = with_adapters(architecture.layout, architecture.shapes, settings, words)
     return replace(architecture, layout=layout, shapes=shapes, adapters=adapters)
+
+
+def with_sketches(architecture: Architecture, sketched: bool) -> Architecture:
+    """The architecture whose adapters are `sketched`, as of `Adapters`, or not; the same where that changes nothing."""
+    adapters = architecture.adapters
+    if adapters is None or adapters.sketched == sketched:
+        return architecture
+    return replace(architecture, adapters=replace(adapters, sketched=sketched))
 
 
 def unadapted(architecture: Architecture, plan: Plan) -> tuple[Architecture, Plan]:

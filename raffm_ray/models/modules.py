@@ -1,11 +1,15 @@
-"""Stock modules without weights, with layers taken out, and with weights of other shapes. It knows no family.
+"""Stock modules without weights, with layers taken out, with weights of other shapes, and with blocks that are recomputed. It knows no family.
 
 A parameter that several modules hold (tied embeddings) stays one: all its owners are changed together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers.pytorch_utils import Conv1D
 
 from raffm_ray.axes.indexing import Plan
@@ -96,3 +100,22 @@ def _set_sizes(owner: nn.Module, weight: Tensor) -> None:
         owner.out_channels = weight.shape[0]
     elif isinstance(owner, nn.Embedding):
         owner.num_embeddings, owner.embedding_dim = weight.shape
+
+
+def recompute_blocks(model: nn.Module, layout: Layout) -> nn.Module:
+    """Has a model compute the blocks of its stacks again in the backward pass, so that only what each reads is kept till then (Chen et al. 2016,
+    arXiv 1604.06174, section 4.1); returns it. Where nothing is trained, or no gradient asked for, it computes as before.
+
+    Dropout draws the same again. The whole block is computed again, and not only what the backward pass still lacks: costs are exact.
+    """
+    for path, module in model.named_modules():
+        if path in layout.blocks:
+            module.forward = partial(_recomputed, module, module.forward)
+    return model
+
+
+def _recomputed(module: nn.Module, forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    if not (module.training and torch.is_grad_enabled()):
+        return forward(*arguments, **named)
+    with set_checkpoint_early_stop(False):
+        return checkpoint(forward, *arguments, use_reentrant=False, **named)

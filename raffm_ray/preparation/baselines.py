@@ -6,8 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from raffm_ray.basics.errors import UserError, look_up
-from raffm_ray.models.attention_choice import with_attention
-from raffm_ray.pool.worker_pool import device_of
+from raffm_ray.preparation.model_for_task import as_trained
 from raffm_ray.preparation.prepare import Prepared, check_start
 from raffm_ray.server.state import setup_strategy
 from raffm_ray.server.strategies import STRATEGIES
@@ -65,8 +64,8 @@ def alone(experiment: Experiment, baseline: BaselineSettings | None = None) -> E
 def with_strategy(prepared: Prepared, baseline: BaselineSettings | None) -> Prepared:
     """The same data, fleet and seed under `alone`'s experiment. Raises UserError as `prepare`."""
     changed = alone(prepared.setup.experiment, baseline)
-    local, device = changed.local, device_of(changed.pool)
-    architecture = with_attention(prepared.setup.architecture, local.attention, local.precision, device)
-    setup = replace(prepared.setup, experiment=changed, architecture=architecture, strategy=setup_strategy(changed))
+    strategy = setup_strategy(changed)
+    architecture = as_trained(prepared.setup.architecture, changed, strategy.sketched)
+    setup = replace(prepared.setup, experiment=changed, architecture=architecture, strategy=strategy)
     check_start(setup)
     return replace(prepared, setup=setup)

@@ -160,7 +160,8 @@ def heap_bytes(prepared: Prepared, seen: "_Rounds") -> dict[str, int]:
     local, size = setup.experiment.local, setup.experiment.evaluation.batch_size
     plans = {plan for work in seen.all for plan in work.context.plans} | {Plan(), *seen.plans.values()}
     costs = {plan: costs_of(longest, plan, local.batch_size, local.optimizer) for plan in plans}
-    full, parts = costs[Plan()], prepared.parts
+    kept, parts = replace(longest, recomputes=False), prepared.parts  # as calibrations keep it
+    full = costs_of(kept, Plan(), local.batch_size, local.optimizer)
     shown = min(size, max(len(prepared.task.held_out), sum(len(parts.held_out[one]) for one in parts.measured)))
     outputs = full.output_bytes // local.batch_size
     found = {
@@ -218,7 +219,7 @@ def pretraining_bytes(prepared: Prepared) -> int:
     """What the driver takes for the public part: to train the full model on it, as a client would with AdamW and GRADIENT_COPIES of the outputs; a new head's
     inputs, and what computing a batch of them takes;
     to calibrate on it, where `salience.source` says so, as in `heap_bytes`; at least two models."""
-    settings, longest = prepared.setup.experiment.model.pretrain, longest_examples(prepared)
+    settings, longest = prepared.setup.experiment.model.pretrain, replace(longest_examples(prepared), recomputes=False)
     full = costs_of(longest, Plan(), settings.batch_size, "adamw")
     most = full.memory_bytes + GRADIENT_COPIES * full.output_bytes if settings.epochs else 2 * full.bytes
     if settings.head_epochs:

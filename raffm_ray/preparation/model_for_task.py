@@ -15,13 +15,22 @@ from raffm_ray.basics.errors import UserError, in_short, near_miss
 from raffm_ray.data.examples import Examples
 from raffm_ray.data.tasks import Task, check_labels
 from raffm_ray.models.adapters.peft_files import adapter_settings
-from raffm_ray.models.architecture import Architecture, adapted, architecture_of, new_model
+from raffm_ray.models.architecture import Architecture, adapted, architecture_of, new_model, with_sketches
 from raffm_ray.models.attention_choice import with_attention
 from raffm_ray.models.foundation import Foundation
 from raffm_ray.models.freezing import freeze
 from raffm_ray.models.objectives import Objective, objective_of
 from raffm_ray.pool.worker_pool import device_of
 from raffm_ray.settings.experiment import Experiment
+
+
+def as_trained(architecture: Architecture, experiment: Experiment, sketched: bool) -> Architecture:
+    """The architecture as an experiment's clients train it, and as its costs are counted: by `local`, and whether its adapters are `sketched`."""
+    local = experiment.local
+    architecture = with_attention(architecture, local.attention, local.precision, device_of(experiment.pool))
+    if architecture.recomputes != local.gradient_checkpointing:
+        architecture = replace(architecture, recomputes=local.gradient_checkpointing)
+    return with_sketches(architecture, sketched)
 
 
 def architecture_for(experiment: Experiment, foundation: Foundation, task: Task) -> Architecture:
@@ -55,8 +64,6 @@ def architecture_for(experiment: Experiment, foundation: Foundation, task: Task)
         own=experiment.plugin_settings,
         frozen_dtype=getattr(torch, experiment.model.frozen_precision),
     )
-    local, device = experiment.local, device_of(experiment.pool)
-    architecture = with_attention(architecture, local.attention, local.precision, device)
     needed = 4 * sum(prod(shape) for shape in architecture.shapes.values())
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:

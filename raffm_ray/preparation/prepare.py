@@ -23,7 +23,7 @@ from raffm_ray.models.pretrained_weights import new_parameters
 from raffm_ray.pool.gpu_sharing import worker_bytes
 from raffm_ray.preparation.client_parts import ClientParts, client_parts
 from raffm_ray.preparation.defaults import with_defaults
-from raffm_ray.preparation.model_for_task import architecture_for, class_weights
+from raffm_ray.preparation.model_for_task import architecture_for, as_trained, class_weights
 from raffm_ray.preparation.pinning import pinned
 from raffm_ray.server.adapter_rules.chosen import check_projections
 from raffm_ray.server.blocks import not_stacked, stack_sizes
@@ -217,7 +217,7 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
     """`prepare` on data and a model's description that are there already. Raises UserError for whatever does not fit them."""
     strategy = setup_strategy(experiment)
     check_augmentation(experiment.local, task)
-    architecture = architecture_for(experiment, foundation, task)
+    architecture = as_trained(architecture_for(experiment, foundation, task), experiment, strategy.sketched)
     new = new_parameters(foundation.source, architecture)
     experiment = with_defaults(experiment, architecture.layout, new, _classes(task) is not None)
     _check_cutting(experiment, architecture)

@@ -19,6 +19,7 @@ from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.client_parts import ClientParts
 from raffm_ray.runs.client_metrics.request import NO_STATES, client_calls
 from raffm_ray.runs.summary import Evaluation
+from raffm_ray.server.adapter_rules.chosen import model_context
 from raffm_ray.server.device_type_plans import copies, device_type_plans, view_of
 from raffm_ray.server.early_stopping import watched_metric
 from raffm_ray.server.state import ServerState, Setup
@@ -54,6 +55,7 @@ def _context(setup: Setup, state: ServerState, plans: Sequence[Plan]) -> RoundCo
         norms=state.norms,
         size_specific=setup.size_specific,
         copies=copies(setup, state, plans),
+        **model_context(setup.architecture, setup.strategy, state.round),
     )
 
 

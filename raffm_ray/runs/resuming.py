@@ -36,11 +36,7 @@ PLACES = ("task.data", "model.pretrained", "model.tokenizer", "fleet.profiles", 
 """Settings that name a file or folder: it may be in another place, if what is there is what it was (`origin_of`, and the model that the run
 began with)."""
 FREE = (
-    "pool.backend",
-    "pool.workers",
-    "pool.attempts",
-    "pool.patience_seconds",
-    "pool.metrics",
+    *("pool.backend", "pool.workers", "pool.attempts", "pool.patience_seconds", "pool.metrics"),
     "checkpoint.every",
     "checkpoint.keep",
     "server.bad_updates",
@@ -53,9 +49,12 @@ FREE = (
     *PLACES,
 )
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
+OF_BLOCKS = ("local.gradient_checkpointing",)
+FREE_BEFORE_BLOCKS = (*FREE, *OF_BLOCKS)
+"""Those of runs from before blocks could be recomputed."""
 FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
 """Those of runs whose checkpoints hold a digest of the places too."""
-OF_ADAPTERS = ("model.adapters", "strategy.adapters", "strategy.factors", "evaluation.aggregation_error")
+OF_ADAPTERS = ("model.adapters", "strategy.adapters", "strategy.factors", "evaluation.aggregation_error", *OF_BLOCKS)
 FREE_BEFORE_ADAPTERS = (*FREE, *OF_ADAPTERS)
 """Those of runs from before there were adapters."""
 OF_EACH_CLIENT = (
@@ -97,6 +96,7 @@ FREE_AT_FIRST = (
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 _EVERY_FREE = (
     FREE,
+    FREE_BEFORE_BLOCKS,
     FREE_BEFORE_ADAPTERS,
     FREE_BEFORE_EACH_CLIENT,
     FREE_BEFORE_OWN_PARTS,

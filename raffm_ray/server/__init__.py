@@ -4,6 +4,7 @@ Open to other packages:
 
 - `rounds`: begins and finishes a round
 - `strategies`: RaFFM and its rivals: who trains which plan
+- `plans`: what a strategy may look at, and how several answer a budget
 - `optimizers`: FedAvg's step, momentum, Adam, Yogi
 - `ranking`: when parameters are ranked, and by what
 - `device_type_plans`: which subnetwork every device type trains and gets
@@ -37,6 +38,7 @@ __all__ = [
     "early_stopping",
     "kept",
     "optimizers",
+    "plans",
     "ranking",
     "residual_pace",
     "round_schedule",

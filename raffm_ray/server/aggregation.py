@@ -32,6 +32,11 @@ def mean_over_all(old: Tensor, summed: Tensor, covered: Tensor, total: float) ->
     return (covered * old + summed) / total
 
 
+def mean_change_over_all(old: Tensor, summed: Tensor, covered: Tensor, total: float) -> Tensor:
+    """The mean change over all clients, 0 for one that did not train an entry: a step of FedAvg along sparse gradients, as of sketches."""
+    return old + summed / total
+
+
 def damped_by_coverage(old: Tensor, summed: Tensor, covered: Tensor, total: float) -> Tensor:
     """The mean over coverage, as a step scaled by the root of the share of weight that covers an entry.
 
@@ -41,9 +46,13 @@ def damped_by_coverage(old: Tensor, summed: Tensor, covered: Tensor, total: floa
     return old + (mean_over_coverage(old, summed, covered, total) - old) * (covered / total).sqrt()
 
 
-AGGREGATION_RULES: Table[AggregationRule] = Table(
-    "aggregation", {"coverage": mean_over_coverage, "damped": damped_by_coverage, "all_clients": mean_over_all}
-)
+_RULES = {
+    "coverage": mean_over_coverage,
+    "damped": damped_by_coverage,
+    "all_clients": mean_over_all,
+    "all_changes": mean_change_over_all,
+}
+AGGREGATION_RULES: Table[AggregationRule] = Table("aggregation", _RULES)
 
 
 def flat_coverage(

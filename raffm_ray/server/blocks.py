@@ -20,6 +20,7 @@ def not_stacked(experiment: Experiment, architecture: Architecture) -> str | Non
     update = experiment.local.client_update
     one_by_one = None if CLIENT_UPDATES[update].stacks else f"local.client_update {update!r} trains one by one"
     one_by_one = "strategy.personal trains one by one" if experiment.strategy.personal else one_by_one
+    one_by_one = "local.gradient_checkpointing trains one by one" if experiment.local.gradient_checkpointing else one_by_one
     reason = why_not_stacked(architecture) or one_by_one if asked != 1 else None
     if reason and asked:
         raise UserError(f"pool.stack_clients: {asked} clients of this model cannot be trained at once: {reason}")
@@ -38,6 +39,7 @@ def stack_sizes(setup: Setup, plans: Sequence[Plan]) -> tuple[int, ...]:
     asked, batch_size = setup.experiment.pool.stack_clients, setup.experiment.local.batch_size
     stacks = CLIENT_UPDATES[setup.experiment.local.client_update].stacks
     alone = setup.personal or setup.strategy.distill or setup.strategy.factors != "both"
+    alone = alone or setup.experiment.local.gradient_checkpointing
     if setup.not_stacked or not stacks or alone or asked == 1:
         return ()
     return tuple(

@@ -6,8 +6,8 @@ from dataclasses import replace
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import TooSmallError, UserError
 from raffm_ray.basics.formatting import human_bytes
+from raffm_ray.server.plans.view import StrategyView
 from raffm_ray.server.state import ServerState, Setup, parameters_of
-from raffm_ray.server.strategies import StrategyView
 from raffm_ray.subnetworks.size_specific import copies_of
 
 

@@ -19,6 +19,7 @@ from raffm_ray.server.device_type_plans import copies, holds_full_model, trainin
 from raffm_ray.server.kept.client_memory import variate_change
 from raffm_ray.server.kept.holders import weight_of_holders
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS, share_of
+from raffm_ray.server.plans.of_adapters import fewer_ranks
 from raffm_ray.server.ranking import cuts_residual, wanted_statistic
 from raffm_ray.server.round_schedule import advance_clock, available_clients, received, schedule_round, selection_size
 from raffm_ray.server.selection.choosing import choose_clients, remembered
@@ -56,7 +57,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
                 shared[name] = strategy.train(view, setup.budgets[name], client)
             plan = shared[name]
         if plan is not None:
-            trained[client] = plan
+            trained[client] = fewer_ranks(plan, setup.architecture.layout, state.memory.ranks_of(client))
     for plan in set(trained.values()):
         check_plan(plan, setup.architecture.layout.axes)
     sizes = {plan: setup.costs(plan).params for plan in (*trained.values(), *nested)}
@@ -153,6 +154,7 @@ def finish_round(
         if update.statistics:
             pending = add_statistics(pending, update.statistics)
     kept = [report.client for update in updates for report in update.reports if report.state_bytes is not None]
+    ranks = {one.client: one.ranks for update in updates for one in update.reports if one.ranks is not None}
     clock, arrived = advance_clock(setup, state.clock, work, updates[on_time:], late)
     plans = [*work.context.plans, *(one.plan for one, _ in arrived)]
     used = [*(work.context.copies or [0] * len(work.context.plans)), *(one.copy for one, _ in arrived)]
@@ -197,5 +199,5 @@ def finish_round(
         mixture=_next_mixture(setup, state, updates[:on_time]),
         records=remembered(setup, state, work, updates[:on_time], [one for one, _ in arrived]),
         held=state.held.after(received(setup, work), len(setup.device_types)),
-        memory=state.memory.after(kept, work.context.round, len(setup.device_types), moved),
+        memory=state.memory.after(kept, work.context.round, len(setup.device_types), moved, ranks),
     )

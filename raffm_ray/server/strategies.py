@@ -4,11 +4,8 @@ A strategy is an order of the units and a way to answer a budget with them: a ra
 are given the same budgets. What a rival's paper leaves open is done as RaFFM does it, so that runs differ in what the paper is about.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
-from math import ceil
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -16,81 +13,11 @@ import numpy as np
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.registry import Table
 from raffm_ray.basics.seeding import generator
-from raffm_ray.models.architecture import Architecture
+from raffm_ray.server.plans.of_adapters import leading_ranks, random_layers, random_ranks
+from raffm_ray.server.plans.view import Extract, StrategyView, at_one_rate, some_layers
 from raffm_ray.subnetworks.budgets import Budget
-from raffm_ray.subnetworks.costs import Costs, costs_of, with_memory, with_prefixes
-from raffm_ray.subnetworks.extraction import Cutting, common_rate, longest, longest_prefix, plan_of, ranked_list
-from raffm_ray.subnetworks.salience import METRICS, Orders, Parameters, Scores, identity_orders, rank
-
-
-@dataclass(frozen=True, eq=False)
-class StrategyView:
-    """What a strategy may look at.
-
-    `scores` are the current ranking; `seed` and `round` name random or rolling choices; `budgets`: of every device type;
-    `parameters`: the current ones, by name; `smaller`: plans that are trained as prefixes of larger ones, as `prefix` and `distill` say.
-    """
-
-    architecture: Architecture
-    scores: Scores
-    cutting: Cutting
-    kind: str
-    seed: int
-    round: int
-    batch_size: int
-    optimizer: str
-    prefix: str = "none"
-    distill: bool = False
-    smaller: Sequence[Plan] = ()
-    budgets: Mapping[str, Budget] = field(default_factory=dict)
-    parameters: Parameters = field(default_factory=dict)
-    memory: tuple[int, bool] = (0, False)
-
-    def beside(self, smaller: Sequence[Plan]) -> "StrategyView":
-        """This view, with what is known of it already, for plans of which these smaller ones are prefixes."""
-        other = copy(self)  # a replaced one would rank again
-        object.__setattr__(other, "smaller", tuple(smaller))
-        return other
-
-    @cached_property
-    def orders(self) -> Orders:
-        """The current ranking of every axis."""
-        return rank(self.scores)
-
-    @cached_property
-    def units(self) -> list[tuple[str, int]]:
-        """The current ranked list."""
-        return ranked_list(self.architecture, self.scores, self.cutting)
-
-    @cached_property
-    def by_magnitude(self) -> "StrategyView":
-        """This view with a ranking by the current parameters' L1 norms."""
-        scores = METRICS["l1"].score(self.architecture.layout, self.parameters, {}, generator(self.seed, "strategy", self.round))
-        return replace(self, scores=scores)
-
-    def costs(self, plan: Plan) -> Costs:
-        """What a plan costs who trains it, with the prefixes that are trained beside it."""
-        own, *others = (costs_of(self.architecture, one, self.batch_size, self.optimizer) for one in (plan, *self.smaller))
-        own = with_memory(own, *self.memory)
-        return with_prefixes(own, others, self.prefix, self.distill)
-
-
-Extract = Callable[[StrategyView, Budget, int], Plan | None]
-"""(view, the client's budget, the client; -1 for none) -> its plan this round, or None when it does not take part."""
-
-WIDTHS = Cutting({"residual": 1, "qk": 1, "vo": 1, "ffn": 1}, {})
-"""What methods that scale the width cut, all by one rate: every width of the model. A head keeps its place and shrinks inside."""
-
-
-def at_one_rate(view: StrategyView, orders: Orders, budget: Budget, cutting: Cutting = WIDTHS) -> Plan:
-    """The first indices of every width, at the largest common rate that fits."""
-    return common_rate(
-        architecture=view.architecture,
-        orders=orders,
-        cutting=cutting,
-        budget=budget,
-        costs=view.costs,
-    )
+from raffm_ray.subnetworks.extraction import Cutting, longest_prefix
+from raffm_ray.subnetworks.salience import METRICS, identity_orders, rank
 
 
 def ranked(view: StrategyView, budget: Budget, client: int) -> Plan:
@@ -204,15 +131,7 @@ def depth(view: StrategyView, budget: Budget, client: int) -> Plan:
     distillation). Raises UserError when the budget is below one layer.
     """
     layout = view.architecture.layout
-    orders = {name: np.arange(layout.axes[name].size) for name in layout.layer_axes}
-    deepest = max((len(order) for order in orders.values()), default=1)
-
-    def plan_at(above_one: int) -> Plan:
-        counts = {name: ceil((above_one + 1) * len(order) / deepest) for name, order in orders.items()}
-        return plan_of(counts, orders, layout)
-
-    least = "one layer" if orders else "the full model, of which no layer can be dropped"
-    return longest(deepest - 1, plan_at, view.costs, budget, least)
+    return some_layers(view, {name: np.arange(layout.axes[name].size) for name in layout.layer_axes}, budget)
 
 
 def fiarse(view: StrategyView, budget: Budget, client: int) -> Plan:
@@ -225,16 +144,6 @@ def fiarse(view: StrategyView, budget: Budget, client: int) -> Plan:
     return ranked(view.by_magnitude.beside(view.smaller), budget, client)
 
 
-RANKS = Cutting({"rank": 1}, {})
-"""What methods for adapters of unequal ranks cut: ranks, of every adapter alike. The frozen model stays whole."""
-
-
-def leading_ranks(view: StrategyView, budget: Budget, client: int) -> Plan:
-    """The first ranks of every adapter, as many as fit: what HetLoRA (Cho et al. 2024, section 4), FLoRA, FlexLoRA and those after them send to a
-    device. It deviates in that the rank follows from the budget."""
-    return at_one_rate(view, identity_orders(view.architecture.layout), budget, RANKS)
-
-
 @dataclass(frozen=True)
 class Strategy:
     """A row of the table.
@@ -244,7 +153,7 @@ class Strategy:
     `distill`: the defaults of the settings of those names. `budgeted`: whether training plans keep within budgets. `nested`: whether a
     round's plan for a smaller budget lies inside that for a larger one, so that it can be a prefix. `steady`: whether a client's plan stays as it is
     while the ranking does. `adapters` and `factors`: the defaults of the settings of those names; `product_norms`: whether clients weigh by the
-    norm of their adapters' product.
+    norm of their adapters' product. `of_adapters`: whether it is a method for models with adapters alone; `sketched`: whether k of r ranks count r / k.
     """
 
     train: Extract
@@ -261,12 +170,16 @@ class Strategy:
     adapters: str = "mean"
     factors: str = "both"
     product_norms: bool = False
+    of_adapters: bool = False
+    sketched: bool = False
 
 
 def _row(train: Extract, like: Strategy | None, **others: Any) -> Strategy:
     """What is left out of a strategy of its own: `deploy` is `train`."""
     return Strategy(**{"deploy": train, **others, "train": train}) if like is None else replace(like, train=train, **others)
 
+
+_RANDOM: dict[str, Any] = {"per_client": True, "nested": False, "steady": False}
 
 _STRATEGIES = {
     "raffm": Strategy(ranked, ranked, prefix="random", aggregation="damped"),
@@ -280,7 +193,7 @@ _STRATEGIES = {
     "fedrolex": Strategy(fedrolex, fedrolex, salience=False, steady=False),
     "depth": Strategy(depth, depth, salience=False),
     "fiarse": Strategy(fiarse, fiarse, salience=False),
-    "rbla": (_ranks := Strategy(leading_ranks, leading_ranks, salience=False)),
+    "rbla": (_ranks := Strategy(leading_ranks, leading_ranks, salience=False, of_adapters=True)),
     "hetlora": replace(_ranks, aggregation="all_clients", product_norms=True),
     "flora": replace(_ranks, adapters="flora"),
     "flexlora": replace(_ranks, adapters="flexlora"),
@@ -291,5 +204,7 @@ _STRATEGIES = {
     "ffa_lora": replace(_ranks, factors="up"),
     "rolora": replace(_ranks, factors="alternating"),
     "fedsvd": replace(_ranks, adapters="fedsvd", factors="up"),
+    "fslora": replace(_ranks, train=random_ranks, aggregation="all_changes", **_RANDOM, sketched=True),
+    "fedra": Strategy(random_layers, depth, salience=False, **_RANDOM, of_adapters=True),
 }
 STRATEGIES: Table[Strategy] = Table("strategy", _STRATEGIES, make=_row)

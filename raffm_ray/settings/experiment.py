@@ -86,9 +86,7 @@ class LocalSettings(Settings):
         default="standard",
         description="a client's training in a round as a whole: one of raffm_ray.clients.client_updates.CLIENT_UPDATES",
     )
-    schedule: Literal["constant", "cosine"] = Field(
-        default="constant", description="how the learning rate changes over the rounds"
-    )
+    schedule: Literal["constant", "cosine"] = Field(default="constant", description="how the learning rate changes over rounds")
     warmup_rounds: int | None = Field(
         default=None,
         ge=0,
@@ -109,7 +107,7 @@ class LocalSettings(Settings):
     proximal: float = Field(
         default=0.0,
         ge=0,
-        description="mu of FedProx: how strongly a client's parameters are pulled back to those that it received; also alpha of `feddyn`, lambda of `ditto` and `pfedme`; 0: not at all",
+        description="mu of FedProx: how strongly a client's parameters are pulled back to those that it received; also alpha of `feddyn`, lambda of `ditto`, `pfedme` and `rank_pruning`; 0: not at all",
     )
     crop_padding: int = Field(
         default=0,
@@ -127,6 +125,10 @@ class LocalSettings(Settings):
         default="auto",
         description="how attention is computed: `sdpa` by PyTorch's fused kernels, `eager` by two matrix products and a softmax; `auto`: by a rule over "
         "device, precision, dropout and positions (raffm_ray.models.attention_choice)",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="whether training keeps only what every block of a stack reads, and computes the block again for its gradients",
     )
 
 

@@ -18,6 +18,7 @@ Open to other packages:
 
 Used inside only:
 
+- `activations`: what is in memory of an example besides parameters
 - `backward_costs`: FLOPs and activations of a backward pass with frozen parameters
 - `native_config`: subnetworks that a stock configuration describes
 

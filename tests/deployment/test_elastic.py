@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +13,17 @@ from conftest import architecture_case, tiny_experiment
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import TooSmallError, UserError
 from raffm_ray.basics.seeding import generator
+from raffm_ray.deployment.model_card import supernet_card
 from raffm_ray.deployment.supernet import FILE, entry_levels, levels_of, open_supernet, write_supernet
 from raffm_ray.deployment.trained_model import TrainedModel, of_run
 from raffm_ray.models.architecture import build
 from raffm_ray.runs.simulation import simulate
+from raffm_ray.settings.loading import parse
 from raffm_ray.subnetworks.budgets import Budget
 from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.extraction import Cutting, plan_of, ranked_list
 from raffm_ray.subnetworks.salience import METRICS, rank
-from raffm_ray.subnetworks.standalone import load_standalone
+from raffm_ray.subnetworks.standalone import load_standalone, save_standalone
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,55 @@ def test_every_prefix_is_what_is_deployed_to_the_bit(trained: TrainedModel, tmp_
         assert read == costs_of(architecture, plan).bytes
         expected = build(architecture, trained.cut(plan), plan).state_dict()
         assert all(torch.equal(values, expected[name]) for name, values in module.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def adapted_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    folder = tmp_path_factory.mktemp("elastic") / "run"
+    budgets = {
+        name: {"adapter_params": share} for name, share in (("raspberry_pi_4", 0.34), ("raspberry_pi_5", 0.5), ("laptop", 0.5))
+    }
+    changes: dict[str, Any] = {"model": {"adapters": {"rank": 3, "alpha": 7.0}}, "fleet": {"budgets": budgets}}
+    values = tiny_experiment(**changes).model_dump(exclude_unset=True)
+    del values["extraction"]
+    simulate(parse(values), folder)
+    return of_run(folder)
+
+
+def test_ranks_are_chosen_afterwards_and_merged_as_what_is_deployed(adapted_run: TrainedModel, tmp_path: Path) -> None:
+    setup = adapted_run.prepared.setup
+    (tmp_path / "all").mkdir()
+    path = write_supernet(adapted_run, tmp_path / "all")
+    supernet, full = open_supernet(path.parent), costs_of(setup.architecture, Plan())
+    assert supernet.architecture.adapters == replace(setup.architecture.adapters, dropout=0.0)
+    assert 'read({"adapter_params": 0.5})' in supernet_card("a run", supernet)
+    found = {}
+    for fraction in (0.34, 0.5, 0.8, 1.0):
+        plan = adapted_run.plan(Budget(adapter_params=fraction * full.adapter_params))
+        module, read = supernet.read({"adapter_params": fraction})
+        assert read == 4 * costs_of(setup.architecture, plan).params
+        (tmp_path / str(fraction)).mkdir()
+        save_standalone(tmp_path / str(fraction), setup.architecture, plan, adapted_run.cut(plan))
+        expected = load_standalone(tmp_path / str(fraction), setup.architecture.head).state_dict()
+        assert all(torch.equal(values, expected[name]) for name, values in module.state_dict().items())
+        assert set(expected) == {name for name in setup.architecture.shapes if "lora" not in name}
+        found[fraction] = next(values for name, values in module.state_dict().items() if name.endswith("k_proj.weight"))
+    assert not torch.equal(found[0.34], found[1.0])
+    described = json.loads((path.parent / "elastic.json").read_text())
+    for change, told in (
+        ({"rank": 9000}, "rank"),
+        ({"modules": ["none"]}, "none"),
+        ({"scale": None}, "its adapters"),
+        ({"scale": 1.0}, ""),
+    ):
+        broken = {**described, "adapters": {**described["adapters"], **change}}
+        (path.parent / "elastic.json").write_text(json.dumps(broken))
+        if told:
+            with pytest.raises(UserError, match=told):
+                open_supernet(path.parent)
+        else:  # the control: another scale is another model
+            other = open_supernet(path.parent).read({"adapter_params": 1.0})[0].state_dict()
+            assert not all(torch.equal(values, expected[name]) for name, values in other.items())
 
 
 def test_nothing_behind_the_prefix_is_looked_at(trained: TrainedModel, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.runs.summary import client_row
 from raffm_ray.server import device_type_plans
+from raffm_ray.server.plans.view import StrategyView
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.rounds import begin_round
 from raffm_ray.server.state import Round, Setup
-from raffm_ray.server.strategies import STRATEGIES, StrategyView
+from raffm_ray.server.strategies import STRATEGIES
 from raffm_ray.subnetworks.budgets import Budget, budget_from
 from raffm_ray.subnetworks.costs import Costs, costs_of
 

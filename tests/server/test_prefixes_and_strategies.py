@@ -19,9 +19,10 @@ from raffm_ray.clients.local_training import choose
 from raffm_ray.clients.messages import Job
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.server.device_type_plans import device_type_plans
+from raffm_ray.server.plans.view import StrategyView
 from raffm_ray.server.ranking import rank_again, ranking_is_due
 from raffm_ray.server.rounds import begin_round, finish_round
-from raffm_ray.server.strategies import STRATEGIES, Strategy, StrategyView, ranked
+from raffm_ray.server.strategies import STRATEGIES, Strategy, ranked
 from raffm_ray.subnetworks.costs import costs_of
 from raffm_ray.subnetworks.extraction import plan_of
 from raffm_ray.subnetworks.norm_correction import norm_statistics

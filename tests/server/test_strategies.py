@@ -28,10 +28,11 @@ from raffm_ray.runs.evaluation import evaluate
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.server.aggregation import flat_coverage
 from raffm_ray.server.device_type_plans import device_type_plans
+from raffm_ray.server.plans.view import StrategyView
 from raffm_ray.server.ranking import rank_again
 from raffm_ray.server.rounds import begin_round, finish_round
 from raffm_ray.server.state import ServerState, new_state
-from raffm_ray.server.strategies import STRATEGIES, StrategyView, fedrolex
+from raffm_ray.server.strategies import STRATEGIES, fedrolex
 from raffm_ray.settings.strategy import BaselineSettings
 from raffm_ray.subnetworks.budgets import Budget, budget_from
 from raffm_ray.subnetworks.costs import costs_of

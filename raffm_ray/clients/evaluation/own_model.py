@@ -1,5 +1,6 @@
 """A client's own model: its subnetwork with the parameters that it keeps, and trained further on its own examples before it is measured."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -39,14 +40,23 @@ def own_model(factory: ModuleFactory, parameters: Parameters, context: RoundCont
 
 
 def tune(
-    module: nn.Module, factory: ModuleFactory, examples: Examples, training: Training, client: ClientData, steps: int
+    module: nn.Module,
+    factory: ModuleFactory,
+    examples: Examples,
+    training: Training,
+    client: ClientData,
+    steps: int,
+    held: Sequence[str] = (),
 ) -> None:
     """Trains a module in place for so many steps of the standard update on a client's own training examples, without prefixes and proximal term:
-    what a device would do before it uses its model (fine-tuning evaluation: Wang et al. 2019, arXiv 1910.10252)."""
+    what a device would do before it uses its model (fine-tuning evaluation: Wang et al. 2019, arXiv 1910.10252). `held`: parameters that stay."""
     alone = replace(
         training, local=training.local.model_copy(update={"steps": steps, "proximal": 0.0}), prefix="none", prefixes=0
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(client.prefix_rng.integers(2**31)))
         batches = Batches(examples, alone, client, factory.device)
-        standard(for_training(module, factory.architecture.layout), batches, {}, alone, client.prefix_rng, None)
+        trained = for_training(module, factory.architecture.layout)
+        for name, parameter in trained.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and name not in held)
+        standard(trained, batches, {}, alone, client.prefix_rng, None)

@@ -62,7 +62,8 @@ def of_client(
     adapters: Adapters,
     weight: float,
 ) -> Products:
-    """One client's weighted products. `values`: its adapters' parameters as its plan cuts them, by name; `chosen`: that cut; `shapes`: whole."""
+    """One client's weighted products, each weighted by what its ranks count too. `values`: its adapters' parameters as its plan cuts them, by name;
+    `chosen`: that cut; `shapes`: whole."""
     found = dict[str, Product]()
     for module in adapters.modules:
         down, up = factors(module)
@@ -73,7 +74,7 @@ def of_client(
             found[module] = Product(
                 up=_whole(values[up].cpu(), makes, shapes[up][0], 0),
                 down=_whole(values[down].cpu(), reads, shapes[down][1], 1),
-                weights=torch.full((count,), weight, dtype=torch.float64),
+                weights=torch.full((count,), weight * adapters.share(count), dtype=torch.float64),
                 ranks=number,
             )
     return found

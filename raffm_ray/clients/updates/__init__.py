@@ -5,9 +5,10 @@
 - `standard`: such steps, with smaller prefixes of the own plan
 - `control_variates`: SCAFFOLD and FedDyn, which take out what each client's data pulls towards
 - `personal`: Ditto, pFedMe and FedRep, which give each client parameters of its own
+- `pruning`: the self-pruning of HetLoRA, after which a client may keep fewer ranks
 - `meta`: Per-FedAvg, whose model is to be tuned afterwards
 
 Start reading at `row`.
 """
 
-__all__ = ["control_variates", "meta", "personal", "row", "standard", "steps"]
+__all__ = ["control_variates", "meta", "personal", "pruning", "row", "standard", "steps"]

@@ -66,12 +66,14 @@ class Outcome(NamedTuple):
     """What a client update returns, also as a plain tuple of the first of them.
 
     `loss`: mean over the steps; `sent`: by name, what is added to the server's sum, None for how far each of `given` moved in the module;
-    `memory`: what is kept and sent besides, None where the row remembers nothing.
+    `memory`: what is kept and sent besides, None where the row remembers nothing; `ranks`: how many ranks of its adapters the client keeps from now on,
+    None for as many as before.
     """
 
     loss: float
     sent: Named | None = None
     memory: Memory | None = None
+    ranks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class ClientUpdate:
     control variate for every trained entry, which is sent down, and its change up: that doubles what the parameters take on the wire.
     `copies`: how many further copies of its trained parameters a device has in memory while it trains.
 
-    `proximal`: what `local.proximal` is to it, where it must be above 0; "" where it need not. `personal`: whether it needs
+    `prunes`: whether a client may keep fewer ranks afterwards. `proximal`: what `local.proximal` is to it, where it must be above 0; "" where it need not. `personal`: whether it needs
     parameters that stay with their clients (`strategy.personal`).
     """
 
@@ -103,6 +105,7 @@ class ClientUpdate:
     copies: int = 0
     proximal: str = ""
     personal: bool = False
+    prunes: bool = False
 
     @property
     def remembers(self) -> bool:

@@ -5,7 +5,7 @@ of ranks are those of any other axis, and a subnetwork of W has the adapter cut 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import sqrt
 from typing import Any, Protocol
@@ -53,12 +53,17 @@ class Wanted(Protocol):
 @dataclass(frozen=True)
 class Adapters:
     """The adapters of a model. `modules`: what they adapt, in the model's order; `rank`: of each; `scale`: s, the same for any number of ranks
-    that a device keeps, so that a cut adapter is a part of the whole one."""
+    that a device keeps, so that a cut adapter is a part of the whole one. `sketched`: whether the ranks that it keeps stand for all of them."""
 
     modules: tuple[str, ...]
     rank: int
     scale: float
     dropout: float = 0.0
+    sketched: bool = field(default=False, repr=False)  # the full model, which caches are named after, is the same
+
+    def share(self, kept: int) -> float:
+        """What so many ranks count, over s: 1, or with sketches of k of r ranks r / k (Fang et al. 2025, section 3)."""
+        return self.rank / kept if self.sketched else 1.0
 
 
 def scale_of(settings: Wanted) -> float:
@@ -113,11 +118,12 @@ def with_adapters(layout: Layout, shapes: Shapes, settings: Wanted, words: int |
 
 
 # A function of the module, no closure: a model can be pickled.
-def _add_adapter(scale: float, dropout: float, module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+def _add_adapter(adapters: Adapters, module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     given: Tensor = inputs[0]
-    if dropout and module.training:
-        given = nn.functional.dropout(given, dropout)
-    return torch.add(output, module.lora_B(module.lora_A(given)), alpha=scale)
+    if adapters.dropout and module.training:
+        given = nn.functional.dropout(given, adapters.dropout)
+    kept = module.lora_A.weight.shape[-2]  # of a stack's too
+    return torch.add(output, module.lora_B(module.lora_A(given)), alpha=adapters.scale * adapters.share(kept))
 
 
 def add_adapters(model: nn.Module, adapters: Adapters | None) -> nn.Module:
@@ -133,7 +139,7 @@ def add_adapters(model: nn.Module, adapters: Adapters | None) -> nn.Module:
         module.add_module(UP, up)
         if up.weight.device.type != "meta":
             nn.init.zeros_(up.weight)
-        module.register_forward_hook(partial(_add_adapter, adapters.scale, adapters.dropout))
+        module.register_forward_hook(partial(_add_adapter, adapters))
     return model
 
 
@@ -155,7 +161,8 @@ def merged(parameters: Mapping[str, Tensor], layout: Layout, adapters: Adapters)
     for module in adapters.modules:
         down, up = factors(module)
         if (weight := f"{module}.weight") in plain:
-            change = adapters.scale * (parameters[up].double() @ parameters[down].double())
+            scale = adapters.scale * adapters.share(len(parameters[down]))
+            change = scale * (parameters[up].double() @ parameters[down].double())
             change = change if layout.parameters[weight].reads == 1 else change.T
             plain[weight] = (plain[weight].double() + change).to(plain[weight].dtype)
     return plain

@@ -106,7 +106,7 @@ def write_adapters(folder: Path, tensors: Mapping[str, Tensor], adapters: Adapte
     """Writes adapters, and the trained heads beside them, as `PeftModel.from_pretrained` reads them.
 
     `tensors`: by name, adapters of any ranks and heads; `base`: what they are adapters of; `transposed`: whether the model's projections are
-    `Conv1D`. s stays what it is: a module's alpha is s x its rank.
+    `Conv1D`. What a module adds stays what it is: its alpha is s x its rank x what its ranks count.
     """
     ranks = {module: len(tensors[factors(module)[0]]) for module in adapters.modules if factors(module)[0] in tensors}
     heads = sorted({name.rpartition(".")[0] for name in tensors if not name.endswith((f"{DOWN}.weight", f"{UP}.weight"))})
@@ -119,7 +119,11 @@ def write_adapters(folder: Path, tensors: Mapping[str, Tensor], adapters: Adapte
         "lora_dropout": adapters.dropout,
         "target_modules": list(ranks),
         "rank_pattern": {re.escape(module): rank for module, rank in ranks.items() if rank != adapters.rank},
-        "alpha_pattern": {re.escape(module): adapters.scale * rank for module, rank in ranks.items() if rank != adapters.rank},
+        "alpha_pattern": {
+            re.escape(module): adapters.scale * adapters.share(rank) * rank
+            for module, rank in ranks.items()
+            if rank != adapters.rank
+        },
         "modules_to_save": heads or None,
         "fan_in_fan_out": transposed,
         "bias": "none",

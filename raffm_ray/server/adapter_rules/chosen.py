@@ -11,7 +11,8 @@ from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.models.adapters.lora import factors
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.server.adapter_rules.rules import ADAPTER_RULES, AdapterRule
-from raffm_ray.server.strategies import Strategy, leading_ranks
+from raffm_ray.server.plans.of_adapters import leading_ranks
+from raffm_ray.server.strategies import Strategy
 from raffm_ray.settings.experiment import Experiment
 
 
@@ -26,7 +27,11 @@ def with_adapter_settings(strategy: Strategy, experiment: Experiment) -> Strateg
     rule = look_up(ADAPTER_RULES, strategy.adapters, "strategy.adapters")
     plain = strategy.adapters == "mean" and strategy.factors == "both"
     if experiment.model.adapters is None:
-        if strategy.train is leading_ranks:
+        if CLIENT_UPDATES[experiment.local.client_update].prunes:
+            raise UserError(
+                f"local.client_update: {experiment.local.client_update!r} is about adapters: model.adapters must be set, such as {{rank: 16}}"
+            )
+        if strategy.of_adapters:
             raise UserError(
                 f"strategy.name: {settings.name!r} is a method for adapters: model.adapters must be set, such as {{rank: 16}}"
             )
@@ -49,6 +54,8 @@ def _problems(strategy: Strategy, rule: AdapterRule, experiment: Experiment) -> 
             f"local.client_update: {update!r} remembers something of every parameter that is trained, and strategy.factors "
             f"{strategy.factors!r} trains only some of them in a round"
         )
+    if CLIENT_UPDATES[update].prunes:
+        yield from _problems_of_pruning(strategy, experiment)
     if strategy.factors == "alternating" and experiment.clock.late == "accept":
         yield "clock.late: must be drop with strategy.factors 'alternating': a late change may be of the projection that rests"
     norms, measured = strategy.product_norms, experiment.evaluation.aggregation_error
@@ -76,6 +83,18 @@ def _problems(strategy: Strategy, rule: AdapterRule, experiment: Experiment) -> 
             f"model.frozen_precision: must be float32 with {told}, which adds to the frozen model, got "
             f"{experiment.model.frozen_precision!r}"
         )
+
+
+def _problems_of_pruning(strategy: Strategy, experiment: Experiment) -> Iterator[str]:
+    settings, told = experiment.strategy, f"local.client_update {experiment.local.client_update!r}"
+    if strategy.train is not leading_ranks:
+        yield f"strategy.name: must be one that sends leading ranks with {told}, which drops the last ones, such as hetlora, got {settings.name!r}"
+    if strategy.aggregation != "all_clients":
+        yield f"strategy.aggregation: must be all_clients with {told}, whose dropped ranks count as zeros, got {strategy.aggregation!r}"
+    if strategy.factors != "both":
+        yield f"strategy.factors: must be both with {told}, which drops ranks of both projections, got {strategy.factors!r}"
+    if settings.personal:
+        yield f"strategy.personal: must be empty with {told}, whose clients send all that they keep, got {', '.join(settings.personal)}"
 
 
 def check_projections(architecture: Architecture, strategy: Strategy, experiment: Experiment, personal: Sequence[str]) -> None:
@@ -118,6 +137,11 @@ def held_names(architecture: Architecture, trained: str, round_number: int) -> t
     return tuple(name for name in names if not architecture.layout.parameters[name].frozen)
 
 
+def model_context(architecture: Architecture, strategy: Strategy, round_number: int) -> dict[str, Any]:
+    """What a client's model depends on besides its plan, as fields of a `RoundContext`: what adapters count, and what the round does not train."""
+    return {"sketched": strategy.sketched, "held": held_names(architecture, strategy.factors, round_number)}
+
+
 def adapter_context(
     architecture: Architecture,
     strategy: Strategy,
@@ -134,9 +158,9 @@ def adapter_context(
     measured = "sum" if experiment.evaluation.aggregation_error else ""
     changed = len(base_change) > 0
     return {
+        **model_context(architecture, strategy, round_number),
         "products": ("by_rank" if rule.by_rank else "sum") if rule.products else measured,
         "product_norms": strategy.product_norms,
-        "held": held_names(architecture, strategy.factors, round_number),
         "lasting": strategy.factors == "up" and strategy.adapters == "mean",
         "resent": tuple(f"{module}.weight" for module in architecture.adapters.modules)
         if changed and rule.base == "dense"

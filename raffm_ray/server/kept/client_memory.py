@@ -22,22 +22,35 @@ from raffm_ray.subnetworks.size_specific import SIZE_SPECIFIC
 @dataclass(frozen=True)
 class ClientMemory:
     """`trained_at`: [clients], the round in which each last trained and kept something, -1 for never; empty where nobody keeps anything.
-    `variate`: flat, the server's control variate of every trained parameter; empty where there is none."""
+    `variate`: flat, the server's control variate of every trained parameter; empty where there is none. `ranks`: [clients], how many ranks of its
+    adapters each keeps at most, 0 for as many as its budget holds; empty where that is all."""
 
     trained_at: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, dtype=np.int32))
     variate: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    ranks: tuple[int, ...] = ()
+
+    def ranks_of(self, client: int) -> int | None:
+        """How many ranks a client keeps at most; None for as many as its budget holds."""
+        return self.ranks[client] or None if self.ranks else None
 
     def last_round(self, client: int) -> int:
         """In which a client kept something; -1 for none."""
         return int(self.trained_at[client]) if len(self.trained_at) else -1
 
-    def after(self, kept: Sequence[int], round_number: int, clients: int, change: Tensor | None) -> "ClientMemory":
-        """The same after a round in which some of so many clients kept something, and the variate changed."""
+    def after(
+        self, kept: Sequence[int], round_number: int, clients: int, change: Tensor | None, ranks: Mapping[int, int] | None = None
+    ) -> "ClientMemory":
+        """The same after a round in which some of so many clients kept something or so many `ranks`, and the variate changed."""
         trained_at = self.trained_at
         if kept:
             trained_at = trained_at.copy() if len(trained_at) else np.full(clients, -1, dtype=np.int32)
             trained_at[list(kept)] = round_number
-        return replace(self, trained_at=trained_at, variate=self.variate if change is None else self.variate + change)
+        fewer = self.ranks
+        if ranks:
+            fewer = tuple(ranks.get(client, before) for client, before in enumerate(fewer or [0] * clients))
+        variate = self.variate if change is None else self.variate + change
+        return replace(self, trained_at=trained_at, variate=variate, ranks=fewer)
 
 
 NO_MEMORY = ClientMemory()

@@ -10,11 +10,11 @@ from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.messages import Update
 from raffm_ray.devices.round_costs import device_cost
 from raffm_ray.server.clock import LateUpdate
+from raffm_ray.server.plans.view import StrategyView
 from raffm_ray.server.selection.known import Known
 from raffm_ray.server.selection.records import Clients, Records, Values
 from raffm_ray.server.selection.table import SELECTIONS
 from raffm_ray.server.state import Round, ServerState, Setup
-from raffm_ray.server.strategies import StrategyView
 from raffm_ray.server.workload import expected_work
 
 
