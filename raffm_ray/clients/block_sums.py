@@ -47,13 +47,14 @@ def fair_weights(context: RoundContext, weight: float, loss: float | None, chang
 @dataclass
 class BlockSums:
     """What the clients of a block add up to. By plan: `changes`: flat weighted sums of changes, `variates`: of changes of the server's control
-    variate, `weights`: that they carry; `states`: by client, what it keeps; `products`: of adapters."""
+    variate, `weights`: that they carry; by client, `states`: what it keeps, `covers`: the weight that it carries; `products`: of adapters."""
 
     changes: dict[int, Tensor] = field(default_factory=dict)
     variates: dict[int, Tensor] = field(default_factory=dict)
     weights: dict[int, float] = field(default_factory=dict)
     states: dict[int, ClientState] = field(default_factory=dict)
     products: Products = field(default_factory=lambda: START)
+    covers: dict[int, float] = field(default_factory=dict)
 
     def add(
         self,
@@ -77,6 +78,7 @@ class BlockSums:
                 self.products = together if context.products == "by_rank" else compressed(together)
         _add_weighted(self.changes, job.plan, trained.change, counts)
         self.weights[job.plan] = self.weights.get(job.plan, 0.0) + covers
+        self.covers[job.client] = covers
         if trained.variate is not None:
             _add_weighted(self.variates, job.plan, trained.variate, job.weight)
         if trained.state is not None:

@@ -135,7 +135,7 @@ class ClientRunner:
             add_updates(total[:model], sums.changes, context, self.architecture, self.module_factory)
             add_variates(total[model:], sums.variates, context, self.architecture, self.module_factory)
             added = total.cpu().numpy()
-        return Update(sums.weights, tuple(reports), statistics, sums.states, sums.products), added
+        return Update(sums.weights, tuple(reports), statistics, sums.states, sums.products, sums.covers), added
 
     def _parts(self, flat: Flat, context: RoundContext) -> tuple[int, Tensor | None]:
         """How many of the flat numbers are the model's and its copies', and the server's control variate behind them, None where there is none."""

@@ -19,7 +19,7 @@ from raffm_ray.clients.training_result import TrainingResult, by_plan
 from raffm_ray.clients.updates.row import OWN, Batches
 from raffm_ray.data.examples import Examples
 from raffm_ray.models.freezing import only_trained
-from raffm_ray.models.word_rows import word_rows
+from raffm_ray.models.word_rows import only_rows, word_rows, words_read
 
 Remembered = tuple[ClientState | None, Tensor | None]
 """What a client keeps from the last round in which it trained, and the server's control variate, flat."""
@@ -40,10 +40,11 @@ def train_alone(
     factory: ModuleFactory, parameters: Parameters, context: RoundContext, examples: Examples, work: Work, number: int
 ) -> TrainingResult:
     """Trains plan `number` of the round for one client. `parameters`: the full model's by name, on the factory's device."""
-    architecture, plan, rows = factory.architecture, context.plans[number], None
-    row, personal = CLIENT_UPDATES[context.local.client_update], set(context.personal)
-    if row.stacks and not context.local.weight_decay and not personal:  # which shrinks also the words that no text uses
-        rows = word_rows(architecture, examples, work.client.share, factory.device)
+    architecture, plan, words = factory.architecture, context.plans[number], None
+    row, personal, decay = CLIENT_UPDATES[context.local.client_update], set(context.personal), context.local.weight_decay
+    if row.stacks and not personal and (context.own_words or not decay):  # which shrinks also the words that no text uses
+        words = words_read(architecture, examples, work.client.share)
+    rows = word_rows(architecture, words, factory.device)
     module = factory.module(parameters, plan, context.norms, rows=rows).train()
     own = dict(module.named_parameters())
     trained = only_trained(own, architecture.layout)
@@ -76,6 +77,8 @@ def train_alone(
     changed = sent or {name: parameter.detach().sub_(given[name]) for name, parameter in trained.items()}
     if rows is not None:
         changed[rows.table] = rows.in_table(changed[rows.table])
+    elif words is not None and decay:
+        only_rows(changed, architecture, words)
     for name in personal & set(changed):
         changed[name] = torch.zeros_like(changed[name])
     if held:

@@ -18,6 +18,7 @@ from raffm_ray.data.examples import Examples, sent
 from raffm_ray.models.freezing import only_trained
 from raffm_ray.models.objectives import Objective
 from raffm_ray.models.stacked_modules import StackedModule
+from raffm_ray.models.word_rows import only_rows, words_read
 
 Stack = dict[str, Tensor]
 """Parameters of several clients: by name, [clients, ...], leaves that gradients are gathered in."""
@@ -190,6 +191,13 @@ def train_stack(
     return [(float(np.mean(torch.stack(found).tolist())), passed) for found, passed in zip(losses, seen, strict=True)]
 
 
+def _forget_others(changed: Stack, factory: ModuleFactory, examples: Examples, clients: Sequence[ClientData]) -> None:
+    """Takes out of every client's change what weight decay made of words that its texts do not read."""
+    for row, client in enumerate(clients):
+        if (words := words_read(factory.architecture, examples, client.share)) is not None:
+            only_rows({name: values[row] for name, values in changed.items()}, factory.architecture, words)
+
+
 def train_together(
     factory: ModuleFactory,
     parameters: Parameters,
@@ -216,7 +224,10 @@ def train_together(
         outcomes = train_stack(
             module=factory.stacked(plan), stack=stack, training=training, examples=examples, clients=clients, part=part
         )
-    changes = torch.cat([(values.detach() - given[name]).flatten(1) for name, values in trained.items()], 1)
+    changed = {name: values.detach() - given[name] for name, values in trained.items()}
+    if context.own_words and context.local.weight_decay:
+        _forget_others(changed, factory, examples, clients)
+    changes = torch.cat([values.flatten(1) for values in changed.values()], 1)
     seconds = (time.perf_counter() - began) / len(jobs)
     return [
         TrainingResult(loss, by_plan(seen, job), change, seconds)

@@ -6,9 +6,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from raffm_ray.basics.errors import UserError, look_up
+from raffm_ray.clients.reach.own_words import own_words
 from raffm_ray.models.attention_choice import with_attention
 from raffm_ray.pool.worker_pool import device_of
 from raffm_ray.preparation.prepare import Prepared, check_start
+from raffm_ray.server.kept.held_words import has_own_words
 from raffm_ray.server.state import setup_strategy
 from raffm_ray.server.strategies import STRATEGIES
 from raffm_ray.settings.experiment import Experiment
@@ -41,6 +43,8 @@ def with_protocol(experiment: Experiment, baseline: BaselineSettings) -> Experim
     strategy = {name: getattr(baseline, name) for name in StrategySettings.model_fields}
     if baseline.client_weight == "default":
         strategy["client_weight"] = experiment.strategy.client_weight
+    if baseline.vocabulary == "default":
+        strategy["vocabulary"] = experiment.strategy.vocabulary
     changed: dict[str, Any] = {}
     for group, own in (("local", baseline.local), ("server", baseline.server)):
         given: BaseModel = getattr(experiment, group)
@@ -67,6 +71,8 @@ def with_strategy(prepared: Prepared, baseline: BaselineSettings | None) -> Prep
     changed = alone(prepared.setup.experiment, baseline)
     local, device = changed.local, device_of(changed.pool)
     architecture = with_attention(prepared.setup.architecture, local.attention, local.precision, device)
-    setup = replace(prepared.setup, experiment=changed, architecture=architecture, strategy=setup_strategy(changed))
+    strategy = setup_strategy(changed)
+    words = own_words(architecture, prepared.task.clients, prepared.shares) if has_own_words(changed, strategy) else None
+    setup = replace(prepared.setup, experiment=changed, architecture=architecture, strategy=strategy, words=words)
     check_start(setup)
     return replace(prepared, setup=setup)
