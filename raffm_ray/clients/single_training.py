@@ -19,7 +19,7 @@ from raffm_ray.clients.training_result import TrainingResult, by_plan
 from raffm_ray.clients.updates.row import OWN, Batches
 from raffm_ray.data.examples import Examples
 from raffm_ray.models.freezing import only_trained
-from raffm_ray.models.word_rows import only_rows, word_rows, words_read
+from raffm_ray.models.word_rows import only_rows, word_rows, word_table, words_read
 
 Remembered = tuple[ClientState | None, Tensor | None]
 """What a client keeps from the last round in which it trained, and the server's control variate, flat."""
@@ -75,10 +75,11 @@ def train_alone(
         state = state_of(plan, kept, memory.numbers if memory else {})
     # What is kept and sent besides is copied by now: the module's own tensors become the change.
     changed = sent or {name: parameter.detach().sub_(given[name]) for name, parameter in trained.items()}
-    if rows is not None:
+    words = words if context.own_words and word_table(architecture) in changed else None
+    if rows is not None and words is None:
         changed[rows.table] = rows.in_table(changed[rows.table])
-    elif words is not None and decay:
-        only_rows(changed, architecture, words)
+    elif rows is None and words is not None:
+        changed |= only_rows(changed, architecture, words)
     for name in personal & set(changed):
         changed[name] = torch.zeros_like(changed[name])
     if held:
@@ -87,7 +88,7 @@ def train_alone(
             for name in own
             if name in {**changed, **held}
         }
-    return TrainingResult(loss, by_plan(seen, work.job), _flat(list(changed.values())), state=state, variate=variate)
+    return TrainingResult(loss, by_plan(seen, work.job), _flat(list(changed.values())), state=state, variate=variate, words=words)
 
 
 def _take_own(

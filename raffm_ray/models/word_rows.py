@@ -68,12 +68,10 @@ def word_rows(architecture: Architecture, words: Indices | None, device: str) ->
     return WordRows(table, torch.from_numpy(words).to(device), torch.from_numpy(places).to(device))
 
 
-def only_rows(changed: Mapping[str, Tensor], architecture: Architecture, words: Indices) -> None:
-    """Sets all rows of the table of words to zero, in place, but those of these words. `changed`: by name; a table is [words, size]."""
-    if (table := word_table(architecture)) in changed:
-        others = torch.ones(len(changed[table]), dtype=torch.bool)
-        others[torch.from_numpy(words)] = False
-        changed[table].masked_fill_(others.to(changed[table].device)[:, None], 0.0)
+def only_rows(changed: Mapping[str, Tensor], architecture: Architecture, words: Indices) -> dict[str, Tensor]:
+    """The table of words, by name, with the rows of these words alone. `changed`: by name; a table is [words, size]."""
+    table = str(word_table(architecture))
+    return {table: changed[table][torch.from_numpy(words).to(changed[table].device)]}
 
 
 def _placed(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
