@@ -77,7 +77,7 @@ def after_two(prepared: Prepared, least: int, monkeypatch: pytest.MonkeyPatch) -
         lengths.append(len(part))
         return update, part
 
-    runner.block = block  # type: ignore[method-assign]
+    monkeypatch.setattr(runner, "block", block)
     rounds = started(prepared, runner)
     rounds.run(2)
     return rounds.state, lengths

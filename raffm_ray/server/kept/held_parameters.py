@@ -59,7 +59,7 @@ def missing_bytes(architecture: Architecture, plan: Plan, held: Plan | None) -> 
 def missing_word_bytes(architecture: Architecture, plan: Plan, held: Plan | None) -> int:
     """Of `missing_bytes`, those of one row of the table of words; 0 where it is trained, or there is none."""
     table = vocabulary_table(architecture.layout)
-    if table not in architecture.frozen_shapes:
+    if table is None or table not in architecture.frozen_shapes:
         return 0
     entries = _entries(architecture, table, plan, plan) - (0 if held is None else _entries(architecture, table, plan, held))
     return entries // architecture.shapes[table][0] * architecture.frozen_dtype.itemsize
