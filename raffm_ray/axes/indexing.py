@@ -32,7 +32,7 @@ class AxisError(ValueError):
 
 @dataclass(frozen=True)
 class Axis:
-    """A named, countable thing in the model; a `fixed` one is always whole and in order.
+    """A named, countable thing in the model; a `fixed` one is always whole and in order; one that is not `ranked` has no units that a budget buys.
 
     `parent` names the axis it is nested in (`3/qk` in `3/heads`): its kept indices may then differ for every index of the
     parent, which must stand outside it in the same dim.
@@ -42,6 +42,7 @@ class Axis:
     size: int
     parent: str | None = None
     fixed: bool = False
+    ranked: bool = True
 
 
 Axes = Mapping[str, Axis]

@@ -11,6 +11,8 @@ from raffm_ray.axes.indexing import Axis, Dim, Dims, Plan, Selection, selection,
 
 Layer = tuple[str, int]
 """A layer axis and an index of it: what disappears when a plan drops that layer."""
+VOCABULARY = "vocabulary"
+"""The axis of the words that are looked up in a table. It is in no budget's plan: which are kept follows from texts, not from salience."""
 
 
 @dataclass(frozen=True)

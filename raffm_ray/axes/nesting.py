@@ -1,6 +1,8 @@
 """Nested plans: the layout of a subnetwork, and a smaller plan in its coordinates."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 
@@ -45,6 +47,21 @@ def _positions(wanted: Indices, present: Indices, name: str) -> Indices:
     if (found >= len(present)).any() or (present[by_value][np.minimum(found, len(present) - 1)] != wanted).any():
         raise AxisError(f"axis {name!r}: the inner plan keeps indices that the outer one does not")
     return by_value[found]
+
+
+def bounding(plans: Sequence[Plan], layout: Layout) -> Plan:
+    """A plan that these, at least one, are all nested in: it keeps what one of them keeps of every axis. An axis that one of them keeps whole is whole, and so is one
+    of which the indices of its parent would keep unequally many."""
+    kept: dict[str, Indices] = {}
+    for name in sorted(set.intersection(*(set(plan) for plan in plans))):
+        found, axis = [plan[name] for plan in plans], layout.axes[name]
+        if any(one.ndim == 2 for one in found) and axis.parent:
+            rows = [reduce(np.union1d, (_row(one, row) for one in found)) for row in range(layout.axes[axis.parent].size)]
+            if len({len(row) for row in rows}) == 1:
+                kept[name] = np.stack(rows)
+        else:
+            kept[name] = reduce(np.union1d, found)
+    return Plan({name: indices for name, indices in kept.items() if indices.shape[-1] < layout.axes[name].size})
 
 
 def cut_layout(layout: Layout, plan: Plan) -> Layout:

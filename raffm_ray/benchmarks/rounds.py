@@ -50,7 +50,7 @@ class NothingRunner(ClientRunner):
             )
             for job in jobs
         )
-        return Update(weights, reports), total
+        return Update(weights, reports, covers={job.client: job.weight for job in jobs}), total
 
 
 def nothing_runner(prepared: Prepared) -> NothingRunner:

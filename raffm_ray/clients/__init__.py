@@ -6,6 +6,7 @@ Open to other packages:
 - `client_runner`: runs a block of clients, and evaluations
 - `client_state`: what a client keeps from round to round
 - `folds`: what clients add up to besides weighted sums
+- `reach`: what clients, and blocks of them, reach of the model
 - `updates`: client updates, one function each
 - `evaluation`: a client's own model
 - `module_factory`: makes subnetwork modules and caches their skeletons
@@ -40,6 +41,7 @@ __all__ = [
     "local_training",
     "messages",
     "module_factory",
+    "reach",
     "stacked_training",
     "update_checks",
     "updates",

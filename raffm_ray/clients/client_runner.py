@@ -21,7 +21,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.plugins import Plugin
 from raffm_ray.basics.profiling import Stopwatch
 from raffm_ray.basics.seeding import generator, torch_seed
-from raffm_ray.clients.block_sums import BlockSums, add_updates, add_variates, sum_weight
+from raffm_ray.clients.block_sums import BlockSums, sum_weight
 from raffm_ray.clients.client_state import ClientState
 from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.clients.device_parameters import DeviceParameters
@@ -30,6 +30,8 @@ from raffm_ray.clients.explained_errors import explaining_kernels, naming_client
 from raffm_ray.clients.local_training import ClientData, Training, computing
 from raffm_ray.clients.messages import Job, Report, Result, RoundContext, Update
 from raffm_ray.clients.module_factory import ModuleFactory, Parameters
+from raffm_ray.clients.reach.block_reach import reach_of
+from raffm_ray.clients.reach.own_words import OwnWords, own_words
 from raffm_ray.clients.single_training import NONE, Remembered, Work, received_loss, train_alone
 from raffm_ray.clients.stacked_training import stacking_groups, train_together
 from raffm_ray.clients.training_result import TrainingResult
@@ -107,10 +109,10 @@ class ClientRunner:
     def block(
         self, context: RoundContext, flat: NDArray[np.float32], jobs: Sequence[Job], states: States = None
     ) -> tuple[Update, NDArray[np.float32]]:
-        """Trains a block of clients in order; returns its reports and the flat sum of `weight x (trained - given)`, behind it the same of the
-        server's control variate where the flat parameters have one behind them. `states`: by client, what it keeps, if anything."""
-        sums, reports, statistics = BlockSums(), [], None
-        model, variate = self._parts(flat, context)
+        """Trains a block of clients in order; returns its reports and the flat sum of `weight x (trained - given)` of what it reaches (see `Reach`), behind it
+        the same of the server's control variate where the flat parameters have one behind them. `states`: by client, what it keeps, if anything."""
+        reach = reach_of(context, jobs, self.architecture, self._words if context.own_words else None)
+        sums, reports, statistics, variate = BlockSums(self.module_factory, reach), [], None, self._variate(flat, context)
         for plan, group in stacking_groups(jobs, context.stack):
             parameters = self._parameters(flat, context, plan)
             try:
@@ -128,22 +130,22 @@ class ClientRunner:
                     if measured:
                         statistics = add_statistics(statistics, measured)
                     if trained is not None:
-                        sums.add(job, trained, report.received_loss, context, parameters, self.module_factory)
+                        sums.add(job, trained, report.received_loss, context, parameters)
             finally:
                 self.module_factory.release()
         with self.watch.during("return"):
-            total = torch.zeros(flat.shape[0], device=self.device)
-            add_updates(total[:model], sums.changes, context, self.architecture, self.module_factory)
-            add_variates(total[model:], sums.variates, context, self.architecture, self.module_factory)
-            added = total.cpu().numpy()
-        return Update(sums.weights, tuple(reports), statistics, sums.states, sums.products), added
+            added = sums.total(len(flat), context).cpu().numpy()
+        return Update(sums.weights, tuple(reports), statistics, sums.states, sums.products, sums.covers), added
 
-    def _parts(self, flat: Flat, context: RoundContext) -> tuple[int, Tensor | None]:
-        """How many of the flat numbers are the model's and its copies', and the server's control variate behind them, None where there is none."""
+    @cached_property
+    def _words(self) -> OwnWords | None:
+        return own_words(self.architecture, self.examples, self.shares)
+
+    def _variate(self, flat: Flat, context: RoundContext) -> Tensor | None:
+        """The server's control variate behind the flat numbers of the model and its copies, None where there is none."""
         if not CLIENT_UPDATES[context.local.client_update].variate:
-            return len(flat), None
-        model = len(flat) - sum(map(prod, self.architecture.trained_shapes.values()))
-        return model, self._held.behind(flat, model, self.device)
+            return None
+        return self._held.behind(flat, len(flat) - sum(map(prod, self.architecture.trained_shapes.values())), self.device)
 
     def _client(
         self,

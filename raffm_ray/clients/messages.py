@@ -23,7 +23,8 @@ class RoundContext:
     `received_loss`: whether clients measure the parameters that they receive before they train; `fair_exponent`: q of q-FedAvg.
     `products`: whether products of adapters are summed: "" not, "sum", or "by_rank", with the ranks of their parts; `product_norms`: whether a client
     weighs by the norm of its adapters' product; `sketched`: whether k of r ranks count r / k; `held`: names of parameters that are not trained in this round, `lasting`: whether nobody ever changes
-    them; `resent`: of frozen ones that the server changed; `stack_bytes`: of the adapters that it added to them after the last round.
+    them; `resent`: of frozen ones that the server changed; `stack_bytes`: of the adapters that it added to them after the last round; `own_words`: whether
+    clients have the rows of the table of words that their own texts read, and no others.
     """
 
     seed: int
@@ -52,6 +53,7 @@ class RoundContext:
     lasting: bool = False
     resent: tuple[str, ...] = ()
     stack_bytes: int = 0
+    own_words: bool = False
 
     def copy_of(self, plan: int | None) -> int:
         """Which copy of the size-specific parameters a plan uses; 0 are the model's own."""
@@ -106,14 +108,15 @@ class Report:
 
 @dataclass(frozen=True)
 class Update:
-    """A block's result beside its weighted sum: the weight that each plan's sum carries, the clients' reports, by client what it keeps, and the sums
-    of products of adapters."""
+    """A block's result beside its weighted sum: the weight that each plan's sum carries, the clients' reports, by client what it keeps, the sums of
+    products of adapters, and by client that is in the sum the weight that it carries."""
 
     weights: Mapping[int, float]
     reports: tuple[Report, ...]
     statistics: Statistics | None = None
     states: Mapping[int, ClientState] = field(default_factory=dict)
     products: Products = field(default_factory=dict)
+    covers: Mapping[int, float] = field(default_factory=dict)
 
 
 class Call(NamedTuple):

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from raffm_ray.axes.indexing import Plan, Selections, take_selected
+from raffm_ray.axes.indexing import Plan, Selections, selected_shape, take_selected
 from raffm_ray.axes.layout import selections
 from raffm_ray.axes.nesting import cut_layout, within
 from raffm_ray.basics.profiling import Stopwatch
@@ -92,6 +92,16 @@ class ModuleFactory:
         return _remember(
             self.cuts, plan.key, lambda: self._placed(selections(self.architecture.shapes, self.architecture.layout, plan))
         )
+
+    def selections_within(self, plan: Plan, outer: Plan) -> Selections:
+        """What a plan keeps of every parameter of a larger plan's."""
+        layout, shapes = self.architecture.layout, self.architecture.shapes
+
+        def found() -> Selections:
+            sizes = {name: selected_shape(shapes[name], selected) for name, selected in self.selections(outer).items()}
+            return self._placed(selections(sizes, cut_layout(layout, outer), within(plan, outer, layout)))
+
+        return _remember(self.inner_cuts, (plan.key, outer.key), found)
 
     def _placed(self, chosen: Selections) -> Selections:
         """Indices where they are used, so that no step waits for them."""
@@ -185,12 +195,7 @@ class ModuleFactory:
     def prefix(self, plan: Plan, outer: Plan, own: Parameters, norms: Statistics, rows: Tensor | None = None) -> Prefix:
         """How a plan's parameters share those of a larger plan, `own`: of all, or of these `rows` of a stack."""
         layout, stacked = self.architecture.layout, rows is not None
-        sizes = {name: tuple(values.shape[stacked:]) for name, values in own.items()}
-        chosen = _remember(
-            self.inner_cuts,
-            (plan.key, outer.key),
-            lambda: self._placed(selections(sizes, cut_layout(layout, outer), within(plan, outer, layout))),
-        )
+        chosen = self.selections_within(plan, outer)
         device = next(iter(own.values())).device
         kind = torch.Tensor if stacked else nn.Parameter  # a stacked module takes its weights as plain tensors
         theirs = {name: kind(torch.empty(0, device=device)) for name in chosen}

@@ -19,7 +19,7 @@ from raffm_ray.clients.training_result import TrainingResult, by_plan
 from raffm_ray.clients.updates.row import OWN, Batches
 from raffm_ray.data.examples import Examples
 from raffm_ray.models.freezing import only_trained
-from raffm_ray.models.word_rows import word_rows
+from raffm_ray.models.word_rows import only_rows, word_rows, word_table, words_read
 
 Remembered = tuple[ClientState | None, Tensor | None]
 """What a client keeps from the last round in which it trained, and the server's control variate, flat."""
@@ -40,10 +40,11 @@ def train_alone(
     factory: ModuleFactory, parameters: Parameters, context: RoundContext, examples: Examples, work: Work, number: int
 ) -> TrainingResult:
     """Trains plan `number` of the round for one client. `parameters`: the full model's by name, on the factory's device."""
-    architecture, plan, rows = factory.architecture, context.plans[number], None
-    row, personal = CLIENT_UPDATES[context.local.client_update], set(context.personal)
-    if row.stacks and not context.local.weight_decay and not personal:  # which shrinks also the words that no text uses
-        rows = word_rows(architecture, examples, work.client.share, factory.device)
+    architecture, plan, words = factory.architecture, context.plans[number], None
+    row, personal, decay = CLIENT_UPDATES[context.local.client_update], set(context.personal), context.local.weight_decay
+    if row.stacks and not personal and (context.own_words or not decay):  # which shrinks also the words that no text uses
+        words = words_read(architecture, examples, work.client.share)
+    rows = word_rows(architecture, words, factory.device)
     module = factory.module(parameters, plan, context.norms, rows=rows).train()
     own = dict(module.named_parameters())
     trained = only_trained(own, architecture.layout)
@@ -74,8 +75,11 @@ def train_alone(
         state = state_of(plan, kept, memory.numbers if memory else {})
     # What is kept and sent besides is copied by now: the module's own tensors become the change.
     changed = sent or {name: parameter.detach().sub_(given[name]) for name, parameter in trained.items()}
-    if rows is not None:
+    words = words if context.own_words and word_table(architecture) in changed else None
+    if rows is not None and words is None:
         changed[rows.table] = rows.in_table(changed[rows.table])
+    elif rows is None and words is not None:
+        changed |= only_rows(changed, architecture, words)
     for name in personal & set(changed):
         changed[name] = torch.zeros_like(changed[name])
     if held:
@@ -84,7 +88,8 @@ def train_alone(
             for name in own
             if name in {**changed, **held}
         }
-    return TrainingResult(loss, by_plan(seen, work.job), _flat(list(changed.values())), state=state, variate=variate, ranks=ranks)
+    change = _flat(list(changed.values()))
+    return TrainingResult(loss, by_plan(seen, work.job), change, state=state, variate=variate, ranks=ranks, words=words)
 
 
 def _take_own(

@@ -18,6 +18,7 @@ from raffm_ray.data.examples import Examples, sent
 from raffm_ray.models.freezing import only_trained
 from raffm_ray.models.objectives import Objective
 from raffm_ray.models.stacked_modules import StackedModule
+from raffm_ray.models.word_rows import only_rows, word_table, words_read
 
 Stack = dict[str, Tensor]
 """Parameters of several clients: by name, [clients, ...], leaves that gradients are gathered in."""
@@ -216,9 +217,14 @@ def train_together(
         outcomes = train_stack(
             module=factory.stacked(plan), stack=stack, training=training, examples=examples, clients=clients, part=part
         )
-    changes = torch.cat([(values.detach() - given[name]).flatten(1) for name, values in trained.items()], 1)
+    changes = {name: values.detach() - given[name] for name, values in trained.items()}
+    table, results = word_table(factory.architecture) if context.own_words else None, list[TrainingResult]()
     seconds = (time.perf_counter() - began) / len(jobs)
-    return [
-        TrainingResult(loss, by_plan(seen, job), change, seconds)
-        for job, (loss, seen), change in zip(jobs, outcomes, changes, strict=True)
-    ]
+    for row, (job, (loss, seen), client) in enumerate(zip(jobs, outcomes, clients, strict=True)):
+        changed = {name: values[row] for name, values in changes.items()}
+        words = words_read(factory.architecture, examples, client.share) if table in changed else None
+        if words is not None:
+            changed |= only_rows(changed, factory.architecture, words)
+        change = torch.cat([values.flatten() for values in changed.values()])
+        results.append(TrainingResult(loss, by_plan(seen, job), change, seconds, words=words))
+    return results

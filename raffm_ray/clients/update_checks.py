@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from raffm_ray.basics.errors import ClientError
@@ -35,11 +34,9 @@ def refused_besides(trained: TrainingResult, weight: float) -> str:
     return "" if is_finite(values for values in kept if values.numel()) else "state not finite"
 
 
-def check_sum(part: Any, parameters: NDArray[Any], round_number: int, block: Sequence[Job]) -> None:
-    """Raises ClientError for a block's sum that is none of the flat parameters': own code of a client may return anything."""
+def check_sum(part: Any, length: int, round_number: int, block: Sequence[Job]) -> None:
+    """Raises ClientError for a block's sum that has not so many numbers: own code of a client may return anything."""
     kind, shape = getattr(part, "dtype", type(part)), getattr(part, "shape", ())
-    if kind != np.float32 or shape != tuple(parameters.shape):
+    if kind != np.float32 or shape != (length,):
         clients = ", ".join(str(job.client) for job in block)
-        raise ClientError(
-            f"round {round_number}, block of clients {clients}: its sum is {kind} {shape}, not float32 {tuple(parameters.shape)}"
-        )
+        raise ClientError(f"round {round_number}, block of clients {clients}: its sum is {kind} {shape}, not float32 {(length,)}")

@@ -29,6 +29,7 @@ from raffm_ray.basics.registry import Table
 from raffm_ray.models.adapters.lora import Adapters, Wanted, add_adapters, with_adapters, without_adapters
 from raffm_ray.models.attention import IMPLEMENTATIONS, fit_attention
 from raffm_ray.models.families import decoder, encoder, gpt2, rope, t5, vit
+from raffm_ray.models.families.vocabulary import with_vocabulary
 from raffm_ray.models.modules import install, remove_layers, without_weights
 from raffm_ray.models.saved_activations import SavedActivations
 
@@ -164,6 +165,7 @@ def architecture_of(config: PretrainedConfig, head: str, tokens: int | None = No
     config.architectures = [type(model).__name__]
     layout, shapes = family.layout(config, head), {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     _check_layout(layout, shapes, config.model_type)
+    layout = with_vocabulary(layout, shapes, config, head)
     layout = replace(layout, parameters={name: layout.parameters[name] for name in shapes})
     return Architecture(
         config=config,

@@ -4,6 +4,7 @@ A table of 30,000 words is half of a small BERT's parameters. Copied, cleared, c
 time, for the thousand words that the client has.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raffm_ray.axes.indexing import Indices
+from raffm_ray.axes.layout import VOCABULARY, Layout
 from raffm_ray.data.examples import Examples, Ragged
 from raffm_ray.models.architecture import Architecture
 
@@ -32,31 +35,43 @@ class WordRows:
         return values.new_zeros(len(self.places), *values.shape[1:]).index_copy_(0, self.rows, values)
 
 
+def vocabulary_table(layout: Layout) -> str | None:
+    """The parameter whose rows are words that are only looked up, trained or frozen; None where there is none."""
+    return next((name for name, spec in layout.parameters.items() if spec.dims[0] == (VOCABULARY,)), None)
+
+
 def word_table(architecture: Architecture) -> str | None:
     """The parameter that words are looked up in; None where it is in matrix products too, is not trained, or there is none."""
-    words = getattr(architecture.config, "vocab_size", None)
-    if architecture.head == "sequence_to_sequence":
-        return None  # two stacks look words up, each in a module of its own
-    for name, spec in architecture.layout.parameters.items():
-        if spec.dims == ((), ("residual",)) and architecture.shapes[name][0] == words:
-            return name if spec.matmul is None and not spec.frozen else None
-    return None
+    table = vocabulary_table(architecture.layout)
+    return None if table is None or architecture.layout.parameters[table].frozen else table
 
 
-def word_rows(architecture: Architecture, examples: Examples, share: NDArray[np.int64], device: str) -> WordRows | None:
-    """The rows for these examples; None where it does not pay, the table cannot be cut, or they are no texts of unequal length."""
-    table, texts = word_table(architecture), examples.inputs.get("input_ids")
-    if table is None or not isinstance(texts, Ragged):
+def words_read(architecture: Architecture, examples: Examples, share: NDArray[np.int64]) -> Indices | None:
+    """[words], ascending: those of these examples, and what fills up their batches; None where the model has no table of words that are only
+    looked up, or the examples are none of its texts."""
+    table, texts = vocabulary_table(architecture.layout), examples.inputs.get("input_ids")
+    if table is None or texts is None:
         return None
-    words = np.append(texts.part(share).values, texts.fill)
-    count, padding = architecture.shapes[table][0], getattr(architecture.config, "pad_token_id", None)
-    # A module knows its padding by number: the rows up to it keep their places.
-    rows = np.union1d(words, np.arange(0 if padding is None else padding + 1))
-    if len(rows) > PART * count or rows[-1] >= count:
+    values, fill = (texts.part(share).values, [texts.fill]) if isinstance(texts, Ragged) else (np.asarray(texts)[share], [])
+    padding = getattr(architecture.config, "pad_token_id", None)
+    used, count = np.union1d(values, [*fill, *([] if padding is None else [padding])]), architecture.shapes[table][0]
+    return used.astype(np.int64) if used[0] >= 0 and used[-1] < count else None
+
+
+def word_rows(architecture: Architecture, words: Indices | None, device: str) -> WordRows | None:
+    """The rows of these words, of `words_read`; None where taking them out does not pay, or the table is not trained."""
+    table = word_table(architecture)
+    if table is None or words is None or len(words) > PART * architecture.shapes[table][0]:
         return None
-    places = np.zeros(count, dtype=np.int64)
-    places[rows] = np.arange(len(rows))
-    return WordRows(table, torch.from_numpy(rows.astype(np.int64)).to(device), torch.from_numpy(places).to(device))
+    places = np.zeros(architecture.shapes[table][0], dtype=np.int64)
+    places[words] = np.arange(len(words))
+    return WordRows(table, torch.from_numpy(words).to(device), torch.from_numpy(places).to(device))
+
+
+def only_rows(changed: Mapping[str, Tensor], architecture: Architecture, words: Indices) -> dict[str, Tensor]:
+    """The table of words, by name, with the rows of these words alone. `changed`: by name; a table is [words, size]."""
+    table = str(word_table(architecture))
+    return {table: changed[table][torch.from_numpy(words).to(changed[table].device)]}
 
 
 def _placed(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -72,7 +87,10 @@ def look_up_places(architecture: Architecture, model: nn.Module) -> nn.Module:
 
 
 def use_rows(architecture: Architecture, model: nn.Module, rows: WordRows | None) -> None:
-    """Tells a model of `look_up_places` which rows its table has; None: all."""
+    """Tells a model of `look_up_places` which rows its table has, and where its padding is then; None: all, in their places."""
     if table := word_table(architecture):
         module: Any = model.get_submodule(table.rpartition(".")[0])
         module.subnetwork_places = None if rows is None else rows.places
+        if module.padding_idx is not None:
+            padding = architecture.config.pad_token_id
+            module.padding_idx = padding if rows is None else int(rows.places[padding])

@@ -6,8 +6,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from raffm_ray.basics.errors import UserError, look_up
+from raffm_ray.clients.reach.own_words import own_words
 from raffm_ray.preparation.model_for_task import as_trained
 from raffm_ray.preparation.prepare import Prepared, check_start
+from raffm_ray.server.kept.held_words import has_own_words
 from raffm_ray.server.state import setup_strategy
 from raffm_ray.server.strategies import STRATEGIES
 from raffm_ray.settings.experiment import Experiment
@@ -40,6 +42,8 @@ def with_protocol(experiment: Experiment, baseline: BaselineSettings) -> Experim
     strategy = {name: getattr(baseline, name) for name in StrategySettings.model_fields}
     if baseline.client_weight == "default":
         strategy["client_weight"] = experiment.strategy.client_weight
+    if baseline.vocabulary == "default":
+        strategy["vocabulary"] = experiment.strategy.vocabulary
     changed: dict[str, Any] = {}
     for group, own in (("local", baseline.local), ("server", baseline.server)):
         given: BaseModel = getattr(experiment, group)
@@ -66,6 +70,7 @@ def with_strategy(prepared: Prepared, baseline: BaselineSettings | None) -> Prep
     changed = alone(prepared.setup.experiment, baseline)
     strategy = setup_strategy(changed)
     architecture = as_trained(prepared.setup.architecture, changed, strategy.sketched)
-    setup = replace(prepared.setup, experiment=changed, architecture=architecture, strategy=strategy)
+    words = own_words(architecture, prepared.task.clients, prepared.shares) if has_own_words(changed, strategy) else None
+    setup = replace(prepared.setup, experiment=changed, architecture=architecture, strategy=strategy, words=words)
     check_start(setup)
     return replace(prepared, setup=setup)

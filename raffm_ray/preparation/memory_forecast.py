@@ -12,7 +12,7 @@ from raffm_ray.clients.messages import RoundContext
 from raffm_ray.clients.stacked_training import stacking_groups
 from raffm_ray.data.examples import Examples, Pixels, Ragged
 from raffm_ray.models.architecture import FAMILIES, Architecture
-from raffm_ray.models.word_rows import word_rows
+from raffm_ray.models.word_rows import word_rows, words_read
 from raffm_ray.pool.dispatch import completion_times
 from raffm_ray.pool.gpu_sharing import training_bytes
 from raffm_ray.preparation.head_training import COMPUTED_AT_ONCE, feature_bytes, head_examples
@@ -120,7 +120,8 @@ def _unread_bytes(prepared: Prepared, plan: Plan) -> int:
     """Of a plan's table of words, the rows that no client's texts use, where these are left out of its training."""
     setup, local = prepared.setup, prepared.setup.experiment.local
     largest = max(prepared.shares, key=len)
-    rows = None if local.weight_decay else word_rows(setup.architecture, prepared.task.clients, largest, "cpu")
+    words = None if local.weight_decay and setup.words is None else words_read(setup.architecture, prepared.task.clients, largest)
+    rows = word_rows(setup.architecture, words, "cpu")
     if rows is None:
         return 0
     return (len(rows.places) - len(rows.rows)) * kept_size("residual", setup.architecture.layout.axes, plan) * FLOAT_BYTES

@@ -11,6 +11,7 @@ from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.augmentation import check_augmentation
 from raffm_ray.clients.client_runner import ClientRunner
+from raffm_ray.clients.reach.own_words import own_words
 from raffm_ray.data.label_distribution import LabelDistribution, label_distribution_of
 from raffm_ray.data.partition import PARTITIONS, partition
 from raffm_ray.data.tasks import Task, head_of, load_task, needs_words
@@ -29,6 +30,7 @@ from raffm_ray.server.adapter_rules.chosen import check_projections
 from raffm_ray.server.blocks import not_stacked, stack_sizes
 from raffm_ray.server.clock import LATE_POLICIES
 from raffm_ray.server.device_type_plans import device_type_plans, training_view
+from raffm_ray.server.kept.held_words import has_own_words
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.ranking import begin_calibration, plain_state
 from raffm_ray.server.residual_pace import with_ruled_pace
@@ -248,6 +250,7 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
         availability=availability,
         not_stacked=not_stacked(experiment, architecture),
         unseen=frozenset(np.flatnonzero(parts.unseen).tolist()),
+        words=own_words(architecture, task.clients, parts.trained) if has_own_words(experiment, strategy) else None,
     )
     check_start(setup)
     return Prepared(

@@ -29,7 +29,7 @@ from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.server.state import ServerState
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.former_values import with_former_values
-from raffm_ray.settings.loading import load_recorded, pairs_of
+from raffm_ray.settings.loading import load_recorded, pairs_of, with_unsaid
 
 Tell = Callable[[str], None]
 PLACES = ("task.data", "model.pretrained", "model.tokenizer", "fleet.profiles", "clock.trace")
@@ -49,12 +49,12 @@ FREE = (
     *PLACES,
 )
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
-OF_BLOCKS = ("local.gradient_checkpointing",)
-FREE_BEFORE_BLOCKS = (*FREE, *OF_BLOCKS)
-"""Those of runs from before blocks could be recomputed."""
+OF_SMALLER = ("local.gradient_checkpointing", "strategy.vocabulary")
+FREE_BEFORE_SMALLER = (*FREE, *OF_SMALLER)
+"""Those of runs from before blocks could be computed again, and clients could have the rows of their own words alone."""
 FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
 """Those of runs whose checkpoints hold a digest of the places too."""
-OF_ADAPTERS = ("model.adapters", "strategy.adapters", "strategy.factors", "evaluation.aggregation_error", *OF_BLOCKS)
+OF_ADAPTERS = ("model.adapters", "strategy.adapters", "strategy.factors", "evaluation.aggregation_error", *OF_SMALLER)
 FREE_BEFORE_ADAPTERS = (*FREE, *OF_ADAPTERS)
 """Those of runs from before there were adapters."""
 OF_EACH_CLIENT = (
@@ -96,7 +96,7 @@ FREE_AT_FIRST = (
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 _EVERY_FREE = (
     FREE,
-    FREE_BEFORE_BLOCKS,
+    FREE_BEFORE_SMALLER,
     FREE_BEFORE_ADAPTERS,
     FREE_BEFORE_EACH_CLIENT,
     FREE_BEFORE_OWN_PARTS,
@@ -141,7 +141,7 @@ def experiment_in(folder: Path, flags: Sequence[str] = (), plugins: Sequence[str
     """The experiment of a run's folder. `flags`: `--key value` pairs for settings of `FREE`, and of `extending.MAY_CHANGE`; `plugins`: where
     its plug-ins are now, if not where they were. Raises UserError for others, and where something there is a symbolic link.
 
-    A run of an earlier version, whose config.yaml does not say `task.pack`, cut every text.
+    Settings that a run of an earlier version does not say are what it did (`former_values.UNSAID`).
     """
     check_path(folder)
     path = folder / "config.yaml"
@@ -153,10 +153,7 @@ def experiment_in(folder: Path, flags: Sequence[str] = (), plugins: Sequence[str
             raise UserError(
                 f"resume: {flag}: a run goes on as it began; only {', '.join(FREE)} may be others, and rounds may be more"
             )
-    experiment = load_recorded(path, flags, plugins)
-    if "pack" not in experiment.task.model_fields_set:
-        return experiment.model_copy(update={"task": experiment.task.model_copy(update={"pack": False})})
-    return experiment
+    return with_unsaid(load_recorded(path, flags, plugins))
 
 
 def opened(folder: Path, experiment: Experiment, tell: Tell, begun: Experiment | None = None) -> Recorder:

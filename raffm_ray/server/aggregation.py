@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from raffm_ray.axes.flat_parameters import views
-from raffm_ray.axes.indexing import Plan, add_coverage
+from raffm_ray.axes.indexing import Plan, add_coverage, scatter_add_selected, selected_shape, selection
 from raffm_ray.axes.layout import is_kept
 from raffm_ray.basics.registry import Table
 from raffm_ray.models.architecture import Architecture
+from raffm_ray.models.word_rows import word_table
 
 AggregationRule = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(old parameters, sum of weight x change, weight that covers each entry, weight of all clients) -> new parameters."""
@@ -62,17 +63,23 @@ def flat_coverage(
     size_specific: Sequence[str] = (),
     copies: Sequence[int] = (),
     length: int | None = None,
+    words: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """How much weight trained each entry, flat: one pass for every distinct plan, whatever the number of clients.
 
-    `size_specific`, `copies`: as in a `RoundContext`; `length`: of the flat array, where there are copies.
+    `size_specific`, `copies`: as in a `RoundContext`; `length`: of the flat array, where there are copies; `words`: by plan, the weight that read each
+    word, [words], where clients have the rows of their own words alone: these are then covered by it.
     """
-    layout, shapes = architecture.layout, architecture.trained_shapes
+    layout, shapes, table = architecture.layout, architecture.trained_shapes, word_table(architecture)
     total = torch.zeros(length or sum(torch.Size(shape).numel() for shape in shapes.values()))
     for number, weight in sorted(weights.items()):
         named = views(total, shapes, size_specific, copies[number] if copies else 0)
         for name in shapes:
             spec = layout.parameters[name]
-            if is_kept(spec.layer, plans[number]):
+            if name == table and words is not None:
+                chosen = selection(shapes[name], spec.dims, layout.axes, plans[number])
+                each = words[number].to(total.dtype)[:, None]
+                scatter_add_selected(named[name], each.expand(selected_shape(shapes[name], chosen)), chosen)
+            elif is_kept(spec.layer, plans[number]):
                 add_coverage(named[name], spec.dims, layout.axes, plans[number], weight)
     return total

@@ -20,9 +20,9 @@ from raffm_ray.server.blocks import blocks_of, least_clients
 from raffm_ray.server.clock import LATE_POLICIES, LateUpdate, VirtualClock, Visit, close_round, sort_late_updates
 from raffm_ray.server.device_type_plans import training_view
 from raffm_ray.server.kept.client_memory import NO_MEMORY, ClientMemory, personal_bytes
-from raffm_ray.server.kept.held_parameters import Held, common_bytes, missing_bytes
+from raffm_ray.server.kept.held_parameters import Held, common_bytes, missing_bytes, missing_word_bytes
 from raffm_ray.server.state import Round, ServerState, Setup
-from raffm_ray.server.workload import reported_work
+from raffm_ray.server.workload import client_costs, reported_work
 from raffm_ray.settings.experiment import ClockSettings
 from raffm_ray.subnetworks.calibration import statistics_size
 from raffm_ray.subnetworks.costs import with_prefixes
@@ -84,13 +84,19 @@ def cost_of(
 ) -> DeviceCost:
     """What a whole job takes of its client's simulated device, which holds the frozen parameters of a plan already, or none. `has_own`: whether it
     has personal parameters already, which are sent to it but once."""
-    sent = sent_plan(context, job)
-    trained = 0 if job.plan is None else setup.costs(context.plans[job.plan]).bytes_up
-    frozen = missing_bytes(setup.architecture, sent, held if setup.experiment.fleet.keeps_frozen else None)
+    sent, there = sent_plan(context, job), held if setup.experiment.fleet.keeps_frozen else None
+    trained = 0 if job.plan is None else client_costs(setup, context.plans[job.plan], job.client).bytes_up
+    frozen = missing_bytes(setup.architecture, sent, there)
+    asked = 0
+    if (words := setup.words) is not None:
+        unread, each = words.vocabulary - words.sent(job.client), missing_word_bytes(setup.architecture, sent, there)
+        frozen -= each * unread
+        asked = words.id_bytes(job.client) if each or words.trained else 0
     if held is not None:  # else all that is frozen is sent for the first time
         frozen += common_bytes(setup.architecture, sent, held, context.resent)
     device, work = setup.devices[setup.device_types[job.client]], reported_work(setup, context, report)
-    down, up = setup.costs(sent).bytes_up + frozen, trained + STATISTIC_BYTES * report.statistics_values
+    down = client_costs(setup, sent, job.client).bytes_up + frozen
+    up = trained + STATISTIC_BYTES * report.statistics_values + asked
     if held is not None:
         down += context.stack_bytes
         down -= common_bytes(setup.architecture, sent, held, context.held) * context.lasting
@@ -113,9 +119,9 @@ def received(setup: Setup, work: Round) -> dict[int, Plan]:
 
 def peak_memory_bytes(setup: Setup, context: RoundContext, job: Job) -> int:
     """Estimate of the most memory that a job needs at once: of its training with its prefixes, or of calibrating the full model."""
-    needs = [setup.costs(Plan()).memory_bytes] if job.calibrate or job.plan is None else []
+    needs = [client_costs(setup, Plan(), job.client).memory_bytes] if job.calibrate or job.plan is None else []
     if job.plan is not None:
-        own, *smaller = (setup.costs(context.plans[plan]) for plan in (job.plan, *job.prefixes))
+        own, *smaller = (client_costs(setup, context.plans[plan], job.client) for plan in (job.plan, *job.prefixes))
         needs.append(with_prefixes(own, smaller, job.prefix, bool(context.distill)).memory_bytes)
     return max(needs)
 
@@ -125,7 +131,7 @@ def _costs_of(
 ) -> list[DeviceCost]:
     """`cost_of` for every job; those of equal devices that do equal work are computed once."""
     known: dict[tuple[object, ...], DeviceCost] = {}
-    found = []
+    found, words = [], setup.words
     for job, report in zip(jobs, reports, strict=True):
         there, has_own = held.by(job.client), memory.last_round(job.client) >= 0
         key = (
@@ -138,6 +144,7 @@ def _costs_of(
             job.calibrate,
             there,
             has_own,
+            words and words.sent(job.client),
         )
         if key not in known:
             known[key] = cost_of(setup, context, job, report, there, has_own)

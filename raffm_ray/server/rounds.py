@@ -17,6 +17,7 @@ from raffm_ray.server.agnostic_mixture import Mixture
 from raffm_ray.server.blocks import stack_sizes
 from raffm_ray.server.device_type_plans import copies, holds_full_model, training_view
 from raffm_ray.server.kept.client_memory import variate_change
+from raffm_ray.server.kept.held_words import word_weights
 from raffm_ray.server.kept.holders import weight_of_holders
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS, share_of
 from raffm_ray.server.plans.of_adapters import fewer_ranks
@@ -101,6 +102,7 @@ def begin_round(setup: Setup, state: ServerState) -> Round:
         personal=setup.personal,
         received_loss=setup.measures_received,
         fair_exponent=experiment.server.fair_exponent,
+        own_words=setup.words is not None,
         **adapter_context(setup.architecture, strategy, experiment, state.base_change, state.stack_bytes, number),
     )
     return replace(schedule_round(setup, context, jobs, start_seconds, state.held, state.memory), chosen=tuple(chosen))
@@ -162,6 +164,16 @@ def finish_round(
         weights[number] = factor * one.weight
         summed = summed.add(one.summed, alpha=factor)
     total = sum(weights.values())
+    counted = [
+        (one.plan, one.client, update.covers[one.client])
+        for update in updates[:on_time]
+        for one in update.reports
+        if one.plan is not None and one.client in update.covers
+    ]
+    counted += [
+        (number, one.visit.job.client, factor * one.weight)
+        for number, (one, factor) in enumerate(arrived, len(work.context.plans))
+    ]
     state = replace(state, aggregation_error=None)  # of this round, in which perhaps nobody trained
     parameters, moments, server, moved = state.parameters, state.moments, setup.experiment.server, None
     summed, beside = summed[: len(parameters)], summed[len(parameters) :]
@@ -173,6 +185,7 @@ def finish_round(
             size_specific=setup.size_specific,
             copies=used,
             length=len(summed),
+            words=word_weights(setup.words, counted),
         )
         own = setup.experiment.plugin_settings
         averaged = AGGREGATION_RULES.chosen(setup.strategy.aggregation, own)(parameters, summed, covered, total)

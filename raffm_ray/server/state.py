@@ -16,6 +16,7 @@ from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, look_up, near_miss
 from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.clients.messages import Job, RoundContext
+from raffm_ray.clients.reach.own_words import OwnWords
 from raffm_ray.clients.updates.row import OWN
 from raffm_ray.devices.availability import Availability
 from raffm_ray.devices.profiles import Device
@@ -51,7 +52,7 @@ def _costs(architecture: Architecture, plan: Plan, batch_size: int, optimizer: s
 class Setup:
     """What does not change during a run. `budgets`: by device type, weakest first; `device_types`: that of every client;
     `examples`: how many each trains on; `unseen`: the clients that are kept from training; `devices`: all device types that are known; `availability`: who is awake when; `not_stacked`: why clients must be trained one by one, None
-    where they need not."""
+    where they need not; `words`: which rows of the table of words each client has, None where all have all."""
 
     experiment: Experiment
     architecture: Architecture
@@ -63,6 +64,7 @@ class Setup:
     availability: Availability
     not_stacked: str | None = None
     unseen: frozenset[int] = frozenset()
+    words: OwnWords | None = None
 
     @property
     def measures_received(self) -> bool:
@@ -236,8 +238,9 @@ def setup_strategy(experiment: Experiment) -> Strategy:
     check_selection(experiment)
     settings, update = experiment.strategy, look_up(CLIENT_UPDATES, experiment.local.client_update, "local.client_update")
     strategy = STRATEGIES.chosen(settings.name, experiment.plugin_settings, "strategy.name")
-    if settings.prefix != "default":
-        strategy = replace(strategy, prefix=settings.prefix)
+    for name in ("prefix", "aggregation", "client_weight"):
+        if (value := getattr(settings, name)) != "default":
+            strategy = replace(strategy, **{name: value})
     if not update.prefixes and settings.prefix not in ("default", "none"):
         raise UserError(
             f"strategy.prefix: must be none with local.client_update {experiment.local.client_update!r}, which trains no prefixes, got "
@@ -245,13 +248,9 @@ def setup_strategy(experiment: Experiment) -> Strategy:
         )
     if not update.prefixes:
         strategy = replace(strategy, prefix="none", distill=0.0)
-    if settings.aggregation != "default":
-        strategy = replace(strategy, aggregation=settings.aggregation)
     if strategy.aggregation not in AGGREGATION_RULES:
         known = near_miss(strategy.aggregation, ["default", *AGGREGATION_RULES])
         raise UserError(f"strategy.aggregation: rule {strategy.aggregation!r} is not known{known}")
-    if settings.client_weight != "default":
-        strategy = replace(strategy, client_weight=settings.client_weight)
     if settings.distill is not None:
         strategy = replace(strategy, distill=settings.distill)
     if strategy.distill and strategy.prefix not in ("smallest", "random"):

@@ -1,15 +1,30 @@
 """How much a client computes in a round: expected before it, or reported after it."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
 
 from raffm_ray.axes.indexing import Plan
+from raffm_ray.axes.layout import VOCABULARY
 from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.clients.messages import Report, RoundContext
 from raffm_ray.data.examples import steps_of
 from raffm_ray.devices.round_costs import Workload, training_work
 from raffm_ray.server.state import Round, Setup
 from raffm_ray.subnetworks.calibration import backward_passes
-from raffm_ray.subnetworks.costs import Costs
+from raffm_ray.subnetworks.costs import Costs, with_words
+
+
+@lru_cache(maxsize=4096)
+def _of_one_word(plan: Plan) -> Plan:
+    return Plan({**plan, VOCABULARY: np.zeros(1, dtype=np.int64)})
+
+
+def client_costs(setup: Setup, plan: Plan, client: int) -> Costs:
+    """What a plan costs a client, which may have only its own words of it."""
+    whole, words = setup.costs(plan), setup.words
+    return whole if words is None else with_words(whole, setup.costs(_of_one_word(plan)), words.vocabulary, words.sent(client))
 
 
 def flops_per_example(setup: Setup, context: RoundContext, report: Report) -> float:
@@ -51,10 +66,11 @@ def reported_work(setup: Setup, context: RoundContext, report: Report) -> Worklo
     batch_size = _batch_size(setup, report.examples)
     total = Workload()
     for plan, examples in report.forward_backward:
-        total = total.plus(training_work(setup.costs(context.plans[plan]), examples, batch_size))
+        total = total.plus(training_work(client_costs(setup, context.plans[plan], report.client), examples, batch_size))
     if context.received_loss and report.plan is not None:
-        total = total.plus(_measuring(setup.costs(context.plans[report.plan]), report.examples, batch_size))
-    full = setup.costs(Plan())
+        measured = client_costs(setup, context.plans[report.plan], report.client)
+        total = total.plus(_measuring(measured, report.examples, batch_size))
+    full = client_costs(setup, Plan(), report.client)
     total = total.plus(training_work(full, (flops - total.flops) / full.calibration_flops, batch_size))
     return total._replace(flops=flops)
 

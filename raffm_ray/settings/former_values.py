@@ -1,4 +1,4 @@
-"""What values of settings were called in earlier versions, whose files are still read."""
+"""What values of settings were called in earlier versions, whose files are still read, and what these versions did where theirs say nothing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,8 @@ Names = Mapping[tuple[str, str], Mapping[str, str]]
 
 PRESENT_VALUES: Names = {("evaluation", "watch"): {"global": "full_model"}}
 """(section, setting) -> what a value was called -> what it is called now."""
+UNSAID: Mapping[tuple[str, str], Any] = {("task", "pack"): False, ("strategy", "vocabulary"): "whole"}
+"""(section, setting) -> what runs did that do not say it."""
 
 
 def with_present_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from raffm_ray.basics.errors import UserError, in_short, near_miss, shortened
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.settings.former_values import UNSAID
 from raffm_ray.settings.paths import Absolute, absolute, absolute_at, group_of
 from raffm_ray.settings.plugins import found_again, with_plugins
 
@@ -213,6 +214,15 @@ def load_recorded(path: Path, flags: Sequence[str] = (), plugins: Sequence[str] 
     values = override(read_mapping(path), flags)
     check_plain(values)
     return _validated(with_plugins(found_again(values, path.parent, plugins), installed_too=False))
+
+
+def with_unsaid(experiment: Experiment) -> Experiment:
+    """A run's experiment with what it did in place of defaults of settings that there were not yet."""
+    for (section, name), value in UNSAID.items():
+        group = getattr(experiment, section)
+        if name not in group.model_fields_set:
+            experiment = experiment.model_copy(update={section: group.model_copy(update={name: value})})
+    return experiment
 
 
 def dump(experiment: Experiment) -> str:

@@ -48,9 +48,14 @@ class StrategySettings(Settings):
         default=(),
         description="trained parameters that stay with each client and are not averaged: `classifier`, `norms`, or patterns of names such as encoder.layer.5.*",
     )
+    vocabulary: Literal["default", "whole", "own"] = Field(
+        default="default",
+        description="which rows of the table of words a client has: the `whole` table, or those of its `own` texts, over whose readers they are averaged; weight decay "
+        "then shrinks these alone; `default`: whole",
+    )
 
 
-LATER = ("server", "personal", "adapters", "factors")
+LATER = ("server", "personal", "adapters", "factors", "vocabulary")
 """Settings of a baseline that are written only where they are set, as in files from before there were these."""
 
 

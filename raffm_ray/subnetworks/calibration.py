@@ -54,8 +54,8 @@ def unit_sums(values: Tensor, dims: tuple[Dim, ...], name: str, layout: Layout, 
 
 
 def rankable(layout: Layout) -> list[str]:
-    """The axes whose units can be ranked: all but the layers themselves and what is fixed."""
-    return [name for name, axis in layout.axes.items() if name not in layout.layer_axes and not axis.fixed]
+    """The axes whose units can be ranked: all but the layers themselves, what is fixed, and the words that texts choose."""
+    return [name for name, axis in layout.axes.items() if name not in layout.layer_axes and axis.ranked and not axis.fixed]
 
 
 @dataclass(frozen=True)

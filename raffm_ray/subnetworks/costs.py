@@ -72,6 +72,13 @@ def with_memory(costs: Costs, copies: int, variate: bool) -> Costs:
     )
 
 
+def with_words(whole: Costs, one: Costs, words: int, kept: int) -> Costs:
+    """The costs of a plan for who has `kept` of the model's `words` in its table. `whole`, `one`: those of the plan with all of them, and with one.
+    They are linear in words: only the table has them, and it is in no matrix product."""
+    each = ((name, getattr(whole, name), getattr(one, name)) for name in vars(whole))
+    return replace(whole, **{name: most - (most - least) // max(1, words - 1) * (words - kept) for name, most, least in each})
+
+
 class _Term(NamedTuple):
     """All parameters whose size is one product of axes, together: factors of that product. `backward`: FLOPs of their own gradients
     and of those of what they read; `again`: of forward passes that are computed again; `unfrozen`: `backward` if nothing were frozen."""

@@ -21,7 +21,7 @@ Reached = Mapping[str, NDArray[np.float64]]
 
 def countable(axes: Axes) -> list[str]:
     """The axes whose units are counted: those that can be cut and are not nested in another, whose units differ by their parent's."""
-    return [name for name, axis in axes.items() if not axis.fixed and axis.parent is None and axis.size > 1]
+    return [name for name, axis in axes.items() if axis.ranked and not axis.fixed and axis.parent is None and axis.size > 1]
 
 
 def kept_units(layout: Layout, plan: Plan) -> dict[str, NDArray[np.bool_]]:

@@ -16,7 +16,7 @@ from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.data.examples import Examples, ragged
 from raffm_ray.models.architecture import architecture_of
 from raffm_ray.models.model_config import parse_config
-from raffm_ray.models.word_rows import WordRows, word_rows, word_table
+from raffm_ray.models.word_rows import WordRows, word_rows, word_table, words_read
 from raffm_ray.preparation.prepare import Prepared
 
 LOCAL = {"batch_size": 4, "steps": 3, "learning_rate": 1e-2}
@@ -71,7 +71,7 @@ def test_a_client_learns_what_it_learns_with_the_whole_table(name, job, local, m
 
 def test_with_weight_decay_all_rows_are_trained(monkeypatch) -> None:
     prepared = made(weight_decay=0.1)
-    monkeypatch.setattr(single_training, "word_rows", None)  # nobody asks
+    monkeypatch.setattr(single_training, "words_read", None)  # nobody asks
     flat = numpy_of(starting_flat(prepared))
     change = torch.from_numpy(learned(prepared, flat, Job(0, 1)))
     table = views(change, prepared.setup.architecture.shapes)["bert.embeddings.word_embeddings.weight"]
@@ -91,7 +91,7 @@ def test_tables_that_are_multiplied_too_and_small_ones_stay_whole() -> None:
 
     def rows(*words: int) -> WordRows | None:
         texts = Examples({"input_ids": ragged([[4], words], 1)}, np.zeros(2, dtype=np.int64))
-        return word_rows(architecture, texts, np.array([1]), "cpu")
+        return word_rows(architecture, words_read(architecture, texts, np.array([1])), "cpu")
 
     assert rows(*range(count)) is None
     few = rows(5, 6)

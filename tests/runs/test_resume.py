@@ -396,7 +396,9 @@ def test_a_run_goes_on_elsewhere(undisturbed, copy) -> None:
     assert outcome(copy) == undisturbed
 
 
-@pytest.mark.parametrize("before", ["FREE_AT_FIRST", "FREE_WITHOUT_PLACES", "FREE_SINCE_PLUGINS", "FREE_BEFORE_EACH_CLIENT"])
+@pytest.mark.parametrize(
+    "before", ["FREE_AT_FIRST", "FREE_WITHOUT_PLACES", "FREE_SINCE_PLUGINS", "FREE_BEFORE_EACH_CLIENT", "FREE_BEFORE_SMALLER"]
+)
 def test_a_checkpoint_of_a_version_with_fewer_free_settings_goes_on(undisturbed, copy, before, monkeypatch) -> None:
     from raffm_ray.runs import resuming
 
@@ -419,6 +421,15 @@ def test_a_run_from_before_texts_were_joined_still_cuts_them(tmp_path) -> None:
         config.write_text(said)
         assert experiment_in(tmp_path).task.pack == packs
     assert load(config).task.pack
+
+
+def test_a_run_from_before_words_were_clients_own_goes_on_with_the_whole_table(tmp_path) -> None:
+    """Control: a run of today says what it does."""
+    config, text = tmp_path / "config.yaml", dump(tiny_experiment())
+    assert "vocabulary: default\n" in text
+    for said, rows in ((text, "default"), (text.replace("  vocabulary: default\n", ""), "whole")):
+        config.write_text(said)
+        assert experiment_in(tmp_path).strategy.vocabulary == rows
 
 
 def test_a_run_that_is_not_finished_has_a_report_so_far_and_a_way_to_go_on(copy, capsys) -> None:

@@ -6,6 +6,7 @@
 - `rope`: LLaMA, Qwen2, Qwen3, Mistral
 - `t5`: T5, FLAN-T5
 - `decoder`: what the decoders share
+- `vocabulary`: the axis of the words that are looked up in a table
 
 Start reading at `encoder`.
 """

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from raffm_ray.basics.errors import BadUpdateError
 from raffm_ray.clients.messages import Call, Update
+from raffm_ray.clients.reach.block_reach import reach_of
 from raffm_ray.clients.update_checks import check_sum
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.runs.client_states.store import ClientStates, arguments_of
@@ -54,11 +55,11 @@ def run_round(
             told.append(small)
             continue
         with pool.profile.during("add"), np.errstate(over="ignore", invalid="ignore"):  # it is looked for below
-            check_sum(part, sent, work.context.round, work.blocks[len(updates)])
-            if len(updates) < len(work.blocks) - work.late:
-                np.add(summed.numpy(), part, out=summed.numpy())
-            else:
-                late.append(torch.from_numpy(part.copy()))
+            reach = reach_of(work.context, work.blocks[len(updates)], setup.architecture, setup.words)
+            check_sum(part, sum(reach.lengths(len(sent), setup.memory[1])), work.context.round, work.blocks[len(updates)])
+            if len(updates) >= len(work.blocks) - work.late:
+                late.append(torch.zeros(len(sent)))
+            reach.add_to(late[-1] if late else summed, part, setup.memory[1])
         updates.append(small if states is None else states.keep(work.context.round, small))
     # Every client's part is finite, as was checked where it was trained. Least and greatest are NaN where any entry is; nothing is copied.
     if not bool(torch.stack(summed.aminmax()).isfinite().all()):

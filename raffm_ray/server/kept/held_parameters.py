@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from raffm_ray.axes.indexing import Plan, dim_indices
 from raffm_ray.axes.layout import is_kept
 from raffm_ray.models.architecture import Architecture
+from raffm_ray.models.word_rows import vocabulary_table
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ def missing_bytes(architecture: Architecture, plan: Plan, held: Plan | None) -> 
         total += _entries(architecture, name, plan, plan)
         total -= 0 if held is None else _entries(architecture, name, plan, held)
     return total * architecture.frozen_dtype.itemsize
+
+
+@lru_cache(maxsize=4096)
+def missing_word_bytes(architecture: Architecture, plan: Plan, held: Plan | None) -> int:
+    """Of `missing_bytes`, those of one row of the table of words; 0 where it is trained, or there is none."""
+    table = vocabulary_table(architecture.layout)
+    if table is None or table not in architecture.frozen_shapes:
+        return 0
+    entries = _entries(architecture, table, plan, plan) - (0 if held is None else _entries(architecture, table, plan, held))
+    return entries // architecture.shapes[table][0] * architecture.frozen_dtype.itemsize
 
 
 @lru_cache(maxsize=4096)

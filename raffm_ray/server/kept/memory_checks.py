@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.client_updates import CLIENT_UPDATES
 from raffm_ray.clients.updates.row import OWN
+from raffm_ray.server.kept.held_words import against_own_words
 from raffm_ray.server.optimizers import SERVER_OPTIMIZERS
 from raffm_ray.server.strategies import Strategy
 from raffm_ray.settings.experiment import Experiment
@@ -15,6 +16,8 @@ def check_memory(experiment: Experiment, strategy: Strategy) -> None:
     for problem in _of_updates(experiment):
         raise UserError(problem)
     for problem in _of_sums(experiment, strategy):
+        raise UserError(problem)
+    for problem in against_own_words(experiment, strategy) if experiment.strategy.vocabulary == "own" else ():
         raise UserError(problem)
 
 
