@@ -81,16 +81,20 @@ def _groups(work: Round) -> dict[int, list[tuple[Job, ...]]]:
     return {plan: sorted(groups, key=len, reverse=True) for plan, groups in sorted(found.items())}
 
 
-def _timed_plans(plans: Sequence[int]) -> list[int]:
+def _timed_plans(plans: Sequence[int], most: int) -> list[int]:
     """Some plans of a round, which are in ascending size."""
-    return [plans[at] for at in sorted({round(at) for at in np.linspace(0, len(plans) - 1, MOST_PLANS)})]
+    return [plans[at] for at in sorted({round(at) for at in np.linspace(0, len(plans) - 1, most)})]
 
 
-def _training_rates(setup: Setup, state: ServerState, work: Round, pool: Pool) -> dict[int, PlanRate]:
-    """By parameters of a plan. Every worker has a group of clients of each plan, whose updates nobody uses; the first time is not counted."""
+def _training_rates(
+    setup: Setup, state: ServerState, work: Round, pool: Pool, most_plans: int = MOST_PLANS
+) -> dict[int, PlanRate]:
+    """By parameters of a plan, of so many, the smallest first. Every worker has a group of clients of each plan, whose updates nobody uses; the first time is not counted."""
     groups = _groups(work)
     chosen = [
-        groups[plan][worker % len(groups[plan])] for plan in _timed_plans(list(groups)) for worker in range(max(1, pool.workers))
+        groups[plan][worker % len(groups[plan])]
+        for plan in _timed_plans(list(groups), most_plans)
+        for worker in range(max(1, pool.workers))
     ]
     seconds, flops = dict[int, list[list[float]]](), dict[int, list[list[float]]]()
     for turn, steps in enumerate((1, 1, STEPS)):
@@ -224,23 +228,10 @@ def _drawn_state(setup: Setup) -> ServerState:
     return with_ruled_pace(setup, replace(first, scores=plain_scores(architecture)))
 
 
-def _first_rate(setup: Setup, state: ServerState, work: Round, pool: Pool) -> float:
-    """Seconds of a FLOP of training: of a step of the largest plan on every worker, twice, the first time uncounted."""
-    groups, seconds, flops = [*_groups(work).values()][-1], 0.0, 0.0
-    short, context = _with_steps(setup, work.context, 1)
-    chosen = [groups[worker % len(groups)] for worker in range(max(1, pool.workers))]
-    calls = [Call("block", context, (group,), _flops(short, context, group)) for group in chosen]
-    for _ in range(2):
-        told = list(pool.run(state.sent_array, calls, lambda *_: None, state.frozen_array))
-        seconds = sum(report.seconds for update, _ in told for report in update.reports)
-        flops = sum(_flops(short, context, group) for group in chosen)
-    return seconds / flops
-
-
 def rough_seconds(runs: Sequence[Prepared], pool: Pool) -> float:
     """Real seconds of the rounds of some runs, one after the other, with their first rankings and evaluations, before there is a model: all
-    from one rate, that of `_first_rate`. As `forecast_seconds`, nothing of it changes a result. 0 where nobody trains."""
-    total, rate = 0.0, None
+    from what a few steps of the smallest plan take, with random parameters. As `forecast_seconds`, nothing of it changes a result. 0 where nobody trains."""
+    total, timed_plans = 0.0, dict[int, PlanRate]()
     for prepared in runs:
         setup, experiment = prepared.setup, prepared.setup.experiment
         state = _drawn_state(setup)
@@ -249,8 +240,8 @@ def rough_seconds(runs: Sequence[Prepared], pool: Pool) -> float:
         busy = [work for work in works if any(job.plan is not None for job in work.jobs)]
         if not busy:
             continue
-        rate = _first_rate(setup, state, busy[0], pool) if rate is None else rate
-        rates = Rates({0: PlanRate(flop=rate, client=0.0)}, summing=0.0, evaluating=rate, step=0.0)
+        timed_plans = timed_plans or _training_rates(setup, state, busy[0], pool, most_plans=1)
+        rates = Rates(timed_plans, summing=0.0, evaluating=0.0, step=0.0)
         ranking = begin_calibration(setup, state)
         spans = [_makespan(_block_seconds(setup, work, rates), pool.workers) for work in works]
         total += experiment.rounds * fmean(spans)
@@ -258,7 +249,7 @@ def rough_seconds(runs: Sequence[Prepared], pool: Pool) -> float:
         plans = {Plan(), *device_type_plans(setup, state).values()}
         evaluations = 1 + sum(is_evaluated(experiment, number + 1) for number in range(experiment.rounds))
         answers = sum(setup.costs(plan).forward_flops for plan in plans) * len(prepared.task.held_out)
-        total += evaluations * rate * answers / max(1, pool.workers)
+        total += evaluations * rates.of_plan(0).flop * answers / max(1, pool.workers)
     return total
 
 

@@ -222,8 +222,11 @@ def _run_all(ready: _Ready, folder: Path, environment: Environment, recorder: Re
     if not environment.console.quiet:
         return_freed_memory()
         forecast = RunForecast(runs := [ready.prepared, *ready.baselines.values()], environment.pool)
-        for line in [*forecast.memory_lines(), *([forecast.rough_line(runs, environment.pool)] if recorder is None else [])]:
+        for line in forecast.memory_lines():
             tell(line)
+        if recorder is None:
+            tell("timing a few steps on each worker, which are not used")
+            tell(forecast.rough_line(runs, environment.pool))
         environment = replace(environment, forecast=forecast)
     begun, start = monotonic(), starting(ready.prepared, environment.console)
     return_freed_memory()

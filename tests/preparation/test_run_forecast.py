@@ -99,13 +99,19 @@ def test_a_rounds_seconds_are_those_of_its_clients_on_its_workers(prepared: Prep
 
 
 def test_the_rough_forecast_is_that_of_one_rate_over_all_rounds_rankings_and_evaluations(prepared: Prepared) -> None:
-    pools = [Clockwork(prepared, flop, 0.0) for flop in (1e-9, 2e-9)]
+    setup, pools = prepared.setup, [Clockwork(prepared, flop, 0.0) for flop in (1e-9, 2e-9)]
     slow, slower = (time_forecast.rough_seconds([prepared], pool) for pool in pools)  # type: ignore[list-item]
     assert slower == pytest.approx(2 * slow)
     both = time_forecast.rough_seconds([prepared, prepared], Clockwork(prepared, 1e-9, 0.0))  # type: ignore[arg-type]
     assert both == pytest.approx(2 * slow)
-    assert {call.context.local.steps for call in pools[0].calls} == {1}  # a small part is timed
-    setup = prepared.setup
+    assert {call.context.local.steps for call in pools[0].calls} == {1, time_forecast.STEPS}  # a small part is timed
+    sizes = {
+        setup.costs(call.context.plans[job.plan]).params
+        for call in pools[0].calls
+        for job in call.arguments[0]
+        if job.plan is not None
+    }
+    assert max(sizes) < setup.costs(Plan()).params  # of the smallest plan
     state = time_forecast._drawn_state(setup)
     rates = time_forecast.Rates({0: time_forecast.PlanRate(1e-9, 0.0)}, 0.0, 0.0, 0.0)
     works = [begin_round(setup, replace(state, round=number)) for number in range(setup.experiment.rounds)]
@@ -183,7 +189,7 @@ def test_a_forecast_is_told_and_changes_no_bit(tmp_path: Any) -> None:
     assert (len(times), len(held)) == (2, 2)
     assert lines.index(memory) < lines.index(times[0])
     (rough,) = [line for line in lines if line.startswith("expected time of all rounds, those of 1 baseline too: roughly ")]
-    assert lines.index(rough) == lines.index(memory) + 1
+    assert lines.index(rough) == lines.index(memory) + 2
     assert not any("round 0" in line for line in lines[: lines.index(times[0])])
     assert (quiet["forecast"], quiet["baselines"]["full"]["forecast"]) == (None, None)  # control: nobody reads, nothing is timed
     assert told["forecast"]["seconds"] > 0

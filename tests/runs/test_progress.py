@@ -51,11 +51,13 @@ def test_every_long_step_is_told_before_it(tmp_path, monkeypatch) -> None:
         return next(number for number, line in enumerate(lines) if word in line)
 
     told = [
+        "expected peak of memory",
+        "timing a few steps on each worker",
         "expected time of all rounds: roughly ",
         "pretraining: 2 epochs of the full model on",
         "-> ",
         "ranking the parameters",
     ]
-    told += ["timing a few steps", "expected time of 2 rounds", "round 0/2", "drawing the report", "(report)"]
+    told += ["timing a few steps of clients", "expected time of 2 rounds", "round 0/2", "drawing the report", "(report)"]
     assert sorted(map(first, told)) == [first(word) for word in told]
     assert "inf" not in " ".join(lines)
