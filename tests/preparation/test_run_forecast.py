@@ -28,6 +28,7 @@ from raffm_ray.preparation.memory_forecast import (
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.run_forecast import held_line
 from raffm_ray.runs.simulation import simulate
+from raffm_ray.server.early_stopping import is_evaluated
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.round_schedule import planned_work
 from raffm_ray.server.rounds import begin_round
@@ -100,7 +101,7 @@ def test_a_rounds_seconds_are_those_of_its_clients_on_its_workers(prepared: Prep
 
 def test_the_rough_forecast_is_that_of_one_rate_over_all_rounds_rankings_and_evaluations(prepared: Prepared) -> None:
     setup, pools = prepared.setup, [Clockwork(prepared, flop, 0.0) for flop in (1e-9, 2e-9)]
-    slow, slower = (time_forecast.rough_seconds([prepared], pool) for pool in pools)  # type: ignore[list-item]
+    slow, slower = (time_forecast.rough_seconds([prepared], pool) for pool in pools)  # type: ignore[arg-type]
     assert slower == pytest.approx(2 * slow)
     both = time_forecast.rough_seconds([prepared, prepared], Clockwork(prepared, 1e-9, 0.0))  # type: ignore[arg-type]
     assert both == pytest.approx(2 * slow)
@@ -117,7 +118,7 @@ def test_the_rough_forecast_is_that_of_one_rate_over_all_rounds_rankings_and_eva
     works = [begin_round(setup, replace(state, round=number)) for number in range(setup.experiment.rounds)]
     rounds = sum(time_forecast._makespan(time_forecast._block_seconds(setup, work, rates), 2) for work in works)
     full = 1e-9 * setup.costs(Plan()).forward_flops * len(prepared.task.held_out) / 2
-    evaluations = 1 + sum(time_forecast.is_evaluated(setup.experiment, number + 1) for number in range(setup.experiment.rounds))
+    evaluations = 1 + sum(is_evaluated(setup.experiment, number + 1) for number in range(setup.experiment.rounds))
     assert rounds + evaluations * full < slow
     assert slow < 2 * (rounds + evaluations * full * (1 + len(setup.budgets)))
 
