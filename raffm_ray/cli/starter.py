@@ -202,7 +202,7 @@ def _experiment(name: str, kind: str, settings: Mapping[str, Any], columns: Mapp
         f"# Written by raffm-ray init. Next: raffm-ray shares {name}.yaml (who owns what), raffm-ray run {name}.yaml",
         "# raffm-ray settings: all settings and what they mean.",
         f"name: {_named(re.sub(r'[^a-zA-Z0-9_.-]', '-', name))}",
-        f"rounds: 20   # a first look takes a few minutes: raffm-ray run {name}.yaml --rounds 3 --evaluation.sizes 0",
+        f"rounds: 20   # a first look takes a few minutes: raffm-ray run {name}.yaml --rounds 5 --evaluation.sizes 0",
         "task:",
         f"  name: {kind}",
         f"  data: {_quoted(settings['data'])}   # relative to this file",

@@ -62,7 +62,7 @@ def table_of(told: Mapping[str, Mapping[str, Any]]) -> Table:
     metric = next(iter(told.values()))["metric_name"]
     table = WordTable(box=SIMPLE_HEAD)
     names = ["size"] * any(told)
-    for column in (*names, "form", "parameters", metric, "file", "MACs", "memory*", "median ms", "95% ms"):
+    for column in (*names, "form", "parameters", "in layers", metric, "file", "MACs", "memory*", "median ms", "95% ms"):
         table.add_column(column, justify="left" if column in ("size", "form") else "right", no_wrap=True)
     for name, one in told.items():
         for form, values in one["forms"].items():
@@ -70,6 +70,7 @@ def table_of(told: Mapping[str, Mapping[str, Any]]) -> Table:
                 *[name.removeprefix("size-")] * len(names),
                 SHORT[form],
                 f"{_count(one['params'])} ({100 * one['params_fraction']:.0f}%)",
+                f"{100 * one['layer_fraction']:.0f}%",
                 shown(metric, values["metric"]),
                 human_bytes(values["bytes"]),
                 _count(one["macs"]),
@@ -78,6 +79,7 @@ def table_of(told: Mapping[str, Mapping[str, Any]]) -> Table:
                 rounded(values["p95_ms"]),
             )
     table.caption = f"times of {at_once(next(iter(told.values())))} with one thread; * estimated, in 32 bit floats"
+    table.caption += "\nin layers: what is left of the parameters without embeddings and head"
     if least := max(one.get("least_trained", 0) for one in told.values()):
         table.caption += f"\nbelow {least:,} parameters no device type was trained: accuracy may fall fast there"
     return table

@@ -105,7 +105,7 @@ def card(origin: str, architecture: Architecture, told: Mapping[str, Any]) -> st
         "tags: [raffm_ray, subnetwork]",
         "---",
         "",
-        f"# A subnetwork of a {architecture.config.model_type} model: {100 * told['params_fraction']:.0f}% of its parameters",
+        f"# A subnetwork of a {architecture.config.model_type} model: {100 * told['params_fraction']:.0f}% of its parameters, {100 * told['layer_fraction']:.0f}% of those in layers",
         "",
         *(["It is a plain checkpoint: transformers loads it without raffm_ray."] if told["plain"] else _needed()),
         "",

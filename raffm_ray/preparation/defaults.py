@@ -2,11 +2,12 @@
 
 from collections.abc import Set
 
-from raffm_ray.axes.layout import Layout
 from raffm_ray.basics.errors import UserError, look_up
 from raffm_ray.models.adapters.lora import RANK
+from raffm_ray.models.architecture import Architecture
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
+from raffm_ray.subnetworks.costs import FLOAT_BYTES, output_floats
 
 REFERENCE_WIDTH = 768
 """Width of the models that the rates of pretrained ones are known for: BERT and ViT of base size."""
@@ -19,6 +20,9 @@ ADAPTERS = 10.0
 """How much larger the best rate of adapters is than that of the whole model (Schulman and Thinking Machines 2025, LoRA without regret)."""
 RANKS_ALONE = {RANK: 1}
 """What budgets cut of a model with adapters."""
+ANSWERED_BYTES = 1 << 28
+"""What the outputs of the examples that are evaluated at once take, at most: a language model answers with a number for every word at
+every position, and its loss holds them three times."""
 
 
 def learning_rate(optimizer: str, width: int, pretrained: bool, head_alone: bool, adapters: bool = False) -> float:
@@ -36,14 +40,14 @@ def learning_rate(optimizer: str, width: int, pretrained: bool, head_alone: bool
     return rates.head if head_alone else min(rates.new, of_all)
 
 
-def with_defaults(experiment: Experiment, layout: Layout, new: Set[str], classes: bool) -> Experiment:
+def with_defaults(experiment: Experiment, architecture: Architecture, new: Set[str], classes: bool) -> Experiment:
     """The experiment with a value for every setting of training that it leaves open, and for how the data is divided.
 
-    `layout`: of its model; `new`: names of the parameters that are freshly drawn although the model is pretrained;
+    `architecture`: of its model; `new`: names of the parameters that are freshly drawn although the model is pretrained;
     `classes`: whether the data has any.
     """
     local, pretrain = experiment.local, experiment.model.pretrain
-    known = experiment.model.pretrained is not None
+    known, layout = experiment.model.pretrained is not None, architecture.layout
     width = max((axis.size for name, axis in layout.axes.items() if name == "residual"), default=REFERENCE_WIDTH)
     trained = {name for name, one in layout.parameters.items() if not one.frozen}
 
@@ -67,7 +71,17 @@ def with_defaults(experiment: Experiment, layout: Layout, new: Set[str], classes
     cutting = experiment.extraction
     if adapters and "steps" not in cutting.model_fields_set:
         cutting = cutting.model_copy(update={"steps": RANKS_ALONE})
-    changed = {"local": local.model_copy(update=chosen), "model": model, "clients": clients, "extraction": cutting}
+    evaluation = experiment.evaluation
+    if "batch_size" not in evaluation.model_fields_set:
+        fitting = max(1, ANSWERED_BYTES // max(1, FLOAT_BYTES * output_floats(architecture)))
+        evaluation = evaluation.model_copy(update={"batch_size": min(evaluation.batch_size, fitting)})
+    changed = {
+        "local": local.model_copy(update=chosen),
+        "model": model,
+        "clients": clients,
+        "extraction": cutting,
+        "evaluation": evaluation,
+    }
     return experiment.model_copy(update=changed)
 
 

@@ -221,7 +221,7 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
     check_augmentation(experiment.local, task)
     architecture = as_trained(architecture_for(experiment, foundation, task), experiment, strategy.sketched)
     new = new_parameters(foundation.source, architecture)
-    experiment = with_defaults(experiment, architecture.layout, new, _classes(task) is not None)
+    experiment = with_defaults(experiment, architecture, new, _classes(task) is not None)
     _check_cutting(experiment, architecture)
     _check_rotation(experiment, architecture)
     size_specific_names(architecture.layout, experiment.strategy.own)

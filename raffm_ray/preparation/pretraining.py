@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from math import cos, nan, pi, prod
+from math import cos, inf, nan, pi, prod
 from pathlib import Path
 from shutil import rmtree
 from typing import NamedTuple
@@ -40,7 +40,7 @@ from raffm_ray.settings.task_and_model import PretrainSettings
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
 
 Progress = Callable[[int, int, float], None]
-"""(steps done, steps in all, loss of the last one)."""
+"""(steps done, steps in all, loss of the last one: infinite where there is none yet). The first call, of no step, is before anything is done."""
 MEASURED_EXAMPLES = 512
 """Most held-out examples whose loss is measured before and after."""
 
@@ -140,6 +140,8 @@ def pretrain(work: Pretraining, progress: Progress) -> Pretrained:
     architecture, settings, total = work.architecture, work.settings, sum(work.steps())
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(torch_seed(work.seed, "pretraining"))
+        if total:
+            progress(0, total, inf)
         model = starting_model(architecture, work.source, work.seed)
         rng = generator(work.seed, "pretraining")
         before = _held_out_loss(model, work) if total else nan

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from statistics import fmean
 from time import perf_counter
 
@@ -16,10 +17,13 @@ from raffm_ray.data.examples import Examples
 from raffm_ray.pool.dispatch import completion_times
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.prepare import Prepared
+from raffm_ray.server.device_type_plans import device_type_plans
 from raffm_ray.server.early_stopping import is_evaluated
+from raffm_ray.server.ranking import begin_calibration, plain_scores
+from raffm_ray.server.residual_pace import with_ruled_pace
 from raffm_ray.server.round_schedule import planned_work
 from raffm_ray.server.rounds import begin_round, finish_round
-from raffm_ray.server.state import Round, ServerState, Setup
+from raffm_ray.server.state import Round, ServerState, Setup, starting_state
 from raffm_ray.server.workload import training_flops
 
 STEPS = 3
@@ -77,16 +81,20 @@ def _groups(work: Round) -> dict[int, list[tuple[Job, ...]]]:
     return {plan: sorted(groups, key=len, reverse=True) for plan, groups in sorted(found.items())}
 
 
-def _timed_plans(plans: Sequence[int]) -> list[int]:
+def _timed_plans(plans: Sequence[int], most: int) -> list[int]:
     """Some plans of a round, which are in ascending size."""
-    return [plans[at] for at in sorted({round(at) for at in np.linspace(0, len(plans) - 1, MOST_PLANS)})]
+    return [plans[at] for at in sorted({round(at) for at in np.linspace(0, len(plans) - 1, most)})]
 
 
-def _training_rates(setup: Setup, state: ServerState, work: Round, pool: Pool) -> dict[int, PlanRate]:
-    """By parameters of a plan. Every worker has a group of clients of each plan, whose updates nobody uses; the first time is not counted."""
+def _training_rates(
+    setup: Setup, state: ServerState, work: Round, pool: Pool, most_plans: int = MOST_PLANS
+) -> dict[int, PlanRate]:
+    """By parameters of a plan, of so many, the smallest first. Every worker has a group of clients of each plan, whose updates nobody uses; the first time is not counted."""
     groups = _groups(work)
     chosen = [
-        groups[plan][worker % len(groups[plan])] for plan in _timed_plans(list(groups)) for worker in range(max(1, pool.workers))
+        groups[plan][worker % len(groups[plan])]
+        for plan in _timed_plans(list(groups), most_plans)
+        for worker in range(max(1, pool.workers))
     ]
     seconds, flops = dict[int, list[list[float]]](), dict[int, list[list[float]]]()
     for turn, steps in enumerate((1, 1, STEPS)):
@@ -206,6 +214,43 @@ def _block_seconds(setup: Setup, work: Round, rates: Rates) -> list[float]:
 def _makespan(blocks: Sequence[float], workers: int) -> float:
     ended, _ = completion_times(blocks, lambda call, _: blocks[call], [0] * workers, [0] * len(blocks))
     return max(ended, default=0.0)
+
+
+DRAWN = 0.02
+"""Standard deviation of the parameters that a model is drawn with which is only timed."""
+
+
+def _drawn_state(setup: Setup) -> ServerState:
+    """Before there are starting parameters: random ones, with a plain ranking."""
+    architecture, drawn = setup.architecture, torch.Generator().manual_seed(0)
+    count = sum(prod(shape) for shape in architecture.shapes.values())
+    first = starting_state(setup, DRAWN * torch.randn(count, generator=drawn))
+    return with_ruled_pace(setup, replace(first, scores=plain_scores(architecture)))
+
+
+def rough_seconds(runs: Sequence[Prepared], pool: Pool) -> float:
+    """Real seconds of the rounds of some runs, one after the other, with their first rankings and evaluations, before there is a model: all
+    from what a few steps of the smallest plan take, with random parameters. As `forecast_seconds`, nothing of it changes a result. 0 where nobody trains."""
+    total, timed_plans = 0.0, dict[int, PlanRate]()
+    for prepared in runs:
+        setup, experiment = prepared.setup, prepared.setup.experiment
+        state = _drawn_state(setup)
+        numbers = sorted({round(at) for at in np.linspace(0, experiment.rounds - 1, LOOKED_AT)})
+        works = [begin_round(setup, replace(state, round=number)) for number in numbers]
+        busy = [work for work in works if any(job.plan is not None for job in work.jobs)]
+        if not busy:
+            continue
+        timed_plans = timed_plans or _training_rates(setup, state, busy[0], pool, most_plans=1)
+        rates = Rates(timed_plans, summing=0.0, evaluating=0.0, step=0.0)
+        ranking = begin_calibration(setup, state)
+        spans = [_makespan(_block_seconds(setup, work, rates), pool.workers) for work in works]
+        total += experiment.rounds * fmean(spans)
+        total += _makespan(_block_seconds(setup, ranking, rates), pool.workers) if ranking else 0.0
+        plans = {Plan(), *device_type_plans(setup, state).values()}
+        evaluations = 1 + sum(is_evaluated(experiment, number + 1) for number in range(experiment.rounds))
+        answers = sum(setup.costs(plan).forward_flops for plan in plans) * len(prepared.task.held_out)
+        total += evaluations * rates.of_plan(0).flop * answers / max(1, pool.workers)
+    return total
 
 
 def forecast_seconds(prepared: Prepared, state: ServerState, evaluation: Sequence[Call], pool: Pool) -> float:

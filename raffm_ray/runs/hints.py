@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from raffm_ray.basics.formatting import counted
 from raffm_ray.basics.machine import fast_bfloat16
 from raffm_ray.data.metrics import METRICS, shown, unit
 from raffm_ray.data.tasks import Task
@@ -23,6 +24,9 @@ from raffm_ray.settings.task_and_model import ModelSettings
 
 ERRORS = 2.0
 """Within how many standard errors of the most frequent class's share an accuracy counts as chance."""
+
+STILL = 0.02
+"""Part of a loss below which its change says nothing of the learning rate."""
 
 
 def hint_at_start(experiment: Experiment, task: Task, row: RoundRow) -> str | None:
@@ -59,7 +63,10 @@ def hint_at_end(experiment: Experiment, metric: str, first: RoundRow, last: Roun
     if (last.metric > first.metric) if METRICS[metric].higher else (last.metric < first.metric):
         return None
     rate = f"local.learning_rate {experiment.local.learning_rate:g}"
-    if last.loss > first.loss:
+    if abs(last.loss - first.loss) <= STILL * first.loss:
+        rounds = counted(last.round, "round")
+        cause = f"the loss on held-out examples hardly changed, from {first.loss:.3f} to {last.loss:.3f}: {rounds} may be too few, or {rate} does not suit"
+    elif last.loss > first.loss:
         cause = f"the loss on held-out examples rose from {first.loss:.3f} to {last.loss:.3f}: {rate} may be too high"
     else:
         warmup = experiment.local.warmup_rounds or 0

@@ -217,6 +217,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
         present = ended.state if ended else state
         if environment.forecast and present is not None and not is_finished(setup, present):
             asked = request_evaluation(setup, present, prepared.task, prepared.parts).calls
+            display.doing("timing a few steps of clients and a part of an evaluation, which are not used")
             _tell(console, environment.forecast.time_line(prepared, present, asked, pool))
         while state is None or ended is not None or not is_finished(setup, state):
             if ended is None:

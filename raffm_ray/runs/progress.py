@@ -1,6 +1,7 @@
 """The progress of a run: a line for each evaluation, and below them a bar where there is a terminal or a notebook."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -8,12 +9,17 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from raffm_ray.data.metrics import shown, unit, worst
 
 
+def has_bar(console: Console) -> bool:
+    """Whether a bar can be shown. A notebook without ipywidgets has none: rich would warn of it with every step."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
 class Display:
     """The progress of one run. Without a terminal or a notebook it prints plain lines only."""
 
     def __init__(self, console: Console, title: str, rounds: int) -> None:
         self.console, self.title, self.rounds = console, title, rounds
-        self._has_bar = console.is_terminal or console.is_jupyter
+        self._has_bar = has_bar(console)
         columns = (TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
         eta = (TextColumn("left"), TimeRemainingColumn(compact=True))
         self._progress = Progress(*columns, *eta, console=console, disable=not self._has_bar, transient=True)
@@ -33,7 +39,14 @@ class Display:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(self.title, total=total, detail=description)
         if not self._has_bar:
-            self.console.print(f"{self.title}: {description}", highlight=False)
+            self.console.print(f"{self.title}: {description}", highlight=False, soft_wrap=True)
+
+    def doing(self, what: str) -> None:
+        """Says what goes on beside the stage, until it advances again."""
+        if not self._has_bar:
+            self.console.print(f"{self.title}: {what}", highlight=False, soft_wrap=True)
+        elif self._task is not None:
+            self._progress.update(self._task, detail=what)
 
     def advance(self, done: float, detail: str = "") -> None:
         """Sets how much of the stage is done."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from raffm_ray.pool.worker_pool import Pool, check_pool, open_pool
 from raffm_ray.preparation.baselines import check_baselines, with_protocol, with_strategy
 from raffm_ray.preparation.client_parts import data_lines
 from raffm_ray.preparation.prepare import Prepared, prepare
-from raffm_ray.preparation.run_forecast import RunForecast
+from raffm_ray.preparation.run_forecast import RunForecast, long_seconds
 from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.callbacks import Callback, Listeners, OnRound, Report, StartedRun, told_of_failures
@@ -220,9 +221,12 @@ def _run_all(ready: _Ready, folder: Path, environment: Environment, recorder: Re
     tell, experiment = _teller(environment.console), ready.prepared.setup.experiment
     if not environment.console.quiet:
         return_freed_memory()
-        forecast = RunForecast([ready.prepared, *ready.baselines.values()], environment.pool)
+        forecast = RunForecast(runs := [ready.prepared, *ready.baselines.values()], environment.pool)
         for line in forecast.memory_lines():
             tell(line)
+        if recorder is None:
+            tell("timing a few steps on each worker, which are not used")
+            tell(forecast.rough_line(runs, environment.pool))
         environment = replace(environment, forecast=forecast)
     begun, start = monotonic(), starting(ready.prepared, environment.console)
     return_freed_memory()
@@ -258,6 +262,7 @@ def _run_all(ready: _Ready, folder: Path, environment: Environment, recorder: Re
                         beside.end(summary["baselines"][name])
             write_json(folder / SUMMARY, summary)
         if told.report is not None:
+            tell("drawing the report")
             told.report(folder)
         if not own.started:  # it had ended before, and was interrupted beside a baseline
             own.start(StartedRun(folder, experiment, tuple(recorded_rounds(folder))))
@@ -283,10 +288,13 @@ def starting(prepared: Prepared, console: Console) -> Tensor:
         described, times = pretraining_of(prepared).described(), list[float]()
 
         def progress(step: int, steps: int, loss: float) -> None:
+            if not step:
+                display.stage(described, 100)
+                return
             times.append(monotonic())
             if len(times) == 3:  # the first takes longer
                 seconds = (times[-1] - times[0]) / max(1, step - 1) * (steps - step)
-                display.stage(f"{described}, about {seconds:.0f} s more", 100)
-            display.advance(100 * step / steps, f"pretraining: step {step}/{steps}  loss {loss:.3f}")
+                display.doing(f"pretraining: about {long_seconds(seconds)} more")
+            display.advance(100 * step / steps, f"pretraining: step {step}/{steps}" + f"  loss {loss:.3f}" * isfinite(loss))
 
         return starting_parameters(prepared, progress, lambda line: console.print(line, highlight=False, soft_wrap=True))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import TooSmallError, UserError
 from raffm_ray.basics.formatting import human_bytes
+from raffm_ray.models.adapters.lora import RANK
 from raffm_ray.server.plans.view import StrategyView
 from raffm_ray.server.state import ServerState, Setup, parameters_of
 from raffm_ray.subnetworks.size_specific import copies_of
@@ -31,6 +32,16 @@ def view_of(setup: Setup, state: ServerState, round_number: int) -> StrategyView
     )
 
 
+def _ranks_alone(setup: Setup) -> str:
+    """What to add to a refusal where the frozen model is never cut, so that only a budget of adapters can be small."""
+    if set(setup.experiment.extraction.steps) != {RANK}:
+        return ""
+    return (
+        "; of a model with adapters only ranks are cut (extraction.steps), so the frozen model has to fit: fleet.budgets of adapter_params "
+        "limit the adapters alone"
+    )
+
+
 def _plans_for_use(setup: Setup, view: StrategyView) -> dict[str, Plan]:
     """Every device type's plan, each sized with those of smaller plans as its prefixes. Raises UserError as `device_type_plans`.
 
@@ -48,9 +59,11 @@ def _plans_for_use(setup: Setup, view: StrategyView) -> dict[str, Plan]:
     if refused and not plans:
         lacking = "; ".join(f"{name}: {', '.join(error.exceeded)}" for name, error in refused.items())
         smallest = next(iter(refused.values())).smallest
-        raise UserError(f"every device type of this fleet is below {smallest}: {lacking} (need > what it allows)")
+        raise UserError(
+            f"every device type of this fleet is below {smallest}: {lacking} (need > what it allows){_ranks_alone(setup)}"
+        )
     for name, error in refused.items():
-        raise UserError(f"device type {name}: {error} (strategy {setup.experiment.strategy.name!r})")
+        raise UserError(f"device type {name}: {error} (strategy {setup.experiment.strategy.name!r}){_ranks_alone(setup)}")
     if setup.strategy.prefix == "none":
         return plans
     fixed: list[Plan] = []

@@ -23,7 +23,11 @@ class EvaluationSettings(Settings):
     """When the full model and every device type's subnetwork are measured on the held-out part, and what the validation part decides."""
 
     every: int = Field(default=5, ge=1, description="rounds between two evaluations; the last round is always evaluated")
-    batch_size: int = Field(default=256, ge=1, description="examples that are evaluated at once")
+    batch_size: int = Field(
+        default=256,
+        ge=1,
+        description="examples that are evaluated at once; where none is set, fewer if their outputs would take more than 256 MiB",
+    )
     patience: int | None = Field(
         default=None,
         ge=1,

@@ -31,6 +31,10 @@ def _field_names(model: type[BaseModel], path: Sequence[str | int]) -> list[str]
     return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
+EMPTY = {"dict_type": "{}", "model_type": "{}", "list_type": "[]", "tuple_type": "[]"}
+"""What stands for no value, where a key is left alone: by the kind of problem that it is."""
+
+
 def one_line(error: ValidationError, model: type[BaseModel] = Experiment) -> str:
     """The problem of a validation that says most, as `key: rule, got value`, with a near miss for unknown keys."""
     # A misspelt key also leaves its true name missing: the spelling is the mistake.
@@ -41,6 +45,8 @@ def one_line(error: ValidationError, model: type[BaseModel] = Experiment) -> str
         return f"{where}: unknown key{near_miss(str(last), _field_names(model, path))}"
     if problem["type"] == "missing":
         return f"{where}: is required"
+    if problem["input"] is None and problem["type"] in EMPTY:
+        return f"{where}: nothing is written below it: leave out the key, or write {EMPTY[problem['type']]}"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if problem["type"] == "tuple_type" and isinstance(problem["input"], str):

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from raffm_ray.basics.errors import UserError, shortened
 from raffm_ray.basics.files import check_no_links, check_path, locked
+from raffm_ray.basics.formatting import counted
 from raffm_ray.clients.local_training import one_thread
 from raffm_ray.pool.worker_pool import open_pool
 from raffm_ray.preparation.baselines import alone, check_baselines, with_strategy
@@ -196,6 +197,7 @@ def compare(
         _run_all(runs, experiment, console)
     summaries: dict[str, dict[int, dict[str, Any]]] = {}
     rounds: dict[str, list[list[dict[str, Any]]]] = {}
+    console.print(f"compare: drawing the reports of {counted(len(runs), 'run')} and the comparison", highlight=False)
     for run in runs:
         if not (run.folder / "report.html").is_file():
             write_report(run.folder)

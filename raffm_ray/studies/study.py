@@ -187,6 +187,7 @@ def run_study(study: Study, base: Experiment, folder: Path | str, console: Conso
             driver = _Driver(search=search, kept=kept, driver=name, folder=folder, console=console)
             for number, outcome in _outcomes(driver, study, search):
                 driver.ended(number, outcome)
+            console.print("drawing the report", highlight=False)
             return write_analysis(kept, search, folder)
 
 

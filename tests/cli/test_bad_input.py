@@ -137,6 +137,10 @@ def test_an_output_folder_that_is_not_empty_is_left_alone(out, capsys) -> None:
         ("- 1", "expected a mapping of settings, got list"),
         ("a: [", "not valid YAML"),
         ("clients: 5", "clients: input should be a valid dictionary or instance of ClientSettings, got 5"),
+        ("fleet:\n  budgets:   # none yet", "fleet.budgets: nothing is written below it: leave out the key, or write {}"),
+        ("clients:", "clients: nothing is written below it: leave out the key, or write {}"),
+        ("loggers:", "loggers: nothing is written below it: leave out the key, or write []"),
+        ("name:", "name: input should be a valid string, got None"),  # control: a value is missing, no section
         ("name: x", "model: is required"),
         ("modle: {config: {model_type: vit}}", "modle: unknown key (did you mean 'model'?)"),
         ("name: ../x\nmodel: {config: {model_type: vit}}", "name: string should match pattern"),

@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForImageClassification, ViTConfig
 from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.basics.errors import UserError
 from raffm_ray.models.pretrained_weights import new_parameters
+from raffm_ray.preparation import defaults
 from raffm_ray.preparation.defaults import learning_rate
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.pretraining import pretrain, starting_model
@@ -19,6 +20,7 @@ from raffm_ray.settings.experiment import Experiment
 from raffm_ray.settings.loading import override, parse
 from raffm_ray.settings.task_and_model import PretrainSettings
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
+from raffm_ray.subnetworks.costs import output_floats
 
 HEAD = {"classifier.weight", "classifier.bias"}
 
@@ -89,6 +91,26 @@ def test_data_without_classes_is_dealt_at_random(tmp_path) -> None:
         prepare(parse({**values, "clients": {**values["clients"], "partition": "dirichlet_by_class"}}))
 
 
+def test_outputs_of_the_examples_that_are_evaluated_at_once_are_bounded(tmp_path, monkeypatch) -> None:
+    small_tokenizer([f"w{number}" for number in range(40)]).save_pretrained(tmp_path / "words")
+    (tmp_path / "texts.csv").write_text("text\n" + "w1 w2 w3 w4 w5 w6 w7 w8\n" * 100)
+    task = {"name": "language_modelling", "data": str(tmp_path / "texts.csv"), "columns": {"text": "text"}, "max_length": 8}
+    values = {"model": {"config": TINY["llama"], "tokenizer": str(tmp_path / "words")}, "task": {**task, "public": 5}}
+    fleet = {"budgets": {"laptop": {"params": 1.0}}, "mix": "medium"}
+    values |= {"clients": {"count": 2, "per_round": 1}, "salience": {"metric": "l1"}, "fleet": fleet}
+    prepared = prepare(parse(values))
+    assert prepared.setup.experiment.evaluation.batch_size == 256  # control: outputs of few words are small
+    each = 4 * output_floats(prepared.setup.architecture)
+    assert each >= 4 * 8 * TINY["llama"]["vocab_size"]  # a number for every word at every position
+    monkeypatch.setattr(defaults, "ANSWERED_BYTES", 3 * each + 1)
+    chosen = prepare(parse(values)).setup.experiment
+    assert chosen.evaluation.batch_size == 3
+    assert prepare(parse(values | {"evaluation": {"batch_size": 64}})).setup.experiment.evaluation.batch_size == 64
+    monkeypatch.setattr(defaults, "ANSWERED_BYTES", 1)
+    assert prepare(parse(values)).setup.experiment.evaluation.batch_size == 1
+    assert prepare(chosen).setup.experiment.evaluation.batch_size == 3  # what a run recorded stays
+
+
 def test_what_the_user_sets_is_kept_and_choosing_again_changes_nothing(checkpoints) -> None:
     experiment = from_checkpoint(checkpoints["headless"], learning_rate=0.0123, warmup_rounds=0)
     first = prepare(experiment).setup.experiment
@@ -152,7 +174,7 @@ def test_what_is_done_before_round_1_is_said_and_a_worse_model_is_warned_of(tmp_
     steps: list[tuple[int, int, float]] = []
     for _ in range(2):
         starting_parameters(prepare(tiny_experiment()), lambda *step: steps.append(step), lines.append)
-    assert [one[:2] for one in steps] == [(step, 21) for step in range(1, 22)]
+    assert [one[:2] for one in steps] == [(step, 21) for step in range(22)]  # the first before anything is done
     assert lines[0].startswith("pretraining: 3 epochs of the full model on 200 public examples, 21 steps: loss on 449 held-out")
     assert "21 steps (from the cache): loss" in lines[1]
     assert not any(line.startswith("warning") for line in lines)

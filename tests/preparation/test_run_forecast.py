@@ -28,6 +28,7 @@ from raffm_ray.preparation.memory_forecast import (
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.run_forecast import held_line
 from raffm_ray.runs.simulation import simulate
+from raffm_ray.server.early_stopping import is_evaluated
 from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.round_schedule import planned_work
 from raffm_ray.server.rounds import begin_round
@@ -98,6 +99,30 @@ def test_a_rounds_seconds_are_those_of_its_clients_on_its_workers(prepared: Prep
     assert time_forecast._makespan([], 2) == 0.0
 
 
+def test_the_rough_forecast_is_that_of_one_rate_over_all_rounds_rankings_and_evaluations(prepared: Prepared) -> None:
+    setup, pools = prepared.setup, [Clockwork(prepared, flop, 0.0) for flop in (1e-9, 2e-9)]
+    slow, slower = (time_forecast.rough_seconds([prepared], pool) for pool in pools)  # type: ignore[arg-type]
+    assert slower == pytest.approx(2 * slow)
+    both = time_forecast.rough_seconds([prepared, prepared], Clockwork(prepared, 1e-9, 0.0))  # type: ignore[arg-type]
+    assert both == pytest.approx(2 * slow)
+    assert {call.context.local.steps for call in pools[0].calls} == {1, time_forecast.STEPS}  # a small part is timed
+    sizes = {
+        setup.costs(call.context.plans[job.plan]).params
+        for call in pools[0].calls
+        for job in call.arguments[0]
+        if job.plan is not None
+    }
+    assert max(sizes) < setup.costs(Plan()).params  # of the smallest plan
+    state = time_forecast._drawn_state(setup)
+    rates = time_forecast.Rates({0: time_forecast.PlanRate(1e-9, 0.0)}, 0.0, 0.0, 0.0)
+    works = [begin_round(setup, replace(state, round=number)) for number in range(setup.experiment.rounds)]
+    rounds = sum(time_forecast._makespan(time_forecast._block_seconds(setup, work, rates), 2) for work in works)
+    full = 1e-9 * setup.costs(Plan()).forward_flops * len(prepared.task.held_out) / 2
+    evaluations = 1 + sum(is_evaluated(setup.experiment, number + 1) for number in range(setup.experiment.rounds))
+    assert rounds + evaluations * full < slow
+    assert slow < 2 * (rounds + evaluations * full * (1 + len(setup.budgets)))
+
+
 def test_sums_wait_for_the_blocks_before_them() -> None:
     assert waiting_sums([1.0, 1.0, 1.0, 1.0], 1) == 1  # done in their order
     assert waiting_sums([1.0, 2.0, 4.0, 8.0], 1) == 4  # the costliest first: all wait for the first block
@@ -164,6 +189,8 @@ def test_a_forecast_is_told_and_changes_no_bit(tmp_path: Any) -> None:
     held = [line for line in lines if line.startswith("expected -> measured: driver ")]
     assert (len(times), len(held)) == (2, 2)
     assert lines.index(memory) < lines.index(times[0])
+    (rough,) = [line for line in lines if line.startswith("expected time of all rounds, those of 1 baseline too: roughly ")]
+    assert lines.index(rough) == lines.index(memory) + 2
     assert not any("round 0" in line for line in lines[: lines.index(times[0])])
     assert (quiet["forecast"], quiet["baselines"]["full"]["forecast"]) == (None, None)  # control: nobody reads, nothing is timed
     assert told["forecast"]["seconds"] > 0

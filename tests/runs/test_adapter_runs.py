@@ -281,6 +281,18 @@ def test_a_budget_of_adapters_needs_some(tmp_path) -> None:
         raffm_ray.simulate(experiment("raffm", model={"adapters": None}), tmp_path / "run")
 
 
+def test_a_budget_below_the_frozen_model_names_the_kind_that_counts_ranks(tmp_path) -> None:
+    small = {"budgets": {"raspberry_pi_4": {"layer_params": 0.3}}}
+    with pytest.raises(UserError, match=r"layer_params .* only ranks are cut .* fleet.budgets of adapter_params"):
+        raffm_ray.simulate(experiment("raffm", fleet=small), tmp_path / "run")
+    tiny = {"budgets": {name: {"params": 1e-4} for name in DEVICES}}
+    with pytest.raises(UserError, match=r"every device type .* only ranks are cut .* fleet.budgets of adapter_params"):
+        raffm_ray.simulate(experiment("raffm", fleet=tiny), tmp_path / "run")
+    with pytest.raises(UserError) as caught:  # control: nothing of adapters where everything is cut
+        raffm_ray.simulate(tiny_experiment(fleet=tiny), tmp_path / "run")
+    assert "adapter" not in str(caught.value)
+
+
 @pytest.mark.parametrize("rule", sorted(ADAPTER_RULES))
 def test_a_subnetwork_of_the_frozen_model_and_ranks_are_cut_from_one_list(rule, tmp_path) -> None:
     if rule == "fedsvd":

@@ -60,6 +60,11 @@ def test_an_end_no_better_than_the_start_is_said(rows) -> None:
     told = hint_at_end(experiment, "accuracy", first, replace(last, loss=1.5))
     assert told is not None
     assert "rose from 1.000 to 1.500: local.learning_rate 0.001 may be too high" in told
+    for loss in (0.99, 1.01):  # within noise: it is no sign of a rate that is too high
+        told = hint_at_end(experiment, "accuracy", first, replace(last, loss=loss))
+        assert told is not None
+        assert f"hardly changed, from 1.000 to {loss:.3f}: 2 rounds may be too few" in told
+        assert "too high" not in told
     assert hint_at_end(experiment, "accuracy", first, replace(last, metric=0.51)) is None
     assert hint_at_end(experiment, "accuracy", first, first) is None
 
