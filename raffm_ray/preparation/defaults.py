@@ -6,8 +6,9 @@ from raffm_ray.basics.errors import UserError, look_up
 from raffm_ray.models.adapters.lora import RANK
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.settings.experiment import Experiment
+from raffm_ray.subnetworks.activations.by_block import output_floats
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
-from raffm_ray.subnetworks.costs import FLOAT_BYTES, output_floats
+from raffm_ray.subnetworks.costs import FLOAT_BYTES
 
 REFERENCE_WIDTH = 768
 """Width of the models that the rates of pretrained ones are known for: BERT and ViT of base size."""
