@@ -39,7 +39,7 @@ SPREAD, SPREAD_RETURNED = 1.2, 1.1
 """What a heap takes for a byte that is used, measured: freed memory falls into pieces that a larger array does not fit in; and while a worker calibrates,
 when large arrays are returned (`pool.worker`)."""
 SPREAD_KEPT = {"train": 2.2, "evaluate": 3.0}
-"""The same of a worker that keeps freed memory from call to call, as it does where examples are equally large (`pool.worker.leaves_pieces`). What
+"""The same of a process that keeps freed memory from call to call, as it does where examples are equally large (`pool.worker.leaves_pieces`). What
 is live stays the same, but pieces become more with every call, and trimming returns their pages, not their places: a ViT's evaluation took 1.4
 times its live bytes in the first calls and 2.7 times after twenty. Returning large arrays would keep to SPREAD, and an evaluation then took
 1.3 to 1.5 times as long."""
@@ -241,7 +241,7 @@ def memory_forecast(prepared: Prepared, driver_now: int, workers_now: Sequence[i
         worker = now + max(spread x (train, evaluate) + 2 x flat, SPREAD_RETURNED x calibrate + flat) + data + store
         store  = flat x max(2, 1 + waiting sums) + frozen
 
-    spread: SPREAD_KEPT in a worker on examples of equal size, else SPREAD; flat: `flat_bytes`; frozen: `frozen_bytes`; start: where something is frozen, twice that, in the start of all strategies and apart, and `changed_bytes`; train, evaluate, calibrate: `heap_bytes`, and beside them a block's sum, and the update of who trains the full model. The
+    spread: SPREAD_KEPT on examples of equal size, else SPREAD; flat: `flat_bytes`; frozen: `frozen_bytes`; start: where something is frozen, twice that, in the start of all strategies and apart, and `changed_bytes`; train, evaluate, calibrate: `heap_bytes`, and beside them a block's sum, and the update of who trains the full model. The
     store is what Ray keeps of a round in shared memory: its parameters, and the sums of blocks that wait to be added (`waiting_sums`); every
     process that writes or reads a page of it has it in its resident memory. data: the examples, which lie in the store too. Without
     workers there is no store, and the driver has a worker's heap, and the sums that wait, beside what it holds while clients train.
@@ -249,7 +249,7 @@ def memory_forecast(prepared: Prepared, driver_now: int, workers_now: Sequence[i
     setup = prepared.setup
     seen, flat, frozen, task, heap = _rounds(setup), flat_bytes(setup), frozen_bytes(setup), prepared.task, 0
     needed = heap_bytes(prepared, seen)
-    kept = SPREAD_KEPT if workers_now and task.clients.lengths() is None else {}
+    kept = SPREAD_KEPT if task.clients.lengths() is None else {}
     for doing, used in needed.items():
         spread, arrays = (SPREAD_RETURNED, 1) if doing == "calibrate" else (kept.get(doing, SPREAD), 2)
         heap = max(heap, int(spread * used) + arrays * flat)
