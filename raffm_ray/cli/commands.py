@@ -153,6 +153,12 @@ def compare(
             help="chooses each strategy's learning rate before, with that many trials",
         ),
     ] = None,
+    target: Annotated[
+        float | None,
+        Parameter(
+            metavar="VALUE", help="a value of the metric, such as 0.85: what each strategy spent until its full model had it"
+        ),
+    ] = None,
     page: Annotated[
         str | None,
         Parameter(metavar="FILE.md", help="a page to publish, with what its numbers come from, and its picture beside it"),
@@ -181,7 +187,7 @@ def compare(
     from raffm_ray.studies.comparison import compare as compare_strategies
 
     try:
-        content = compare_strategies(experiment, chosen, folder, Console(stderr=True), equal, tune, page, renew)
+        content = compare_strategies(experiment, chosen, folder, Console(stderr=True), equal, tune, page, renew, target)
     except KeyboardInterrupt:
         told = f"; the same command with --out {quote(str(folder))} goes on where it stopped" if folder.exists() else ""
         raise KeyboardInterrupt(told) from None

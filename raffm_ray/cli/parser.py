@@ -87,7 +87,7 @@ def _tree() -> App:
     add(commands.resume, f"resume DIR|URL {ANY_SETTINGS}", RUNS)
     add(
         commands.compare,
-        f"compare CONFIG.yaml [--seeds 0,1,2] [--equal RESOURCE] [--tune TRIALS] [--page FILE.md] {ANY_SETTINGS} [--out DIR]",
+        f"compare CONFIG.yaml [--seeds 0,1,2] [--equal RESOURCE] [--tune TRIALS] [--target VALUE] [--page FILE.md] {ANY_SETTINGS} [--out DIR]",
         RUNS,
     )
     add(commands.study, f"study STUDY.yaml|DIR {ANY_SETTINGS} [--out DIR]", RUNS)

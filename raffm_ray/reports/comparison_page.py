@@ -6,10 +6,11 @@ from typing import Any
 
 from raffm_ray.basics.errors import without_secrets
 from raffm_ray.data.metrics import shown, unit
+from raffm_ray.reports.comparison_picture import OVER
 from raffm_ray.reports.comparison_table import headings_and_rows, notes, orders, title, with_error
 from raffm_ray.reports.page import Cell, Page, Picture, Section, Table, csv_text, render
 from raffm_ray.reports.run_story import made_with_facts, named, setting_facts
-from raffm_ray.reports.seed_statistics import CONFIDENCE, error_of_share, signed, told_difference
+from raffm_ray.reports.seed_statistics import CONFIDENCE, SPENT, error_of_share, signed, told_difference
 from raffm_ray.runs.made_with import read_starts
 from raffm_ray.runs.reader import read_configuration, read_summary
 
@@ -81,7 +82,7 @@ def _pictures(content: Mapping[str, Any], panels: Mapping[str, bytes], runs_csv:
     progress = [
         [name, *point]
         for name, one in strategies.items()
-        for point in zip(*(one["progress"][key] for key in ("round", "mean", "standard_error")), strict=True)
+        for point in zip(*(one["progress"][key] for key in ("round", "mean", "standard_error", *SPENT)), strict=True)
     ]
     curves = [
         [name, number, point["params_fraction"], point["metric"], point["trained"]]
@@ -91,12 +92,13 @@ def _pictures(content: Mapping[str, Any], panels: Mapping[str, bytes], runs_csv:
     ]
     pictures = [
         Picture(
-            name=f"{metric}_over_rounds",
-            image=panels["rounds"],
-            alt=f"Line chart of held-out {metric} of the full model over rounds, a line a strategy. At the end: {each}.",
-            caption=f"Held-out {metric} of the full model over rounds.{spread}",
-            data=csv_text(["strategy", "round", metric, "standard_error"], progress),
+            name=f"{metric}_over_{called}",
+            image=panels[spent],
+            alt=f"Line chart of held-out {metric} of the full model over {called}, a line a strategy. At the end: {each}.",
+            caption=f"Held-out {metric} of the full model over {called}.{spread}",
+            data=csv_text(["strategy", "round", metric, "standard_error", *SPENT], progress),
         )
+        for spent, (called, *_) in OVER.items()
     ]
     if "sizes" in panels:
         areas = ", ".join(f"{name} {with_error(metric, one['curve_area'])}{unit(metric)}" for name, one in strategies.items())

@@ -1,15 +1,16 @@
-"""The picture of a comparison: every strategy's metric over size, and a chart of all measures."""
+"""The picture of a comparison: every strategy's metric over rounds, bytes, energy and size, and a chart of all measures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from raffm_ray.basics.formatting import counted
+from raffm_ray.basics.formatting import counted, human_bytes, human_joules
 from raffm_ray.data.metrics import METRICS, scaled
 from raffm_ray.reports.drawing import begins_at, panels_of, plt, save, share_heights
 from raffm_ray.reports.run_picture import GREY, draw_sizes, label_of, style
@@ -58,24 +59,36 @@ def _curves(axes: Axes, content: Mapping[str, Any]) -> None:
     axes.set(title="every size, trained or not", xlabel="parameters kept (% of the full model)", ylabel=label_of(metric))
 
 
-def _over_rounds(axes: Axes, content: Mapping[str, Any]) -> None:
+def _over(axes: Axes, content: Mapping[str, Any], spent: str) -> None:
+    """The full model's metric over a key of `progress`."""
     metric = content["metric"]
     for position, (name, one) in enumerate(content["strategies"].items()):
-        rounds, mean = one["progress"]["round"], np.array(one["progress"]["mean"], dtype=float)
+        places, mean = one["progress"][spent], np.array(one["progress"]["mean"], dtype=float)
         error = np.array([value or 0.0 for value in one["progress"]["standard_error"]])
         shown, low, high = ([scaled(metric, value) for value in values.tolist()] for values in (mean, mean - error, mean + error))
         color = style(position)["color"]
         axes.plot(
-            rounds,
+            places,
             shown,
             color=color,
             label=_wrapped(name),
             linewidth=2.6 if position == 0 else 1.3,
             zorder=3 if position == 0 else 2,
         )
-        axes.fill_between(rounds, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.set(title="full model over rounds", xlabel="round", ylabel=label_of(metric))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+    title, label, human = OVER[spent]
+    axes.set(title=f"full model over {title}", xlabel=label, ylabel=label_of(metric))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=spent == "round"))
+    if human is not None:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+
+
+OVER: dict[str, tuple[str, str, Callable[[float], str] | None]] = {
+    "round": ("rounds", "round", None),
+    "bytes": ("bytes", "bytes of all clients, down and up", human_bytes),
+    "energy_joules": ("energy", "energy of all clients (estimated)", human_joules),
+}
+"""What the metric is drawn over, a key of `progress` -> its name, its label, and how a value is written."""
 
 
 STANDS = {
@@ -113,21 +126,27 @@ def _stands(axes: Axes, content: Mapping[str, Any]) -> None:
 
 
 def draw_comparison(content: Mapping[str, Any], path: Path) -> dict[str, bytes]:
-    """Writes the picture of a `comparison.json`; returns its panels `rounds`, `sizes` (where sizes were measured) and `stands`, each as a
+    """Writes the picture of a `comparison.json`; returns its panels, the keys of `OVER`, `sizes` (where sizes were measured) and `stands`, each as a
     PNG. Bands and bars are standard errors over seeds."""
     lines = [len(_wrapped(name).splitlines()) for name in content["strategies"]]
-    height = max(4.8, 2.6 + sum(max(0.36, 0.22 * count) for count in lines))
-    drawn = {"rounds": _over_rounds, "sizes": _curves, "stands": _stands}
+    height = max(3.2, 1.8 + sum(max(0.36, 0.22 * count) for count in lines))
+    drawn: dict[str, Callable[[Axes, Mapping[str, Any]], None]] = {
+        "sizes": _curves,
+        "stands": _stands,
+        **{spent: partial(_over, spent=spent) for spent in OVER},
+    }
+    places: list[Any] = [list(OVER), ["sizes", "stands", "stands"]]
     if not any(all(one["curves"]) for one in content["strategies"].values()):
         del drawn["sizes"]
-    figure, panels = plt.subplot_mosaic([list(drawn)], figsize=(19 if "sizes" in drawn else 14, height), layout="constrained")
+        places[1] = ["stands"] * 3
+    figure, panels = plt.subplot_mosaic(places, figsize=(17, 4.8 + height), height_ratios=[4.8, height], layout="constrained")
     for name, draw in drawn.items():
         draw(panels[name], content)
     share_heights([panels[name] for name in drawn if name != "stands"])
     for name in drawn:
         panels[name].grid(alpha=0.25, axis="x" if name == "stands" else "both")
         panels[name].spines[["top", "right"]].set_visible(False)
-        begins_at(panels[name], {"rounds": "y", "sizes": "xy", "stands": "x"}[name])
+        begins_at(panels[name], {"sizes": "xy", "stands": "x"}.get(name, "y"))
         if name != "stands" and max(lines) < 3:  # longer names leave no room; beside the last panel they stand in their colours
             panels[name].legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     seeds = len(content["seeds"])
@@ -136,4 +155,4 @@ def draw_comparison(content: Mapping[str, Any], path: Path) -> dict[str, bytes]:
         f"{content['name']}: {counted(content['clients'], 'client')}, {counted(content['rounds'], 'round')}, {spread}"
     )
     save(figure, path)
-    return panels_of(figure, path, [("rounds", "sizes"), ("stands",)])
+    return panels_of(figure, path, [(*OVER, "sizes"), ("stands",)])

@@ -20,6 +20,8 @@ from raffm_ray.reports.seed_statistics import (
     paired_difference,
     statistic,
     told_difference,
+    told_of_target,
+    told_of_tuning,
 )
 
 Summaries = Mapping[str, Mapping[int, Mapping[str, Any]]]
@@ -185,7 +187,8 @@ def notes(content: Mapping[str, Any], differences: bool = True) -> list[str]:
         *NOTES,
         *([CLIENT_NOTE] if len(_metric_headings(content)) > len(METRIC_HEADINGS) else []),
         *_told_of_equals(content),
-        *_told_of_tuning(content),
+        *told_of_tuning(content),
+        *told_of_target(content),
         *told_of_lacks(
             "charged FLOPs and budgets",
             [name for name, one in content["strategies"].items() if one["over_budget"]["mean"] is None],
@@ -235,14 +238,6 @@ def _told_of_equals(content: Mapping[str, Any]) -> list[str]:
         shares = [f"{name} {one[measure]['mean'] / allowed:.1%}" for name, one in strategies if one[measure]["mean"]]
         line += f"; charged of what is allowed: {', '.join(shares)}"
     return [line]
-
-
-def _told_of_tuning(content: Mapping[str, Any]) -> list[str]:
-    found = content.get("tuned")
-    if not found:
-        return []
-    rates = ", ".join(f"{name} {rate:.2g}" for name, rate in found["learning_rates"].items())
-    return [f"learning rates were chosen on the validation part, with {found['trials']} trials for each strategy: {rates}"]
 
 
 def told_of_lacks(what: str, runs: Sequence[str]) -> list[str]:

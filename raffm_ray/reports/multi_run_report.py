@@ -7,6 +7,7 @@ from typing import Any
 
 from raffm_ray.basics.errors import UserError, shortened
 from raffm_ray.basics.formatting import setting_text
+from raffm_ray.data.metrics import METRICS
 from raffm_ray.reports.comparison_page import comparison_page
 from raffm_ray.reports.comparison_picture import draw_comparison
 from raffm_ray.reports.comparison_table import (
@@ -16,7 +17,7 @@ from raffm_ray.reports.comparison_table import (
     rows_of_runs,
 )
 from raffm_ray.reports.run_report import import_metric
-from raffm_ray.reports.seed_statistics import progress
+from raffm_ray.reports.seed_statistics import progress, to_target
 from raffm_ray.runs.reader import of_a_run, read_configuration, read_rounds, read_summary
 from raffm_ray.runs.recorder import write_json
 
@@ -123,10 +124,14 @@ def write_page(
     protocol: Mapping[str, Any] | None = None,
 ) -> Path:
     """The files of `write_comparison`. `rounds`: of every strategy, a run's records after the other; `runs`: (strategy, seed, folder);
-    `protocol`: of a comparison, what it holds `equal` ({resource, allowed}) and what was `tuned` ({trials, learning_rates}), None for nothing."""
-    content = comparison_content(summaries) | {"equal": None, "tuned": None} | dict(protocol or {})
+    `protocol`: of a comparison, what it holds `equal` ({resource, allowed}), what was `tuned` ({trials, learning_rates}), and the metric's value that is
+    a `target`; None for nothing."""
+    content = comparison_content(summaries) | {"equal": None, "tuned": None, "target": None} | dict(protocol or {})
     for name, own in rounds.items():
         content["strategies"][name]["progress"] = progress(own)
+        if content["target"] is not None:
+            higher = METRICS[content["metric"]].higher
+            content["strategies"][name]["to_target"] = to_target(own, content["target"], higher)
     write_json(out / "comparison.json", json.loads(json.dumps(content)))
     (out / "comparison.csv").write_text(rows_of_runs(summaries), encoding="utf-8")
     (out / "comparison.md").write_text(markdown(content), encoding="utf-8")

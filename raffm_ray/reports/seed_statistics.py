@@ -1,11 +1,14 @@
 """What several seeds say of a difference: means, standard errors, paired intervals. Pure."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import sqrt
+from itertools import accumulate
+from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np
 
+from raffm_ray.basics.errors import UserError
+from raffm_ray.basics.formatting import counted, human_bytes, human_joules, human_seconds
 from raffm_ray.data.metrics import shown, unit
 
 Statistic = Mapping[str, Any]
@@ -51,19 +54,58 @@ def statistic(values: Sequence[float | None]) -> Statistic:
     return {"mean": float(np.mean(known)) if whole else None, "standard_error": error, "values": list(values)}
 
 
+SPENT: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "bytes": lambda row: row["bytes_down"] + row["bytes_up"],
+    "energy_joules": lambda row: row["energy_joules"],
+    "simulated_seconds": lambda row: row["round_seconds"],
+}
+"""What a run's devices spend -> what they spent in a round, by its record."""
+
+
+def spent_until(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Of every resource of `SPENT`, what all rounds until each record took together."""
+    return {name: list(accumulate(map(value, rows))) for name, value in SPENT.items()}
+
+
 def progress(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[float | None]]:
-    """{round, mean, standard_error} of the full model's metric over a strategy's seeds, of the rounds that all evaluated.
+    """{round, mean, standard_error} of the full model's metric over a strategy's seeds, of the rounds that all evaluated; and what was spent
+    until then, by a name of `SPENT`: means over seeds.
 
     `runs`: the records of rounds of every seed.
     """
     by_round = [{row["round"]: row["metric"] for row in rows if row["metric"] is not None} for rows in runs]
     shared = [number for number in by_round[0] if all(number in one for one in by_round)]
     found = [statistic([one[number] for one in by_round]) for number in shared]
+    places = [{row["round"]: place for place, row in enumerate(rows)} for rows in runs]
+    spent = [spent_until(rows) for rows in runs]
     return {
         "round": list(shared),
         "mean": [one["mean"] for one in found],
         "standard_error": [one["standard_error"] for one in found],
+        **{
+            name: [
+                float(np.mean([one[name][place[number]] for one, place in zip(spent, places, strict=True)])) for number in shared
+            ]
+            for name in SPENT
+        },
     }
+
+
+def until_reached(rows: Sequence[Mapping[str, Any]], target: float, higher: bool) -> dict[str, float] | None:
+    """{rounds, and of each name of `SPENT` what was spent} until the first evaluation of a run in which the full model's metric is `target` or better,
+    None where it never was. `higher`: whether larger values are better. Metrics between two evaluations are not known: it may have been earlier."""
+    spent = spent_until(rows)
+    for place, row in enumerate(rows):
+        value = row["metric"]
+        if value is not None and (value >= target if higher else value <= target):
+            return {"rounds": float(row["round"]), **{name: values[place] for name, values in spent.items()}}
+    return None
+
+
+def to_target(runs: Sequence[Sequence[Mapping[str, Any]]], target: float, higher: bool) -> dict[str, Statistic]:
+    """`until_reached` over a strategy's seeds, by name; without a mean where not all seeds reached it."""
+    found = [until_reached(rows, target, higher) for rows in runs]
+    return {name: statistic([None if one is None else one[name] for one in found]) for name in ("rounds", *SPENT)}
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
@@ -108,3 +150,37 @@ def error_of_share(metric: str, value: float, examples: int | None) -> float | N
     """The standard error of a metric that is a share of right answers; None of other metrics, which have no such formula, and where the
     number of held-out examples is not known."""
     return standard_error_of_share(value, examples) if metric in SHARES and examples else None
+
+
+def told_of_tuning(content: Mapping[str, Any]) -> list[str]:
+    """Which learning rates were chosen, in a line; none where none were."""
+    found = content.get("tuned")
+    if not found:
+        return []
+    rates = ", ".join(f"{name} {rate:.2g}" for name, rate in found["learning_rates"].items())
+    return [f"learning rates were chosen on the validation part, with {found['trials']} trials for each strategy: {rates}"]
+
+
+def check_target(metric: str, target: float) -> None:
+    """Raises UserError for what no value of the metric can be."""
+    if not isfinite(target) or (unit(metric) and not 0 < target <= 1):
+        known = "a part of 1, such as 0.85" if unit(metric) else "a number"
+        raise UserError(f"--target: expected {known} for {metric}, got {target:g}")
+
+
+def told_of_target(content: Mapping[str, Any]) -> list[str]:
+    """What every strategy took to the metric that was to be reached, in a line; none where none was named."""
+    target, metric = content.get("target"), content["metric"]
+    if target is None:
+        return []
+    parts = []
+    for name, one in content["strategies"].items():
+        found = one["to_target"]
+        if found["rounds"]["mean"] is None:
+            reached = sum(value is not None for value in found["rounds"]["values"])
+            parts.append(f"{name} in {reached} of {counted(len(found['rounds']['values']), 'run')}")
+            continue
+        rounds, spent = found["rounds"]["mean"], {key: found[key]["mean"] for key in SPENT}
+        costs = human_bytes(spent["bytes"]), human_joules(spent["energy_joules"]), human_seconds(spent["simulated_seconds"])
+        parts.append(f"{name} after {rounds:.3g} rounds ({', '.join(costs)})")
+    return [f"the full model is first seen at {metric} {shown(metric, target)}{unit(metric)} or better by {'; '.join(parts)}"]

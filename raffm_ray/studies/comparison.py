@@ -21,6 +21,7 @@ from raffm_ray.preparation.equal_resources import Equalized, equalized, with_equ
 from raffm_ray.preparation.prepare import prepare
 from raffm_ray.reports.multi_run_report import flat, write_page
 from raffm_ray.reports.run_report import write_report
+from raffm_ray.reports.seed_statistics import check_target
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.loop import Environment
 from raffm_ray.runs.reader import of_a_run, read_rounds, read_summary
@@ -158,6 +159,7 @@ def compare(
     tune: int | None = None,
     page: Path | str | None = None,
     renew: bool = False,
+    target: float | None = None,
 ) -> dict[str, Any]:
     """Runs the experiment's strategy and each of its baselines on every seed, in `folder`/<strategy>/seed-<n>; returns the content of
     `comparison.json`, which is written beside `.html`, `.csv`, `.md` and `.png`.
@@ -166,6 +168,7 @@ def compare(
     `tune`: trials of a study of the learning rate that every strategy has before, on the validation part, with the first seed.
     `page`: a file that ends in `.md`, for the same table with what its numbers come from, and the picture beside it; it only replaces numbers
     of another commit or of other settings with `renew`.
+    `target`: a value of the metric: what every strategy spent until its full model was first seen at it or better.
     A run that is there already, finished and of the same configuration, is reused; one that was interrupted goes on after its last checkpoint. Raises
     UserError before any training when a run cannot work, its folder holds something else, or the page may not be written.
     """
@@ -175,8 +178,12 @@ def compare(
         check_place(request)
     check_baselines(experiment)
     check_loggers(experiment)
-    seen = prepare(experiment.model_copy(update={"seed": seeds[0]})).setup.experiment  # with what it leaves open chosen
+    ready = prepare(experiment.model_copy(update={"seed": seeds[0]}))
+    seen, metric = ready.setup.experiment, ready.task.metric  # with what it leaves open chosen
+    del ready  # every seed divides the data anew
     experiment, allowed = seen.model_copy(update={"seed": experiment.seed}), None
+    if target is not None:
+        check_target(metric, target)
     if equal is not None:
         experiment, allowed = _equal(experiment, seeds, equal, console)
     rates: dict[str, float] = {}
@@ -207,6 +214,7 @@ def compare(
         protocol = {
             "equal": {"resource": equal, "allowed": allowed} if equal else None,
             "tuned": {"trials": tune, "learning_rates": rates} if rates else None,
+            "target": target,
         }
         write_page(summaries, rounds, [(run.strategy, run.seed, str(run.folder)) for run in runs], folder, protocol)
     content: dict[str, Any] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))

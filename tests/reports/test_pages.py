@@ -107,10 +107,17 @@ def test_names_come_from_settings_in_which_runs_differ() -> None:
 
 
 def test_progress_is_of_rounds_that_all_seeds_evaluated() -> None:
-    first = [{"round": 0, "metric": 0.5}, {"round": 1, "metric": None}, {"round": 2, "metric": 0.7}]
-    second = [{"round": 0, "metric": 0.7}, {"round": 1, "metric": 0.9}, {"round": 2, "metric": None}]
-    assert progress([first, second]) == {"round": [0], "mean": [pytest.approx(0.6)], "standard_error": [pytest.approx(0.1)]}
-    assert progress([first]) == {"round": [0, 2], "mean": [0.5, 0.7], "standard_error": [None, None]}
+    costs = {"bytes_down": 2, "bytes_up": 1, "energy_joules": 2.0, "round_seconds": 0.5}
+    first, second = (
+        [{"round": number, "metric": metric, **costs} for number, metric in enumerate(metrics)]
+        for metrics in ((0.5, None, 0.7), (0.7, 0.9, None))
+    )
+    spent = {"bytes": [3.0], "energy_joules": [2.0], "simulated_seconds": [0.5]}
+    both = {"round": [0], "mean": [pytest.approx(0.6)], "standard_error": [pytest.approx(0.1)]}
+    assert progress([first, second]) == both | spent
+    alone = {"round": [0, 2], "mean": [0.5, 0.7], "standard_error": [None, None]}
+    until = {name: [values[0], 3 * values[0]] for name, values in spent.items()}  # what the round between took is counted
+    assert progress([first]) == alone | until
 
 
 def test_what_cannot_be_shown_together_is_told(runs, tmp_path) -> None:
@@ -202,7 +209,8 @@ def test_the_page_of_several_runs_tells_what_can_be_told(runs, tmp_path) -> None
     assert rows_of(page, 1)[1][2] == "no"
     assert [row[:2] for row in rows_of(page, 2)[1:]] == [["raffm", "0"], ["raffm", "1"], ["heterofl", "0"]]
     data = data_of(page)
-    assert list(data) == ["accuracy_over_rounds.csv", "accuracy_over_sizes.csv", "runs.csv"]
+    over = [f"accuracy_over_{what}.csv" for what in ("rounds", "bytes", "energy", "sizes")]
+    assert list(data) == [*over, "runs.csv"]
     assert "\n".join(data["runs.csv"]) == (tmp_path / "page" / "comparison.csv").read_text().strip()
     assert [one.words for one in of(page, "summary")] == [
         f"All settings of {name} (config.yaml)" for name in ("raffm", "heterofl")

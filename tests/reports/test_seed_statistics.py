@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
+from raffm_ray.basics.errors import UserError
 from raffm_ray.reports.run_story import lead
-from raffm_ray.reports.seed_statistics import paired_difference, standard_error_of_share, told_difference
+from raffm_ray.reports.seed_statistics import (
+    check_target,
+    paired_difference,
+    standard_error_of_share,
+    to_target,
+    told_difference,
+    told_of_target,
+    until_reached,
+)
 
 
 def test_an_interval_is_that_of_the_paired_t_test() -> None:
@@ -31,6 +40,41 @@ def test_what_cannot_be_told_is_said() -> None:
     assert unsure.startswith("full model, raffm - full: +0.0 points, 95% t-interval -")
     assert unsure.endswith("; no difference can be told from 3 seeds")
     assert alone == "full model, raffm - full: +10.0 points; no difference can be told from 1 seed"
+
+
+def rows(*metrics: float | None) -> list[dict[str, float | None]]:
+    """Records of rounds from 0 on, each of which moves 3 bytes, and takes 2 J and half a second."""
+    costs = {"bytes_down": 2, "bytes_up": 1, "energy_joules": 2.0, "round_seconds": 0.5}
+    return [{"round": number, "metric": metric, **costs} for number, metric in enumerate(metrics)]
+
+
+def test_what_a_target_took_is_all_that_was_spent_until_it_was_seen() -> None:
+    run = rows(0.5, None, 0.7, 0.8, 0.6)
+    assert until_reached(run, 0.7, higher=True) == {"rounds": 2.0, "bytes": 9, "energy_joules": 6.0, "simulated_seconds": 1.5}
+    assert until_reached(run, 0.75, higher=True)["rounds"] == 3.0
+    assert until_reached(run, 0.5, higher=True)["bytes"] == 3  # of round 0, which calibrates
+    assert until_reached(run, 0.81, higher=True) is None  # control
+    assert until_reached(rows(9.0, 8.0, 7.0), 8.5, higher=False)["rounds"] == 1.0
+
+
+def test_a_target_that_a_seed_misses_has_no_mean() -> None:
+    both, one = (to_target([rows(0.5, 0.7), rows(0.5, 0.6)], target, higher=True) for target in (0.6, 0.7))
+    assert (both["rounds"]["mean"], both["bytes"]["mean"]) == (1.0, 6.0)
+    assert (one["rounds"]["mean"], one["rounds"]["values"]) == (None, [1.0, None])
+    strategies = {"a": {"to_target": both}, "b": {"to_target": one}}
+    (line,) = told_of_target({"metric": "accuracy", "target": 0.6, "strategies": strategies})
+    assert line == (
+        "the full model is first seen at accuracy 60.0% or better by a after 1 rounds (6 B, 4 J, 1 s); b in 1 of 2 runs"
+    )
+    assert told_of_target({"metric": "accuracy", "target": None, "strategies": strategies}) == []
+
+
+def test_a_target_that_no_value_can_be_is_refused() -> None:
+    for metric, target in (("accuracy", 85.0), ("accuracy", 0.0), ("perplexity", float("nan"))):
+        with pytest.raises(UserError, match=f"--target: expected .* for {metric}, got"):
+            check_target(metric, target)
+    check_target("accuracy", 0.85)
+    check_target("perplexity", 85.0)
 
 
 def test_a_share_s_own_error_is_the_binomial_one() -> None:

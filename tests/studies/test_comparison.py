@@ -302,6 +302,11 @@ def test_the_command_prints_the_table_and_where_it_is(compared, tmp_path, capsys
     said = capsys.readouterr().out
     assert all(name in said for name in NAMES)
     assert str(again / "comparison.png") in said
+    assert "first seen" not in said
+    assert cli(["compare", str(config), "--seeds", "0,1", "--out", str(again), "--target", "0.01"]) == 0
+    told = capsys.readouterr()
+    assert "the full model is first seen at accuracy 1.0% or better by raffm after 0 rounds (" in " ".join(told.out.split())
+    assert "reused" in told.err  # nothing runs again
     assert all(len(line) <= 100 for line in said.splitlines() if str(again) not in line and "over seeds" not in line)
 
 
@@ -313,6 +318,7 @@ def test_the_command_prints_the_table_and_where_it_is(compared, tmp_path, capsys
         (["CONFIG", "--seeds", "-1"], "got '-1'"),
         (["CONFIG", "--seeds", "1,1"], "--seeds: every seed once, got '1,1'"),
         (["CONFIG", "--seeds"], "--seeds: expected a value after it"),
+        (["CONFIG", "--target", "85"], "--target: expected a part of 1, such as 0.85 for accuracy, got 85"),
         (["CONFIG", "--baselines", "[heterofll]"], "baselines: strategy 'heterofll' is not known (did you mean 'heterofl'?)"),
         (["CONFIG", "--clients.count", "5000", "--seeds", "0,1"], "clients.count: 5000 clients cannot share"),
     ],
