@@ -14,7 +14,7 @@ from raffm_ray.data.examples import Examples, Pixels, Ragged
 from raffm_ray.models.architecture import FAMILIES, Architecture
 from raffm_ray.models.word_rows import word_rows, words_read
 from raffm_ray.pool.dispatch import completion_times
-from raffm_ray.pool.gpu_sharing import training_bytes
+from raffm_ray.pool.gpu_sharing import LOSS_COPIES, training_bytes
 from raffm_ray.preparation.head_training import COMPUTED_AT_ONCE, feature_bytes, head_examples
 from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.server.adapter_rules.rules import ADAPTER_RULES
@@ -43,6 +43,8 @@ SPREAD_KEPT = {"train": 2.2, "evaluate": 3.0}
 is live stays the same, but pieces become more with every call, and trimming returns their pages, not their places: a ViT's evaluation took 1.4
 times its live bytes in the first calls and 2.7 times after twenty. Returning large arrays would keep to SPREAD, and an evaluation then took
 1.3 to 1.5 times as long."""
+SPREAD_OUTPUTS = 2.2
+"""Of what a training step holds of the outputs of a language model: a few arrays, much larger than all others. Fitted to one LLaMA."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ def memory_forecast(prepared: Prepared, driver_now: int, workers_now: Sequence[i
         worker = now + max(spread x (train, evaluate) + 2 x flat, SPREAD_RETURNED x calibrate + flat) + data + store
         store  = flat x max(2, 1 + waiting sums) + frozen
 
-    spread: SPREAD_KEPT on examples of equal size, else SPREAD; flat: `flat_bytes`; frozen: `frozen_bytes`; start: where something is frozen, twice that, in the start of all strategies and apart, and `changed_bytes`; train, evaluate, calibrate: `heap_bytes`, and beside them a block's sum, and the update of who trains the full model. The
+    spread: SPREAD_KEPT on examples of equal size, else SPREAD, and of what a step holds of its outputs, SPREAD_OUTPUTS; flat: `flat_bytes`; frozen: `frozen_bytes`; start: where something is frozen, twice that, in the start of all strategies and apart, and `changed_bytes`; train, evaluate, calibrate: `heap_bytes`, and beside them a block's sum, and the update of who trains the full model. The
     store is what Ray keeps of a round in shared memory: its parameters, and the sums of blocks that wait to be added (`waiting_sums`); every
     process that writes or reads a page of it has it in its resident memory. data: the examples, which lie in the store too. Without
     workers there is no store, and the driver has a worker's heap, and the sums that wait, beside what it holds while clients train.
@@ -249,10 +251,12 @@ def memory_forecast(prepared: Prepared, driver_now: int, workers_now: Sequence[i
     setup = prepared.setup
     seen, flat, frozen, task, heap = _rounds(setup), flat_bytes(setup), frozen_bytes(setup), prepared.task, 0
     needed = heap_bytes(prepared, seen)
+    outputs = (1 + LOSS_COPIES) * setup.costs(Plan()).output_bytes
     kept = SPREAD_KEPT if task.clients.lengths() is None else {}
     for doing, used in needed.items():
         spread, arrays = (SPREAD_RETURNED, 1) if doing == "calibrate" else (kept.get(doing, SPREAD), 2)
-        heap = max(heap, int(spread * used) + arrays * flat)
+        pieces = max(0.0, SPREAD_OUTPUTS - spread) * outputs if doing == "train" else 0.0
+        heap = max(heap, int(spread * used + pieces) + arrays * flat)
     late = max((work.late for work in seen.rounds), default=0)
     training, averaging = (int((copies + late) * flat) + 2 * frozen + changed_bytes(setup) for copies in driver_copies(setup))
     pretraining = pretraining_bytes(prepared)

@@ -3,16 +3,22 @@
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import tiny_experiment
 from rich.console import Console
+from torch import nn
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.profiling import Profile
+from raffm_ray.clients.local_training import Distillation, backward
 from raffm_ray.clients.messages import Call, Update
+from raffm_ray.models.objectives import OBJECTIVES
+from raffm_ray.pool.gpu_sharing import DISTILLATION_COPIES, LOSS_COPIES
 from raffm_ray.preparation import memory_forecast as memory_forecast_module
 from raffm_ray.preparation import time_forecast
 from raffm_ray.preparation.memory_forecast import (
@@ -33,6 +39,7 @@ from raffm_ray.server.ranking import plain_state
 from raffm_ray.server.round_schedule import planned_work
 from raffm_ray.server.rounds import begin_round
 from raffm_ray.server.state import ServerState
+from raffm_ray.server.step_memory import LiveBytes
 from raffm_ray.server.workload import training_flops
 
 
@@ -204,3 +211,27 @@ def test_what_was_not_forecast_is_left_out() -> None:
     content = {"driver_bytes": 1.5e9, "worker_bytes": None, "workers": 0, "seconds": 150.0, "measured": measured}
     assert held_line(content) == "expected -> measured: driver 1.5 GB -> 2.0 GB, rounds 2.5 minutes -> 4.0 minutes"
     assert held_line({**content, "seconds": None}) == "expected -> measured: driver 1.5 GB -> 2.0 GB"
+
+
+class _Words(nn.Module):
+    """Says something of as many words at every position."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.says = nn.Linear(8, words)
+
+    def forward(self, states: torch.Tensor) -> Any:
+        return SimpleNamespace(logits=self.says(states))
+
+
+def test_how_often_a_step_holds_the_outputs_of_a_language_model_is_counted() -> None:
+    """In all, with the one copy that costs count of what is answered, and with another of what a prefix learns from."""
+    batch = {"states": torch.randn(8, 32, 8), "labels": torch.randint(0, 4096, (8, 32))}
+    objective, own, prefix, outputs = OBJECTIVES["causal_language_modelling"], _Words(4096), _Words(4096), 8 * 32 * 4096 * 4
+    with LiveBytes() as alone:
+        _, said = backward(own, batch, objective)
+    assert alone.peak / outputs == pytest.approx(1 + LOSS_COPIES, rel=0.1)
+    with LiveBytes() as taught:
+        backward(prefix, batch, objective, distillation=Distillation(said, 0.5))
+    assert 1 + taught.peak / outputs == pytest.approx(2 + DISTILLATION_COPIES, rel=0.1)
+    assert 1 + taught.peak / outputs > 1.5 * (1 + LOSS_COPIES)  # control: without it, half would be told
