@@ -2,13 +2,13 @@
 
 from collections.abc import Set
 
+from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, look_up
 from raffm_ray.models.adapters.lora import RANK
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.settings.experiment import Experiment
-from raffm_ray.subnetworks.activations.by_block import output_floats
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS
-from raffm_ray.subnetworks.costs import FLOAT_BYTES
+from raffm_ray.subnetworks.costs import costs_of
 
 REFERENCE_WIDTH = 768
 """Width of the models that the rates of pretrained ones are known for: BERT and ViT of base size."""
@@ -74,7 +74,7 @@ def with_defaults(experiment: Experiment, architecture: Architecture, new: Set[s
         cutting = cutting.model_copy(update={"steps": RANKS_ALONE})
     evaluation = experiment.evaluation
     if "batch_size" not in evaluation.model_fields_set:
-        fitting = max(1, ANSWERED_BYTES // max(1, FLOAT_BYTES * output_floats(architecture)))
+        fitting = max(1, ANSWERED_BYTES // max(1, costs_of(architecture, Plan()).output_bytes))
         evaluation = evaluation.model_copy(update={"batch_size": min(evaluation.batch_size, fitting)})
     changed = {
         "local": local.model_copy(update=chosen),
