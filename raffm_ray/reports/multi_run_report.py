@@ -128,10 +128,9 @@ def write_page(
     a `target`; None for nothing."""
     content = comparison_content(summaries) | {"equal": None, "tuned": None, "target": None} | dict(protocol or {})
     for name, own in rounds.items():
+        target, higher = content["target"], METRICS[content["metric"]].higher
         content["strategies"][name]["progress"] = progress(own)
-        if content["target"] is not None:
-            higher = METRICS[content["metric"]].higher
-            content["strategies"][name]["to_target"] = to_target(own, content["target"], higher)
+        content["strategies"][name]["to_target"] = None if target is None else to_target(own, target, higher)
     write_json(out / "comparison.json", json.loads(json.dumps(content)))
     (out / "comparison.csv").write_text(rows_of_runs(summaries), encoding="utf-8")
     (out / "comparison.md").write_text(markdown(content), encoding="utf-8")

@@ -31,6 +31,7 @@ from raffm_ray.clients.messages import Call, Job, RoundContext
 from raffm_ray.data.examples import sent
 from raffm_ray.pool.gpu_sharing import (
     CONTEXT_BYTES,
+    LOSS_COPIES,
     USED,
     ExclusiveGpuQueue,
     describe_out_of_memory,
@@ -208,10 +209,13 @@ def test_an_operation_without_such_a_kernel_is_said_with_a_way_out(prepared) -> 
 def test_a_worker_needs_its_largest_stack_and_the_round_s_parameters(prepared) -> None:
     architecture, local = prepared.setup.architecture, LocalSettings(batch_size=8)
     full, small = costs_of(architecture, Plan(), 8), Plan({"0/ffn": np.arange(8)})
-    assert training_bytes(full, 3) == 3 * (full.memory_bytes + full.bytes)
+    assert training_bytes(full, 3) == 3 * (full.memory_bytes + full.bytes + LOSS_COPIES * full.output_bytes)
+    taught = training_bytes(full, 3, [costs_of(architecture, small, 8)], "random", distill=True)
+    assert taught > training_bytes(full, 3, [costs_of(architecture, small, 8)], "random")
     stacks = [(Plan(), 1), (small, 16)]
     assert worker_bytes(architecture, stacks, local) == (
-        16 * (costs_of(architecture, small, 8).memory_bytes + costs_of(architecture, small).bytes)
+        16
+        * (costs_of(architecture, small, 8).memory_bytes + costs_of(architecture, small).bytes + LOSS_COPIES * full.output_bytes)
         + 2 * full.bytes
         + CONTEXT_BYTES
     )
@@ -235,7 +239,7 @@ def test_what_found_no_room_is_told_with_the_prefixes_beside_it(prepared) -> Non
     beside = max(0, small.bytes + small.bytes_up + small.activation_bytes - full.activation_bytes)
     assert beside > 0
     for prefix, extra, what in (("none", 0, ""), ("random", beside, " with its prefixes")):
-        needed = 2 * (full.memory_bytes + full.bytes_up + extra)
+        needed = 2 * (full.memory_bytes + full.bytes_up + extra + LOSS_COPIES * full.output_bytes)
         assert (
             f"2 clients at once of plan 0 of {full.params:,} parameters{what}, estimated at {needed / 1e9:.3g} GB: a GPU"
             in told(prefix)
