@@ -1,4 +1,4 @@
-"""What several seeds say of a difference: means, standard errors, paired intervals. Pure."""
+"""What several seeds say: means, standard errors, paired intervals, what a target took; and how a comparison tells it. Pure."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate

@@ -43,7 +43,7 @@ BYTES_RATIO, DRIVER_GIGABYTES, WORKER_GIGABYTES = 1.2, 4.0, 2.5
 
 
 class Measured(NamedTuple):
-    """Bytes. `wire`: of a round's clients, up and down, without the frozen part's first delivery; `trained`: of what they train, there and
+    """Bytes. `wire`: that the simulated devices of a round are charged, up and down, without the frozen part's first delivery; `trained`: of what they train, there and
     back; `frozen`: of the frozen part, once; `store`: the most in Ray's object store; `driver`, `worker`: the most that this process held, and a
     worker, the object store's pages that they read among it."""
 
@@ -114,9 +114,10 @@ def measured(config: dict[str, Any], ranks: bool, workers: int, backend: Backend
     state = random_state(prepared)
     frozen = state.frozen.numel() * state.frozen.element_size()
     with federation(prepared, prepared.runner(), workers, backend, state) as rounds:
-        visits = rounds.next().visits
+        work = rounds.next()
+        visits = work.visits
         wire = sum(visit.cost.bytes_down + visit.cost.bytes_up - visit.cost.frozen_bytes_down for visit in visits)
-        costs = [prepared.setup.costs(rounds.next().context.plans[visit.job.plan or 0]) for visit in visits]
+        costs = [prepared.setup.costs(work.context.plans[visit.job.plan or 0]) for visit in visits]
         store = watched(rounds.run, stored_bytes if backend == "ray" else lambda: float(frozen))
         worker = max((peak for _, peak in rounds.pool.memory()), default=0)
         trained = sum(2 * one.bytes_up for one in costs)

@@ -4,7 +4,6 @@ Of a round's parameters a block of small plans changes a part, and a full-size s
 alone, so both ends know it and only numbers travel.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raffm_ray.axes.flat_parameters import Flat, views
+from raffm_ray.axes.flat_parameters import Flat, as_tensor, views
 from raffm_ray.axes.indexing import Indices, Plan, Selections, scatter_add_selected, selected_shape
 from raffm_ray.axes.layout import selections
 from raffm_ray.axes.nesting import bounding
@@ -68,9 +67,7 @@ class Reach:
         if self.words is None and self.plan == Plan():
             np.add(total.numpy(), array, out=total.numpy())
             return
-        with warnings.catch_warnings():  # shared memory, which is only read
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            part = torch.from_numpy(array)
+        part = as_tensor(array)
         model, copies, _ = self.lengths(len(total), variate)
         shapes, chosen = self.architecture.trained_shapes, self.selections
         start = len(total) - variate * sum(map(prod, shapes.values()))
