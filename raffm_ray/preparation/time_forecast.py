@@ -224,7 +224,7 @@ def _drawn_state(setup: Setup) -> ServerState:
     """Before there are starting parameters: random ones, with a plain ranking."""
     architecture, drawn = setup.architecture, torch.Generator().manual_seed(0)
     count = sum(prod(shape) for shape in architecture.shapes.values())
-    first = starting_state(setup, DRAWN * torch.randn(count, generator=drawn))
+    first = starting_state(setup, torch.randn(count, generator=drawn).mul_(DRAWN))
     return with_ruled_pace(setup, replace(first, scores=plain_scores(architecture)))
 
 
