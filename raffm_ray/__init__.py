@@ -45,16 +45,11 @@ if TYPE_CHECKING:
     from raffm_ray.server.selection.table import SELECTIONS
     from raffm_ray.server.strategies import STRATEGIES
     from raffm_ray.settings.adapters import AdapterSettings
+    from raffm_ray.settings.clients import ClientSettings
     from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
     from raffm_ray.settings.evaluation import EvaluationSettings
     from raffm_ray.settings.execution import CheckpointSettings, PlacementSettings, PoolSettings
-    from raffm_ray.settings.experiment import (
-        ClientSettings,
-        ClockSettings,
-        Experiment,
-        LocalSettings,
-        ServerSettings,
-    )
+    from raffm_ray.settings.experiment import ClockSettings, Experiment, LocalSettings, ServerSettings
     from raffm_ray.settings.loading import load, parse
     from raffm_ray.settings.plugins import PluginSettings
     from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
@@ -77,7 +72,7 @@ _HOMES = {
     "BaselineSettings": "settings.strategy",
     "Callback": "runs.callbacks",
     "CheckpointSettings": "settings.execution",
-    "ClientSettings": "settings.experiment",
+    "ClientSettings": "settings.clients",
     "ClockSettings": "settings.experiment",
     "EvaluationSettings": "settings.evaluation",
     "Experiment": "settings.experiment",

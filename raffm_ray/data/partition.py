@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.registry import Table
 from raffm_ray.data.examples import UNOWNED
-from raffm_ray.settings.experiment import ClientSettings
+from raffm_ray.settings.clients import ClientSettings
 
 Indices = NDArray[np.int64]
 Shares = list[Indices]

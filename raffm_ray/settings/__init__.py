@@ -7,7 +7,7 @@ Open to other packages:
 - `adapters`: settings of low-rank adapters
 - `evaluation`: settings of evaluation
 - `strategy`: settings of a strategy, and of its baselines
-- `selection`: settings of who is chosen for a round
+- `clients`: settings of who the clients are, what they own, and who is chosen
 - `execution`: settings of the pool and of checkpoints
 - `loading`: reads YAML and flags; every mistake is one line
 - `plugins`: plug-ins, where they are here, with their digests
@@ -29,6 +29,7 @@ Start reading at `experiment`.
 __all__ = [
     "adapters",
     "base",
+    "clients",
     "description",
     "evaluation",
     "execution",
@@ -37,7 +38,6 @@ __all__ = [
     "loading",
     "paths",
     "plugins",
-    "selection",
     "strategy",
     "task_and_model",
 ]

@@ -6,69 +6,13 @@ from pydantic import Field, field_validator, model_validator
 
 from raffm_ray.basics.registry import own_settings
 from raffm_ray.settings.base import FILE, Settings, changed_values
+from raffm_ray.settings.clients import ClientSettings
 from raffm_ray.settings.compression import ExtractionSettings, FleetSettings, SalienceSettings
 from raffm_ray.settings.evaluation import EvaluationSettings
 from raffm_ray.settings.execution import CheckpointSettings, PoolSettings
 from raffm_ray.settings.plugins import PluginSettings
-from raffm_ray.settings.selection import SelectionSettings
 from raffm_ray.settings.strategy import BaselineSettings, StrategySettings
 from raffm_ray.settings.task_and_model import ModelSettings, TaskSettings
-
-
-class ClientSettings(Settings):
-    """Who there is and what they own."""
-
-    count: int = Field(default=100, ge=1, description="number of registered clients")
-    per_round: int = Field(default=10, ge=1, description="number of clients drawn for a round")
-    partition: str | None = Field(
-        default=None,
-        description="how examples are divided over clients: `iid`, `dirichlet_by_class`, `dirichlet_by_client`, `shards`, `quantity_skew`, "
-        "`k_shot` or `natural`, where a client owns the examples with one value of the column `task.columns.group`; default: "
-        "`dirichlet_by_class` for tasks with classes, else `iid`",
-    )
-    alpha: float = Field(
-        default=0.5,
-        ge=1e-4,
-        description="concentration of the two Dirichlet partitions and of `quantity_skew`; a smaller value is more unequal",
-    )
-    shards: int = Field(
-        default=2,
-        ge=1,
-        description="for the partition `shards`: how many pieces of the examples, sorted by class, each client owns",
-    )
-    shots: int = Field(
-        default=1, ge=1, description="for the partition `k_shot`: how many examples of every class each client owns"
-    )
-
-    missing_group: Literal["refuse", "drop"] = Field(
-        default="refuse",
-        description="for the partition `natural`: what happens where examples have no value in the column `task.columns.group`: `refuse` ends with "
-        "their number, `drop` gives them to nobody",
-    )
-    held_out: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="part of every client's examples that measures this client and is never trained on: at least one example of a client with two or "
-        "more, each class in proportion; with the column `task.columns.time`, the latest ones; 0: none",
-    )
-    unseen: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="part of every device type's clients that never train; all their examples measure them; 0: none",
-    )
-
-    selection: SelectionSettings = SelectionSettings()
-
-    @model_validator(mode="after")
-    def _enough(self) -> "ClientSettings":
-        if self.per_round > self.count:
-            raise ValueError(f"per_round {self.per_round} must not exceed count {self.count}")
-        candidates = self.selection.candidates
-        if candidates is not None and not self.per_round <= candidates <= self.count:
-            raise ValueError(f"selection.candidates {candidates} must be from per_round {self.per_round} to count {self.count}")
-        return self
 
 
 class LocalSettings(Settings):

@@ -8,7 +8,7 @@ from raffm_ray.data.data_summary import group_line
 from raffm_ray.data.examples import Examples
 from raffm_ray.data.partition import iid, natural
 from raffm_ray.data.sources import told_about
-from raffm_ray.settings.experiment import ClientSettings
+from raffm_ray.settings.clients import ClientSettings
 
 
 def line(partition, clients: int, *groups: tuple[str, int]) -> str | None:

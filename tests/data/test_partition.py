@@ -24,7 +24,7 @@ from raffm_ray.preparation.prepare import prepare
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.reports.share_picture import picture_of_shares
 from raffm_ray.runs.simulation import simulate
-from raffm_ray.settings.experiment import ClientSettings
+from raffm_ray.settings.clients import ClientSettings
 from raffm_ray.settings.loading import dump
 
 LABELS = np.random.default_rng(0).integers(0, 10, 3000)

@@ -27,7 +27,7 @@ from raffm_ray.data.metrics import METRICS
 from raffm_ray.data.partition import partition
 from raffm_ray.data.sources import open_splits, split_of
 from raffm_ray.data.tasks import Task
-from raffm_ray.settings.experiment import ClientSettings
+from raffm_ray.settings.clients import ClientSettings
 
 ROWS = 20
 TEXTS, NAMES = sentences(ROWS), ["a", "b"] * (ROWS // 2)

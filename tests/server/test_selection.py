@@ -22,7 +22,7 @@ from raffm_ray.server.selection.known import Known
 from raffm_ray.server.selection.oort import exploration_of, percentile_of, utilities
 from raffm_ray.server.selection.records import no_records
 from raffm_ray.server.selection.table import SELECTIONS
-from raffm_ray.settings.selection import SelectionSettings
+from raffm_ray.settings.clients import SelectionSettings
 
 EXAMPLES = np.array([5, 10, 20, 40, 80, 0, 15, 30, 60, 10])
 TYPES = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 2], dtype=np.int32)

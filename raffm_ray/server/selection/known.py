@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raffm_ray.server.selection.records import Clients, Records, Values
-from raffm_ray.settings.selection import SelectionSettings
+from raffm_ray.settings.clients import SelectionSettings
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from raffm_ray.server.selection.draws import drawn_by_weight
 from raffm_ray.server.selection.known import Known
 from raffm_ray.server.selection.records import Clients, Values
-from raffm_ray.settings.selection import SelectionSettings
+from raffm_ray.settings.clients import SelectionSettings
 
 CAP = 0.95
 """The quantile of utilities that none is counted beyond (section 4.4: robust exploitation under outliers)."""
