@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raffm_ray.axes.indexing import Selection, scatter_add_selected, take_selected
-from raffm_ray.data.examples import Examples, batches, batches_of_like_length, steps_of
-from raffm_ray.models.objectives import Objective
+from raffm_ray.data.examples import Examples, batches, batches_of_like_length, sent, steps_of
+from raffm_ray.models.architecture import Architecture
+from raffm_ray.models.objectives import Objective, adjusted, logit_offsets
 from raffm_ray.settings.experiment import LocalSettings
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS, ParameterGroups
 
@@ -184,6 +185,10 @@ class Training:
     own: Mapping[str, Any] = field(default_factory=dict)
     personal: frozenset[str] = frozenset()
 
+    def adjusted(self, offsets: Tensor | None) -> "Training":
+        """With these `logit_offsets` in the loss, [classes] or [examples, classes]; None for none."""
+        return self if offsets is None else replace(self, objective=adjusted(self.objective, offsets))
+
     def steps(self, examples: int) -> int:
         """Of a client with so many examples."""
         return steps_of(examples, self.local.batch_size, self.local.epochs, self.local.steps)
@@ -203,6 +208,14 @@ class ClientData:
     rng: np.random.Generator
     prefix_rng: np.random.Generator
     augmentation_rng: np.random.Generator | None = None
+
+    def logit_offsets(self, architecture: Architecture, examples: Examples, strength: float, device: str) -> Tensor | None:
+        """[classes]: what its own shares of the classes add to its logits in training, None where nothing does."""
+        if not architecture.class_shares or not strength:
+            return None
+        assert isinstance(examples.labels, np.ndarray)  # where there are shares of classes
+        offsets = logit_offsets(examples.labels[self.share], architecture.class_shares, strength)
+        return sent(torch.from_numpy(offsets), device)
 
     def batches(self, examples: Examples, local: LocalSettings, steps: int) -> Iterator[NDArray[np.int64]]:
         """The indices of the examples of so many steps, as `local.batches` says."""

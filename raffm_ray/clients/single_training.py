@@ -64,7 +64,8 @@ def train_alone(
             made[position] = factory.inside(smaller, plan, own, context.norms, rows)
         return made[position]
 
-    batches = Batches(examples, work.training, work.client, factory.device, prefix_at)
+    offsets = work.client.logit_offsets(architecture, examples, context.local.logit_adjustment or 0.0, factory.device)
+    batches = Batches(examples, work.training.adjusted(offsets), work.client, factory.device, prefix_at)
     loss, seen, sent, memory, ranks = updated(module, batches, given, memory)
     variate = _flat(list(memory.variate.values())) if memory and memory.variate else None
     state = None

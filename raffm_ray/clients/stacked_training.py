@@ -124,6 +124,11 @@ def _some(part: Part, objective: Objective, batch: Mapping[str, Tensor], real: T
     return losses
 
 
+def _objective(training: Training, offsets: Tensor | None) -> Objective:
+    """`offsets`: [clients, longest, classes], None for none."""
+    return training.adjusted(None if offsets is None else offsets.flatten(0, 1)).objective
+
+
 def _clip(parameters: Stack, largest: float) -> None:
     """Scales every client's gradient to at most that norm, as `torch.nn.utils.clip_grad_norm_` does for one."""
     gradients = [values.grad for values in parameters.values() if values.grad is not None]
@@ -140,12 +145,13 @@ def train_stack(
     examples: Examples,
     clients: Sequence[ClientData],
     part: Parts,
+    offsets: Tensor | None = None,
 ) -> list[tuple[float, dict[int | None, int]]]:
     """Trains what takes a gradient of `stack` in place, every client on its own batches; returns what `local_training.train` returns, for every client.
 
-    Clients may differ in their numbers of steps and of examples: who is done is put aside, who has fewer examples is filled up.
+    `offsets`: [clients, classes], what is added to their logits, None for nothing. Clients may differ in their numbers of steps and of examples: who is done is put aside, who has fewer examples is filled up.
     """
-    objective, local = training.objective, training.local
+    local = training.local
     steps = [training.steps(len(one.share)) for one in clients]
     streams = [one.batches(examples, local, count) for one, count in zip(clients, steps, strict=True)]
     device = str(next(iter(stack.values())).device)
@@ -162,14 +168,22 @@ def train_stack(
         batch, real = _batch(examples, drawn, device)
         batch = moved(batch, _moves(training, clients, counts, real.shape[1]), local.crop_padding)
         optimizer.zero_grad(set_to_none=True)
+        added = None if offsets is None else offsets[:, None].expand(-1, real.shape[1], -1)
         passes = passes_of(clients, drawn, training.prefix, training.prefixes, step)
         for position, rows in sorted(passes.items(), key=lambda one: -1 if one[0] is None else one[0]):
             at = torch.tensor(rows, device=device)
             everybody = position is None and len(rows) == sum(indices is not None for indices in drawn)
             found = (
-                _whole(module, stack, objective, batch, real, local.precision)
+                _whole(module, stack, _objective(training, added), batch, real, local.precision)
                 if everybody
-                else _some(part=part(position, at), objective=objective, batch=batch, real=real, at=at, precision=local.precision)
+                else _some(
+                    part=part(position, at),
+                    objective=_objective(training, None if added is None else added[at]),
+                    batch=batch,
+                    real=real,
+                    at=at,
+                    precision=local.precision,
+                )
             )
             for row in rows:
                 seen[row][position] = seen[row].get(position, 0) + counts[row]
@@ -213,9 +227,21 @@ def train_together(
         smaller = plan if position is None else context.plans[first.prefixes[position]]
         return Part(factory.stacked(smaller), factory.prefix(smaller, plan, stack, context.norms, rows))
 
+    strength = context.local.logit_adjustment or 0.0
+    offsets = [
+        added
+        for client in clients
+        if (added := client.logit_offsets(factory.architecture, examples, strength, factory.device)) is not None
+    ]
     with factory.watch.during("train"):
         outcomes = train_stack(
-            module=factory.stacked(plan), stack=stack, training=training, examples=examples, clients=clients, part=part
+            module=factory.stacked(plan),
+            stack=stack,
+            training=training,
+            examples=examples,
+            clients=clients,
+            part=part,
+            offsets=torch.stack(offsets) if offsets else None,
         )
     changes = {name: values.detach() - given[name] for name, values in trained.items()}
     table, results = word_table(factory.architecture) if context.own_words else None, list[TrainingResult]()

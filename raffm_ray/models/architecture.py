@@ -107,7 +107,8 @@ HEADS: dict[str, Any] = {
 @dataclass(frozen=True, eq=False)
 class Architecture:
     """One concrete model, described: everything needed to build and train any subnetwork of it, but no weights. `class_weights`: what an
-    example of each class counts in the loss that it is trained for, empty where all count the same; `objective`: a row of OBJECTIVES that
+    example of each class counts in the loss that it is trained for, empty where all count the same; `class_shares`: of all clients' examples together, that a
+    client's own are compared with, empty where they are not; `objective`: a row of OBJECTIVES that
     it is trained and measured by, empty for its head's, and `own` settings of plug-ins that this may have; `frozen_dtype`: in which parameters that nobody trains are kept and sent.
 
     `attention`: how its modules compute attention, "sdpa" or "eager" (see attention_choice.py); `saved` is what autograd keeps with it. `recomputes`:
@@ -122,6 +123,7 @@ class Architecture:
     saved: SavedActivations
     fit: Fit
     class_weights: tuple[float, ...] = ()
+    class_shares: tuple[float, ...] = ()
     attention: str = "sdpa"
     objective: str = ""
     own: Mapping[str, Any] = field(default_factory=dict)

@@ -5,11 +5,14 @@ of the answer and of the context that it stands in; language modelling and seque
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raffm_ray.basics.registry import Table
@@ -236,3 +239,34 @@ def weighted(objective: Objective, class_weights: Sequence[float]) -> Objective:
         return torch.tensor(class_weights, device=device)
 
     return replace(objective, **_of_examples(objective.each, lambda labels: weights(labels.device)[labels]))
+
+
+MISSING = -1e4
+"""Added to the logit of a class that a client has no example of: its probability is 0 in float32, and nothing is divided by it."""
+
+
+def logit_offsets(labels: NDArray[np.int64], class_shares: Sequence[float], strength: float) -> NDArray[np.float32]:
+    """[classes]: what is added to a client's logits while it trains, so that the model between learns what holds for all clients.
+
+    `labels`: the classes of its examples; `class_shares`: those of all clients' examples. Where clients differ in how often a class occurs
+    and in nothing else, the chance of a class y at a client is proportional to p(y | x) q(y) / p(y), with q its own shares and p all
+    clients' (Saerens et al. 2002, equation 4): `strength` x log(q / p) is added, as in logit adjustment (Menon et al. 2021, equation 10),
+    which FedLC (Zhang et al. 2022) does at every client. A class that it lacks is left out, as FedRS does (Li and Zhan 2021); 0 for one that nobody has.
+    """
+    all_clients = np.asarray(class_shares)
+    own = np.bincount(labels, minlength=len(all_clients)) / len(labels)
+    there = own > 0
+    offsets = np.where(all_clients > 0, MISSING, 0.0)
+    offsets[there] = strength * np.log(own[there] / all_clients[there])
+    return offsets.astype(np.float32)
+
+
+def adjusted(objective: Objective, offsets: Tensor) -> Objective:
+    """The objective with these `logit_offsets` in its loss, [classes] or [examples, classes]; answers and distillation stay as they are."""
+
+    def each(output: Any, labels: Tensor) -> Tensor:
+        shifted = copy(output)
+        shifted.logits = output.logits + offsets
+        return objective.each(shifted, labels)
+
+    return replace(objective, **_of_examples(each))

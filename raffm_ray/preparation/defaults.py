@@ -4,6 +4,8 @@ from collections.abc import Set
 
 from raffm_ray.axes.indexing import Plan
 from raffm_ray.basics.errors import UserError, look_up
+from raffm_ray.clients.client_updates import CLIENT_UPDATES
+from raffm_ray.clients.updates.row import OWN
 from raffm_ray.models.adapters.lora import RANK
 from raffm_ray.models.architecture import Architecture
 from raffm_ray.settings.experiment import Experiment
@@ -59,6 +61,7 @@ def with_defaults(experiment: Experiment, architecture: Architecture, new: Set[s
 
     chosen = {
         "learning_rate": local.learning_rate or rate(local.optimizer),
+        "logit_adjustment": _logit_adjustment(experiment, known, classes),
         "warmup_rounds": _or(local.warmup_rounds, WARMUP_ROUNDS if known else 0),
     }
     before = {
@@ -84,6 +87,22 @@ def with_defaults(experiment: Experiment, architecture: Architecture, new: Set[s
         "evaluation": evaluation,
     }
     return experiment.model_copy(update=changed)
+
+
+def _logit_adjustment(experiment: Experiment, known: bool, classes: bool) -> float:
+    """Raises UserError where it is asked for and there is nothing that it can be."""
+    asked, update = experiment.local.logit_adjustment, experiment.local.client_update
+    row, told = CLIENT_UPDATES.chosen(update, experiment.plugin_settings), "local.logit_adjustment: must be 0"
+    why = ""
+    if not classes:
+        why = f"{told} for task {experiment.task.name!r}, which has no classes"
+    elif experiment.strategy.personal:
+        why = f"{told} with strategy.personal: what stays with a client is for its own shares of the classes"
+    elif row.personal or OWN in row.keeps:
+        why = f"{told} with local.client_update {update}: a client's own model is for its own shares of the classes"
+    if asked and why:
+        raise UserError(f"{why}, got {asked:g}")
+    return float(known and not why) if asked is None else asked
 
 
 def _or(value: int | None, default: int) -> int:

@@ -1,7 +1,7 @@
 """The model that an experiment asks for, with the head that its data needs, tried on its longest examples."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raffm_ray.basics.errors import UserError, in_short, near_miss
 from raffm_ray.data.examples import Examples
+from raffm_ray.data.label_distribution import label_distribution_of
 from raffm_ray.data.tasks import Task, check_labels
 from raffm_ray.models.adapters.peft_files import adapter_settings
 from raffm_ray.models.architecture import Architecture, adapted, architecture_of, new_model, with_sketches
@@ -98,6 +99,19 @@ def _try_objective(objective: Objective, name: str, output: Any, labels: Tensor)
             f"task.objective: {name!r}: expected [examples] losses or [examples, 2], [examples, k] answers, a loss of one number and a "
             f"whole number of targets, got {list(shapes[0])}, {list(shapes[1])}, {loss} dimensions and {targets}"
         )
+
+
+def with_class_shares(
+    architecture: Architecture, experiment: Experiment, task: Task, trained: Sequence[NDArray[np.int64]]
+) -> Architecture:
+    """The architecture with the shares of the classes in what all clients train on together, where their own are compared with them. `trained`: by client,
+    indices of its examples."""
+    labels = task.clients.labels
+    if not experiment.local.logit_adjustment or not isinstance(labels, np.ndarray):
+        return architecture
+    mix = label_distribution_of(trained, labels, task.class_names).mix()
+    shares = [*mix.tolist(), *[0.0] * (architecture.config.num_labels - len(mix))]
+    return replace(architecture, class_shares=tuple(shares))
 
 
 def class_weights(

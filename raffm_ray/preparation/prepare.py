@@ -24,7 +24,7 @@ from raffm_ray.models.pretrained_weights import new_parameters
 from raffm_ray.pool.gpu_sharing import worker_bytes
 from raffm_ray.preparation.client_parts import ClientParts, client_parts
 from raffm_ray.preparation.defaults import with_defaults
-from raffm_ray.preparation.model_for_task import architecture_for, as_trained, class_weights
+from raffm_ray.preparation.model_for_task import architecture_for, as_trained, class_weights, with_class_shares
 from raffm_ray.preparation.pinning import pinned
 from raffm_ray.server.adapter_rules.chosen import check_projections
 from raffm_ray.server.blocks import not_stacked, stack_sizes
@@ -236,6 +236,7 @@ def prepared_of(experiment: Experiment, foundation: Foundation, task: Task) -> P
         may_train, count = parts.may_train(len(task.clients)), len(architecture.class_weights)
         weights = class_weights(experiment.task.class_weights, task, count, may_train)
         architecture = replace(architecture, class_weights=weights)
+    architecture = with_class_shares(architecture, experiment, task, parts.trained)
     budgets = _budgets(experiment, architecture, list(shares_of_fleet), profiles.devices)
     awake = AVAILABILITY.chosen(experiment.clock.availability, own)
     availability = awake(experiment.clock, experiment.seed, experiment.clients.count)

@@ -49,7 +49,10 @@ FREE = (
     *PLACES,
 )
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
-OF_SMALLER = ("local.gradient_checkpointing", "strategy.vocabulary")
+OF_CLASSES = ("local.logit_adjustment",)
+FREE_BEFORE_CLASSES = (*FREE, *OF_CLASSES)
+"""Those of runs from before clients' unequal classes could be taken out of their losses."""
+OF_SMALLER = ("local.gradient_checkpointing", "strategy.vocabulary", *OF_CLASSES)
 FREE_BEFORE_SMALLER = (*FREE, *OF_SMALLER)
 """Those of runs from before blocks could be computed again, and clients could have the rows of their own words alone."""
 FREE_WITHOUT_PLACES = tuple(name for name in FREE if name not in PLACES)
@@ -95,9 +98,7 @@ FREE_AT_FIRST = (
 )
 """Those of earlier versions, and what they had not: their checkpoints hold a digest of the rest."""
 _EVERY_FREE = (
-    FREE,
-    FREE_BEFORE_SMALLER,
-    FREE_BEFORE_ADAPTERS,
+    *(FREE, FREE_BEFORE_CLASSES, FREE_BEFORE_SMALLER, FREE_BEFORE_ADAPTERS),
     FREE_BEFORE_EACH_CLIENT,
     FREE_BEFORE_OWN_PARTS,
     FREE_BEFORE_KEPT,

@@ -7,7 +7,11 @@ Names = Mapping[tuple[str, str], Mapping[str, str]]
 
 PRESENT_VALUES: Names = {("evaluation", "watch"): {"global": "full_model"}}
 """(section, setting) -> what a value was called -> what it is called now."""
-UNSAID: Mapping[tuple[str, str], Any] = {("task", "pack"): False, ("strategy", "vocabulary"): "whole"}
+UNSAID: Mapping[tuple[str, str], Any] = {
+    ("task", "pack"): False,
+    ("strategy", "vocabulary"): "whole",
+    ("local", "logit_adjustment"): 0.0,
+}
 """(section, setting) -> what runs did that do not say it."""
 
 
