@@ -55,6 +55,16 @@ def test_a_new_model_is_pretrained_and_a_pretrained_one_only_gets_a_head(checkpo
     assert chosen(from_checkpoint(checkpoints["whole"])) == (rate, 2, 0, 0)
 
 
+def test_a_pretrained_model_s_clients_are_adjusted_for_their_classes(checkpoints) -> None:
+    def adjustment(experiment: Experiment) -> float | None:
+        return prepare(experiment).setup.experiment.local.logit_adjustment
+
+    assert adjustment(tiny_experiment()) == 0
+    assert adjustment(from_checkpoint(checkpoints["whole"])) == adjustment(from_checkpoint(checkpoints["headless"])) == 1
+    assert adjustment(from_checkpoint(checkpoints["whole"], logit_adjustment=0.0)) == 0
+    assert adjustment(tiny_experiment(local={"logit_adjustment": 0.5})) == 0.5
+
+
 def test_a_pretrained_model_is_found_by_a_variable_of_the_environment(checkpoints, monkeypatch) -> None:
     monkeypatch.setenv("MODELS", str(checkpoints["whole"].parent))
     place = f"$MODELS/{checkpoints['whole'].name}"
@@ -105,6 +115,11 @@ def test_outputs_of_the_examples_that_are_evaluated_at_once_are_bounded(tmp_path
     monkeypatch.setattr(defaults, "ANSWERED_BYTES", 3 * each + 1)
     chosen = prepare(parse(values)).setup.experiment
     assert chosen.evaluation.batch_size == 3
+    assert chosen.local.logit_adjustment == 0
+    with pytest.raises(
+        UserError, match="local.logit_adjustment: must be 0 for task 'language_modelling', which has no classes, got 1"
+    ):
+        prepare(parse(values | {"local": {"logit_adjustment": 1.0}}))
     assert prepare(parse(values | {"evaluation": {"batch_size": 64}})).setup.experiment.evaluation.batch_size == 64
     monkeypatch.setattr(defaults, "ANSWERED_BYTES", 1)
     assert prepare(parse(values)).setup.experiment.evaluation.batch_size == 1

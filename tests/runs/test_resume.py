@@ -432,6 +432,15 @@ def test_a_run_from_before_words_were_clients_own_goes_on_with_the_whole_table(t
         assert experiment_in(tmp_path).strategy.vocabulary == rows
 
 
+def test_a_run_from_before_losses_were_adjusted_goes_on_without(tmp_path) -> None:
+    """Control: a run of today says what it does."""
+    config, text = tmp_path / "config.yaml", dump(tiny_experiment(local={"logit_adjustment": 1.0}))
+    assert "  logit_adjustment: 1.0\n" in text
+    for said, strength in ((text, 1.0), (text.replace("  logit_adjustment: 1.0\n", ""), 0.0)):
+        config.write_text(said)
+        assert experiment_in(tmp_path).local.logit_adjustment == strength
+
+
 def test_a_run_that_is_not_finished_has_a_report_so_far_and_a_way_to_go_on(copy, capsys) -> None:
     """But one that did not say when it began what it measures has none."""
     assert runs_of(copy, unfinished=True)["raffm"][1]["unfinished"] == experiment_in(copy).rounds
