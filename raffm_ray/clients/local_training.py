@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raffm_ray.axes.indexing import Selection, scatter_add_selected, take_selected
+from raffm_ray.data.class_batches import balanced_batches, draw_by_class
 from raffm_ray.data.examples import Examples, batches, batches_of_like_length, sent, steps_of
-from raffm_ray.models.architecture import Architecture
 from raffm_ray.models.objectives import Objective, adjusted, logit_offsets
 from raffm_ray.settings.experiment import LocalSettings
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS, ParameterGroups
@@ -172,7 +172,8 @@ class Training:
     """What is the same for all clients of one plan: the loss, the settings, and how smaller prefixes of the plan are trained beside it.
 
     `prefix` and `prefixes` are `choose`'s arguments; `distill`: how much of a prefix's loss is the soft outputs of the own plan; `own`:
-    settings of plug-ins; `personal`: names of parameters that stay with the client.
+    settings of plug-ins; `personal`: names of parameters that stay with the client; `class_shares`: of all clients' examples, where something is done about a
+    client that has others, as `local.label_skew` says.
     """
 
     objective: Objective
@@ -184,6 +185,11 @@ class Training:
     temperature: float = 1.0
     own: Mapping[str, Any] = field(default_factory=dict)
     personal: frozenset[str] = frozenset()
+    class_shares: tuple[float, ...] = ()
+
+    def against_skew(self, class_shares: tuple[float, ...]) -> "Training":
+        """With the shares of the classes in all clients' examples, where `local.label_skew` makes use of them."""
+        return self if self.local.label_skew in (None, "ignore") else replace(self, class_shares=class_shares)
 
     def adjusted(self, offsets: Tensor | None) -> "Training":
         """With these `logit_offsets` in the loss, [classes] or [examples, classes]; None for none."""
@@ -209,17 +215,25 @@ class ClientData:
     prefix_rng: np.random.Generator
     augmentation_rng: np.random.Generator | None = None
 
-    def logit_offsets(self, architecture: Architecture, examples: Examples, strength: float, device: str) -> Tensor | None:
+    def logit_offsets(self, examples: Examples, training: Training, device: str) -> Tensor | None:
         """[classes]: what its own shares of the classes add to its logits in training, None where nothing does."""
-        if not architecture.class_shares or not strength:
+        if not training.class_shares:
             return None
-        assert isinstance(examples.labels, np.ndarray)  # where there are shares of classes
-        offsets = logit_offsets(examples.labels[self.share], architecture.class_shares, strength)
+        balanced = training.local.label_skew == "balanced_batches"
+        offsets = logit_offsets(self._classes(examples), training.class_shares, balanced)
         return sent(torch.from_numpy(offsets), device)
 
-    def batches(self, examples: Examples, local: LocalSettings, steps: int) -> Iterator[NDArray[np.int64]]:
-        """The indices of the examples of so many steps, as `local.batches` says."""
+    def _classes(self, examples: Examples) -> NDArray[np.int64]:
+        assert isinstance(examples.labels, np.ndarray)  # where there are shares of classes
+        return examples.labels[self.share]
+
+    def batches(self, examples: Examples, training: Training, steps: int) -> Iterator[NDArray[np.int64]]:
+        """The indices of the examples of so many steps, as `local.batches` and `local.label_skew` say."""
+        local, share = training.local, self.share
         lengths = examples.lengths() if local.batches == "by_length" else None
+        if training.class_shares and local.label_skew == "balanced_batches":
+            drawn = draw_by_class(share, self._classes(examples), training.class_shares, local.batch_size, steps, self.rng)
+            return balanced_batches(drawn, lengths, len(share), local.batch_size, steps, self.rng)
         if lengths is None:
-            return batches(self.share, local.batch_size, steps, self.rng)
-        return batches_of_like_length(self.share, lengths[self.share], local.batch_size, steps, self.rng)
+            return batches(share, local.batch_size, steps, self.rng)
+        return batches_of_like_length(share, lengths[share], local.batch_size, steps, self.rng)

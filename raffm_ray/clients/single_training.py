@@ -64,8 +64,9 @@ def train_alone(
             made[position] = factory.inside(smaller, plan, own, context.norms, rows)
         return made[position]
 
-    offsets = work.client.logit_offsets(architecture, examples, context.local.logit_adjustment or 0.0, factory.device)
-    batches = Batches(examples, work.training.adjusted(offsets), work.client, factory.device, prefix_at)
+    training = work.training.against_skew(architecture.class_shares)
+    training = training.adjusted(work.client.logit_offsets(examples, training, factory.device))
+    batches = Batches(examples, training, work.client, factory.device, prefix_at)
     loss, seen, sent, memory, ranks = updated(module, batches, given, memory)
     variate = _flat(list(memory.variate.values())) if memory and memory.variate else None
     state = None

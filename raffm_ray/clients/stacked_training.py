@@ -153,7 +153,7 @@ def train_stack(
     """
     local = training.local
     steps = [training.steps(len(one.share)) for one in clients]
-    streams = [one.batches(examples, local, count) for one, count in zip(clients, steps, strict=True)]
+    streams = [one.batches(examples, training, count) for one, count in zip(clients, steps, strict=True)]
     device = str(next(iter(stack.values())).device)
     trained = [values for values in stack.values() if values.requires_grad]
     optimizer = training.optimizer(trained, stacked=True)
@@ -227,12 +227,8 @@ def train_together(
         smaller = plan if position is None else context.plans[first.prefixes[position]]
         return Part(factory.stacked(smaller), factory.prefix(smaller, plan, stack, context.norms, rows))
 
-    strength = context.local.logit_adjustment or 0.0
-    offsets = [
-        added
-        for client in clients
-        if (added := client.logit_offsets(factory.architecture, examples, strength, factory.device)) is not None
-    ]
+    training = training.against_skew(factory.architecture.class_shares)
+    offsets = [added for client in clients if (added := client.logit_offsets(examples, training, factory.device)) is not None]
     with factory.watch.during("train"):
         outcomes = train_stack(
             module=factory.stacked(plan),

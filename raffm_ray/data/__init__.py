@@ -4,6 +4,7 @@ Open to other packages:
 
 - `tasks`: a data set as arrays: public, clients', held-out and validation parts
 - `examples`: columns of arrays, and batches of them
+- `class_batches`: batches with other shares of the classes than a client's examples have
 - `encoding`: tokenizes texts and decodes images into cached, memory-mapped columns
 - `sources`: reads data with the `datasets` library
 - `inspection`: what is in a data set that nobody has described
@@ -27,6 +28,7 @@ Start reading at `tasks`.
 """
 
 __all__ = [
+    "class_batches",
     "data_summary",
     "encoding",
     "examples",

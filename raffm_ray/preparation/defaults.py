@@ -61,7 +61,7 @@ def with_defaults(experiment: Experiment, architecture: Architecture, new: Set[s
 
     chosen = {
         "learning_rate": local.learning_rate or rate(local.optimizer),
-        "logit_adjustment": _logit_adjustment(experiment, known, classes),
+        "label_skew": _label_skew(experiment, known, classes),
         "warmup_rounds": _or(local.warmup_rounds, WARMUP_ROUNDS if known else 0),
     }
     before = {
@@ -89,10 +89,10 @@ def with_defaults(experiment: Experiment, architecture: Architecture, new: Set[s
     return experiment.model_copy(update=changed)
 
 
-def _logit_adjustment(experiment: Experiment, known: bool, classes: bool) -> float:
-    """Raises UserError where it is asked for and there is nothing that it can be."""
-    asked, update = experiment.local.logit_adjustment, experiment.local.client_update
-    row, told = CLIENT_UPDATES.chosen(update, experiment.plugin_settings), "local.logit_adjustment: must be 0"
+def _label_skew(experiment: Experiment, known: bool, classes: bool) -> str:
+    """Raises UserError where something is to be done about it that cannot be."""
+    asked, update = experiment.local.label_skew, experiment.local.client_update
+    row, told = CLIENT_UPDATES.chosen(update, experiment.plugin_settings), "local.label_skew: must be ignore"
     why = ""
     if not classes:
         why = f"{told} for task {experiment.task.name!r}, which has no classes"
@@ -100,9 +100,9 @@ def _logit_adjustment(experiment: Experiment, known: bool, classes: bool) -> flo
         why = f"{told} with strategy.personal: what stays with a client is for its own shares of the classes"
     elif row.personal or OWN in row.keeps:
         why = f"{told} with local.client_update {update}: a client's own model is for its own shares of the classes"
-    if asked and why:
-        raise UserError(f"{why}, got {asked:g}")
-    return float(known and not why) if asked is None else asked
+    if why and asked not in (None, "ignore"):
+        raise UserError(f"{why}, got {asked}")
+    return asked or ("balanced_batches" if known and not why else "ignore")
 
 
 def _or(value: int | None, default: int) -> int:

@@ -107,7 +107,7 @@ def with_class_shares(
     """The architecture with the shares of the classes in what all clients train on together, where their own are compared with them. `trained`: by client,
     indices of its examples."""
     labels = task.clients.labels
-    if not experiment.local.logit_adjustment or not isinstance(labels, np.ndarray):
+    if experiment.local.label_skew in (None, "ignore") or not isinstance(labels, np.ndarray):
         return architecture
     mix = label_distribution_of(trained, labels, task.class_names).mix()
     shares = [*mix.tolist(), *[0.0] * (architecture.config.num_labels - len(mix))]

@@ -49,9 +49,9 @@ FREE = (
     *PLACES,
 )
 """Settings that change no result: a run may go on with others than it began with. Of another device, the last bits may be others."""
-OF_CLASSES = ("local.logit_adjustment",)
+OF_CLASSES = ("local.label_skew",)
 FREE_BEFORE_CLASSES = (*FREE, *OF_CLASSES)
-"""Those of runs from before clients' unequal classes could be taken out of their losses."""
+"""Those of runs from before something could be done about clients' unequal classes."""
 OF_SMALLER = ("local.gradient_checkpointing", "strategy.vocabulary", *OF_CLASSES)
 FREE_BEFORE_SMALLER = (*FREE, *OF_SMALLER)
 """Those of runs from before blocks could be computed again, and clients could have the rows of their own words alone."""

@@ -53,11 +53,10 @@ class LocalSettings(Settings):
         ge=0,
         description="mu of FedProx: how strongly a client's parameters are pulled back to those that it received; also alpha of `feddyn`, lambda of `ditto`, `pfedme` and `rank_pruning`; 0: not at all",
     )
-    logit_adjustment: float | None = Field(
+    label_skew: Literal["ignore", "balanced_batches", "logit_adjustment"] | None = Field(
         default=None,
-        ge=0,
-        description="how much of the difference between a client's shares of the classes and all clients' is taken out of its training loss; 1: all, 0: nothing; "
-        "see docs/how_to/unequal_classes.md; default: 1 for a pretrained model and classes, else 0",
+        description="what is done about a client whose shares of the classes are not all clients': nothing (`ignore`); `balanced_batches`: its batches have all clients' shares of "
+        "the classes that it owns; `logit_adjustment`: its loss is corrected for the difference; see docs/how_to/label_skew.md; default: `balanced_batches` for a pretrained model and classes, else `ignore`",
     )
     crop_padding: int = Field(
         default=0,

@@ -10,7 +10,7 @@ PRESENT_VALUES: Names = {("evaluation", "watch"): {"global": "full_model"}}
 UNSAID: Mapping[tuple[str, str], Any] = {
     ("task", "pack"): False,
     ("strategy", "vocabulary"): "whole",
-    ("local", "logit_adjustment"): 0.0,
+    ("local", "label_skew"): "ignore",
 }
 """(section, setting) -> what runs did that do not say it."""
 

@@ -55,14 +55,14 @@ def test_a_new_model_is_pretrained_and_a_pretrained_one_only_gets_a_head(checkpo
     assert chosen(from_checkpoint(checkpoints["whole"])) == (rate, 2, 0, 0)
 
 
-def test_a_pretrained_model_s_clients_are_adjusted_for_their_classes(checkpoints) -> None:
-    def adjustment(experiment: Experiment) -> float | None:
-        return prepare(experiment).setup.experiment.local.logit_adjustment
+def test_a_pretrained_model_s_clients_have_balanced_batches(checkpoints) -> None:
+    def skew(experiment: Experiment) -> str | None:
+        return prepare(experiment).setup.experiment.local.label_skew
 
-    assert adjustment(tiny_experiment()) == 0
-    assert adjustment(from_checkpoint(checkpoints["whole"])) == adjustment(from_checkpoint(checkpoints["headless"])) == 1
-    assert adjustment(from_checkpoint(checkpoints["whole"], logit_adjustment=0.0)) == 0
-    assert adjustment(tiny_experiment(local={"logit_adjustment": 0.5})) == 0.5
+    assert skew(tiny_experiment()) == "ignore"
+    assert skew(from_checkpoint(checkpoints["whole"])) == skew(from_checkpoint(checkpoints["headless"])) == "balanced_batches"
+    assert skew(from_checkpoint(checkpoints["whole"], label_skew="ignore")) == "ignore"
+    assert skew(tiny_experiment(local={"label_skew": "logit_adjustment"})) == "logit_adjustment"
 
 
 def test_a_pretrained_model_is_found_by_a_variable_of_the_environment(checkpoints, monkeypatch) -> None:
@@ -115,11 +115,12 @@ def test_outputs_of_the_examples_that_are_evaluated_at_once_are_bounded(tmp_path
     monkeypatch.setattr(defaults, "ANSWERED_BYTES", 3 * each + 1)
     chosen = prepare(parse(values)).setup.experiment
     assert chosen.evaluation.batch_size == 3
-    assert chosen.local.logit_adjustment == 0
+    assert chosen.local.label_skew == "ignore"
     with pytest.raises(
-        UserError, match="local.logit_adjustment: must be 0 for task 'language_modelling', which has no classes, got 1"
+        UserError,
+        match="local.label_skew: must be ignore for task 'language_modelling', which has no classes, got balanced_batches",
     ):
-        prepare(parse(values | {"local": {"logit_adjustment": 1.0}}))
+        prepare(parse(values | {"local": {"label_skew": "balanced_batches"}}))
     assert prepare(parse(values | {"evaluation": {"batch_size": 64}})).setup.experiment.evaluation.batch_size == 64
     monkeypatch.setattr(defaults, "ANSWERED_BYTES", 1)
     assert prepare(parse(values)).setup.experiment.evaluation.batch_size == 1

@@ -432,13 +432,13 @@ def test_a_run_from_before_words_were_clients_own_goes_on_with_the_whole_table(t
         assert experiment_in(tmp_path).strategy.vocabulary == rows
 
 
-def test_a_run_from_before_losses_were_adjusted_goes_on_without(tmp_path) -> None:
+def test_a_run_from_before_label_skew_was_a_setting_goes_on_without(tmp_path) -> None:
     """Control: a run of today says what it does."""
-    config, text = tmp_path / "config.yaml", dump(tiny_experiment(local={"logit_adjustment": 1.0}))
-    assert "  logit_adjustment: 1.0\n" in text
-    for said, strength in ((text, 1.0), (text.replace("  logit_adjustment: 1.0\n", ""), 0.0)):
+    config, text = tmp_path / "config.yaml", dump(tiny_experiment(local={"label_skew": "balanced_batches"}))
+    assert "  label_skew: balanced_batches\n" in text
+    for said, skew in ((text, "balanced_batches"), (text.replace("  label_skew: balanced_batches\n", ""), "ignore")):
         config.write_text(said)
-        assert experiment_in(tmp_path).local.logit_adjustment == strength
+        assert experiment_in(tmp_path).local.label_skew == skew
 
 
 def test_a_run_that_is_not_finished_has_a_report_so_far_and_a_way_to_go_on(copy, capsys) -> None:

@@ -40,7 +40,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         local, client = self.training.local, self.client
-        for indices in client.batches(self.examples, local, len(self)):
+        for indices in client.batches(self.examples, self.training, len(self)):
             moves = moves_of(local, client.augmentation_rng, len(indices))
             yield moved(self.examples.batch(indices, self.device), moves, local.crop_padding)
 
