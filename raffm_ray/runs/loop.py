@@ -23,7 +23,7 @@ from raffm_ray.runs.callbacks import Listeners
 from raffm_ray.runs.client_metrics.participation import participation
 from raffm_ray.runs.client_metrics.statistics import client_summary, told
 from raffm_ray.runs.client_states.store import ClientStates, states_of
-from raffm_ray.runs.evaluation import EvaluationRequest, curve_of, evaluate, request_evaluation, run_request
+from raffm_ray.runs.evaluation import EvaluationRequest, calls_of, curve_of, evaluate, request_evaluation, run_request
 from raffm_ray.runs.extending import recorded_extensions
 from raffm_ray.runs.hints import hint_at_end, hint_at_start
 from raffm_ray.runs.progress import Display
@@ -216,9 +216,8 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
                 ended = FinishedRound(state=first, work=work, updates=updates, ranked=True, question=question)
         present = ended.state if ended else state
         if environment.forecast and present is not None and not is_finished(setup, present):
-            asked = request_evaluation(setup, present, prepared.task, prepared.parts).calls
             display.doing("timing a few steps of clients and a part of an evaluation, which are not used")
-            _tell(console, environment.forecast.time_line(prepared, present, asked, pool))
+            _tell(console, environment.forecast.time_line(prepared, present, calls_of(prepared, present), pool))
         while state is None or ended is not None or not is_finished(setup, state):
             if ended is None:
                 assert state is not None

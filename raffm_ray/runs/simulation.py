@@ -22,7 +22,7 @@ from raffm_ray.preparation.client_parts import data_lines
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.run_forecast import RunForecast, long_seconds
 from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters
-from raffm_ray.runs import checkpoint
+from raffm_ray.runs import checkpoint, evaluation
 from raffm_ray.runs.callbacks import Callback, Listeners, OnRound, Report, StartedRun, told_of_failures
 from raffm_ray.runs.extending import check_longer, extend, is_extended
 from raffm_ray.runs.hints import start_notes
@@ -226,7 +226,7 @@ def _run_all(ready: _Ready, folder: Path, environment: Environment, recorder: Re
             tell(line)
         if recorder is None:
             tell("timing a few steps on each worker, which are not used")
-            tell(forecast.rough_line(runs, environment.pool))
+            tell(forecast.rough_line(runs, evaluation.calls_of, environment.pool))
         environment = replace(environment, forecast=forecast)
     begun, start = monotonic(), starting(ready.prepared, environment.console)
     return_freed_memory()
