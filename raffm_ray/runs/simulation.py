@@ -30,7 +30,7 @@ from raffm_ray.runs.loggers.table import chosen_loggers
 from raffm_ray.runs.loop import Environment, train
 from raffm_ray.runs.made_with import record_start
 from raffm_ray.runs.mirror import CONFIG, Mirror
-from raffm_ray.runs.progress import Display
+from raffm_ray.runs.progress import Display, Notes
 from raffm_ray.runs.reader import SUMMARY, of_a_run, read_summary
 from raffm_ray.runs.recorder import Recorder, check_origin, check_output, write_json
 from raffm_ray.runs.resuming import experiment_in, opened, origin_of, recorded_rounds
@@ -281,8 +281,8 @@ def _exporting(experiment: Experiment, pool: Pool) -> list[Callback]:
     return []
 
 
-def starting(prepared: Prepared, console: Console) -> Tensor:
-    """The flat parameters before round 1, with a bar for the training that they may need. Raises UserError as `trained`."""
+def starting(prepared: Prepared, console: Console, notes: Notes | None = None) -> Tensor:
+    """The flat parameters before round 1, with a bar for the training that they may need. `notes`: where several runs tell theirs. Raises UserError as `trained`."""
     experiment = prepared.setup.experiment
     with Display(console, experiment.name, experiment.rounds) as display:
         described, times = pretraining_of(prepared).described(), list[float]()
@@ -297,4 +297,4 @@ def starting(prepared: Prepared, console: Console) -> Tensor:
                 display.doing(f"pretraining: about {long_seconds(seconds)} more")
             display.advance(100 * step / steps, f"pretraining: step {step}/{steps}" + f"  loss {loss:.3f}" * isfinite(loss))
 
-        return starting_parameters(prepared, progress, lambda line: console.print(line, highlight=False, soft_wrap=True))
+        return starting_parameters(prepared, progress, (notes or Notes(console)).tell)

@@ -15,8 +15,9 @@ from rich.console import Console
 from raffm_ray.basics.errors import UserError
 from raffm_ray.cli.main import main as cli
 from raffm_ray.preparation.prepare import prepare
-from raffm_ray.reports.comparison_picture import mean_curve
-from raffm_ray.reports.comparison_table import notes, rows_of_runs
+from raffm_ray.reports.comparisons.content import rows_of_runs
+from raffm_ray.reports.comparisons.picture import mean_curve
+from raffm_ray.reports.comparisons.sentences import notes
 from raffm_ray.reports.run_picture import sizes_of
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.reports.seed_statistics import statistic
