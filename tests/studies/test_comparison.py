@@ -250,6 +250,21 @@ def test_an_interrupted_comparison_says_how_to_go_on(out, tmp_path, capsys, monk
     assert f"the same command with --out {out} goes on" in capsys.readouterr().err
 
 
+def test_runs_that_learn_nothing_say_so_once(tmp_path) -> None:
+    still = {
+        "model": {"seed": 0, "pretrain": {"epochs": 0}},
+        "local": {"learning_rate": 1e-12},
+        "evaluation": {"every": 1, "sizes": 0},
+    }
+    shown, lazy = io.StringIO(), tiny_experiment(rounds=1, baselines=("heterofl",), salience={"metric": "l2"}, **still)
+    content = compare(lazy, SEEDS, tmp_path / "out", Console(file=shown, width=400))
+    for told in ("the full model starts at chance", "the run ends no better than it began"):
+        assert shown.getvalue().count(told) == 1
+        (line,) = [line for line in notes(content) if told in line]
+        assert "(all 4 runs" in line
+    assert {key: len(own) for key, own in content["hints"].items()} == dict.fromkeys(NAMES, 2)
+
+
 def test_refused_updates_are_noted(compared) -> None:
     content = compared[1]
     assert not any("refused" in note for note in notes(content))
