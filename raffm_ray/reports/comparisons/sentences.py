@@ -170,6 +170,6 @@ def notes(content: Mapping[str, Any], differences: bool = True) -> list[str]:
             "charged FLOPs and budgets",
             [name for name, one in content["strategies"].items() if one["over_budget"]["mean"] is None],
         ),
-        *(told if refused else []),
         *together(content.get("hints", {})),
+        *(told if refused else []),
     ]
