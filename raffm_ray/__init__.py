@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from raffm_ray.devices.availability import AVAILABILITY
     from raffm_ray.models.architecture import FAMILIES
     from raffm_ray.models.objectives import OBJECTIVES
-    from raffm_ray.reports.multi_run_report import write_comparison
+    from raffm_ray.reports.comparisons.report import write_comparison
     from raffm_ray.reports.run_report import write_report
     from raffm_ray.runs.callbacks import Callback
     from raffm_ray.runs.loggers.table import LOGGERS
@@ -102,7 +102,7 @@ _HOMES = {
     "run": "deployment.finished_run",
     "run_study": "studies.study",
     "simulate": "runs.simulation",
-    "write_comparison": "reports.multi_run_report",
+    "write_comparison": "reports.comparisons.report",
     "write_report": "reports.run_report",
 }
 """Public name -> its module, imported when it is first used: a command that needs no torch does not wait for it."""

@@ -1,5 +1,7 @@
 """Numbers as people read them, and the console that they are printed on."""
 
+import re
+
 from rich.console import Console
 
 
@@ -20,6 +22,11 @@ def standard_output() -> Console:
 def counted(count: int, noun: str) -> str:
     """(1, "round") -> `1 round`; (2000, "round") -> `2,000 rounds`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def without_numbers(text: str) -> str:
+    """A sentence with its numbers left out: equal for sentences that say the same of other numbers."""
+    return re.sub(r"\d[\d.,]*(?:e[+-]?\d+)?", "#", text)
 
 
 def rounded(value: float) -> str:

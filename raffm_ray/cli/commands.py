@@ -183,7 +183,8 @@ def compare(
     from rich.console import Console
 
     from raffm_ray.basics.formatting import standard_output
-    from raffm_ray.reports.comparison_table import notes, tables
+    from raffm_ray.reports.comparisons.sentences import notes
+    from raffm_ray.reports.comparisons.table import tables
     from raffm_ray.studies.comparison import compare as compare_strategies
 
     try:
@@ -244,7 +245,7 @@ def report(
     if port:
         raise UserError("report: --port is for --live")
     if len(runs) > 1:
-        from raffm_ray.reports.multi_run_report import write_comparison
+        from raffm_ray.reports.comparisons.report import write_comparison
 
         folders = [fetched(word, checkpoints=False)[0] for word in runs]
         print(write_comparison(folders, Path(out) if out else fresh_folder("report"), plugin))

@@ -10,7 +10,7 @@ from raffm_ray.clients.messages import Call
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.memory_forecast import MemoryForecast, memory_forecast
 from raffm_ray.preparation.prepare import Prepared
-from raffm_ray.preparation.time_forecast import forecast_seconds, rough_seconds
+from raffm_ray.preparation.time_forecast import Evaluation, forecast_seconds, rough_seconds
 from raffm_ray.server.state import ServerState
 
 
@@ -49,9 +49,9 @@ class RunForecast:
             )
         return lines
 
-    def rough_line(self, runs: Sequence[Prepared], pool: Pool) -> str:
+    def rough_line(self, runs: Sequence[Prepared], evaluation: Evaluation, pool: Pool) -> str:
         """Of the rounds of all strategies, before anything is trained."""
-        seconds, others = rough_seconds(runs, pool), len(runs) - 1
+        seconds, others = rough_seconds(runs, evaluation, pool), len(runs) - 1
         told = f", those of {counted(others, 'baseline')} too" if others else ""
         return f"expected time of all rounds{told}: roughly {long_seconds(seconds)}; before round 1 it is measured more closely"
 

@@ -1,8 +1,7 @@
 """How long the rounds of a run will take, forecast before round 1 from a few steps of its own clients, timed on its own workers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from statistics import fmean
 from time import perf_counter
 
@@ -17,23 +16,26 @@ from raffm_ray.data.examples import Examples
 from raffm_ray.pool.dispatch import completion_times
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.prepare import Prepared
-from raffm_ray.server.device_type_plans import device_type_plans
 from raffm_ray.server.early_stopping import is_evaluated
-from raffm_ray.server.ranking import begin_calibration, plain_scores
-from raffm_ray.server.residual_pace import with_ruled_pace
+from raffm_ray.server.ranking import begin_calibration, random_state
 from raffm_ray.server.round_schedule import planned_work
 from raffm_ray.server.rounds import begin_round, finish_round
-from raffm_ray.server.state import Round, ServerState, Setup, starting_state
+from raffm_ray.server.state import Round, ServerState, Setup
 from raffm_ray.server.workload import training_flops
 
 STEPS = 3
 """Steps of a client that are timed, beside one step of the same client: the difference is free of what a client takes whatever its steps."""
 MOST_PLANS = 4
 """Plans that are timed: the smallest, the largest, and some between."""
+ROUGH_PLANS = 2
+"""Plans that are timed before there is a model."""
 LOOKED_AT = 6
 """Rounds whose blocks are looked at: draws differ."""
 EVALUATED = 32
 """Examples of an evaluation that are timed."""
+
+Evaluation = Callable[[Prepared, ServerState], Sequence[Call]]
+"""The calls of one evaluation of a state."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,9 @@ def _timed_plans(plans: Sequence[int], most: int) -> list[int]:
     return [plans[at] for at in sorted({round(at) for at in np.linspace(0, len(plans) - 1, most)})]
 
 
-def _training_rates(
-    setup: Setup, state: ServerState, work: Round, pool: Pool, most_plans: int = MOST_PLANS
-) -> dict[int, PlanRate]:
-    """By parameters of a plan, of so many, the smallest first. Every worker has a group of clients of each plan, whose updates nobody uses; the first time is not counted."""
+def _training_rates(setup: Setup, state: ServerState, work: Round, pool: Pool, most_plans: int) -> dict[int, PlanRate]:
+    """By parameters of a plan, of so many from the smallest to the largest. Every worker has a group of clients of each plan, whose updates nobody uses. What is done first
+    takes longer, the making of modules above all, so the whole of it is done once before, uncounted: later steps may train other prefixes."""
     groups = _groups(work)
     chosen = [
         groups[plan][worker % len(groups[plan])]
@@ -97,7 +98,7 @@ def _training_rates(
         for worker in range(max(1, pool.workers))
     ]
     seconds, flops = dict[int, list[list[float]]](), dict[int, list[list[float]]]()
-    for turn, steps in enumerate((1, 1, STEPS)):
+    for turn, steps in enumerate((STEPS, 1, STEPS)):
         short, context = _with_steps(setup, work.context, steps)
         counts = [_flops(short, context, group) for group in chosen]
         calls = [Call("block", context, (group,), count) for group, count in zip(chosen, counts, strict=True)]
@@ -180,11 +181,13 @@ def _step_seconds(setup: Setup, state: ServerState, work: Round) -> float:
     return perf_counter() - began
 
 
-def timed(prepared: Prepared, state: ServerState, work: Round, evaluation: Sequence[Call], pool: Pool) -> Rates:
-    """What the work of a round takes, from a small part of it. `evaluation`: the calls of one evaluation."""
-    setup, workers = prepared.setup, max(1, pool.workers)
+def timed(
+    prepared: Prepared, state: ServerState, works: Sequence[Round], evaluation: Sequence[Call], pool: Pool, most_plans: int
+) -> Rates:
+    """What the work of a round takes, from a small part of the first of these in which somebody trains. `evaluation`: the calls of one."""
+    setup, workers, work = prepared.setup, max(1, pool.workers), next(filter(_is_busy, works))
     empty = [Call("block", work.context, ((),), 0.0)] * workers  # of no cost: nothing is learnt of how long calls take
-    training = _training_rates(setup, state, work, pool)
+    training = _training_rates(setup, state, work, pool, most_plans)
     _wall(pool, state, empty)
     return Rates(
         training=training,
@@ -216,40 +219,49 @@ def _makespan(blocks: Sequence[float], workers: int) -> float:
     return max(ended, default=0.0)
 
 
-DRAWN = 0.02
-"""Standard deviation of the parameters that a model is drawn with which is only timed."""
+def _works(prepared: Prepared, state: ServerState) -> list[Round]:
+    """LOOKED_AT rounds after `state`, spread over the run; none where nobody trains in any of them."""
+    left = range(state.round, prepared.setup.experiment.rounds)
+    numbers = sorted({left[round(at)] for at in np.linspace(0, len(left) - 1, LOOKED_AT)}) if left else []
+    works = [begin_round(prepared.setup, replace(state, round=number)) for number in numbers]
+    return works if any(_is_busy(work) for work in works) else []
 
 
-def _drawn_state(setup: Setup) -> ServerState:
-    """Before there are starting parameters: random ones, with a plain ranking."""
-    architecture, drawn = setup.architecture, torch.Generator().manual_seed(0)
-    count = sum(prod(shape) for shape in architecture.shapes.values())
-    first = starting_state(setup, torch.randn(count, generator=drawn).mul_(DRAWN))
-    return with_ruled_pace(setup, replace(first, scores=plain_scores(architecture)))
+def _is_busy(work: Round) -> bool:
+    return any(job.plan is not None for job in work.jobs)
 
 
-def rough_seconds(runs: Sequence[Prepared], pool: Pool) -> float:
-    """Real seconds of the rounds of some runs, one after the other, with their first rankings and evaluations, before there is a model: all
-    from what a few steps of the smallest plan take, with random parameters. As `forecast_seconds`, nothing of it changes a result. 0 where nobody trains."""
-    total, timed_plans = 0.0, dict[int, PlanRate]()
+def _seconds(
+    prepared: Prepared, state: ServerState, works: Sequence[Round], evaluation: Sequence[Call], rates: Rates, workers: int
+) -> float:
+    """Of all rounds after `state`, with their evaluations."""
+    setup, experiment = prepared.setup, prepared.setup.experiment
+    left = range(state.round, experiment.rounds)
+    spans = [_makespan(_block_seconds(setup, work, rates), workers) for work in works]
+    evaluations = sum(is_evaluated(experiment, number + 1) for number in left) + (state.round == 0)
+    return len(left) * (fmean(spans) + rates.step) + evaluations * rates.evaluating * _evaluation_flops(prepared, evaluation)
+
+
+def _way(setup: Setup, works: Sequence[Round]) -> tuple[str, float, str, int]:
+    """What seconds of a FLOP depend on besides a plan's size: which smaller prefixes a step trains, and how many clients are trained at once."""
+    most = max(len(group) for work in works for groups in _groups(work).values() for group in groups)
+    return setup.strategy.prefix, setup.strategy.distill, setup.experiment.local.client_update, most
+
+
+def rough_seconds(runs: Sequence[Prepared], evaluation: Evaluation, pool: Pool) -> float:
+    """Real seconds of the rounds of some runs, one after the other, with their first rankings and evaluations, before there is a model: as
+    `forecast_seconds`, with random parameters, and from fewer plans: the smallest and the largest, since most of a small model's step is the same
+    whatever the size. Runs that train in the same way (`_way`) have the rates of the first of them. 0 where nobody trains."""
+    total, rates = 0.0, dict[tuple[str, float, str, int], Rates]()
     for prepared in runs:
-        setup, experiment = prepared.setup, prepared.setup.experiment
-        state = _drawn_state(setup)
-        numbers = sorted({round(at) for at in np.linspace(0, experiment.rounds - 1, LOOKED_AT)})
-        works = [begin_round(setup, replace(state, round=number)) for number in numbers]
-        busy = [work for work in works if any(job.plan is not None for job in work.jobs)]
-        if not busy:
+        state = random_state(prepared.setup, torch.Generator().manual_seed(0))
+        if not (works := _works(prepared, state)):
             continue
-        timed_plans = timed_plans or _training_rates(setup, state, busy[0], pool, most_plans=1)
-        rates = Rates(timed_plans, summing=0.0, evaluating=0.0, step=0.0)
-        ranking = begin_calibration(setup, state)
-        spans = [_makespan(_block_seconds(setup, work, rates), pool.workers) for work in works]
-        total += experiment.rounds * fmean(spans)
-        total += _makespan(_block_seconds(setup, ranking, rates), pool.workers) if ranking else 0.0
-        plans = {Plan(), *device_type_plans(setup, state).values()}
-        evaluations = 1 + sum(is_evaluated(experiment, number + 1) for number in range(experiment.rounds))
-        answers = sum(setup.costs(plan).forward_flops for plan in plans) * len(prepared.task.held_out)
-        total += evaluations * rates.of_plan(0).flop * answers / max(1, pool.workers)
+        calls, ranking, way = evaluation(prepared, state), begin_calibration(prepared.setup, state), _way(prepared.setup, works)
+        if way not in rates:
+            rates[way] = timed(prepared, state, works, calls, pool, ROUGH_PLANS)
+        total += _seconds(prepared, state, works, calls, rates[way], pool.workers)
+        total += _makespan(_block_seconds(prepared.setup, ranking, rates[way]), pool.workers) if ranking else 0.0
     return total
 
 
@@ -263,16 +275,6 @@ def forecast_seconds(prepared: Prepared, state: ServerState, evaluation: Sequenc
     it is averaged over LOOKED_AT rounds, spread over the run, with the present ranking. A block is seconds of a FLOP x its FLOPs + seconds of a
     client x its clients + a sum. Rounds of a run that stops early, and records and checkpoints, are not looked at.
     """
-    setup, experiment = prepared.setup, prepared.setup.experiment
-    left = range(state.round, experiment.rounds)
-    if not left:
-        return 0.0
-    numbers = sorted({left[round(at)] for at in np.linspace(0, len(left) - 1, LOOKED_AT)})
-    works = [begin_round(setup, replace(state, round=number)) for number in numbers]
-    busy = [work for work in works if any(job.plan is not None for job in work.jobs)]
-    if not busy:
-        return 0.0
-    rates = timed(prepared, state, busy[0], evaluation, pool)
-    spans = [_makespan(_block_seconds(setup, work, rates), pool.workers) for work in works]
-    evaluations = sum(is_evaluated(experiment, number + 1) for number in left) + (state.round == 0)
-    return len(left) * (fmean(spans) + rates.step) + evaluations * rates.evaluating * _evaluation_flops(prepared, evaluation)
+    works = _works(prepared, state)
+    rates = timed(prepared, state, works, evaluation, pool, MOST_PLANS) if works else None
+    return _seconds(prepared, state, works, evaluation, rates, pool.workers) if rates else 0.0

@@ -4,8 +4,7 @@ Open to other packages:
 
 - `run_report`: the page of one run
 - `live`: the page of one run while it works
-- `multi_run_report`: one page of several runs
-- `comparison_table`: the table of a comparison
+- `comparisons`: several runs over seeds: numbers, sentences, table, picture and page
 - `seed_statistics`: means, standard errors and paired intervals over seeds
 - `run_picture`: curves of a run and its baselines
 - `share_picture`: who owns which data
@@ -15,8 +14,6 @@ Open to other packages:
 
 Used inside only:
 
-- `comparison_page`: the page of several runs
-- `comparison_picture`: the picture of a comparison
 - `profile_picture`: where real time went
 - `unit_picture`: units kept by each device type
 - `client_figures`: what every client gets: pictures and tables
@@ -28,10 +25,9 @@ Start reading at `run_report`.
 """
 
 __all__ = [
-    "comparison_table",
+    "comparisons",
     "drawing",
     "live",
-    "multi_run_report",
     "page",
     "run_picture",
     "run_report",

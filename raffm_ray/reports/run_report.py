@@ -15,13 +15,12 @@ from raffm_ray.data.shares import read_shares
 from raffm_ray.reports.client_figures.aggregation import aggregation_section
 from raffm_ray.reports.client_figures.participation import participation_section
 from raffm_ray.reports.client_figures.section import client_section
-from raffm_ray.reports.comparison_table import told_of_lacks
 from raffm_ray.reports.drawing import panels_of, save
 from raffm_ray.reports.figure_data import moved_csv, profile_csv, rounds_csv, shares_csv, sizes_csv, units_csv
 from raffm_ray.reports.page import Cell, Page, Picture, Section, Table, render
 from raffm_ray.reports.profile_picture import picture_of_profile
 from raffm_ray.reports.run_picture import CURVES, Rounds, Runs, picture, runs_of
-from raffm_ray.reports.run_story import extended, lead, made_with_facts, named, setting_facts
+from raffm_ray.reports.run_story import extended, lead, made_with_facts, named, setting_facts, told_of_lacks
 from raffm_ray.reports.seed_statistics import error_of_share
 from raffm_ray.reports.share_picture import picture_of_shares
 from raffm_ray.reports.unit_picture import picture_of_units

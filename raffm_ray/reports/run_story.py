@@ -153,6 +153,11 @@ def setting_facts(configuration: Mapping[str, Any], summary: Mapping[str, Any]) 
     ]
 
 
+def told_of_lacks(what: str, runs: Sequence[str]) -> list[str]:
+    """A line about what is not in the records of some runs; none where there are no such runs."""
+    return [f"{what} are not in the records of {', '.join(runs)}: an earlier version made them"] if runs else []
+
+
 def extended(summary: Mapping[str, Any]) -> str:
     """`extended from 40 to 80 rounds`, of a run that was; otherwise nothing."""
     steps = summary.get("extensions") or []

@@ -1,6 +1,6 @@
-"""What several seeds say: means, standard errors, paired intervals, what a target took; and how a comparison tells it. Pure."""
+"""What several seeds say: means, standard errors, paired intervals, what a target took. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from math import isfinite, sqrt
 from typing import Any
@@ -8,39 +8,13 @@ from typing import Any
 import numpy as np
 
 from raffm_ray.basics.errors import UserError
-from raffm_ray.basics.formatting import counted, human_bytes, human_joules, human_seconds
-from raffm_ray.data.metrics import shown, unit
+from raffm_ray.data.metrics import unit
 
 Statistic = Mapping[str, Any]
 """{mean, standard_error, values}."""
 CONFIDENCE = 0.95
 SHARES = ("accuracy", "exact_match")
 """Metrics that are a share of right answers among all held-out examples."""
-
-
-CLIENT_MEASURES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
-    "worst_tenth": lambda summary: _of_clients(summary, lambda own: own["worst_tenth"]),
-    "device_type_gap": lambda summary: _of_clients(summary, lambda own: own["device_type_gap"]["gap"]),
-}
-"""What is compared of clients on their own held-out examples, each with its own subnetwork, and its own parameters where it keeps some: name -> its value in a run's summary."""
-
-
-CLIENT_NOTE = (
-    "worst tenth, gap: of clients on their own held-out examples, each with its own subnetwork, and its own parameters where it keeps some: mean of the worst tenth of them; between the device "
-    "types whose clients do best and worst on average"
-)
-
-
-def _of_clients(summary: Mapping[str, Any], value: Callable[[Mapping[str, Any]], float]) -> float | None:
-    """None where no clients were measured."""
-    found = summary.get("client_metrics") or {}
-    own = found.get("personal") or found.get("own")
-    return value(own) if own else None
-
-
-def measures_of_clients(summaries: Iterable[Mapping[str, Any]]) -> Mapping[str, Callable[[Mapping[str, Any]], float | None]]:
-    """`CLIENT_MEASURES`, none where no run measured clients."""
-    return CLIENT_MEASURES if any(one.get("client_metrics") for one in summaries) else {}
 
 
 def statistic(values: Sequence[float | None]) -> Statistic:
@@ -124,23 +98,6 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[s
     return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": count}
 
 
-def told_difference(metric: str, names: tuple[str, str], what: str, found: Mapping[str, Any]) -> str:
-    """A paired difference as a sentence, with what can be told from it."""
-    first, second = names
-    sign, points = ("", " points") if unit(metric) else ("", "")
-    lead = f"{what}, {first} - {second}: {signed(metric, found['mean'])}{sign}{points}"
-    if found["low"] is None:
-        return f"{lead}; no difference can be told from 1 seed"
-    span = f"{lead}, {CONFIDENCE:.0%} t-interval {signed(metric, found['low'])} to {signed(metric, found['high'])}"
-    told = "" if found["low"] > 0 or found["high"] < 0 else f"; no difference can be told from {found['seeds']} seeds"
-    return span + told
-
-
-def signed(metric: str, value: float) -> str:
-    """A difference of metrics: `+1.2`."""
-    return f"{'-' if value < 0 else '+'}{shown(metric, abs(value))}"
-
-
 def standard_error_of_share(share: float, examples: int) -> float:
     """sqrt(p (1 - p) / n): how much a share of right answers varies with the held-out examples that were drawn."""
     return sqrt(share * (1 - share) / examples)
@@ -152,35 +109,8 @@ def error_of_share(metric: str, value: float, examples: int | None) -> float | N
     return standard_error_of_share(value, examples) if metric in SHARES and examples else None
 
 
-def told_of_tuning(content: Mapping[str, Any]) -> list[str]:
-    """Which learning rates were chosen, in a line; none where none were."""
-    found = content.get("tuned")
-    if not found:
-        return []
-    rates = ", ".join(f"{name} {rate:.2g}" for name, rate in found["learning_rates"].items())
-    return [f"learning rates were chosen on the validation part, with {found['trials']} trials for each strategy: {rates}"]
-
-
 def check_target(metric: str, target: float) -> None:
     """Raises UserError for what no value of the metric can be."""
     if not isfinite(target) or (unit(metric) and not 0 < target <= 1):
         known = "a part of 1, such as 0.85" if unit(metric) else "a number"
         raise UserError(f"--target: expected {known} for {metric}, got {target:g}")
-
-
-def told_of_target(content: Mapping[str, Any]) -> list[str]:
-    """What every strategy took to the metric that was to be reached, in a line; none where none was named."""
-    target, metric = content.get("target"), content["metric"]
-    if target is None:
-        return []
-    parts = []
-    for name, one in content["strategies"].items():
-        found = one["to_target"]
-        if found["rounds"]["mean"] is None:
-            reached = sum(value is not None for value in found["rounds"]["values"])
-            parts.append(f"{name} in {reached} of {counted(len(found['rounds']['values']), 'run')}")
-            continue
-        rounds, spent = found["rounds"]["mean"], {key: found[key]["mean"] for key in SPENT}
-        costs = human_bytes(spent["bytes"]), human_joules(spent["energy_joules"]), human_seconds(spent["simulated_seconds"])
-        parts.append(f"{name} after {rounds:.3g} rounds ({', '.join(costs)})")
-    return [f"the full model is first seen at {metric} {shown(metric, target)}{unit(metric)} or better by {'; '.join(parts)}"]

@@ -17,6 +17,7 @@ from raffm_ray.clients.messages import Call, RoundContext
 from raffm_ray.data.tasks import Task
 from raffm_ray.pool.worker_pool import Pool
 from raffm_ray.preparation.client_parts import ClientParts
+from raffm_ray.preparation.prepare import Prepared
 from raffm_ray.runs.client_metrics.request import NO_STATES, client_calls
 from raffm_ray.runs.summary import Evaluation
 from raffm_ray.server.adapter_rules.chosen import model_context
@@ -143,6 +144,11 @@ def request_evaluation(
         return replace(found, validation=watched, validation_metric=full[1][0], validation_device_type_metrics=of_device_type[1])
 
     return EvaluationRequest([call for part in [*parts, *of_clients] for call in part.calls], answer)
+
+
+def calls_of(prepared: Prepared, state: ServerState) -> Sequence[Call]:
+    """Of an evaluation in a run's rounds, for what is told of its time."""
+    return request_evaluation(prepared.setup, state, prepared.task, prepared.parts).calls
 
 
 def _check_finite(

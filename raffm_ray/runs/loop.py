@@ -23,10 +23,10 @@ from raffm_ray.runs.callbacks import Listeners
 from raffm_ray.runs.client_metrics.participation import participation
 from raffm_ray.runs.client_metrics.statistics import client_summary, told
 from raffm_ray.runs.client_states.store import ClientStates, states_of
-from raffm_ray.runs.evaluation import EvaluationRequest, curve_of, evaluate, request_evaluation, run_request
+from raffm_ray.runs.evaluation import EvaluationRequest, calls_of, curve_of, evaluate, request_evaluation, run_request
 from raffm_ray.runs.extending import recorded_extensions
 from raffm_ray.runs.hints import hint_at_end, hint_at_start
-from raffm_ray.runs.progress import Display
+from raffm_ray.runs.progress import Display, Notes
 from raffm_ray.runs.reader import START
 from raffm_ray.runs.recorder import Recorder, parameters_sha256, write_json
 from raffm_ray.runs.resuming import check_fits, origin_of
@@ -52,7 +52,7 @@ class Environment:
     """What a run works with, which changes none of its results: where its blocks run, where it prints, who is told of it.
 
     `listeners`: None where that is its experiment's loggers alone; `pretraining_seconds`: real time that its starting parameters took, if it is the one that they were made for; `forecast`: where what it
-    will take is told, None where nobody reads; `label`: what its lines begin with, its strategy's name where empty.
+    will take is told, None where nobody reads; `label`: what its lines begin with, its strategy's name where empty; `notes`: where several runs tell their hints, None for its console.
     """
 
     pool: Pool
@@ -61,6 +61,7 @@ class Environment:
     pretraining_seconds: float = 0.0
     forecast: RunForecast | None = None
     label: str = ""
+    notes: Notes | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def _complete(
     phases: Mapping[str, float],
     recorder: Recorder,
     display: Display,
+    notes: Notes,
 ) -> ServerState:
     """The end of a round: it is recorded, with its evaluation if it has one, and then what the run goes on from. Returns its state with
     the best round so far.
@@ -172,7 +174,7 @@ def _complete(
         if now.clients is not None:
             _tell(display.console, f"{setup.experiment.strategy.name}: {told(metric, now.clients)}")
     if state.round == 0 and (hint := hint_at_start(setup.experiment, prepared.task, recorder.rounds[-1])):
-        _tell(display.console, hint)
+        notes.tell(hint)
     return state
 
 
@@ -183,13 +185,14 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
     """
     setup, experiment = prepared.setup, prepared.setup.experiment
     pool, console = environment.pool, environment.console
+    notes = environment.notes or Notes(console)
     recorder.made_from({**origin_of(prepared), "model": parameters_sha256(start, setup.architecture)})
     write_shares(recorder.folder / "shares.parquet", prepared.label_distribution, by_device(setup.device_types, setup.budgets))
     write_json(recorder.folder / START, start_of(setup, prepared.task.metric, len(prepared.task.held_out)))
 
     def complete(ended: FinishedRound, now: Evaluation | None, phases: Mapping[str, float]) -> ServerState:
         with pool.profile.during("checkpoint"):
-            completed = _complete(prepared, ended, now, phases, recorder, display)
+            completed = _complete(prepared, ended, now, phases, recorder, display, notes)
         if environment.listeners is not None:
             environment.listeners.round(recorder.rounds[-1])
         return completed
@@ -216,9 +219,8 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
                 ended = FinishedRound(state=first, work=work, updates=updates, ranked=True, question=question)
         present = ended.state if ended else state
         if environment.forecast and present is not None and not is_finished(setup, present):
-            asked = request_evaluation(setup, present, prepared.task, prepared.parts).calls
             display.doing("timing a few steps of clients and a part of an evaluation, which are not used")
-            _tell(console, environment.forecast.time_line(prepared, present, asked, pool))
+            _tell(console, environment.forecast.time_line(prepared, present, calls_of(prepared, present), pool))
         while state is None or ended is not None or not is_finished(setup, state):
             if ended is None:
                 assert state is not None
@@ -267,7 +269,7 @@ def train(prepared: Prepared, start: Tensor, recorder: Recorder, environment: En
     kept_last = best.round == recorder.rounds[-1].round
     hint = hint_at_end(experiment, prepared.task.metric, recorder.rounds[0], recorder.rounds[-1]) if kept_last else None
     if hint:
-        _tell(console, hint)
+        notes.tell(hint)
     summary["hints"] = [one for one in (hint_at_start(experiment, prepared.task, recorder.rounds[0]), hint) if one]
     recorder.finish(summary, state, setup.architecture, words.tokenizer if words else None, own)
     return summary

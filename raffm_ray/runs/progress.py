@@ -6,12 +6,28 @@ from importlib.util import find_spec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from raffm_ray.basics.formatting import without_numbers
 from raffm_ray.data.metrics import shown, unit, worst
 
 
 def has_bar(console: Console) -> bool:
     """Whether a bar can be shown. A notebook without ipywidgets has none: rich would warn of it with every step."""
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
+class Notes:
+    """Where several runs tell lines to one console: a note or a warning once, by whichever run has it first, whatever its numbers."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self._told = console, set[str]()
+
+    def tell(self, line: str) -> None:
+        """Prints a line, unless it is a note or a warning that was told already."""
+        said = without_numbers(line)
+        if said not in self._told:
+            self.console.print(line, highlight=False, soft_wrap=True)
+        if line.startswith(("note: ", "warning: ")):
+            self._told.add(said)
 
 
 class Display:

@@ -22,7 +22,7 @@ from raffm_ray.preparation.client_parts import data_lines
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.run_forecast import RunForecast, long_seconds
 from raffm_ray.preparation.starting_parameters import pretraining_of, starting_parameters
-from raffm_ray.runs import checkpoint
+from raffm_ray.runs import checkpoint, evaluation
 from raffm_ray.runs.callbacks import Callback, Listeners, OnRound, Report, StartedRun, told_of_failures
 from raffm_ray.runs.extending import check_longer, extend, is_extended
 from raffm_ray.runs.hints import start_notes
@@ -30,7 +30,7 @@ from raffm_ray.runs.loggers.table import chosen_loggers
 from raffm_ray.runs.loop import Environment, train
 from raffm_ray.runs.made_with import record_start
 from raffm_ray.runs.mirror import CONFIG, Mirror
-from raffm_ray.runs.progress import Display
+from raffm_ray.runs.progress import Display, Notes
 from raffm_ray.runs.reader import SUMMARY, of_a_run, read_summary
 from raffm_ray.runs.recorder import Recorder, check_origin, check_output, write_json
 from raffm_ray.runs.resuming import experiment_in, opened, origin_of, recorded_rounds
@@ -226,7 +226,7 @@ def _run_all(ready: _Ready, folder: Path, environment: Environment, recorder: Re
             tell(line)
         if recorder is None:
             tell("timing a few steps on each worker, which are not used")
-            tell(forecast.rough_line(runs, environment.pool))
+            tell(forecast.rough_line(runs, evaluation.calls_of, environment.pool))
         environment = replace(environment, forecast=forecast)
     begun, start = monotonic(), starting(ready.prepared, environment.console)
     return_freed_memory()
@@ -281,8 +281,8 @@ def _exporting(experiment: Experiment, pool: Pool) -> list[Callback]:
     return []
 
 
-def starting(prepared: Prepared, console: Console) -> Tensor:
-    """The flat parameters before round 1, with a bar for the training that they may need. Raises UserError as `trained`."""
+def starting(prepared: Prepared, console: Console, notes: Notes | None = None) -> Tensor:
+    """The flat parameters before round 1, with a bar for the training that they may need. `notes`: where several runs tell theirs. Raises UserError as `trained`."""
     experiment = prepared.setup.experiment
     with Display(console, experiment.name, experiment.rounds) as display:
         described, times = pretraining_of(prepared).described(), list[float]()
@@ -297,4 +297,4 @@ def starting(prepared: Prepared, console: Console) -> Tensor:
                 display.doing(f"pretraining: about {long_seconds(seconds)} more")
             display.advance(100 * step / steps, f"pretraining: step {step}/{steps}" + f"  loss {loss:.3f}" * isfinite(loss))
 
-        return starting_parameters(prepared, progress, lambda line: console.print(line, highlight=False, soft_wrap=True))
+        return starting_parameters(prepared, progress, (notes or Notes(console)).tell)

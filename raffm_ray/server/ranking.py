@@ -11,11 +11,11 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.models.architecture import Architecture
-from raffm_ray.models.freezing import frozen_length
+from raffm_ray.models.freezing import frozen_length, frozen_views
 from raffm_ray.server.device_type_plans import device_type_plans, holds_full_model
 from raffm_ray.server.residual_pace import with_ruled_pace
 from raffm_ray.server.round_schedule import schedule_round
-from raffm_ray.server.state import Round, ServerState, Setup, parameters_of
+from raffm_ray.server.state import Round, ServerState, Setup, parameters_of, state_of_parts
 from raffm_ray.settings.experiment import Experiment
 from raffm_ray.subnetworks.calibration import Statistics, rankable
 from raffm_ray.subnetworks.norm_correction import norm_part
@@ -89,6 +89,25 @@ def plain_state(architecture: Architecture) -> ServerState:
     none = torch.zeros(1)
     frozen = none.expand(frozen_length(architecture))
     return ServerState(0, none.expand(trained), plain_scores(architecture), frozen=frozen)
+
+
+DRAWN = 1 << 20
+"""Random numbers that are drawn for a model; a larger tensor repeats them."""
+DEVIATION = 0.02
+"""Their standard deviation."""
+
+
+def random_state(setup: Setup, rng: torch.Generator) -> ServerState:
+    """`starting_state` of random parameters with a plain ranking, for what is only timed. They are never all there in float32, which would
+    be what takes most memory of a model whose frozen part is in another type."""
+    architecture, drawn = setup.architecture, torch.randn(DRAWN, generator=rng).mul_(DEVIATION)
+    trained = torch.empty(sum(torch.Size(shape).numel() for shape in architecture.trained_shapes.values()))
+    frozen = torch.zeros(frozen_length(architecture), dtype=architecture.frozen_dtype)
+    for values in (trained, *frozen_views(frozen, architecture).values()):
+        for part in values.view(-1).split(DRAWN):
+            part.copy_(drawn[: len(part)])
+    first = state_of_parts(setup, trained, frozen)
+    return with_ruled_pace(setup, replace(first, scores=plain_scores(architecture)))
 
 
 def rank_again(setup: Setup, state: ServerState, statistics: Statistics | None) -> ServerState:

@@ -135,8 +135,7 @@ class Setup:
     @property
     def keeps_own(self) -> bool:
         """Whether clients keep parameters of their own."""
-        row = CLIENT_UPDATES[self.experiment.local.client_update]
-        return bool(self.experiment.strategy.personal or OWN in row.keeps)
+        return bool(self.experiment.strategy.personal or OWN in CLIENT_UPDATES[self.experiment.local.client_update].keeps)
 
     @property
     def keeps(self) -> bool:
@@ -159,13 +158,12 @@ class Best:
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that the next round depends on. `parameters`: flat, the trained ones and the copies that sizes have of their own; `frozen`: flat, the
-    others, the same in every round and in no checkpoint; `held`: what devices have of them; `pending`: statistics reported since the last ranking; `norms`: from before it; `moments`:
-    the server optimizer's; `best`: None before a first validation; `reached`: of `reached_weight`, the weight of all updates so far; `pace`: of
-    the ranked list, chosen with the scores (see `Cutting`); `memory`: of what clients keep, and the control variate; `records`:
-    of clients, None where the selection reads none; `mixture`: of device types, None without `server.agnostic_rate`; `base_change`: what was added to
-    the frozen ones, as long as they are, empty where nothing was; `stack_bytes`: of the adapters added to them last; `aggregation_error`: of the last round's adapters, see
-    `adapter_rules`, None where it is not measured."""
+    """All that the next round depends on. `parameters`: flat, the trained ones and the copies that sizes have of their own; `frozen`: flat, the others, the same in
+    every round and in no checkpoint; `held`: what devices have of them; `pending`: statistics reported since the last ranking; `norms`: from before it; `moments`: the
+    server optimizer's; `best`: None before a first validation; `reached`: of `reached_weight`, the weight of all updates so far; `pace`: of the ranked list, chosen with
+    the scores (see `Cutting`); `memory`: of what clients keep, and the control variate; `records`: of clients, None where the selection reads none; `mixture`: of device
+    types, None without `server.agnostic_rate`; `base_change`: what was added to the frozen ones, as long as they are, empty where nothing was; `stack_bytes`: of the
+    adapters added to them last; `aggregation_error`: of the last round's adapters, see `adapter_rules`, None where it is not measured."""
 
     round: int
     parameters: Tensor
@@ -279,7 +277,11 @@ def new_state(parameters: Tensor) -> ServerState:
 
 def starting_state(setup: Setup, flat: Tensor) -> ServerState:
     """The state before round 1. `flat`: all parameters, in the model's order."""
-    trained, frozen = split(flat, setup.architecture)
+    return state_of_parts(setup, *split(flat, setup.architecture))
+
+
+def state_of_parts(setup: Setup, trained: Tensor, frozen: Tensor) -> ServerState:
+    """`starting_state` of the two arrays of `split`."""
     copied = with_copies(trained, setup.architecture, setup.size_specific, len(setup.budgets))
     memory = ClientMemory(variate=torch.zeros(len(trained) if setup.memory[1] else 0))
     return with_first_choices(setup, replace(new_state(copied), frozen=frozen, memory=memory))

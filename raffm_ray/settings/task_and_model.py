@@ -98,7 +98,7 @@ class PretrainSettings(Settings):
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="largest learning rate of AdamW; it falls to 0 at the end; default: as `local.learning_rate` with `adamw`",
+        description="largest learning rate of AdamW; it falls to 0 at the end; default: what `local.learning_rate` is by default with `adamw`",
     )
     weight_decay: float = Field(default=0.05, ge=0, description="weight decay of AdamW; none for biases and norms")
     warmup: float = Field(default=0.0, ge=0, lt=1, description="fraction of the steps in which the learning rate rises from 0")

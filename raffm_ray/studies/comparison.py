@@ -19,11 +19,12 @@ from raffm_ray.pool.worker_pool import open_pool
 from raffm_ray.preparation.baselines import alone, check_baselines, with_strategy
 from raffm_ray.preparation.equal_resources import Equalized, equalized, with_equal_budgets
 from raffm_ray.preparation.prepare import prepare
-from raffm_ray.reports.multi_run_report import flat, write_page
+from raffm_ray.reports.comparisons.report import flat, write_page
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.reports.seed_statistics import check_target
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.loop import Environment
+from raffm_ray.runs.progress import Notes
 from raffm_ray.runs.reader import of_a_run, read_rounds, read_summary
 from raffm_ray.runs.recorder import check_output
 from raffm_ray.runs.simulation import check_loggers, completed, starting
@@ -105,7 +106,7 @@ def _left(seconds: Sequence[float], waiting: int) -> str:
 def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> None:
     """Runs what is not finished; one pool a seed, since a seed divides the data anew."""
     seconds: list[float] = []
-    waiting = sum(not run.finished for run in runs)
+    waiting, notes = sum(not run.finished for run in runs), Notes(console)
     for seed in dict.fromkeys(run.seed for run in runs):
         own = [run for run in runs if run.seed == seed]
         for run in own:
@@ -115,7 +116,7 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
         if not missing:
             continue
         prepared = prepare(experiment.model_copy(update={"seed": seed}))
-        start = starting(prepared, console)
+        start = starting(prepared, console, notes)
         tell = partial(console.print, highlight=False)
         pool = open_pool(prepared.runner(), experiment.pool, tell, prepared.setup.device_types)
         try:
@@ -125,9 +126,8 @@ def _run_all(runs: Sequence[Run], experiment: Experiment, console: Console) -> N
                 console.print(f"{place}{_left(seconds, waiting)}", highlight=False)
                 began = time.perf_counter()
                 with locked(run.folder):
-                    completed(
-                        with_strategy(prepared, run.baseline), start, run.folder, Environment(pool, console, label=run.strategy)
-                    )
+                    environment = Environment(pool, console, label=run.strategy, notes=notes)
+                    completed(with_strategy(prepared, run.baseline), start, run.folder, environment)
                     checkpoint.remove(run.folder / "checkpoints")  # of many runs, each too large to keep
                 seconds.append(time.perf_counter() - began)
                 waiting -= 1

@@ -152,6 +152,7 @@ class _Driver:
         else:
             trial.set_user_attr("measures", measures)
             trial.set_user_attr("held_out", held_out)
+            trial.set_user_attr("hints", outcome.hints)
             for limit in self.search.limits:
                 trial.set_constraint(limit.text, limit.excess(means[limit.measure]))
             self.kept.tell(trial, [means[goal.measure] for goal in self.search.goals])

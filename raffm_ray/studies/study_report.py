@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import write_atomically
+from raffm_ray.reports.comparisons.sentences import common_warnings
 from raffm_ray.reports.seed_statistics import statistic
 from raffm_ray.runs.recorder import write_json
 from raffm_ray.settings.loading import dump
@@ -97,7 +98,16 @@ def analysis(kept: optuna.Study, search: CheckedStudy) -> dict[str, Any]:
         "metric_share": study.metric_share,
         "enough": list(choice.enough) if choice else [],
         "importances": importances_of(kept),
+        "hints": _shared_hints(kept, choice.best if choice else None),
     }
+
+
+def _shared_hints(kept: optuna.Study, best: int | None) -> list[str]:
+    """The warnings of every run of every complete trial, with the words of the best one, or else of the first."""
+    complete = [trial for trial in kept.trials if trial.state is TrialState.COMPLETE]
+    complete.sort(key=lambda trial: trial.number != best)
+    hints = {f"trial {trial.number}": trial.user_attrs.get("hints", [[]]) for trial in complete}
+    return common_warnings(hints)
 
 
 def write_analysis(kept: optuna.Study, search: CheckedStudy, folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from raffm_ray.basics.formatting import human_bytes, human_flops, human_joules, human_seconds, setting_text
 from raffm_ray.basics.tables import WordTable
 from raffm_ray.data.metrics import unit
-from raffm_ray.reports.comparison_table import with_error
+from raffm_ray.reports.comparisons.sentences import with_error
 from raffm_ray.reports.seed_statistics import Statistic
 from raffm_ray.studies.trial import HELD_OUT
 
@@ -79,6 +79,7 @@ def notes(content: Mapping[str, Any], marks: bool = True) -> list[str]:
     elif marks:
         asked = any(row["enqueued"] and row["values"] and row["number"] not in content["front"] for row in rows)
         lines.append(f"* best: {content['rule']}" + "; ° came first because it was asked for, and is not on the front" * asked)
+    lines += content.get("hints", [])
     lines.append("chosen on the validation part; the held-out part is measured for what is chosen, and decides nothing")
     if content["importances"]:
         lines.append("importance: " + ", ".join(f"{key} {100 * share:.0f}%" for key, share in content["importances"].items()))

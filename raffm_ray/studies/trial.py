@@ -9,7 +9,7 @@ from typing import Any
 from raffm_ray.basics.errors import BadUpdateError, ClientError, UserError, WorkerLostError
 from raffm_ray.basics.files import LOCK, in_turn
 from raffm_ray.data.metrics import worst
-from raffm_ray.reports.comparison_table import MEASURES
+from raffm_ray.reports.comparisons.content import MEASURES
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.rounds.rows import RoundRow
 from raffm_ray.runs.simulation import resume, simulate
@@ -54,10 +54,12 @@ class TrialTask:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended. `measures`: of `CHOSEN_BY`, a value a seed; `held_out`: the same of `HELD_OUT`; `reason`: why it failed, else ""."""
+    """How a trial ended. `measures`: of `CHOSEN_BY`, a value a seed; `held_out`: the same of `HELD_OUT`; `hints`: by seed, what its run says of itself;
+    `reason`: why it failed, else ""."""
 
     measures: Mapping[str, list[float | None]] = field(default_factory=dict)
     held_out: Mapping[str, list[float | None]] = field(default_factory=dict)
+    hints: Sequence[Sequence[str]] = ()
     reason: str = ""
     pruned: bool = False
 
@@ -76,6 +78,7 @@ def run_trial(work: TrialTask, report: Report) -> Outcome:
 
     measures: dict[str, list[float | None]] = {name: [] for name in CHOSEN_BY}
     held_out: dict[str, list[float | None]] = {name: [] for name in HELD_OUT}
+    hints: list[list[str]] = []
     for position, experiment in enumerate(work.experiments):
         folder = work.folder / f"seed-{experiment.seed}"
         watch = on_round if position == 0 else None
@@ -90,7 +93,8 @@ def run_trial(work: TrialTask, report: Report) -> Outcome:
             return Outcome(pruned=True)
         except (UserError, ClientError, BadUpdateError, WorkerLostError) as error:
             return Outcome(reason=str(error))
+        hints.append(summary["hints"])
         for found, asked in ((measures, CHOSEN_BY), (held_out, HELD_OUT)):
             for name, value in asked.items():
                 found[name].append(value(summary))
-    return Outcome(measures=measures, held_out=held_out)
+    return Outcome(measures=measures, held_out=held_out, hints=hints)

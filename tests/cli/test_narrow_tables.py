@@ -19,7 +19,7 @@ from raffm_ray.fleet.cluster_description import load_cluster
 from raffm_ray.fleet.cluster_placement import placed, placement_table, predicted
 from raffm_ray.fleet.device_plans import device_type_rows, provisional_ranking
 from raffm_ray.preparation.prepare import Prepared, prepare
-from raffm_ray.reports import comparison_table
+from raffm_ray.reports.comparisons.table import tables
 from raffm_ray.reports.run_story import summary_table
 from raffm_ray.studies import study_text
 
@@ -73,7 +73,7 @@ def told_comparison(_: Prepared) -> RenderableType:
     one |= {"bytes": value(5e9), "simulated_seconds": value(123.0), "energy_joules": value(456.0)}
     one |= {"flops_a_client": value(5e9), "over_budget": value(0.25)}
     content = {"name": "tiny", "metric": "accuracy", "rounds": 2, "seeds": [0, 1, 2], "strategies": dict.fromkeys(LONG, one)}
-    return Group(*comparison_table.tables({**content, "clients": 12, "params": 1000}))
+    return Group(*tables({**content, "clients": 12, "params": 1000}))
 
 
 def told_study(_: Prepared) -> RenderableType:
@@ -178,6 +178,6 @@ def test_no_word_is_cut(prepared: Prepared, kind: str) -> None:
 
 
 def test_control_a_plain_table_of_the_same_cuts_words(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raffm_ray.reports.comparison_table.WordTable", Table)
+    monkeypatch.setattr("raffm_ray.reports.comparisons.table.WordTable", Table)
     told = told_comparison(prepared)
     assert not all(words_of(table) <= set(printed(told).split()) for table in tables_in(told))

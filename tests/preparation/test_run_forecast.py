@@ -33,9 +33,10 @@ from raffm_ray.preparation.memory_forecast import (
 )
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.run_forecast import held_line
+from raffm_ray.runs.evaluation import calls_of
 from raffm_ray.runs.simulation import simulate
 from raffm_ray.server.early_stopping import is_evaluated
-from raffm_ray.server.ranking import plain_state
+from raffm_ray.server.ranking import begin_calibration, plain_state, random_state
 from raffm_ray.server.round_schedule import planned_work
 from raffm_ray.server.rounds import begin_round
 from raffm_ray.server.state import ServerState
@@ -54,32 +55,40 @@ def state(prepared: Prepared) -> ServerState:
 
 
 class Clockwork:
-    """A pool whose clients take `client` seconds and `flop` seconds a FLOP, and the first time ten times as long."""
+    """A pool whose clients take `client` seconds and `flop` seconds a FLOP, and ten times as long for more steps than any had before: what they
+    need is made first. It answers at once with `flop` seconds a FLOP. `now`: what its clock says."""
 
     workers = 2
 
     def __init__(self, prepared: Prepared, flop: float, client: float) -> None:
-        self.setup, self.flop, self.client, self.profile, self.runs = prepared.setup, flop, client, Profile(), 0
-        self.calls: list[Call] = []
+        self.prepared, self.setup, self.flop, self.client, self.profile = prepared, prepared.setup, flop, client, Profile()
+        self.calls, self.runs, self.now, self.made = list[Call](), 0, 0.0, 0
 
     def run(self, flat: Any, calls: Sequence[Call], progress: Any, *rest: Any) -> Iterator[tuple[Any, Any]]:
-        self.runs += 1
         self.calls += calls
-        slower = 10 if self.runs == 1 else 1
+        self.runs += 1
+        evaluated = [call for call in calls if call.method == "evaluate"]
+        self.now += self.flop * time_forecast._evaluation_flops(self.prepared, evaluated) / self.workers
+        steps = max((call.context.local.steps or 0 for call in calls), default=0)
+        slower, self.made = (10 if steps > self.made else 1), max(steps, self.made)
         for call in calls:
             reports = []
-            local = self.setup.experiment.model_copy(update={"local": call.context.local})
-            setup = replace(self.setup, experiment=local)
-            for job in call.arguments[0]:
+            setup = replace(self.setup, experiment=self.setup.experiment.model_copy(update={"local": call.context.local}))
+            for job in call.arguments[0] if call.method == "block" else ():
                 report = planned_work(setup, call.context, job)
                 seconds = self.client + self.flop * training_flops(setup, call.context, report)
                 reports.append(replace(report, seconds=slower * seconds))
             yield Update({}, tuple(reports)), np.zeros(0)
 
+    def rough(self, runs: Sequence[Prepared], monkeypatch: pytest.MonkeyPatch) -> float:
+        """The rough forecast by its clock."""
+        monkeypatch.setattr(time_forecast, "perf_counter", lambda: self.now)
+        return time_forecast.rough_seconds(runs, calls_of, self)  # type: ignore[arg-type]
+
 
 def test_rates_are_told_apart_from_what_a_client_takes_whatever_its_steps(prepared: Prepared, state: ServerState) -> None:
     work, pool = begin_round(prepared.setup, state), Clockwork(prepared, 1e-9, 0.25)
-    rates = time_forecast._training_rates(prepared.setup, state, work, pool)  # type: ignore[arg-type]
+    rates = time_forecast._training_rates(prepared.setup, state, work, pool, time_forecast.MOST_PLANS)  # type: ignore[arg-type]
     assert set(rates) == {
         prepared.setup.costs(work.context.plans[plan]).params for plan in (0, len(work.context.plans) - 1)
     } | set(rates)
@@ -106,28 +115,40 @@ def test_a_rounds_seconds_are_those_of_its_clients_on_its_workers(prepared: Prep
     assert time_forecast._makespan([], 2) == 0.0
 
 
-def test_the_rough_forecast_is_that_of_one_rate_over_all_rounds_rankings_and_evaluations(prepared: Prepared) -> None:
-    setup, pools = prepared.setup, [Clockwork(prepared, flop, 0.0) for flop in (1e-9, 2e-9)]
-    slow, slower = (time_forecast.rough_seconds([prepared], pool) for pool in pools)  # type: ignore[arg-type]
-    assert slower == pytest.approx(2 * slow)
-    both = time_forecast.rough_seconds([prepared, prepared], Clockwork(prepared, 1e-9, 0.0))  # type: ignore[arg-type]
-    assert both == pytest.approx(2 * slow)
-    assert {call.context.local.steps for call in pools[0].calls} == {1, time_forecast.STEPS}  # a small part is timed
-    sizes = {
-        setup.costs(call.context.plans[job.plan]).params
-        for call in pools[0].calls
-        for job in call.arguments[0]
-        if job.plan is not None
-    }
-    assert max(sizes) < setup.costs(Plan()).params  # of the smallest plan
-    state = time_forecast._drawn_state(setup)
+def test_the_rough_forecast_is_that_of_all_rounds_rankings_and_evaluations(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, pool = prepared.setup, Clockwork(prepared, 1e-9, 0.0)
+    rough = pool.rough([prepared], monkeypatch)
+    state = random_state(setup, torch.Generator().manual_seed(0))
     rates = time_forecast.Rates({0: time_forecast.PlanRate(1e-9, 0.0)}, 0.0, 0.0, 0.0)
     works = [begin_round(setup, replace(state, round=number)) for number in range(setup.experiment.rounds)]
-    rounds = sum(time_forecast._makespan(time_forecast._block_seconds(setup, work, rates), 2) for work in works)
-    full = 1e-9 * setup.costs(Plan()).forward_flops * len(prepared.task.held_out) / 2
+    ranking = begin_calibration(setup, state)
+    assert ranking is not None
+    spans = [time_forecast._makespan(time_forecast._block_seconds(setup, work, rates), 2) for work in (*works, ranking)]
     evaluations = 1 + sum(is_evaluated(setup.experiment, number + 1) for number in range(setup.experiment.rounds))
-    assert rounds + evaluations * full < slow
-    assert slow < 2 * (rounds + evaluations * full * (1 + len(setup.budgets)))
+    one = 1e-9 * time_forecast._evaluation_flops(prepared, calls_of(prepared, state)) / 2
+    assert rough == pytest.approx(sum(spans) + evaluations * one)
+    timed = {setup.costs(call.context.plans[job.plan]).params for call in pool.calls for job in _jobs(call)}
+    trained = {setup.costs(works[0].context.plans[job.plan]).params for job in works[0].jobs if job.plan is not None}
+    assert {min(trained), max(trained)} == timed  # a rate of one size is not that of another
+    assert len(trained) > 2
+
+
+def _jobs(call: Call) -> Sequence[Any]:
+    return call.arguments[0] if call.method == "block" else ()
+
+
+def test_a_rough_forecast_times_every_way_of_training_once(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = prepare(tiny_experiment(pool={"backend": "in_process", "stack_clients": 1}, strategy={"prefix": "one"}))
+    pools = [Clockwork(prepared, 1e-9, 0.0) for _ in range(3)]
+    one, both, unlike = (
+        pool.rough(runs, monkeypatch) for pool, runs in zip(pools, ([prepared], [prepared] * 2, [prepared, other]), strict=True)
+    )
+    assert both == pytest.approx(2 * one)
+    assert pools[1].runs == pools[0].runs
+    assert pools[2].runs == 2 * pools[0].runs
+    assert unlike > one
 
 
 def test_sums_wait_for_the_blocks_before_them() -> None:

@@ -22,7 +22,7 @@ from raffm_ray.basics.errors import UserError
 from raffm_ray.cli import commands
 from raffm_ray.cli.main import main as cli
 from raffm_ray.reports import comparison_picture, live
-from raffm_ray.reports.multi_run_report import labels, write_comparison
+from raffm_ray.reports.comparisons.report import labels, write_comparison
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.reports.run_story import made_with_facts
 from raffm_ray.reports.seed_statistics import progress

@@ -5,14 +5,13 @@ import pytest
 from scipy.stats import ttest_rel
 
 from raffm_ray.basics.errors import UserError
+from raffm_ray.reports.comparisons.sentences import told_difference, told_of_target
 from raffm_ray.reports.run_story import lead
 from raffm_ray.reports.seed_statistics import (
     check_target,
     paired_difference,
     standard_error_of_share,
     to_target,
-    told_difference,
-    told_of_target,
     until_reached,
 )
 

@@ -1,7 +1,8 @@
 """Tables: values stand under their own headings, and are sorted by their own numbers."""
 
-from raffm_ray.reports.comparison_table import comparison_content, headings_and_rows, notes, orders
-from raffm_ray.reports.seed_statistics import CLIENT_MEASURES
+from raffm_ray.reports.comparisons.content import CLIENT_MEASURES, comparison_content
+from raffm_ray.reports.comparisons.sentences import notes
+from raffm_ray.reports.comparisons.table import headings_and_rows, orders
 
 
 def value(mean: float) -> dict[str, float | None]:

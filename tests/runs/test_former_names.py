@@ -15,7 +15,7 @@ from conftest import tiny_experiment
 from outcomes import shown_by_tensorboard, without_real
 
 from raffm_ray.basics.errors import UserError
-from raffm_ray.reports.multi_run_report import labels, write_comparison
+from raffm_ray.reports.comparisons.report import labels, write_comparison
 from raffm_ray.runs import checkpoint
 from raffm_ray.runs.reader import read_configuration, read_rounds, read_summary, with_present_keys
 from raffm_ray.runs.recorder import digest_of, record_names

@@ -15,8 +15,9 @@ from rich.console import Console
 from raffm_ray.basics.errors import UserError
 from raffm_ray.cli.main import main as cli
 from raffm_ray.preparation.prepare import prepare
-from raffm_ray.reports.comparison_picture import mean_curve
-from raffm_ray.reports.comparison_table import notes, rows_of_runs
+from raffm_ray.reports.comparisons.content import rows_of_runs
+from raffm_ray.reports.comparisons.picture import mean_curve
+from raffm_ray.reports.comparisons.sentences import notes
 from raffm_ray.reports.run_picture import sizes_of
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.reports.seed_statistics import statistic
@@ -247,6 +248,21 @@ def test_an_interrupted_comparison_says_how_to_go_on(out, tmp_path, capsys, monk
     monkeypatch.setattr("raffm_ray.studies.comparison.completed", interrupted)
     assert cli(["compare", str(config), "--out", str(out)]) == 130
     assert f"the same command with --out {out} goes on" in capsys.readouterr().err
+
+
+def test_runs_that_learn_nothing_say_so_once(tmp_path) -> None:
+    still = {
+        "model": {"seed": 0, "pretrain": {"epochs": 0}},
+        "local": {"learning_rate": 1e-12},
+        "evaluation": {"every": 1, "sizes": 0},
+    }
+    shown, lazy = io.StringIO(), tiny_experiment(rounds=1, baselines=("heterofl",), salience={"metric": "l2"}, **still)
+    content = compare(lazy, SEEDS, tmp_path / "out", Console(file=shown, width=400))
+    for told in ("the full model starts at chance", "the run ends no better than it began"):
+        assert shown.getvalue().count(told) == 1
+        (line,) = [line for line in notes(content) if told in line]
+        assert "(all 4 runs" in line
+    assert {key: len(own) for key, own in content["hints"].items()} == dict.fromkeys(NAMES, 2)
 
 
 def test_refused_updates_are_noted(compared) -> None:

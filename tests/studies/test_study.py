@@ -41,6 +41,7 @@ from raffm_ray.studies import study as studies
 from raffm_ray.studies import study_picture, study_report
 from raffm_ray.studies.study import run_study
 from raffm_ray.studies.study_settings import load_study
+from raffm_ray.studies.study_text import notes
 from raffm_ray.studies.trial import CHOSEN_BY, Outcome
 
 RATE, METRIC = "local.learning_rate", "salience.metric"
@@ -328,6 +329,16 @@ def test_a_failed_trial_is_recorded_and_the_study_goes_on(tmp_path, quick) -> No
     only = load_study(written(tmp_path, trials=2, enqueue=[{METRIC: "l1", RATE: 1e-3}, {METRIC: "l1", RATE: 2e-3}], space=space))
     with pytest.raises(UserError, match="all 2 trials failed: l1 does not work here"):
         run_study(*only, tmp_path / "failed")
+
+
+def test_a_study_whose_trials_all_learn_nothing_says_so(tmp_path) -> None:
+    still = small(model={"seed": 0, "pretrain": {"epochs": 0}}).model_dump(mode="json")
+    space = {RATE: {"low": 1e-13, "high": 1e-12, "log": True}}
+    study, base = load_study(written(tmp_path / "still", experiment=still, space=space, trials=2))
+    content = run_study(study, base, tmp_path / "out")
+    (line,) = [line for line in notes(content) if "the run ends no better than it began" in line]
+    assert f"; the numbers are of trial {content['best']})" in line or line.endswith("(all 2 runs)")
+    assert "the run ends no better than it began" in (tmp_path / "out" / "study.html").read_text()
 
 
 def test_another_study_in_the_folder_is_refused_and_more_trials_are_not(tmp_path, quick) -> None:

@@ -5,7 +5,7 @@ import json
 from conftest import tiny_experiment
 
 from raffm_ray.cli.main import main
-from raffm_ray.reports.comparison_table import notes
+from raffm_ray.reports.comparisons.sentences import notes
 from raffm_ray.settings.loading import dump, load
 from raffm_ray.studies.comparison import compare
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS

@@ -1,14 +1,11 @@
 """A model that is much larger than what is trained of it: memory and bytes of rounds of a LLaMA whose frozen part is in bfloat16."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
-from math import prod
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from raffm_ray.basics.machine import peak_rss_bytes
 from raffm_ray.benchmarks.bare_ray import stored_bytes
@@ -16,10 +13,8 @@ from raffm_ray.benchmarks.measurement import Backend, Bench, Row, interleaved
 from raffm_ray.benchmarks.rounds import federation
 from raffm_ray.benchmarks.synthetic_data import synthetic
 from raffm_ray.benchmarks.warm_processes import in_fresh_process
-from raffm_ray.models.architecture import Architecture
-from raffm_ray.models.freezing import frozen_length, frozen_views
 from raffm_ray.preparation.prepare import Prepared
-from raffm_ray.server.state import ServerState, new_state, with_first_choices
+from raffm_ray.server.ranking import random_state
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -36,8 +31,6 @@ LLAMA: dict[str, Any] = {
 TINY = {**LLAMA, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 1000}
 RANKS = {"v100": 32, "jetson_agx_orin": 16, "laptop": 8, "raspberry_pi_5": 4}
 """Ranks of the adapters by device type; one client has each."""
-DRAWN = 1 << 20
-"""Random numbers that are drawn; a larger tensor repeats them."""
 BYTES_RATIO, DRIVER_GIGABYTES, WORKER_GIGABYTES = 1.2, 4.0, 2.5
 """The most bytes on the wire over those of what is trained, and the most that the driver and a worker hold besides the object store."""
 
@@ -73,23 +66,6 @@ def prepared_large(config: dict[str, Any], ranks: bool) -> Prepared:
     return synthetic(config=config, kind="texts", clients=count, per_round=count, local=local, examples=2, **changes)
 
 
-def _filled(values: Tensor, drawn: Tensor) -> None:
-    for part in values.view(-1).split(len(drawn)):
-        part.copy_(drawn[: len(part)])
-
-
-def random_state(prepared: Prepared) -> ServerState:
-    """The state before round 1 of random parameters. They are never all there in float32, which would be what takes most memory."""
-    architecture: Architecture = prepared.setup.architecture
-    drawn = 0.02 * torch.randn(DRAWN, generator=torch.Generator().manual_seed(0))
-    trained = torch.empty(sum(map(prod, architecture.trained_shapes.values())))
-    frozen = torch.zeros(frozen_length(architecture), dtype=architecture.frozen_dtype)
-    _filled(trained, drawn)
-    for values in frozen_views(frozen, architecture).values():
-        _filled(values, drawn)
-    return with_first_choices(prepared.setup, replace(new_state(trained), frozen=frozen))
-
-
 def watched(action: Callable[[], None], look: Callable[[], float]) -> float:
     """The most that `look` saw while the action ran."""
     seen, done = [look()], Event()
@@ -111,7 +87,7 @@ def watched(action: Callable[[], None], look: Callable[[], float]) -> float:
 def measured(config: dict[str, Any], ranks: bool, workers: int, backend: Backend) -> Measured:
     """What two rounds take, in this process and its workers."""
     prepared = prepared_large(config, ranks)
-    state = random_state(prepared)
+    state = random_state(prepared.setup, torch.Generator().manual_seed(0))
     frozen = state.frozen.numel() * state.frozen.element_size()
     with federation(prepared, prepared.runner(), workers, backend, state) as rounds:
         work = rounds.next()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.files import write_atomically
 from raffm_ray.data.metrics import shown
-from raffm_ray.reports.comparison_table import markdown
+from raffm_ray.reports.comparisons.table import markdown
 from raffm_ray.runs.reader import read_summary
 from raffm_ray.studies.published.origin import Origin, facts_of, read_origin, starts_of
 

@@ -6,11 +6,12 @@ from typing import Any
 
 from raffm_ray.basics.errors import without_secrets
 from raffm_ray.data.metrics import shown, unit
-from raffm_ray.reports.comparison_picture import OVER
-from raffm_ray.reports.comparison_table import headings_and_rows, notes, orders, title, with_error
+from raffm_ray.reports.comparisons.picture import OVER
+from raffm_ray.reports.comparisons.sentences import notes, signed, told_difference, with_error
+from raffm_ray.reports.comparisons.table import headings_and_rows, orders, title
 from raffm_ray.reports.page import Cell, Page, Picture, Section, Table, csv_text, render
 from raffm_ray.reports.run_story import made_with_facts, named, setting_facts
-from raffm_ray.reports.seed_statistics import CONFIDENCE, SPENT, error_of_share, signed, told_difference
+from raffm_ray.reports.seed_statistics import CONFIDENCE, SPENT, error_of_share
 from raffm_ray.runs.made_with import read_starts
 from raffm_ray.runs.reader import read_configuration, read_summary
 

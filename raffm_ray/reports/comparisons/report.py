@@ -8,14 +8,10 @@ from typing import Any
 from raffm_ray.basics.errors import UserError, shortened
 from raffm_ray.basics.formatting import setting_text
 from raffm_ray.data.metrics import METRICS
-from raffm_ray.reports.comparison_page import comparison_page
-from raffm_ray.reports.comparison_picture import draw_comparison
-from raffm_ray.reports.comparison_table import (
-    Summaries,
-    comparison_content,
-    markdown,
-    rows_of_runs,
-)
+from raffm_ray.reports.comparisons.content import Summaries, comparison_content, rows_of_runs
+from raffm_ray.reports.comparisons.page import comparison_page
+from raffm_ray.reports.comparisons.picture import draw_comparison
+from raffm_ray.reports.comparisons.table import markdown
 from raffm_ray.reports.run_report import import_metric
 from raffm_ray.reports.seed_statistics import progress, to_target
 from raffm_ray.runs.reader import of_a_run, read_configuration, read_rounds, read_summary
