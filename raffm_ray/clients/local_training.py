@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raffm_ray.axes.indexing import Selection, scatter_add_selected, take_selected
-from raffm_ray.data.class_batches import balanced_batches, draw_by_class
+from raffm_ray.data.class_batches import balanced_batches, draw_by_class, kept_classes
 from raffm_ray.data.examples import Examples, batches, batches_of_like_length, sent, steps_of
 from raffm_ray.models.objectives import Objective, adjusted, logit_offsets
 from raffm_ray.settings.experiment import LocalSettings
@@ -219,9 +219,11 @@ class ClientData:
         """[classes]: what its own shares of the classes add to its logits in training, None where nothing does."""
         if not training.class_shares:
             return None
-        balanced = training.local.label_skew == "balanced_batches"
-        offsets = logit_offsets(self._classes(examples), training.class_shares, balanced)
-        return sent(torch.from_numpy(offsets), device)
+        classes, shares = self._classes(examples), training.class_shares
+        own = np.bincount(classes, minlength=len(shares)) / len(classes)
+        if training.local.label_skew == "balanced_batches":
+            own = np.where(kept_classes(classes, shares), shares, 0.0)
+        return sent(torch.from_numpy(logit_offsets(own, shares)), device)
 
     def _classes(self, examples: Examples) -> NDArray[np.int64]:
         assert isinstance(examples.labels, np.ndarray)  # where there are shares of classes

@@ -245,19 +245,17 @@ MISSING = -1e4
 """Added to the logit of a class that a client has no example of: its probability is 0 in float32, and nothing is divided by it."""
 
 
-def logit_offsets(labels: NDArray[np.int64], class_shares: Sequence[float], balanced: bool = False) -> NDArray[np.float32]:
+def logit_offsets(own_shares: NDArray[np.float64], class_shares: Sequence[float]) -> NDArray[np.float32]:
     """[classes]: what is added to a client's logits while it trains, so that the model between learns what holds for all clients.
 
-    `labels`: the classes of its examples; `class_shares`: those of all clients' examples; `balanced`: whether its batches have these already. Where clients differ in how often a class occurs
+    `own_shares`: of the classes in its batches, 0 for those that it leaves out; `class_shares`: in all clients' examples. Where clients differ in how often a class occurs
     and in nothing else, the chance of a class y at a client is proportional to p(y | x) q(y) / p(y), with q its own shares and p all
     clients' (Saerens et al. 2002, equation 4): log(q / p) is added, as in logit adjustment (Menon et al. 2021, equation 10),
     which FedLC (Zhang et al. 2022) does at every client. A class that it lacks is left out, as FedRS does (Li and Zhan 2021); 0 for one that nobody has.
     """
-    all_clients = np.asarray(class_shares)
-    own = np.bincount(labels, minlength=len(all_clients)) / len(labels)
-    there = own > 0
+    all_clients, there = np.asarray(class_shares), own_shares > 0
     offsets = np.where(all_clients > 0, MISSING, 0.0)
-    offsets[there] = 0.0 if balanced else np.log(own[there] / all_clients[there])
+    offsets[there] = np.log(own_shares[there] / all_clients[there])
     return offsets.astype(np.float32)
 
 

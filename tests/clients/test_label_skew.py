@@ -34,17 +34,15 @@ def test_a_client_of_other_shares_needs_exactly_these_offsets_to_agree_with_all(
         return joint / joint.sum(0)
 
     logits = torch.from_numpy(np.log(posterior(all_clients)).T)
-    labels = np.repeat(np.arange(3), [1, 2, 7])
-    for balanced, wanted in ((False, True), (True, False)):
-        offsets = logit_offsets(labels, all_clients.tolist(), balanced)
+    for shares, wanted in ((own, True), (all_clients, False), (own[::-1], False)):
+        offsets = logit_offsets(shares, all_clients.tolist())
         found = (logits + torch.from_numpy(offsets)).softmax(-1).numpy().T
         assert np.allclose(found, posterior(own), atol=1e-6) is wanted
 
 
 def test_a_class_that_a_client_lacks_is_left_out_and_one_that_nobody_has_stays() -> None:
-    offsets = logit_offsets(np.array([0, 0, 2, 2]), (0.5, 0.25, 0.25, 0.0))
+    offsets = logit_offsets(np.array([0.5, 0.0, 0.5, 0.0]), (0.5, 0.25, 0.25, 0.0))
     assert offsets == pytest.approx([0.0, MISSING, np.log(2.0), 0.0])
-    assert logit_offsets(np.array([0, 0, 2, 2]), (0.5, 0.25, 0.25, 0.0), balanced=True).tolist() == [0.0, MISSING, 0.0, 0.0]
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels = torch.tensor([0, 2, 0, 2, 2])
     loss = adjusted(OBJECTIVES[HEAD], torch.from_numpy(offsets)).loss(SimpleNamespace(logits=logits), labels, "mean")

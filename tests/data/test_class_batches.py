@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from raffm_ray.data.class_batches import balanced_batches, draw_by_class
+from raffm_ray.data.class_batches import balanced_batches, draw_by_class, kept_classes
 from raffm_ray.data.examples import step_sizes
 
 SHARE = np.arange(100, 137)
@@ -54,3 +54,14 @@ def test_steps_are_as_large_as_without_and_texts_of_like_length_stand_together(s
 def test_one_class_alone_is_a_plain_pass() -> None:
     drawn = draw_by_class(SHARE[:30], CLASSES[:30], SHARES, 16, 2, np.random.default_rng(5))
     assert sorted(drawn.tolist()) == SHARE[:30].tolist()
+
+
+def test_a_class_of_which_a_client_has_hardly_any_is_left_out() -> None:
+    shares = (0.5, 0.5)
+    for few, kept in ((0, False), (4, False), (5, True), (50, True)):
+        classes = np.array([0] * few + [1] * (100 - few))
+        assert kept_classes(classes, shares).tolist() == [kept, True]
+        drawn = draw_by_class(np.arange(100), classes, shares, 10, 30, np.random.default_rng(6))
+        assert (0 in classes[drawn]) is kept
+        assert max(Counter(drawn.tolist()).values()) < 2 * 10 * 3  # three passes, at most ten times in each, but for chance
+    assert kept_classes(np.array([2]), (0.2, 0.7, 0.1)).tolist() == [False, False, True]
