@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raffm_ray.axes.indexing import Selection, scatter_add_selected, take_selected
-from raffm_ray.data.class_batches import balanced_batches, draw_by_class, kept_classes
 from raffm_ray.data.examples import Examples, batches, batches_of_like_length, sent, steps_of
+from raffm_ray.data.label_skew.class_batches import balanced_batches, draw_by_class, kept_classes
 from raffm_ray.models.objectives import Objective, adjusted, logit_offsets
 from raffm_ray.settings.experiment import LocalSettings
 from raffm_ray.subnetworks.client_optimizers import OPTIMIZERS, ParameterGroups

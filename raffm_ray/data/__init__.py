@@ -4,14 +4,13 @@ Open to other packages:
 
 - `tasks`: a data set as arrays: public, clients', held-out and validation parts
 - `examples`: columns of arrays, and batches of them
-- `class_batches`: batches with other shares of the classes than a client's examples have
 - `encoding`: tokenizes texts and decodes images into cached, memory-mapped columns
 - `sources`: reads data with the `datasets` library
 - `inspection`: what is in a data set that nobody has described
 - `metrics`: accuracy, F1, perplexity and others
 - `data_summary`: what the data looks like, before anything is trained
 - `partition`: which client owns which examples
-- `label_distribution`: how many examples of each label a client owns
+- `label_skew`: how unlike clients are in the labels that they own, and batches that make up for it
 - `shares`: the record and the table of who owns what
 - `task_types`: classification, regression, question answering, language modelling: rows to model inputs
 
@@ -28,12 +27,11 @@ Start reading at `tasks`.
 """
 
 __all__ = [
-    "class_batches",
     "data_summary",
     "encoding",
     "examples",
     "inspection",
-    "label_distribution",
+    "label_skew",
     "metrics",
     "partition",
     "shares",

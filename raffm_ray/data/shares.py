@@ -17,7 +17,7 @@ from raffm_ray.basics.errors import UserError, in_short
 from raffm_ray.basics.files import read_whole, write_atomically
 from raffm_ray.basics.seeding import generator
 from raffm_ray.basics.tables import WordTable
-from raffm_ray.data.label_distribution import Indices, LabelDistribution
+from raffm_ray.data.label_skew.label_distribution import Indices, LabelDistribution
 
 
 def by_device(device_types: Sequence[str], names: Iterable[str]) -> dict[str, Indices]:

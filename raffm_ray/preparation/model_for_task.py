@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raffm_ray.basics.errors import UserError, in_short, near_miss
 from raffm_ray.data.examples import Examples
-from raffm_ray.data.label_distribution import label_distribution_of
+from raffm_ray.data.label_skew.label_distribution import label_distribution_of
 from raffm_ray.data.tasks import Task, check_labels
 from raffm_ray.models.adapters.peft_files import adapter_settings
 from raffm_ray.models.architecture import Architecture, adapted, architecture_of, new_model, with_sketches

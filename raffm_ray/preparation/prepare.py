@@ -12,7 +12,7 @@ from raffm_ray.basics.seeding import generator
 from raffm_ray.clients.augmentation import check_augmentation
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.reach.own_words import own_words
-from raffm_ray.data.label_distribution import LabelDistribution, label_distribution_of
+from raffm_ray.data.label_skew.label_distribution import LabelDistribution, label_distribution_of
 from raffm_ray.data.partition import PARTITIONS, partition
 from raffm_ray.data.tasks import Task, head_of, load_task, needs_words
 from raffm_ray.devices.availability import AVAILABILITY

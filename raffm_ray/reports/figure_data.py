@@ -5,7 +5,7 @@ from itertools import accumulate
 from typing import Any
 
 from raffm_ray.basics.profiling import PHASES
-from raffm_ray.data.label_distribution import Indices, LabelDistribution
+from raffm_ray.data.label_skew.label_distribution import Indices, LabelDistribution
 from raffm_ray.data.metrics import worst
 from raffm_ray.reports.page import csv_text
 from raffm_ray.reports.run_picture import Rounds, Runs, bytes_of_full_round, sizes_of

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import ScalarFormatter
 
-from raffm_ray.data.label_distribution import Indices, LabelDistribution
+from raffm_ray.data.label_skew.label_distribution import Indices, LabelDistribution
 from raffm_ray.data.shares import dealt_at_random
 from raffm_ray.reports.drawing import plt
 

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from raffm_ray.data.class_batches import balanced_batches, draw_by_class, kept_classes
 from raffm_ray.data.examples import step_sizes
+from raffm_ray.data.label_skew.class_batches import balanced_batches, draw_by_class, kept_classes
 
 SHARE = np.arange(100, 137)
 CLASSES = np.array([0] * 30 + [2] * 5 + [3] * 2)

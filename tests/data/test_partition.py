@@ -15,7 +15,7 @@ from rich.console import Console
 from raffm_ray.basics.errors import UserError
 from raffm_ray.basics.seeding import generator
 from raffm_ray.cli.main import main as cli
-from raffm_ray.data.label_distribution import LabelDistribution, label_distribution_of
+from raffm_ray.data.label_skew.label_distribution import LabelDistribution, label_distribution_of
 from raffm_ray.data.partition import PARTITIONS, partition
 from raffm_ray.data.shares import by_device, read_shares, share_rows, share_table, write_shares
 from raffm_ray.devices.correlation import correlated_ranks
