@@ -21,7 +21,8 @@ from html_pages import data_of, lacks, of, rows_of
 from raffm_ray.basics.errors import UserError
 from raffm_ray.cli import commands
 from raffm_ray.cli.main import main as cli
-from raffm_ray.reports import comparison_picture, live
+from raffm_ray.reports import live
+from raffm_ray.reports.comparisons import picture
 from raffm_ray.reports.comparisons.report import labels, write_comparison
 from raffm_ray.reports.run_report import write_report
 from raffm_ray.reports.run_story import made_with_facts
@@ -141,10 +142,10 @@ def test_names_of_many_settings_leave_the_panels_room(runs, tmp_path, settings, 
     many = ", ".join(f"raspberry_pi_{number}.params 0.1234" for number in range(settings))
     strategies = {f"{name}, {many}": one for name, one in content["strategies"].items()}
     drawn = []
-    monkeypatch.setattr(comparison_picture.plt, "close", drawn.append)
+    monkeypatch.setattr(picture.plt, "close", drawn.append)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        comparison_picture.draw_comparison({**content, "strategies": strategies}, tmp_path / "long.png")
+        picture.draw_comparison({**content, "strategies": strategies}, tmp_path / "long.png")
     (figure,) = drawn
     wide = [axes.get_position().width * figure.get_figwidth() for axes in figure.axes]
     assert min(wide) > 2.5, "inches"
