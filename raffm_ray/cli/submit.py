@@ -34,7 +34,9 @@ BROUGHT = ("report.html", "report.png", "summary.json", "config.yaml")
 PLACE = "raffm-ray"
 """Where among Ray's logs, which the dashboard hands out, a job leaves that."""
 NOT_SENT = "runs/"
-"""Where runs are kept: it is not sent, whatever the ignore files say."""
+"""Where runs are kept: it is not sent, whatever the ignore files say. A folder of that name further down is."""
+EXCLUDED = f"/{NOT_SENT}"
+"""The same as a pattern of an ignore file."""
 LEFT_OUT = f"left out by a .gitignore or .rayignore, or in {NOT_SENT}, which is not sent"
 LARGEST_BYTES = 100 * 1024**2
 """Of the working directory: what a dashboard takes (Ray's DASHBOARD_CLIENT_MAX_SIZE)."""
@@ -97,7 +99,7 @@ def command(
         name,
     ]
     where = shlex.quote(there) if there else f'"$HOME"/raffm-ray-runs/{shlex.quote(name)}'
-    environment: dict[str, Any] = {"working_dir": str(here), "excludes": [NOT_SENT]} | ({"pip": pip.split(",")} if pip else {})
+    environment: dict[str, Any] = {"working_dir": str(here), "excludes": [EXCLUDED]} | ({"pip": pip.split(",")} if pip else {})
     with _one_line("submit: the job was refused"):
         client.submit_job(entrypoint=f"{shlex.join(told)} --out {where}", submission_id=name, runtime_env=environment)
     stays = f"; {NOT_SENT} stays here" if (here / NOT_SENT).is_dir() else ""
@@ -163,7 +165,7 @@ def sent_files(folder: Path) -> dict[Path, int]:
 
     silent = logging.Logger("silent", logging.CRITICAL)
     _dir_travel(
-        folder, [_get_excludes(folder, [*ray_constants.get_runtime_env_default_excludes(), NOT_SENT])], note, True, silent
+        folder, [_get_excludes(folder, [*ray_constants.get_runtime_env_default_excludes(), EXCLUDED])], note, True, silent
     )
     return found
 

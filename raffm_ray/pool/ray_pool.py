@@ -12,6 +12,7 @@ import ray
 
 from raffm_ray.axes.flat_parameters import NOTHING, Flat, is_same
 from raffm_ray.basics.errors import UserError, WorkerLostError
+from raffm_ray.basics.formatting import counted
 from raffm_ray.basics.plugins import Plugin, check_rows_reach_workers, use
 from raffm_ray.basics.profiling import Profile
 from raffm_ray.clients.client_runner import ClientRunner
@@ -29,6 +30,8 @@ NO_GPU = "pool: workers are to compute on a GPU, but torch sees none there (pool
 
 LOOK_SECONDS = 5.0
 """How often it is looked which nodes there are, while workers are waited for."""
+TOLD_SECONDS = 15.0
+"""After how long it is told that workers are waited for."""
 
 
 class _Worker(Worker):
@@ -107,7 +110,8 @@ class RayPool:
 
     def _await_ready(self, found: Sequence[int]) -> None:
         """Waits for as many workers of each worker group as there is room for, and for one at least."""
-        died, end = Counter[int](), monotonic() + READY_SECONDS
+        began, died, told = monotonic(), Counter[int](), False
+        end = began + READY_SECONDS
         while True:
             started = Counter(slot.worker_group for slot in self._slots if slot.place is not None)
             missing = sum(max(0, max(1, count) - started[worker_group]) for worker_group, count in enumerate(found))
@@ -115,14 +119,20 @@ class RayPool:
                 return
             asked = {slot.starting: slot for slot in self._slots if slot.place is None}
             ready, _ = ray.wait(list(asked), num_returns=1, timeout=min(LOOK_SECONDS, max(0.0, end - monotonic())))
+            if not ready and not told and monotonic() > began + TOLD_SECONDS:
+                told = True
+                self.note(
+                    f"pool: waiting for {missing} of {counted(self.workers, 'worker')} to start, at most {READY_SECONDS:.0f} s"
+                )
             if not ready and monotonic() < end:
                 found = capacity(self._worker_groups, ray.nodes())  # one may be gone
                 continue
             if not ready:
                 free = {name: ray.available_resources().get(name, 0) for name in ("CPU", "GPU")}
                 raise UserError(
-                    f"pool: {missing} of {self.workers} workers did not start within {READY_SECONDS:.0f} s; free now: {free} "
-                    "(is another run using them? pool.workers sets how many are wanted)"
+                    f"pool: {missing} of {self.workers} workers did not start within {READY_SECONDS:.0f} s; free now: {free}, load of this machine "
+                    f"{os.getloadavg()[0]:.1f} on {counted(os.cpu_count() or 1, 'core')}. Another run may have taken them (pool.workers sets how many are wanted), "
+                    "or other processes keep them from starting, as Ray gives its workers a low priority: pool.backend in_process needs none"
                 )
             slot = asked[ready[0]]
             try:

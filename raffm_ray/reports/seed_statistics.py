@@ -16,6 +16,9 @@ CONFIDENCE = 0.95
 SHARES = ("accuracy", "exact_match")
 """Metrics that are a share of right answers among all held-out examples."""
 
+SAME = 1e-9
+"""Differences of metrics that lie no further apart are the same."""
+
 
 def statistic(values: Sequence[float | None]) -> Statistic:
     """Mean and standard error of the mean, s / sqrt(n) with s over n - 1, of one value a seed.
@@ -86,11 +89,12 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[s
     """Mean of first - second over seeds that both have, in the same order, and its confidence interval.
 
     mean +- t s / sqrt(n) with Student's t of n - 1 degrees of freedom and s over n - 1 (Student 1908): paired, because a seed divides
-    the data and draws the clients of all strategies alike. `low` and `high` are None with a single seed; `seeds`: n.
+    the data and draws the clients of all strategies alike. `low` and `high` are None with a single seed, and where all differences are the same: their
+    spread, 0, says that the metric is coarse, not that the difference is sure. `seeds`: n.
     """
     differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     count, mean = len(differences), float(differences.mean())
-    if count < 2:
+    if count < 2 or float(np.ptp(differences)) < SAME:
         return {"mean": mean, "low": None, "high": None, "seeds": count}
     from scipy.stats import t
 

@@ -97,6 +97,10 @@ def _first_ranking(
                 "calibration: no client reported finite statistics of the starting model; its weights or data hold NaN"
             )
     elif setup.strategy.salience and statistic is not None:
+        told = (
+            f"{setup.experiment.strategy.name}: ranking the parameters, on {counted(len(prepared.task.public), 'public example')}"
+        )
+        display.console.print(told, highlight=False)
         with pool.profile.during("calibrate"):
             statistics = public_statistics(prepared, state, statistic)
     with pool.profile.during("plan"):

@@ -24,7 +24,7 @@ class LocalSettings(Settings):
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="learning rate of a client; default: by the optimizer and the model, see raffm_ray.preparation.defaults; the run's config.yaml says which",
+        description="learning rate of a client; default: by the optimizer and the model, see docs/how_to/training_options.md; the run's config.yaml says which",
     )
     client_update: str = Field(
         default="standard",

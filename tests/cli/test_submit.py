@@ -25,14 +25,14 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def test_what_is_sent_is_all_that_no_ignore_file_names(here) -> None:
-    for name in ("data/a.csv", "data/b.csv", "runs/x/model", "notes.txt", ".git/config"):
+    for name in ("data/a.csv", "data/b.csv", "runs/x/model", "package/runs/loop.py", "notes.txt", ".git/config"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(name)
     (here / ".gitignore").write_text("notes.md\n")
     (here / "notes.md").write_text("not sent")
     (here / ".rayignore").write_text("data/b.csv\n")
     sent = {str(path.relative_to(here)): size for path, size in submit.sent_files(here).items()}
-    assert {name for name in sent if not name.startswith(".")} == {"data/a.csv", "notes.txt", "tiny.yaml"}
+    assert {name for name in sent if not name.startswith(".")} == {"data/a.csv", "package/runs/loop.py", "notes.txt", "tiny.yaml"}
     assert ".git/config" not in sent
     assert sent["data/a.csv"] == 10
 

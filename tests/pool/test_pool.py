@@ -18,7 +18,7 @@ from raffm_ray.basics.errors import UserError, WorkerLostError
 from raffm_ray.basics.profiling import Profile
 from raffm_ray.clients.client_runner import ClientRunner
 from raffm_ray.clients.messages import Call, RoundContext
-from raffm_ray.pool import ray_start
+from raffm_ray.pool import ray_pool, ray_start
 from raffm_ray.pool.call_scheduler import CallScheduler, WorkerSlot, _InFlightCall
 from raffm_ray.pool.call_timeout import CallTimeout
 from raffm_ray.pool.dispatch import DEPTH
@@ -75,6 +75,15 @@ def results(pool: Any, asked: Sequence[Call], costs: Sequence[float] = (1.0,) * 
 
 
 EXPECTED = [(number, (FLAT * number + 1 + number % 2).tolist()) for number in range(CALLS)]
+
+
+def test_waiting_for_workers_is_told_once(four_cores, runner, monkeypatch) -> None:
+    monkeypatch.setattr(ray_pool, "LOOK_SECONDS", 0.01)
+    for seconds, wanted in ((-1.0, ["pool: waiting for 1 of 1 worker to start, at most 180 s"]), (1e9, [])):
+        monkeypatch.setattr(ray_pool, "TOLD_SECONDS", seconds)
+        told: list[str] = []
+        RayPool(runner, PoolSettings(workers=1), told.append).close()
+        assert told == wanted
 
 
 def test_results_come_in_call_order_whatever_the_costs(four_cores, runner, tmp_path) -> None:

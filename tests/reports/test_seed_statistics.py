@@ -41,6 +41,17 @@ def test_what_cannot_be_told_is_said() -> None:
     assert alone == "full model, raffm - full: +10.0 points; no difference can be told from 1 seed"
 
 
+def test_seeds_that_differ_by_the_same_do_not_make_a_difference_sure() -> None:
+    """Of a coarse metric: an interval without width would say that it is."""
+    same = paired_difference([0.938, 0.938], [0.942, 0.942])
+    assert (same["mean"], same["low"], same["high"]) == (pytest.approx(-0.004), None, None)
+    told = told_difference("accuracy", ("raffm", "full"), "full model", same)
+    assert told == (
+        "full model, raffm - full: -0.4 points; no difference can be told from 2 seeds that all differ by the same: they have no interval"
+    )
+    assert paired_difference([0.938, 0.938], [0.942, 0.943])["low"] is not None  # control
+
+
 def rows(*metrics: float | None) -> list[dict[str, float | None]]:
     """Records of rounds from 0 on, each of which moves 3 bytes, and takes 2 J and half a second."""
     costs = {"bytes_down": 2, "bytes_up": 1, "energy_joules": 2.0, "round_seconds": 0.5}

@@ -40,7 +40,8 @@ def told_difference(metric: str, names: tuple[str, str], what: str, found: Mappi
     sign, points = ("", " points") if unit(metric) else ("", "")
     lead = f"{what}, {first} - {second}: {signed(metric, found['mean'])}{sign}{points}"
     if found["low"] is None:
-        return f"{lead}; no difference can be told from 1 seed"
+        told = "1 seed" if found["seeds"] == 1 else f"{found['seeds']} seeds that all differ by the same: they have no interval"
+        return f"{lead}; no difference can be told from {told}"
     span = f"{lead}, {CONFIDENCE:.0%} t-interval {signed(metric, found['low'])} to {signed(metric, found['high'])}"
     told = "" if found["low"] > 0 or found["high"] < 0 else f"; no difference can be told from {found['seeds']} seeds"
     return span + told
