@@ -90,19 +90,14 @@ def with_defaults(experiment: Experiment, architecture: Architecture, new: Set[s
 
 
 def _label_skew(experiment: Experiment, known: bool, classes: bool) -> str:
-    """Raises UserError where something is to be done about it that cannot be."""
-    asked, update = experiment.local.label_skew, experiment.local.client_update
-    row, told = CLIENT_UPDATES.chosen(update, experiment.plugin_settings), "local.label_skew: must be ignore"
-    why = ""
-    if not classes:
-        why = f"{told} for task {experiment.task.name!r}, which has no classes"
-    elif experiment.strategy.personal:
-        why = f"{told} with strategy.personal: what stays with a client is for its own shares of the classes"
-    elif row.personal or OWN in row.keeps:
-        why = f"{told} with local.client_update {update}: a client's own model is for its own shares of the classes"
-    if why and asked not in (None, "ignore"):
-        raise UserError(f"{why}, got {asked}")
-    return asked or ("balanced_batches" if known and not why else "ignore")
+    """A client's own model is for its own shares of the classes, so nothing is done about them unless it is asked for. Raises UserError where
+    it is, and there are no classes."""
+    asked = experiment.local.label_skew
+    if asked not in (None, "ignore") and not classes:
+        raise UserError(f"local.label_skew: must be ignore for task {experiment.task.name!r}, which has no classes, got {asked}")
+    row = CLIENT_UPDATES.chosen(experiment.local.client_update, experiment.plugin_settings)
+    own_models = bool(experiment.strategy.personal) or row.personal or OWN in row.keeps
+    return asked or ("balanced_batches" if known and classes and not own_models else "ignore")
 
 
 def _or(value: int | None, default: int) -> int:

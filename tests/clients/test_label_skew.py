@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from round_states import state_of
 
 from raffm_ray.axes.indexing import Plan
-from raffm_ray.basics.errors import UserError
 from raffm_ray.clients.messages import Job, RoundContext
 from raffm_ray.models.objectives import MISSING, OBJECTIVES, adjusted, logit_offsets, weighted
 from raffm_ray.preparation.prepare import Prepared, prepare
@@ -132,19 +131,6 @@ def test_shares_are_of_what_clients_train_on() -> None:
     assert prepared.setup.architecture.class_shares == pytest.approx(wanted)
     assert not np.allclose(wanted, everything, atol=1e-3)
     assert prepared_with("ignore", clients=clients).setup.architecture.class_shares == ()
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"strategy": {"personal": ["classifier"]}}, "with strategy.personal: what stays with a client is for its own shares"),
-        ({"local": {"client_update": "ditto", "proximal": 0.1}}, "with local.client_update ditto: a client's own model is for"),
-    ],
-)
-def test_own_models_are_for_own_shares(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=f"local.label_skew: must be ignore {told}.*, got logit_adjustment"):
-        prepared_with(ADJUST, **changes)
-    assert prepared_with(None, **changes).setup.experiment.local.label_skew == "ignore"
 
 
 def test_balanced_batches_are_the_same_alone_and_together_and_leave_out_what_a_client_lacks() -> None:

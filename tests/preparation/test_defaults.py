@@ -12,6 +12,7 @@ from raffm_ray.axes.flat_parameters import flatten, views
 from raffm_ray.basics.errors import UserError
 from raffm_ray.models.pretrained_weights import new_parameters
 from raffm_ray.preparation import defaults
+from raffm_ray.preparation.baselines import with_strategy
 from raffm_ray.preparation.defaults import learning_rate
 from raffm_ray.preparation.prepare import Prepared, prepare
 from raffm_ray.preparation.pretraining import pretrain, starting_model
@@ -63,6 +64,16 @@ def test_a_pretrained_model_s_clients_have_balanced_batches(checkpoints) -> None
     assert skew(from_checkpoint(checkpoints["whole"])) == skew(from_checkpoint(checkpoints["headless"])) == "balanced_batches"
     assert skew(from_checkpoint(checkpoints["whole"], label_skew="ignore")) == "ignore"
     assert skew(tiny_experiment(local={"label_skew": "logit_adjustment"})) == "logit_adjustment"
+    whole = from_checkpoint(checkpoints["whole"]).model_dump()
+    own = parse(
+        override(whole, ["--strategy.personal", "[classifier]"])
+    )  # a client's own model is for its own shares of the classes
+    assert skew(own) == skew(from_checkpoint(checkpoints["whole"], client_update="ditto", proximal=0.1)) == "ignore"
+    with_own = parse(override(whole, ["--baselines", "[{name: raffm, label: own, personal: [classifier]}]"]))
+    prepared = prepare(with_own)
+    beside = with_strategy(prepared, prepared.setup.experiment.baselines[0]).setup.experiment
+    assert beside.local.label_skew == "balanced_batches"  # local training is the protocol's
+    assert prepare(beside).setup.experiment.local.label_skew == "balanced_batches"  # its folder is read again
 
 
 def test_a_pretrained_model_is_found_by_a_variable_of_the_environment(checkpoints, monkeypatch) -> None:
